@@ -1,0 +1,74 @@
+# One entry point for what people do with this repository. Plain POSIX sh and GNU make; `make` alone explains.
+
+# The interpreter that makes the environment, and where the environment lies.
+PYTHON = python3
+VENV = .venv
+# What `snakemake --cores` gets, and what pytest gets (ARGS="-k schedule").
+CORES = all
+ARGS =
+
+# Tools run as modules of the environment's interpreter, with its bin first in PATH for the jobs they start; so an
+# activated environment is not needed, and another one does no harm.
+IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" "$(VENV)/bin/python"
+PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check --no-input
+STAMP = $(VENV)/.installed
+
+.PHONY: help reproduce test lint environment lock clean
+
+help:
+	@echo 'make reproduce    install, run the default experiment, say where the report is'
+	@echo 'make test         install, run the test suite (ARGS="..." goes to pytest)'
+	@echo 'make lint         install, run ruff, snakefmt, mypy and the lint of Snakemake'
+	@echo 'make environment  only install: $(VENV) with what requirements.lock pins'
+	@echo 'make lock         resolve pyproject.toml anew: requirements.lock and environment.yml'
+	@echo 'make clean        remove the environment and the tools'\'' caches; results stay'
+	@echo 'Another interpreter: make PYTHON=python3.12 ...    Fewer processors: make CORES=1 ...'
+
+reproduce: $(STAMP)
+	$(IN_VENV) -m snakemake --cores $(CORES)
+	@echo
+	@echo 'The report: results/digits/report/index.html'
+
+test: $(STAMP)
+	$(IN_VENV) -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(IN_VENV) -m ruff check
+	$(IN_VENV) -m ruff format --check
+	$(IN_VENV) -m snakefmt --check Snakefile workflow
+	$(IN_VENV) -m mypy
+	$(IN_VENV) -m snakemake --lint
+
+environment: $(STAMP)
+
+# Written last, so an installation that was stopped is taken up again; anew when the pins or the project change. An
+# environment whose interpreter has gone is made afresh, but a folder that is none is never cleared.
+$(STAMP): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "This needs Python 3.11 or newer, but '$(PYTHON)' is: $$("$(PYTHON)" --version 2>&1)"; \
+	    echo 'Name a newer one: make PYTHON=python3.12 ...'; exit 1; } >&2
+	@if ! "$(VENV)/bin/python" -m pip --version >/dev/null 2>&1; then \
+	    if test -e "$(VENV)/pyvenv.cfg"; then clear=--clear; else clear=; fi; \
+	    "$(PYTHON)" -m venv $$clear "$(VENV)"; fi
+	@echo 'Installing what requirements.lock pins into $(VENV): some minutes, and gigabytes where torch comes with CUDA'
+	$(PIP) install -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch "$(STAMP)"
+
+# Leaves out what only one build of torch brings (see the head of requirements.lock), and keeps the comments there.
+lock:
+	rm -rf build/lock
+	"$(PYTHON)" -m venv build/lock
+	build/lock/bin/python -m pip install --quiet -e '.[dev]'
+	{ sed '/^[^#]/d' requirements.lock; \
+	  build/lock/bin/python -m pip freeze --all --exclude-editable | sed 's/+.*//' \
+	      | grep -v -E '^(pip|triton|nvidia-.*|cuda-.*)=='; } > build/lock/pins
+	{ sed '/- pip:/q' environment.yml; sed -n 's/^[^#].*/      - &/p' build/lock/pins; } > build/lock/environment
+	mv build/lock/pins requirements.lock
+	mv build/lock/environment environment.yml
+
+# Only an environment that this file made is removed.
+clean:
+	@test ! -e "$(STAMP)" || rm -rf "$(VENV)"
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -path ./results -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

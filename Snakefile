@@ -1,0 +1,54 @@
+"""BOOT reproduction: data → teacher → students → samples → measures → report.
+
+    snakemake --cores all                                                the default experiment
+    snakemake --cores all --configfile config/images-example.yaml        another one
+"""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from diffusion.errors import UserError
+from diffusion.files import canonical_json
+from suite.configuration import parse_experiment
+from suite.plan import Plan
+from suite.registry import method_file
+
+min_version("9.5")
+
+# Snakemake merges the default file with the one on the command line; an experiment must be one file.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/digits.yaml"
+
+
+try:
+    EXPERIMENT = parse_experiment(config)
+except UserError as error:
+    raise WorkflowError(f"The configuration cannot be used:\n{error}")
+
+PLAN = Plan(EXPERIMENT)
+ROOT = PLAN.root
+EVALUATION = EXPERIMENT.evaluation
+
+
+wildcard_constraints:
+    variant="[^/]+",
+    train_seed=r"\d+",
+    nfe=r"\d+",
+
+
+rule all:
+    input:
+        ROOT / "report" / "index.html",
+    default_target: True
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/measuring.smk"
+include: "workflow/rules/report.smk"

@@ -1,0 +1,1 @@
+"""The methods that BOOT is compared with, one file each."""

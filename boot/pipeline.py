@@ -1,0 +1,80 @@
+"""A `diffusers` pipeline for BOOT students: ``BootPipeline.from_pretrained(folder)(batch_size=16).images``."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from boot.student import BootStudent
+from diffusion.denoiser import Condition
+from diffusion.images import to_uint8
+from diffusion.schedule import DiscreteSchedule
+
+
+class BootPipeline(DiffusionPipeline):
+    """Draws pictures with one network evaluation.
+
+    ``DiffusionPipeline.from_pretrained`` does not know this class: load the folder with
+    ``BootPipeline.from_pretrained``.
+
+    Args:
+        unet: the student's network.
+        scheduler: any scheduler with ``alphas_cumprod``; only its noise levels and prediction type are used.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        noise: torch.Tensor | None = None,
+        timestep: float = 0.0,
+        condition: Condition = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Samples.
+
+        Args:
+            batch_size: number of pictures; ignored when ``noise`` is given.
+            generator: source of the noise.
+            noise: the noise itself, shape (N, C, H, W).
+            timestep: the time at which the trajectory is read, 0 (the sample) to num_train_timesteps − 1 (the blurred
+                start of the trajectory).
+            condition: the network's further keyword arguments, e.g. {"class_labels": labels}.
+            output_type: "pil", "np" (float in [0, 1], N×H×W×C), or "pt" (float in [−1, 1], N×C×H×W, not clipped).
+
+        Returns:
+            ``ImagePipelineOutput`` with ``images``, or a tuple when ``return_dict`` is false.
+
+        Raises:
+            ValueError: an unknown ``output_type``.
+        """
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
+        # Timesteps count alone: the student reads its network at t_max's noise level for every t.
+        schedule = DiscreteSchedule(self.scheduler.alphas_cumprod.double().numpy())
+        student = BootStudent(self.unet, schedule, self.scheduler.config.prediction_type)
+        if noise is None:
+            size = self.unet.config.sample_size
+            height, width = (size, size) if isinstance(size, int) else size
+            shape = (batch_size, self.unet.config.in_channels, height, width)
+            noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        signal = student(
+            noise.to(self.device), schedule.time(torch.tensor(timestep, dtype=torch.float64)), condition
+        )
+        if output_type == "pt":
+            images: Any = signal
+        elif output_type == "np":
+            images = (signal / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        else:
+            images = self.numpy_to_pil(to_uint8(signal).astype(np.float32) / 255)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

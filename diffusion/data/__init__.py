@@ -1,0 +1,83 @@
+"""Data sets: every module of this folder, except ``store`` and names with a leading underscore, is one kind.
+
+A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
+
+- ``Settings``, a frozen pydantic model that forbids unknown keys, with ``kind: Literal["<file name>"]``,
+  and from which ``resolution`` and ``channels`` can be read before anything is prepared;
+- ``prepare(settings) -> Splits``, which makes the two parts;
+- ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
+  written under ``folder``.
+ The import of a kind must be cheap, because the workflow imports it to check a configuration: heavy
+packages are imported inside its functions.
+"""
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import pydantic
+
+from diffusion.data.store import Split, Splits, load_split, write_dataset
+from diffusion.errors import UserError
+
+__all__ = ["Split", "Splits", "kinds", "load_split", "parse_settings", "prepare", "write_dataset"]
+
+
+@functools.cache
+def kinds() -> dict[str, ModuleType]:
+    """The registered kinds of data sets: name to module, sorted by name."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return {
+        name: importlib.import_module(f"{__name__}.{name}")
+        for name in sorted(names)
+        if name != "store" and not name.startswith("_")
+    }
+
+
+def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseModel:
+    """Checks the settings of a data set and fills in the defaults.
+
+    Args:
+        raw: the block of the YAML; ``kind`` chooses the model that the rest is checked against.
+        key: the block's key path, for messages.
+
+    Raises:
+        UserError: not a mapping, an unknown kind, or unknown, missing or ill-typed keys.
+    """
+    allowed = ", ".join(kinds())
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{key}: found {raw!r}, expected a block with the key 'kind' (one of: {allowed}).")
+    kind = raw.get("kind")
+    if not isinstance(kind, str) or kind not in kinds():
+        found = f"found {kind!r}" if "kind" in raw else "is missing"
+        raise UserError(f"{key}.kind: {found}, expected one of: {allowed}.")
+    model: type[pydantic.BaseModel] = kinds()[kind].Settings
+    try:
+        return model.model_validate(dict(raw))
+    except pydantic.ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            path = ".".join([key, *map(str, problem["loc"])])
+            if problem["type"] == "extra_forbidden":
+                lines.append(
+                    f"{path}: unknown key; a data set of kind {kind} has {', '.join(model.model_fields)}."
+                )
+            elif problem["type"] == "missing":
+                lines.append(f"{path}: is missing; a data set of kind {kind} needs it.")
+            else:
+                lines.append(f"{path}: found {problem['input']!r}; {problem['msg']}.")
+        raise UserError("\n".join(lines)) from error
+
+
+def prepare(settings: pydantic.BaseModel) -> Splits:
+    """Makes the two parts of the data set that ``settings`` (from :func:`parse_settings`) describe.
+
+    Raises:
+        UserError: the source is missing or cannot be used.
+    """
+    kind: str = settings.kind  # type: ignore[attr-defined]
+    splits: Splits = kinds()[kind].prepare(settings)
+    return splits

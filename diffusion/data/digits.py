@@ -1,0 +1,51 @@
+"""The handwritten digits that scikit-learn ships: 1,797 grey pictures of 8×8 pixels in ten classes."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+
+from diffusion.data.store import Splits, stratified_split
+
+
+class Settings(pydantic.BaseModel):
+    """The split; the pictures leave nothing to choose."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    resolution: ClassVar[int] = 8
+    channels: ClassVar[int] = 1
+
+    kind: Literal["digits"]
+    # Pictures in the test part; 1,437 remain for training. Each of the ten classes keeps one.
+    test_size: int = pydantic.Field(default=360, ge=10, le=1787)
+    split_seed: int = pydantic.Field(default=0, ge=0)
+
+
+def prepare(settings: Settings) -> Splits:
+    """Reads the digits from the installed package and splits them by class.
+
+    Pixel counts 0…16 become round(255·x/16). Shapes (1797 - test_size, 8, 8, 1) and (test_size, 8, 8, 1).
+    """
+    import sklearn
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    labels = digits.target.astype(np.int64)
+    train, test = stratified_split(labels, settings.test_size, settings.split_seed)
+    return Splits(
+        train_images=images[train],
+        train_labels=labels[train],
+        test_images=images[test],
+        test_labels=labels[test],
+        class_names=tuple(str(name) for name in digits.target_names),
+        source=f"Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as shipped in "
+        f"scikit-learn {sklearn.__version__}",
+    )
+
+
+def tiny_settings(folder: Path) -> dict[str, Any]:
+    """Settings for the contract tests; nothing has to be made in ``folder``."""
+    return {"kind": "digits"}

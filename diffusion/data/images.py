@@ -1,0 +1,516 @@
+"""A folder or a zip of pictures, with classes as subfolders.
+
+Layout
+    ``train`` and one of ``test``, ``val``, ``valid``, ``validation`` at the top (in any case; the first of
+    these that exists) are the two parts, and the classes are the folders below them. Without them the
+    classes are the folders at the top, and a part of every class is split off for testing. Pictures in no
+    subfolder are one class, named ``all``. Pictures deeper down belong to the class folder above them. If
+    everything lies in one folder that holds only folders, as in many zips, that folder is entered first.
+    Classes and pictures are in the order of their names (by code point). Hidden files, ``__MACOSX`` and
+    files that are not pictures by their extension are skipped and counted in the log. A zip is read in
+    place.
+
+Conversion of a picture, in this order
+    1. The first frame of an animation is taken, whole: no reduced JPEG decoding.
+    2. The EXIF orientation is applied. Colour profiles are ignored.
+    3. Eight bits a channel: 16-bit grey (and 32-bit integers within 0…65535) is divided by 257 and rounded;
+       of 16-bit colour Pillow reads the upper byte. Floating-point pictures are refused.
+    4. Transparency is composited over white.
+    5. Colour: palette, CMYK and YCbCr become RGB; grey becomes RGB by repetition; with ``channels: 1`` colour
+       becomes luma (ITU-R 601, Pillow's ``L``).
+    6. Size, by the centre crop of ADM (Dhariwal and Nichol 2021, ``center_crop_arr`` of guided-diffusion):
+       halve with a box filter while the shorter side is at least twice the resolution, resize with a
+       bicubic filter until the shorter side is the resolution, cut out the middle. Smaller pictures are
+       enlarged by the same bicubic step.
+"""
+
+import io
+import logging
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import numpy as np
+import pydantic
+
+from diffusion.data.store import Splits, stratified_split
+from diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+EXTENSIONS = (
+    *(".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+# Only these decoders are tried, whatever the extension says: Pillow's others include EPS, which runs
+# Ghostscript.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+# Pillow's own threshold against decompression bombs: a quarter of a GiB as RGB.
+MAX_PIXELS = 89_478_485
+# A compressed picture above this is not one; an entry of a zip may claim any size.
+MAX_BYTES = 512 * 2**20
+# A longer strip would be enlarged into gigabytes before its middle is cut out.
+MAX_ASPECT = 50
+# Above this the pictures are collected in a temporary file instead of in memory.
+MAX_IN_MEMORY = 2**30
+# Pictures a worker thread takes at a time.
+CHUNK = 32
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+
+_log = logging.getLogger(__name__)
+
+
+class Settings(pydantic.BaseModel):
+    """Where the pictures are and what becomes of them."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    kind: Literal["images"]
+    # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
+    path: str = pydantic.Field(min_length=1)
+    # Side of the square pictures that come out, in pixels.
+    resolution: int = pydantic.Field(ge=2, le=4096)
+    # 3 for RGB, 1 for grey.
+    channels: Literal[1, 3] = 3
+    # Share of the pictures for the test part; used where the folder itself has no split.
+    test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
+    split_seed: int = pydantic.Field(default=0, ge=0)
+
+
+def prepare(settings: Settings) -> Splits:
+    """Reads all pictures at the chosen resolution; see the module's docstring for layout and conversion.
+
+    Memory is that of the result (above 1 GiB a temporary file), plus one picture a worker thread.
+
+    Raises:
+        UserError: the path, the layout, or a picture cannot be used; the message names the file.
+    """
+    path = Path(settings.path).expanduser()
+    with ExitStack() as stack:
+        files, folders = _list_folder(path) if path.is_dir() else _list_zip(path, stack)
+        _warn_of_skipped(path, files)
+        pictures = sorted((file for file in files if _is_picture(file)), key=lambda file: file.parts)
+        if not pictures:
+            raise UserError(
+                f"{path}: holds no pictures ({len(files)} other files). Expected files that end in one of "
+                f"{' '.join(EXTENSIONS)}, with classes as subfolders."
+            )
+        train, test, class_names = _arrange(path, pictures, folders, settings)
+        for name, part in (("train", train), ("test", test)):
+            if len(part) < 2:
+                raise UserError(
+                    f"{path}: the {name} part has {len(part)} picture(s), expected at least 2 (there are "
+                    f"{len(pictures)} in all). Add pictures or change test_fraction."
+                )
+        train_images = _read_all([picture for picture, _ in train], settings)
+        test_images = _read_all([picture for picture, _ in test], settings)
+    return Splits(
+        train_images=train_images,
+        train_labels=np.array([label for _, label in train], dtype=np.int64),
+        test_images=test_images,
+        test_labels=np.array([label for _, label in test], dtype=np.int64),
+        class_names=class_names,
+        source=f"pictures in {path.name}",
+    )
+
+
+def tiny_settings(folder: Path) -> dict[str, Any]:
+    """Settings for the contract tests: three classes of five 6×5 pictures each, written to ``folder``."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("circle", "cross", "square"):
+        (folder / name).mkdir(parents=True)
+        for index in range(5):
+            pixels = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return {"kind": "images", "path": str(folder), "resolution": 4}
+
+
+# Listing and layout
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the folder or zip: its path inside in parts, its name for messages, where its bytes are."""
+
+    parts: tuple[str, ...]
+    name: str
+    place: Path | tuple[zipfile.ZipFile, zipfile.ZipInfo]
+
+    def open(self) -> BinaryIO:
+        """The bytes as a seekable file."""
+        if isinstance(self.place, Path):
+            if not self.place.is_file():  # a dangling link, or a pipe that would block for ever
+                raise UserError(f"{self.name}: is not a file. Replace or remove it.")
+            self._refuse_size(self.place.stat().st_size)
+            return self.place.open("rb")
+        archive, entry = self.place
+        if entry.flag_bits & 0x1:
+            raise UserError(f"{self.name}: is encrypted. Pack the zip again without a password.")
+        self._refuse_size(entry.file_size)
+        return io.BytesIO(archive.read(entry))
+
+    def _refuse_size(self, size: int) -> None:
+        if size > MAX_BYTES:
+            raise UserError(
+                f"{self.name}: is {size / 2**20:.0f} MiB large, expected a picture of at most "
+                f"{MAX_BYTES / 2**20:.0f} MiB. Make it smaller or remove it."
+            )
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def _is_picture(file: _File) -> bool:
+    return os.path.splitext(file.parts[-1])[1].lower() in EXTENSIONS
+
+
+def _list_folder(root: Path) -> tuple[list[_File], set[tuple[str, ...]]]:
+    """All files and all folders below ``root``, without hidden ones. Links are followed, loops are not."""
+    files: list[_File] = []
+    folders: set[tuple[str, ...]] = set()
+
+    def walk(folder: Path, parts: tuple[str, ...], above: frozenset[str]) -> None:
+        here = os.path.realpath(folder)
+        if here in above:
+            raise UserError(f"{folder}: is a link to a folder above it. Remove the link.")
+        for entry in os.scandir(folder):
+            if _is_hidden(entry.name):
+                continue
+            inside = (*parts, entry.name)
+            if entry.is_dir():
+                folders.add(inside)
+                walk(Path(entry.path), inside, above | {here})
+            else:
+                files.append(_File(inside, entry.path, Path(entry.path)))
+
+    try:
+        walk(root, (), frozenset())
+    except OSError as error:
+        raise UserError(f"{error.filename or root}: cannot be listed ({error.strerror}).") from error
+    return files, folders
+
+
+def _list_zip(path: Path, stack: ExitStack) -> tuple[list[_File], set[tuple[str, ...]]]:
+    """The same for the entries of a zip, which stays open until ``stack`` closes it."""
+    expected = "expected a folder or a zip of pictures. Correct 'path' of the data set."
+    try:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found (looked for it in {Path.cwd()}), {expected}") from error
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: is neither a folder nor a whole zip ({error}), {expected}") from error
+    except (OSError, NotImplementedError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), {expected}") from error
+    # By name, because a zip may hold a name twice: the later entry is the valid one.
+    files: dict[tuple[str, ...], _File] = {}
+    folders: set[tuple[str, ...]] = set()
+    for entry in archive.infolist():
+        # Windows programs write backslashes. The names are never used as paths, so nothing can point outside.
+        name = entry.filename.replace("\\", "/")
+        parts = tuple(part for part in name.split("/") if part not in ("", "."))
+        if not parts or any(map(_is_hidden, parts)):
+            continue
+        above = parts if name.endswith("/") else parts[:-1]
+        folders.update(above[:depth] for depth in range(1, len(above) + 1))
+        if not name.endswith("/"):
+            files[parts] = _File(parts, f"{path}/{name}", (archive, entry))
+    return list(files.values()), folders
+
+
+def _warn_of_skipped(path: Path, files: Sequence[_File]) -> None:
+    skipped = Counter(
+        os.path.splitext(file.parts[-1])[1].lower() or "no extension"
+        for file in files
+        if not _is_picture(file)
+    )
+    if skipped:
+        detail = ", ".join(f"{count} × {extension}" for extension, count in sorted(skipped.items()))
+        _log.warning("%s: skipped %d files that are not pictures (%s)", path, skipped.total(), detail)
+
+
+_Part = list[tuple[_File, int]]
+
+
+def _arrange(
+    path: Path, pictures: Sequence[_File], folders: set[tuple[str, ...]], settings: Settings
+) -> tuple[_Part, _Part, tuple[str, ...]]:
+    """Train part, test part (pictures with labels, in the order of names) and the names of the classes."""
+    root = _enter_wrappers(path, pictures, folders)
+    # Lower-case names win where both `train` and `Train` exist, because they sort later.
+    tops = {name.lower(): name for name in sorted(_children(root, folders))}
+    found = [tops[name] for name in TEST_NAMES if name in tops]
+    if "train" in tops and found:
+        parts = {"train": (*root, tops["train"]), "test": (*root, found[0])}
+        unused = sum(not any(_is_below(p, part) for part in parts.values()) for p in pictures)
+        if unused:
+            _log.warning(
+                "%s: uses %s and %s; %d pictures elsewhere are left out",
+                path,
+                tops["train"],
+                found[0],
+                unused,
+            )
+        train = _classes_below(path, parts["train"], pictures, folders)
+        test = _classes_below(path, parts["test"], pictures, folders)
+        strange = sorted(set(test) - set(train))
+        if strange:
+            raise UserError(
+                f"{path}: the classes {', '.join(strange)} of '{found[0]}' do not occur in "
+                f"'{tops['train']}', which has {', '.join(sorted(train))}. "
+                f"Both need the same folders of classes."
+            )
+        names = tuple(sorted(train))
+        return _labelled(train, names), _labelled(test, names), names
+    classes = _classes_below(path, root, pictures, folders)
+    names = tuple(sorted(classes))
+    everything = _labelled(classes, names)
+    try:
+        indices = stratified_split(
+            np.array([label for _, label in everything]),
+            round(settings.test_fraction * len(everything)),
+            settings.split_seed,
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    train_part, test_part = ([everything[index] for index in part] for part in indices)
+    return train_part, test_part, names
+
+
+def _is_below(file: _File, folder: tuple[str, ...]) -> bool:
+    return len(file.parts) > len(folder) and file.parts[: len(folder)] == folder
+
+
+def _children(folder: tuple[str, ...], folders: set[tuple[str, ...]]) -> set[str]:
+    return {other[-1] for other in folders if other[:-1] == folder}
+
+
+def _enter_wrappers(path: Path, pictures: Sequence[_File], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """The folder where classes or parts begin: below single folders that hold only folders."""
+    root: tuple[str, ...] = ()
+    while len(children := _children(root, folders)) == 1:
+        below = (*root, *children)
+        if min(len(file.parts) for file in pictures) <= len(below) + 1:
+            break  # pictures lie in the single folder, so it is a class, or beside it
+        root = below
+    if root:
+        _log.info("%s: everything lies in %s", path, "/".join(root))
+    return root
+
+
+def _classes_below(
+    path: Path, root: tuple[str, ...], pictures: Sequence[_File], folders: set[tuple[str, ...]]
+) -> dict[str, list[_File]]:
+    """The pictures of every class folder in ``root``."""
+    where = "/".join((str(path), *root))
+    inside = [file for file in pictures if _is_below(file, root)]
+    names = _children(root, folders)
+    loose = [file for file in inside if len(file.parts) == len(root) + 1]
+    if not names and inside:
+        return {"all": inside}
+    if loose:
+        raise UserError(
+            f"{loose[0].name}: lies beside folders of classes ({', '.join(sorted(names)[:5])}), so its "
+            f"class is unclear. Move it into one of them, or put all pictures into one folder for a "
+            f"single class."
+        )
+    classes: dict[str, list[_File]] = {name: [] for name in names}
+    for file in inside:
+        classes[file.parts[len(root)]].append(file)
+    empty = sorted(name for name, members in classes.items() if not members)
+    if empty or not classes:
+        culprit = f"{where}/{empty[0]}" if empty else where
+        raise UserError(
+            f"{culprit}: holds no pictures, though every folder in {where} is taken for a class. Fill it or "
+            f"remove it."
+        )
+    return classes
+
+
+def _labelled(classes: dict[str, list[_File]], names: Sequence[str]) -> _Part:
+    return [(file, label) for label, name in enumerate(names) for file in classes.get(name, [])]
+
+
+# Reading pictures
+
+
+def _read_all(pictures: Sequence[_File], settings: Settings) -> np.ndarray:
+    """Decodes into one array (N, resolution, resolution, channels), on all cores.
+
+    Threads will do, because Pillow decodes and resizes outside Python's lock.
+    """
+    from PIL import Image
+
+    Image.init()  # loads the decoders before threads would do so at the same time
+    result = _allocate((len(pictures), settings.resolution, settings.resolution, settings.channels))
+
+    def work(start: int) -> None:
+        for index in range(start, min(start + CHUNK, len(pictures))):
+            result[index] = read_picture(pictures[index], settings.resolution, settings.channels)
+
+    with ThreadPoolExecutor(_cores()) as pool:
+        jobs = [pool.submit(work, start) for start in range(0, len(pictures), CHUNK)]
+        try:
+            for job in jobs:  # in order, so that of several bad files the first is named
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return result
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _allocate(shape: tuple[int, ...]) -> np.ndarray:
+    """An uninitialised uint8 array, in memory or, if large, in a nameless temporary file."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if size <= MAX_IN_MEMORY:
+        return np.empty(shape, dtype=np.uint8)
+    with tempfile.TemporaryFile() as file:
+        try:
+            # Reserves the blocks: writing to a mapped file on a full disk kills the process.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()}: has no room for {size / 2**30:.1f} GiB of pictures "
+                f"({error.strerror}). Set TMPDIR to a folder on a larger disk, or choose a lower resolution."
+            ) from error
+
+
+def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
+    """Reads and converts one picture as the module's docstring says.
+
+    Returns:
+        uint8 array, shape (resolution, resolution, channels).
+
+    Raises:
+        UserError: the file is truncated, damaged, no picture, too large, or of a kind that is refused.
+    """
+    from PIL import Image
+
+    try:
+        with file.open() as handle, Image.open(handle, formats=FORMATS) as image:
+            _refuse_sizes(file, image)
+            image.load()
+            converted = _centre_crop(
+                _to_mode(file, _upright(image), "RGB" if channels == 3 else "L"), resolution
+            )
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        RuntimeError,  # zipfile, too: passwords and unknown compression
+        EOFError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UserError(
+            f"{file.name}: cannot be read as a picture ({error}). It may be truncated or damaged; "
+            f"replace or remove it."
+        ) from error
+    return np.asarray(converted).reshape(resolution, resolution, channels)
+
+
+def _refuse_sizes(file: _File, image: "Image.Image") -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{file.name}: has {width}×{height} pixels, expected at most {MAX_PIXELS} in all (protection "
+            f"against decompression bombs). Make it smaller or remove it."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(
+            f"{file.name}: has {width}×{height} pixels, expected sides of at most {MAX_ASPECT} to 1. "
+            f"Crop or remove it."
+        )
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    """Applies the EXIF orientation.
+
+    Called after decoding, because Pillow turns TIFFs itself then, and drops the tag.
+    """
+    from PIL import Image
+
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(image.getexif().get(0x0112, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_mode(file: _File, image: "Image.Image", mode: Literal["L", "RGB"]) -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = _from_16_bit(file, image)
+    if image.has_transparency_data:
+        if image.mode == "La":  # grey with premultiplied alpha, for which Pillow knows only this step
+            image = image.convert("LA")
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colour).convert("RGB")
+    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        raise UserError(
+            f"{file.name}: its pixels are of Pillow's mode {image.mode}, for which there is no defined "
+            f"conversion to eight bits. Convert it to an 8-bit PNG."
+        )
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    return image.convert(mode)
+
+
+def _from_16_bit(file: _File, image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise UserError(
+            f"{file.name}: has values from {values.min()} to {values.max()}, expected integers from 0 to "
+            f"65535. Convert it to a PNG."
+        )
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    # A PNG may name one 16-bit value as transparent, that is white after compositing.
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _centre_crop(image: "Image.Image", resolution: int) -> "Image.Image":
+    """ADM's ``center_crop_arr``, with its rounding."""
+    from PIL import Image
+
+    while min(image.size) >= 2 * resolution:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = resolution / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))

@@ -1,0 +1,17 @@
+"""Errors that a user can mend."""
+
+
+class UserError(Exception):
+    """Something outside the code is wrong: a file, a YAML value, the machine.
+
+    The message names the file or the YAML key, what was found, what was expected and what to do; the command
+    line prints it without a traceback.
+    """
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used: truncated, foreign, or written under other conditions."""
+
+
+class NonFiniteError(UserError):
+    """A loss, a gradient or a picture contains NaN or infinity."""

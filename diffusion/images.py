@@ -1,0 +1,68 @@
+"""Pictures: float in [-1, 1] with shape (N, C, H, W) inside, uint8 with shape (N, H, W, C) on disk."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.errors import NonFiniteError, UserError
+from diffusion.files import atomic_path
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """The suite's only quantiser: round(clamp(127.5·x + 127.5, 0, 255)).
+
+    Args:
+        images: float tensor, shape (N, C, H, W), nominally in [-1, 1].
+
+    Returns:
+        uint8 array, shape (N, H, W, C).
+
+    Raises:
+        NonFiniteError: a picture contains NaN or infinity.
+    """
+    bad = ~torch.isfinite(images).flatten(1).all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise NonFiniteError(
+            f"{int(bad.sum())} of {len(images)} pictures contain NaN or infinity (the first at index {first}). "
+            f"The network that made them is broken or overflowed; train it again with a lower learning rate."
+        )
+    scaled = (images.float() * 127.5 + 127.5).clamp(0, 255).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def from_uint8(images: np.ndarray) -> torch.Tensor:
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def save_samples(path: Path | str, images: np.ndarray) -> None:
+    """Stores uint8 pictures (N, H, W, C) as ``.npz`` under ``arr_0``, the convention of the ADM evaluators."""
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, arr_0=images)
+
+
+def load_samples(path: Path | str) -> np.ndarray:
+    """Reads pictures stored as ``arr_0`` of an ``.npz``.
+
+    Returns:
+        uint8 array, shape (N, H, W, C).
+
+    Raises:
+        UserError: no such file, not an ``.npz``, no ``arr_0``, another type or shape.
+    """
+    expected = "expected an .npz whose 'arr_0' is uint8 of shape (N, H, W, C) with C = 1 or 3"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "arr_0" not in archive:
+                raise UserError(f"{path}: holds {sorted(archive)}; {expected}.")
+            images = archive["arr_0"]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found; {expected}.") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {expected}.") from error
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise UserError(f"{path}: 'arr_0' is {images.dtype} of shape {images.shape}; {expected}.")
+    return images

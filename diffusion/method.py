@@ -1,0 +1,80 @@
+"""What a method is: one way to draw pictures from a teacher's knowledge with few network evaluations.
+
+A method is one file in ``boot/`` or ``baselines/`` with a subclass of :class:`Method`; the registry finds it there.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from diffusion.data.store import Split
+from diffusion.denoiser import Condition, Denoiser
+from diffusion.settings import Settings
+from diffusion.teacher import TeacherSettings
+from diffusion.training import TrainingRun
+
+# noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
+Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained student: its network, the evaluations it samples with, and what it cost to get."""
+
+    nfe: int
+    network: nn.Module
+    cost: dict[str, float]
+
+
+class Method(ABC):
+    """One method; the class attributes say what the workflow must know before anything runs.
+
+    Attributes:
+        name: the value of ``method:`` in the YAML.
+        Settings: the method's block of YAML.
+        trains: False for samplers of the teacher itself.
+        needs_data: whether training reads the data set. The workflow gives the data only to methods that say so.
+        follows_teacher: whether the sample is meant to be the teacher's own sample from the same noise, so that the
+            distance between the two measures the method.
+        TINY: settings for the contract tests: seconds of training.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[Settings]]
+    trains: ClassVar[bool] = True
+    needs_data: ClassVar[bool] = False
+    follows_teacher: ClassVar[bool] = True
+    TINY: ClassVar[dict[str, Any]]
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def evaluations(self) -> tuple[int, ...]:
+        """The numbers of network evaluations at which the method samples, one student or sampler each."""
+
+    def check(self, teacher: TeacherSettings) -> None:
+        """Raises ValueError where these settings make no sense with that teacher."""
+        return None
+
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
+        """Trains one student for each of :meth:`evaluations`.
+
+        Args:
+            teacher: frozen, in evaluation mode, on the run's device.
+            data: the training part of the data set; None for methods that do not need it.
+        """
+        raise NotImplementedError(f"{self.name} samples the teacher itself")
+
+    @abstractmethod
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        """Writes a student as a folder that `diffusers` loads."""
+
+    @abstractmethod
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        """A sampler from a stored student (or teacher) with exactly ``nfe`` evaluations, and its network."""

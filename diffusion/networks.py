@@ -1,0 +1,70 @@
+"""Networks that are trained here."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from diffusion.settings import Settings
+
+
+class NetworkSettings(Settings):
+    """A `diffusers` ``UNet2DModel``; the names are that class's own.
+
+    ``attention_resolutions`` names the feature-map sizes (in pixels) that have self-attention, as the papers do.
+    """
+
+    kind: Literal["unet"] = "unet"
+    block_out_channels: tuple[int, ...] = Field((32, 64, 64), min_length=1)
+    layers_per_block: int = Field(1, ge=1)
+    attention_resolutions: tuple[int, ...] = ()
+    attention_head_dim: int = Field(8, ge=1)
+    norm_num_groups: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "NetworkSettings":
+        for channels in self.block_out_channels:
+            if channels < 1 or channels % self.norm_num_groups:
+                raise ValueError(
+                    f"block_out_channels: {channels} is not a positive multiple of norm_num_groups "
+                    f"({self.norm_num_groups})"
+                )
+        return self
+
+    def check_resolution(self, resolution: int) -> None:
+        """Raises ValueError where a picture of ``resolution`` pixels does not fit the network's levels."""
+        levels = len(self.block_out_channels)
+        if resolution % 2 ** (levels - 1):
+            raise ValueError(
+                f"block_out_channels has {levels} levels, so the resolution must be a multiple of "
+                f"{2 ** (levels - 1)}; found {resolution}"
+            )
+        sizes = [resolution >> level for level in range(levels)]
+        for size in self.attention_resolutions:
+            if size not in sizes:
+                raise ValueError(f"attention_resolutions: {size} is not one of the feature-map sizes {sizes}")
+
+
+def build_network(settings: NetworkSettings, channels: int, resolution: int) -> nn.Module:
+    """A fresh network for pictures of shape (channels, resolution, resolution).
+
+    Raises:
+        ValueError: the picture does not fit the network's levels.
+    """
+    from diffusers import UNet2DModel  # 3 seconds: not at import
+
+    settings.check_resolution(resolution)
+    attends = [resolution >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))]
+    return UNet2DModel(
+        sample_size=resolution,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=settings.attention_head_dim,
+        norm_num_groups=settings.norm_num_groups,
+        dropout=settings.dropout,
+    )

@@ -1,0 +1,142 @@
+"""Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffusion.denoiser import Denoiser
+from diffusion.errors import CheckpointError, UserError
+from diffusion.files import read_json, write_json
+from diffusion.schedule import DiscreteSchedule, Schedule, schedule_from_settings
+
+_EXACT_SCHEDULE = "schedule.json"
+
+
+def build_scheduler(denoiser: Denoiser) -> Any:
+    """The `diffusers` ``DDIMScheduler`` that samples ``denoiser`` as :func:`diffusion.solvers.ddim_sample` does.
+
+    The betas are ours (``trained_betas``): `diffusers`' own cosine schedule ends at another α. Spacing is
+    "trailing", because the others evaluate one step at timestep 0. ``DDIMPipeline`` must be called with
+    ``use_clipped_model_output=True`` to take ε from the clipped x̂, as the closed form does; that flag is an argument
+    of the call and cannot be stored.
+    """
+    from diffusers import DDIMScheduler
+
+    schedule = denoiser.schedule
+    return DDIMScheduler(
+        num_train_timesteps=schedule.num_timesteps,
+        trained_betas=schedule.betas().tolist(),
+        prediction_type=denoiser.prediction_type,
+        clip_sample=denoiser.clip,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        steps_offset=0,
+    )
+
+
+def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None) -> None:
+    """Writes a `diffusers` pipeline folder (``DDIMPipeline`` unless another class is given)."""
+    from diffusers import DDIMPipeline
+
+    pipeline = (pipeline_class or DDIMPipeline)(unet=denoiser.network, scheduler=build_scheduler(denoiser))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
+    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings())
+
+
+def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """Reads the network and the schedule of any `diffusers` pipeline folder with a ``UNet2DModel``.
+
+    The schedule is the stored continuous one where the folder has it, otherwise the scheduler's
+    ``alphas_cumprod``, interpolated.
+
+    Raises:
+        CheckpointError: the weights are missing, truncated or belong to another network.
+        UserError: the folder is not such a pipeline.
+    """
+    from diffusers import DDIMScheduler
+
+    if not (folder / "model_index.json").exists():
+        raise UserError(f"{folder}: no model_index.json; expected a `diffusers` pipeline folder.")
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = DDIMScheduler.from_config(config)
+    schedule = _schedule(folder, config, scheduler)
+    denoiser = Denoiser(
+        load_network(folder / "unet"),
+        schedule,
+        scheduler.config.prediction_type,
+        clip=bool(scheduler.config.clip_sample),
+    )
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def load_network(folder: Path) -> nn.Module:
+    """Reads a ``UNet2DModel`` folder from safetensors, strictly.
+
+    Raises:
+        CheckpointError: the weights are missing, truncated or belong to another network.
+    """
+    from diffusers import UNet2DModel
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    if not weights.exists():
+        raise CheckpointError(
+            f"{weights}: not found. Only safetensors are read, never a pickle; convert the weights first "
+            f"(`diffusers`' save_pretrained(..., safe_serialization=True))."
+        )
+    config = read_json(folder / "config.json")
+    try:
+        network = UNet2DModel.from_config(config)
+        network.load_state_dict(load_file(weights), strict=True)
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{weights}: truncated, or weights of another network than {folder / 'config.json'} ({reason}). "
+            f"Delete the folder and run the rule again."
+        ) from error
+    broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"{weights}: {len(broken)} tensors contain NaN or infinity, e.g. {broken[0]}.")
+    return network
+
+
+def _schedule(folder: Path, config: dict[str, Any], scheduler: Any) -> Schedule:
+    # float64 from the betas where they are given: the scheduler's own cumulative product is float32.
+    betas = config.get("trained_betas")
+    if betas is not None:
+        discrete = DiscreteSchedule(np.cumprod(1 - np.asarray(betas, dtype=np.float64)))
+    else:
+        discrete = DiscreteSchedule(scheduler.alphas_cumprod.double().numpy())
+    if not (folder / _EXACT_SCHEDULE).exists():
+        return discrete
+    exact = schedule_from_settings(read_json(folder / _EXACT_SCHEDULE))
+    same = exact.num_timesteps == discrete.num_timesteps and np.allclose(
+        exact.alphas_cumprod(), discrete.alphas_cumprod(), rtol=1e-6, atol=1e-12
+    )
+    if not same:
+        raise UserError(
+            f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
+            f"delete it to use the scheduler's own."
+        )
+    return exact
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hex SHA-256 of a pipeline folder's network weights."""
+    from diffusion.files import sha256_file
+
+    return sha256_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def picture_shape(folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that a pipeline folder's network makes, without loading its weights."""
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    size = config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return config["out_channels"], height, width

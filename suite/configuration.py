@@ -1,0 +1,230 @@
+"""The typed configuration: one YAML file is one experiment, checked as a whole before any job starts."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field, field_validator
+
+from diffusion.data import parse_settings
+from diffusion.errors import UserError
+from diffusion.method import Method
+from diffusion.settings import Settings
+from diffusion.teacher import TeacherSettings
+from suite.registry import method_class, method_modules
+
+# evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
+ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+class Reference(Settings):
+    """The sampler that stands for the teacher: speed-ups and distances to the teacher refer to it."""
+
+    variant: str = "ddim"
+    nfe: int = Field(50, ge=1)
+
+
+class EvaluationSettings(Settings):
+    """How samples are drawn and measured.
+
+    Attributes:
+        num_samples: samples of each variant and sampling seed.
+        seeds: sampling seeds. All methods start from the same noise of each seed.
+        batch_size: pictures a batch while sampling and extracting features.
+        features: the feature extractor.
+        inception_weights, cleanfid_inception_weights: files with torch-fidelity's and clean-fid's own copy of the FID
+            Inception; null looks in the usual cache and downloads where the network allows.
+        teacher: which sampler stands for the teacher.
+        external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
+    """
+
+    num_samples: int = Field(2000, ge=16)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    batch_size: int = Field(256, ge=1)
+    features: ExtractorName = "efficientnet-lite0-64"
+    inception_weights: str | None = None
+    cleanfid_inception_weights: str | None = None
+    teacher: Reference = Reference()
+    external: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct_and_not_negative(value)
+
+
+class SpeedSettings(Settings):
+    """How sampling is timed.
+
+    Attributes:
+        batch_sizes: each is timed; latency is the time of one such batch.
+        seconds: time budget over all batch sizes and samplers; at least five rounds of each are taken.
+    """
+
+    batch_sizes: tuple[int, ...] = Field((1, 128), min_length=1)
+    seconds: float = Field(40.0, gt=0)
+
+
+class _Layout(Settings):
+    """The blocks of the file, before the registries have been asked about ``data`` and ``methods``."""
+
+    experiment: str
+    results: str = "results"
+    data: dict[str, Any]
+    teacher: TeacherSettings
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {
+            "ddim": {"method": "ddim"},
+            "boot": {"method": "boot"},
+            "progressive": {"method": "progressive_distillation"},
+        }
+    )
+    select: tuple[str, ...] | None = Field(None, min_length=1)
+    train_seeds: tuple[int, ...] = Field((0,), min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    speed: SpeedSettings = SpeedSettings()
+
+    @field_validator("experiment")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError(f"found {value!r}, expected letters, digits and . _ + - (it names a folder)")
+        return value
+
+    @field_validator("train_seeds")
+    @classmethod
+    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return _distinct_and_not_negative(value)
+
+
+class Experiment:
+    """A checked experiment.
+
+    Attributes:
+        name, results, teacher, train_seeds, evaluation, speed: as in the file, typed.
+        data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
+        raw: the configuration as it was given.
+        methods: the selected variants in the file's order, name to configured method.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], layout: _Layout, data: pydantic.BaseModel, methods: dict[str, Method]) -> None:
+        self.raw = raw
+        self.name = layout.experiment
+        self.results = Path(layout.results) / layout.experiment
+        self.data: Any = data
+        self.teacher = layout.teacher
+        self.methods = methods
+        self.train_seeds = layout.train_seeds
+        self.evaluation = layout.evaluation
+        self.speed = layout.speed
+
+
+def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
+    """Checks a configuration.
+
+    Args:
+        raw: the content of the YAML file.
+
+    Raises:
+        UserError: listing every problem with its key path, what was found and what is allowed.
+    """
+    try:
+        layout = _Layout.model_validate(dict(raw))
+    except pydantic.ValidationError as error:
+        raise UserError(_problems(error, _Layout)) from error
+    data: Any = parse_settings(layout.data)
+    problems: list[str] = []
+    methods: dict[str, Method] = {}
+    for name, block in layout.methods.items():
+        try:
+            methods[name] = _parse_method(name, block, layout.teacher)
+        except UserError as error:
+            problems.append(str(error))
+    try:
+        layout.teacher.network.check_resolution(data.resolution)
+    except ValueError as error:
+        problems.append(f"teacher.network: {error}.")
+    selected = tuple(layout.methods) if layout.select is None else layout.select
+    for name in selected:
+        if name not in layout.methods:
+            problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
+    problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
+    if problems:
+        raise UserError("\n".join(problems))
+    return Experiment(raw, layout, data, {name: methods[name] for name in layout.methods if name in selected})
+
+
+def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherSettings) -> Method:
+    key = f"methods.{name}"
+    if not _NAME.fullmatch(name) or name == "real":
+        raise UserError(
+            f"{key}: expected a name of letters, digits and . _ + - other than 'real' (it names folders)."
+        )
+    kind = block.get("method")
+    if kind not in method_modules():
+        raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
+    method_type = method_class(kind)
+    try:
+        method = method_type(method_type.Settings.model_validate(dict(block)))
+    except pydantic.ValidationError as error:
+        raise UserError(_problems(error, method_type.Settings, key)) from error
+    try:
+        method.check(teacher)
+    except ValueError as error:
+        raise UserError(f"{key}.{error}.") from error
+    return method
+
+
+def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[str]:
+    problems = []
+    reference = layout.evaluation.teacher
+    method = selected.get(reference.variant)
+    if method is None or method.trains or reference.nfe not in method.evaluations():
+        untrained = [
+            f"{name} with {', '.join(map(str, sorted(method.evaluations())))}"
+            for name, method in selected.items()
+            if not method.trains
+        ]
+        problems.append(
+            f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}, expected a selected "
+            f"sampler of the teacher and one of its step counts ({'; '.join(untrained) or 'none is selected'})."
+        )
+    for name in layout.evaluation.external:
+        if not _NAME.fullmatch(name) or name in layout.methods or name == "real":
+            problems.append(
+                f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
+            )
+    return problems
+
+
+def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
+    if min(value) < 0 or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected different numbers ≥ 0")
+    return value
+
+
+def _problems(error: pydantic.ValidationError, model: type[Settings], prefix: str = "") -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = ".".join(filter(None, [prefix, *map(str, problem["loc"])])) or "the configuration"
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{path}: unknown key; expected one of: {', '.join(_neighbours(model, problem['loc']))}.")
+        elif problem["type"] == "missing":
+            lines.append(f"{path}: missing; expected a value.")
+        elif problem["type"] == "value_error":
+            lines.append(f"{path}: {message}.")
+        else:
+            lines.append(f"{path}: found {problem['input']!r}; {message}.")
+    return "\n".join(lines)
+
+
+def _neighbours(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the block in which ``location`` names an unknown one."""
+    for key in location[:-1]:
+        model = model.model_fields[key].annotation
+    return list(model.model_fields)

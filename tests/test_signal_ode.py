@@ -1,0 +1,84 @@
+"""The Signal-ODE against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from boot.signal_ode import bootstrap_target, noisy_state, signal_decay
+from boot.trajectory import interpolate_noise, true_signal
+from diffusion.schedule import CosineSchedule
+from diffusion.solvers import ddim_step
+from gaussian import GaussianTeacher
+
+SCHEDULE = CosineSchedule()
+NOISE = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+T_MAX = torch.tensor(SCHEDULE.t_max, dtype=torch.float64)
+
+
+def test_euler_step_in_the_signal_is_a_ddim_step_in_the_state():
+    teacher = GaussianTeacher(SCHEDULE)
+    t = torch.linspace(0.05, 0.999, 16, dtype=torch.float64)
+    s = t - 0.04
+    y_t = torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    x_t = noisy_state(SCHEDULE, y_t, NOISE, t)
+    estimate = teacher(x_t, t)
+    y_s = bootstrap_target(teacher, y_t, estimate, NOISE, s, t, "euler")
+    alpha_t, sigma_t, alpha_s, sigma_s = (f(u) for u in (t, s) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+    x_s = ddim_step(x_t, estimate, alpha_t, sigma_t, alpha_s, sigma_s)
+    torch.testing.assert_close(noisy_state(SCHEDULE, y_s, NOISE, s), x_s, rtol=1e-9, atol=1e-9)
+
+
+def test_decay_by_hand():
+    # λ = log tan(πt/2): from 60° to 30°, k = tan 30° / tan 60° = 1/3.
+    k = signal_decay(SCHEDULE, torch.tensor(1 / 3).double(), torch.tensor(2 / 3).double())
+    assert float(k) == pytest.approx(1 / 3, rel=1e-6)
+
+
+def test_the_sign_of_the_ode():
+    # As t falls the signal moves towards the teacher's estimate: dy/dt = −λ'(f − y), λ' > 0.
+    teacher = GaussianTeacher(SCHEDULE)
+    t = torch.full((16,), 0.5, dtype=torch.float64)
+    step = 1e-6
+    y = torch.zeros_like(NOISE)
+    estimate = teacher(noisy_state(SCHEDULE, y, NOISE, t), t)
+    y_s = bootstrap_target(teacher, y, estimate, NOISE, t - step, t, "euler")
+    slope = math.pi  # λ' = (π/2) / (sin cos) = π at t = 1/2
+    torch.testing.assert_close((y - y_s) / step, -slope * (estimate - y), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize(("solver", "order", "bound"), [("euler", 1, 3e-3), ("heun", 2, 2e-5)])
+def test_targets_converge_to_the_true_signal_with_the_promised_order(solver, order, bound):
+    teacher = GaussianTeacher(SCHEDULE)
+    lowest, highest = SCHEDULE.log_noise_to_signal(torch.tensor([0.1, SCHEDULE.t_max]).double())
+
+    def error(steps):
+        ratio = torch.exp(torch.linspace(float(highest), float(lowest), steps + 1, dtype=torch.float64))
+        times = torch.arctan(ratio) * (2 / math.pi)
+        y = teacher(NOISE, T_MAX)
+        for t, s in zip(times[:-1], times[1:], strict=True):
+            y = bootstrap_target(
+                teacher, y, teacher(noisy_state(SCHEDULE, y, NOISE, t), t), NOISE, s, t, solver
+            )
+        return float((y - teacher.signal(NOISE, T_MAX, times[-1])).square().mean().sqrt())
+
+    coarse, fine = error(256), error(512)
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.08)
+    assert fine < bound
+
+
+def test_true_signal_is_the_closed_form():
+    teacher = GaussianTeacher(SCHEDULE)
+    times = torch.linspace(SCHEDULE.t_max, SCHEDULE.t_min, 9, dtype=torch.float64)
+    found = true_signal(teacher, NOISE, times, substeps=64)
+    expected = torch.stack([teacher.signal(NOISE, T_MAX, t) for t in times], dim=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
+
+
+def test_interpolation_keeps_the_ends_and_the_norm():
+    a, b = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+    points = interpolate_noise(a, b, 5)
+    torch.testing.assert_close(points[:, 0], a)
+    torch.testing.assert_close(points[:, -1], b)
+    norms = points.flatten(2).norm(dim=2)
+    assert (norms > 0.85 * norms[:, :1]).all()

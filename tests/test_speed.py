@@ -1,0 +1,139 @@
+"""Speed: what is called how often, in which order, and what the columns hold. Nothing is asserted on time."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.errors import NonFiniteError, UserError
+from evaluation import speed
+from evaluation.speed import COLUMNS, measure_speed
+
+
+class Clock:
+    """Stands in for the time module: it moves only when a fake sampler says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    return clock
+
+
+def fake(calls, name, clock=None, seconds=0.0):
+    def sampler(noise):
+        calls.append((name, len(noise), noise.clone()))
+        if clock is not None:
+            clock.now += seconds() if callable(seconds) else seconds
+        return noise
+
+    return sampler
+
+
+def noise(batch_size):
+    return torch.randn(batch_size, 1, 2, 2)
+
+
+def test_rounds_interleave_and_share_noise(clock):
+    calls = []
+    samplers = {name: fake(calls, name, clock, 1.0) for name in "abc"}
+    result = measure_speed(samplers, noise, [4], "cpu", baseline="a", seconds=0, warmup=2, min_rounds=5)
+    assert [row["rounds"] for row in result.rows] == [5, 5, 5]
+    # one checked call each, two warm-up rounds, five timed rounds, at most one call for the memory
+    for name in "abc":
+        assert 1 + 2 + 5 <= sum(call[0] == name for call in calls) <= 1 + 2 + 5 + 1
+    rounds = [calls[3 + 3 * i : 6 + 3 * i] for i in range(7)]
+    for played in rounds:
+        assert {call[0] for call in played} == set("abc")
+        assert all(torch.equal(call[2], played[0][2]) for call in played)
+    assert not torch.equal(rounds[0][0][2], rounds[1][0][2])
+    assert {played[0][0] for played in rounds} == set("abc"), "the order must rotate"
+
+
+def test_rounds_fill_the_budget_up_to_the_limit(clock):
+    calls = []
+    samplers = {"a": fake(calls, "a", clock, 1.0)}
+    assert measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1).rows[0]["rounds"] == 19
+    assert (
+        measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1, max_rounds=7).rows[0]["rounds"] == 7
+    )
+    both = measure_speed(samplers, noise, [1, 2], "cpu", seconds=20, warmup=1).rows
+    assert [row["rounds"] for row in both] == [9, 9]
+
+
+def test_columns_and_values(clock):
+    calls = []
+    samplers = {"ddim-50": fake(calls, "ddim-50", clock, 0.5), "boot": fake(calls, "boot", clock, 0.01)}
+    result = measure_speed(samplers, noise, [10, 1], "cpu", baseline="ddim-50", seconds=0)
+    assert [(row["key"], row["batch_size"]) for row in result.rows] == [
+        ("ddim-50", 10), ("boot", 10), ("ddim-50", 1), ("boot", 1)
+    ]  # fmt: skip
+    teacher, boot = result.rows[:2]
+    assert set(COLUMNS) < set(boot)
+    assert teacher["speedup_over_teacher"] == 1
+    assert boot["speedup_over_teacher"] == pytest.approx(50)
+    assert boot["images_per_second"] == pytest.approx(1000)
+    assert boot["latency_ms_median"] == pytest.approx(10)
+    assert boot["latency_ms_p95"] == pytest.approx(10)
+    assert boot["latency_ms_iqr"] == pytest.approx(0, abs=1e-9)
+    assert boot["dtype"] == "float32"
+    assert len(result.raw["latency_ms"]["10"]["boot"]) == boot["rounds"]
+
+
+def test_speedup_is_taken_within_rounds(clock):
+    """The machine gets slower and slower: only the ratio within a round stays the same."""
+    state = {"slow": 1.0}
+
+    def next_round(batch_size):
+        state["slow"] *= 1.5
+        return noise(batch_size)
+
+    calls = []
+    samplers = {
+        "teacher": fake(calls, "teacher", clock, lambda: 0.4 * state["slow"]),
+        "student": fake(calls, "student", clock, lambda: 0.1 * state["slow"]),
+    }
+    result = measure_speed(samplers, next_round, [1], "cpu", baseline="teacher", seconds=0, min_rounds=6)
+    times = result.raw["latency_ms"]["1"]
+    assert np.ptp(times["student"]) > 0
+    assert result.rows[1]["speedup_over_teacher"] == pytest.approx(4)
+
+
+def test_memory_is_a_figure_or_missing():
+    def sampler(x):
+        return x + torch.ones(8_000_000).sum() * 0
+
+    value = measure_speed({"a": sampler}, noise, [1], "cpu", seconds=0).rows[0]["peak_memory_mb"]
+    assert value is None or (math.isfinite(value) and value > 30)
+
+
+def test_memory_is_missing_where_the_mark_cannot_be_reset(monkeypatch):
+    monkeypatch.setattr(speed, "_reset_peak_resident_set", lambda: False)
+    assert measure_speed({"a": lambda x: x}, noise, [1], "cpu", seconds=0).rows[0]["peak_memory_mb"] is None
+
+
+def test_bad_samplers_are_refused():
+    with pytest.raises(NonFiniteError, match="'broken'"):
+        measure_speed({"broken": lambda x: x * math.nan}, noise, [2], "cpu", seconds=0)
+    with pytest.raises(UserError, match="1 pictures for a batch of 2"):
+        measure_speed({"short": lambda x: x[:1]}, noise, [2], "cpu", seconds=0)
+    with pytest.raises(UserError, match="baseline 'ddim-50'"):
+        measure_speed({"a": lambda x: x}, noise, [2], "cpu", baseline="ddim-50", seconds=0)
+    with pytest.raises(UserError, match="nothing to measure"):
+        measure_speed({}, noise, [2], "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+def test_cuda_memory():
+    row = measure_speed(
+        {"a": lambda x: x + 1}, lambda n: noise(n).cuda(), [2], "cuda", seconds=0
+    ).rows[0]  # fmt: skip
+    assert row["peak_memory_mb"] > 0

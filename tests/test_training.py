@@ -1,0 +1,240 @@
+"""The training loop: resume, locks, broken states, non-finite losses, cost."""
+
+import pickle
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tiny import tiny_denoiser
+from torch import nn
+
+from diffusion.errors import CheckpointError, NonFiniteError, UserError
+from diffusion.training import TrainingRun, TrainingSettings
+
+CPU = torch.device("cpu")
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 4))
+
+
+def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, network=None):
+    """Trains a small network with dropout on a noise-fitting loss; ``stop_after`` raises KeyboardInterrupt."""
+    network = network or small_network()
+    steps = 0
+
+    def loss(generator):
+        nonlocal steps
+        if steps == stop_after:
+            raise KeyboardInterrupt
+        x = torch.randn(16, 4, generator=generator)
+        value = (network(x) - x.flip(1)).square().mean()
+        if steps == break_at:
+            value = value * torch.inf
+        steps += 1
+        return value
+
+    # Zero seconds between checkpoints: every step leaves one.
+    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
+        run.count(network)
+        result, cost = run.fit("only", network, loss, settings, learns_from_data=True)
+        return result.state_dict(), cost, run
+
+
+SETTINGS = TrainingSettings(steps=20, batch_size=16, learning_rate=1e-2, warmup_steps=3, decay="cosine", ema_decay=0.9)
+
+
+@pytest.mark.parametrize("ema_decay", [0.9, None])
+@pytest.mark.parametrize("stop_after", [1, 7, 19])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_after, ema_decay):
+    settings = SETTINGS.model_copy(update={"ema_decay": ema_decay})
+    whole, whole_cost, _ = train(tmp_path / "whole", settings)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", settings, stop_after=stop_after)
+    resumed, cost, run = train(tmp_path / "stopped", settings)
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+    for measure in ("network_evaluations", "real_images_seen"):
+        assert cost[measure] == whole_cost[measure] == 20 * 16
+    assert [row["step"] for row in run.log] == list(range(1, 21))
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    one, _, _ = train(tmp_path / "1", SETTINGS, seed=1)
+    two, _, _ = train(tmp_path / "2", SETTINGS, seed=2)
+    assert not torch.equal(one["0.weight"], two["0.weight"])
+
+
+def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
+    script = (
+        "import sys, time, torch; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path; import test_training as t\n"
+        "torch.set_num_threads(1)\n"
+        "if sys.argv[3] == 'slow':\n"
+        "    draw = torch.randn\n"
+        "    torch.randn = lambda *a, **k: (time.sleep(0.05), draw(*a, **k))[1]\n"
+        "weights, _, _ = t.train(Path(sys.argv[2]), t.SETTINGS)\n"
+        "torch.save(weights, sys.argv[2] + '.pt')\n"
+    )
+    here = str(__import__("pathlib").Path(__file__).parent)
+
+    def start(name, pace):
+        return subprocess.Popen([sys.executable, "-c", script, here, str(tmp_path / name), pace])
+
+    assert start("whole", "fast").wait(120) == 0
+    victim = start("killed", "slow")
+    checkpoint = tmp_path / "killed" / "checkpoint.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)  # a few more steps
+    assert victim.poll() is None, "the run ended before it could be killed"
+    victim.kill()
+    victim.wait(30)
+    assert start("killed", "fast").wait(120) == 0
+    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_wall_clock_counts_the_time_before_the_interruption(tmp_path):
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        (tmp_path / "state" / "seconds").write_text("100.5")
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        assert run.cost()["wall_clock_s"] >= 100.5
+
+
+def test_two_trainers_on_one_state_refuse_each_other(tmp_path):
+    with (
+        TrainingRun(tmp_path / "state", "key", 0, CPU),
+        pytest.raises(UserError, match="another process is training"),
+        TrainingRun(tmp_path / "state", "key", 0, CPU),
+    ):
+        pass
+
+
+def interrupted(folder):
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, SETTINGS, stop_after=5)
+    return folder / "checkpoint.pt"
+
+
+def test_a_truncated_state_is_refused(tmp_path):
+    checkpoint = interrupted(tmp_path / "state")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=re.escape(str(checkpoint)) + ".*truncated"):
+        train(tmp_path / "state", SETTINGS)
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    interrupted(tmp_path / "state")
+    with pytest.raises(CheckpointError, match="another run"):
+        train(tmp_path / "state", SETTINGS, key="other")
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    checkpoint = interrupted(tmp_path / "state")
+    torch.save({"weights": torch.zeros(3)}, checkpoint)
+    with pytest.raises(CheckpointError, match="not a training state"):
+        train(tmp_path / "state", SETTINGS)
+
+
+class Trap:
+    """A pickle that would leave a file behind if it were executed."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("write", [lambda o, p: p.write_bytes(pickle.dumps(o)), torch.save])
+def test_a_pickle_is_never_executed(tmp_path, write):
+    checkpoint = interrupted(tmp_path / "state")
+    write(Trap(tmp_path / "executed"), checkpoint)
+    with pytest.raises(CheckpointError):
+        train(tmp_path / "state", SETTINGS)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_state_remembers_the_number_of_threads(tmp_path, capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        interrupted(tmp_path / "state")
+        torch.set_num_threads(1)
+        train(tmp_path / "state", SETTINGS)
+        assert torch.get_num_threads() == 2
+        assert "2 threads" in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_non_finite_loss_stops_with_step_rate_and_last_good_checkpoint(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"step 9, learning rate 0\.00\d+; last good checkpoint: .*step 9"):
+        train(tmp_path / "state", SETTINGS, break_at=9)
+    state = torch.load(tmp_path / "state" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 9
+    assert all(torch.isfinite(value).all() for value in state["network"].values())
+
+
+def test_stages_cost_and_discard(tmp_path):
+    """A finished stage is loaded with the cost it had, and the second goes on from there."""
+    networks = [small_network(), small_network()]
+
+    def run_both(stop_second):
+        costs = []
+        with TrainingRun(tmp_path / "state", "key", 0, CPU, checkpoint_seconds=0) as run:
+            for stage, network in enumerate(networks):
+                run.count(network)
+                calls = 0
+
+                def loss(generator, network=network, stage=stage):
+                    nonlocal calls
+                    calls += 1
+                    if stage == 1 and calls == stop_second:
+                        raise KeyboardInterrupt
+                    return network(torch.randn(16, 4, generator=generator)).square().mean()
+
+                costs.append(run.fit(str(stage), network, loss, SETTINGS, learns_from_data=False)[1])
+            run.discard()
+        return costs, calls
+
+    with pytest.raises(KeyboardInterrupt):
+        run_both(stop_second=5)
+    costs, calls = run_both(stop_second=None)
+    assert calls == 16  # four of twenty steps were kept
+    assert [cost["network_evaluations"] for cost in costs] == [320, 640]
+    assert costs[0]["wall_clock_s"] <= costs[1]["wall_clock_s"]
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [("constant", [0.25, 0.5, 0.5, 0.5]), ("linear", [0.25, 0.375, 0.25, 0.125])],
+)
+def test_learning_rates_by_hand(decay, expected):
+    settings = TrainingSettings(steps=4, learning_rate=0.5, warmup_steps=2, decay=decay)
+    assert [settings.rate(step) for step in range(4)] == pytest.approx(expected)
+
+
+def test_copies_of_a_counted_network_are_counted_once(tmp_path):
+    import copy
+
+    teacher = tiny_denoiser()
+    x, t = torch.zeros(3, 1, 8, 8), torch.tensor(0.5)
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        run.count(teacher.network)
+        student = copy.deepcopy(teacher.network)
+        run.count(student)
+        run.count(student)
+        teacher(x, t)
+        student(x, t)
+        assert run.evaluations == 6
+    teacher(x, t)
+    assert run.evaluations == 6

@@ -1,0 +1,31 @@
+"""Small things that several tests share."""
+
+import numpy as np
+import torch
+
+from diffusion.data.store import Splits
+from diffusion.denoiser import Denoiser
+from diffusion.networks import NetworkSettings, build_network
+from diffusion.schedule import CosineSchedule
+
+SCHEDULE = {"num_timesteps": 200}
+NETWORK = {"block_out_channels": [16, 16], "norm_num_groups": 8, "attention_resolutions": [4]}
+TEACHER = {
+    "network": NETWORK,
+    "schedule": SCHEDULE,
+    "training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5},
+}
+
+
+def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1):
+    torch.manual_seed(seed)
+    network = build_network(NetworkSettings.model_validate(NETWORK), channels=channels, resolution=8)
+    denoiser = Denoiser(network, CosineSchedule(num_timesteps=200), prediction_type, clip)
+    return denoiser.eval().requires_grad_(False)
+
+
+def tiny_splits(count=24, resolution=8, channels=1):
+    images = np.random.default_rng(0).integers(0, 256, (count, resolution, resolution, channels), dtype=np.uint8)
+    labels = np.arange(count, dtype=np.int64) % 2
+    half = count // 2
+    return Splits(images[:half], labels[:half], images[half:], labels[half:], ("even", "odd"), "made for a test")

@@ -1,0 +1,39 @@
+"""Helpers of the rules."""
+
+HERE = Path(workflow.basedir)
+# The interpreter that runs Snakemake, also where its environment has not been activated.
+COMMAND = f"{shlex.quote(sys.executable)} -m suite.cli"
+
+# What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
+# reruns that stage and what follows, and nothing else.
+CORE = ["denoiser.py", "schedule.py", "pipelines.py"]
+
+
+def code(*files):
+    """Source files as inputs, whatever the working directory is."""
+    return [str(HERE / file) for file in files]
+
+
+def core_code(*files):
+    return code(*(f"diffusion/{file}" for file in [*CORE, *files]))
+
+
+def settings(model):
+    """A block of the configuration as one canonical text: params are compared as text."""
+    return canonical_json(model.model_dump(mode="json"))
+
+
+def method_settings(wildcards):
+    return settings(EXPERIMENT.methods[wildcards.variant].settings)
+
+
+def method_code(wildcards):
+    """The method's own file; for BOOT the whole package, which is the method."""
+    file = method_file(EXPERIMENT.methods[wildcards.variant].name)
+    package = file.parent
+    return sorted(map(str, package.glob("*.py"))) if package.name == "boot" else [str(file)]
+
+
+def one_of(names):
+    """A wildcard constraint that matches these names only, and nothing if there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"

@@ -1,0 +1,57 @@
+"""The report."""
+
+BOOT_VARIANTS = [name for name, method in EXPERIMENT.methods.items() if method.name == "boot"]
+TRAINED_VARIANTS = PLAN.trained(needs_data=False) + PLAN.trained(needs_data=True)
+
+
+rule report:
+    output:
+        page=report(
+            ROOT / "report/index.html", caption="../captions/page.rst", category="Report"
+        ),
+        metrics=report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables"),
+        speed=report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables"),
+        cost=report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables"),
+        tables=directory(ROOT / "report/tables"),
+        figures=report(
+            directory(ROOT / "report/figures"),
+            patterns=["{name}.svg"],
+            caption="../captions/figure.rst",
+            category="Figures",
+        ),
+    input:
+        measures=[PLAN.measures(unit) for unit in PLAN.units()],
+        external=expand(ROOT / "measures/external/{name}.csv", name=EVALUATION.external),
+        floor=rules.measure_floor.output[0],
+        speed=rules.speed.output[0],
+        teacher=ROOT / "teacher",
+        students=expand(
+            ROOT / "students/{variant}/train-{train_seed}",
+            variant=TRAINED_VARIANTS,
+            train_seed=EXPERIMENT.train_seeds,
+        ),
+        samples=[PLAN.samples(unit)[EVALUATION.seeds[0]] for unit in PLAN.units()],
+        pictures=expand(
+            ROOT / "pictures/{variant}/train-{train_seed}.npz",
+            variant=BOOT_VARIANTS,
+            train_seed=EXPERIMENT.train_seeds[0],
+        ),
+        data=ROOT / "data",
+        code=code(
+            "evaluation/report.py",
+            "evaluation/tables.py",
+            "evaluation/plots.py",
+            "evaluation/published.yaml",
+            "evaluation/templates/report.html.j2",
+        ),
+    params:
+        config=canonical_json(EXPERIMENT.raw),
+    log:
+        ROOT / "logs/report.log",
+    benchmark:
+        ROOT / "benchmarks/report/report.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    shell:
+        "{COMMAND} report --config {params.config:q} > {log:q} 2>&1"
