@@ -12,6 +12,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
+from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json
 from suite.configuration import parse_experiment
@@ -39,7 +40,6 @@ EVALUATION = EXPERIMENT.evaluation
 wildcard_constraints:
     variant="[^/]+",
     train_seed=r"\d+",
-    nfe=r"\d+",
 
 
 rule all:

@@ -1,5 +1,7 @@
 """Reading students and teachers along the trajectory: the paper's picture of all time steps at once."""
 
+import itertools
+
 import torch
 
 from boot.signal_ode import bootstrap_target, noisy_state
@@ -34,9 +36,9 @@ def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, sub
     """
     signal = teacher(noise, times[0])
     signals = [signal]
-    for upper, lower in zip(times[:-1], times[1:], strict=True):
+    for upper, lower in itertools.pairwise(times):
         grid = torch.linspace(float(upper), float(lower), substeps + 1, dtype=torch.float64)
-        for t, s in zip(grid[:-1], grid[1:], strict=True):
+        for t, s in itertools.pairwise(grid):
             estimate = teacher(noisy_state(teacher.schedule, signal, noise, t), t)
             signal = bootstrap_target(teacher, signal, estimate, noise, s, t, "heun")
         signals.append(signal)

@@ -438,9 +438,9 @@ def _checkpoints() -> Path:
 def _read_or_download(path: Path, url: str, sha256: str, *, key: str, download: bool) -> bytes:
     """The verified content of a weights file. ``sha256`` is a prefix of the expected hash, or all of it."""
     advice = (
-        f"Download {url}, put it at {_checkpoints() / Path(url).name} or name its place in the YAML under "
-        f"{key}; "
-        f"or set evaluation.features to '{DEFAULT_EXTRACTOR}', which needs no download."
+        f"Download {url}, put it at {_checkpoints() / Path(url).name} "
+        f"or name its place in the YAML under {key}; or set evaluation.features to "
+        f"'{DEFAULT_EXTRACTOR}', which needs no download."
     )
     if not path.is_file():
         if not download:

@@ -174,15 +174,13 @@ def cleanfid_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     a, b = _check(a, "clean-fid features"), _check(b, "clean-fid features")
     try:
         with warnings.catch_warnings():
-            # SciPy's note on singular matrices; the number of samples is what it is, and the value is
-            # checked.
+            # SciPy's note on singular matrices: the value is checked below.
             warnings.filterwarnings("ignore", message="Matrix is singular")
             value = cleanfid.fid.fid_from_feats(a, b)
     except ValueError as error:
         raise UserError(
             f"clean-fid finds no real square root for {len(a)} and {len(b)} samples in {a.shape[1]} "
-            f"dimensions "
-            f"({error}). Take more than {a.shape[1]} samples in each set."
+            f"dimensions ({error}). Take more than {a.shape[1]} samples in each set."
         ) from error
     return _finite(value, "cleanfid_frechet_distance")
 
@@ -345,20 +343,17 @@ def protocols(extractor_description: Mapping[str, Any], reference: str = "train"
         ),
         "kid": (
             f"Kernel distance, unbiased, polynomial kernel of degree 3, mean over {KID_SUBSETS} random "
-            f"subsets "
-            f"of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}, {network}. "
-            f"{quantised}"
+            f"subsets of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}, "
+            f"{network}. {quantised}"
         ),
         "precision-recall": (
             f"Improved precision and recall with {NEIGHBORHOOD} nearest neighbours, num_samples samples "
-            f"against "
-            f"the whole '{reference}' part, {network}. {quantised}"
+            f"against the whole '{reference}' part, {network}. {quantised}"
         ),
         "frechet-other-seeds": (
             f"Fréchet distance between a variant's samples and the teacher's many-step samples of all other "
             f"sampling seeds, {network}. No noise is shared between the two sets, so the teacher's own row "
-            f"is "
-            f"the floor. {quantised}"
+            f"is the floor. {quantised}"
         ),
         "pixels": (
             "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between a variant's "

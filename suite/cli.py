@@ -7,7 +7,6 @@ what: that is the Snakefile's.
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, canonical_json, read_json, sha256_file, write_json
 from diffusion.images import load_samples, save_samples, to_uint8
@@ -66,7 +66,7 @@ def distil(arguments: argparse.Namespace) -> None:
     if method.needs_data != (arguments.data is not None):
         needs = "needs" if method.needs_data else "must not see"
         raise UserError(f"--data: the method {method.name} {needs} the data set.")
-    teacher = load_denoiser(arguments.teacher, _device())
+    teacher = load_denoiser(arguments.teacher, default_device())
     inputs = {"teacher": _weights(arguments.teacher)}
     split = None
     if arguments.data is not None:
@@ -97,7 +97,7 @@ def _training_run(
     identity = [name, arguments.settings, seed, {role: sha256_file(file) for role, file in inputs.items()}]
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     folder = arguments.state / f"{name}-seed-{seed}-{key}"
-    with TrainingRun(folder, key, seed, _device(), arguments.checkpoint_seconds) as run:
+    with TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run:
         yield run
 
 
@@ -121,6 +121,11 @@ def _parameters(network: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def _network_folder(method: Any, source: Path, nfe: int) -> Path:
+    """The `diffusers` folder that a method samples from: one of its students, or the teacher."""
+    return source / f"nfe-{nfe}" if method.trains else source
+
+
 def _weights(folder: Path) -> Path:
     return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
@@ -129,55 +134,64 @@ def _weights(folder: Path) -> Path:
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Draws the samples of one unit for all sampling seeds."""
+    """Draws the samples of a variant: every number of evaluations, every sampling seed."""
     from diffusion.noise import initial_noise
     from diffusion.pipelines import picture_shape
 
-    method, device = _method(arguments.settings), _device()
-    sampler, network = method.sampler(arguments.student, arguments.nfe, device)
+    method, device = _method(arguments.settings), default_device()
     evaluated = 0
 
     def count(_network: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         nonlocal evaluated
         evaluated += len(inputs[0])
 
-    network.register_forward_pre_hook(count)
-    shape = picture_shape(arguments.student)
+    sources = {nfe: _network_folder(method, arguments.source, nfe) for nfe in method.evaluations()}
     with _result_folder(arguments.output) as folder:
-        for seed in arguments.seeds:
-            images = []
-            for start in range(0, arguments.num_samples, arguments.batch_size):
-                indices = range(start, min(start + arguments.batch_size, arguments.num_samples))
-                noise = initial_noise(seed, indices, shape).to(device)
-                with torch.inference_mode():
-                    images.append(to_uint8(sampler(noise, None)))
-            save_samples(folder / f"seed-{seed}.npz", np.concatenate(images))
-        promised = arguments.nfe * arguments.num_samples * len(arguments.seeds)
-        if evaluated != promised:
-            raise UserError(
-                f"{method.name}: {evaluated} network evaluations for {promised // arguments.nfe} samples, "
-                f"expected {arguments.nfe} a sample. The method's evaluations() or sampler() is wrong."
-            )
+        for nfe, source in sources.items():
+            sampler, network = method.sampler(source, nfe, device)
+            network.register_forward_pre_hook(count)
+            shape = picture_shape(source)
+            evaluated = 0
+            for seed in arguments.seeds:
+                images = []
+                for start in range(0, arguments.num_samples, arguments.batch_size):
+                    indices = range(start, min(start + arguments.batch_size, arguments.num_samples))
+                    noise = initial_noise(seed, indices, shape).to(device)
+                    with torch.inference_mode():
+                        images.append(to_uint8(sampler(noise, None)))
+                save_samples(folder / f"nfe-{nfe}" / f"seed-{seed}.npz", np.concatenate(images))
+            drawn = arguments.num_samples * len(arguments.seeds)
+            if evaluated != nfe * drawn:
+                raise UserError(
+                    f"{method.name}: {evaluated} network evaluations for {drawn} samples, expected {nfe} a sample. "
+                    f"The method's evaluations() or sampler() is wrong."
+                )
         write_provenance(
             folder / "provenance.json",
-            {"weights": _weights(arguments.student)},
+            {f"weights, nfe {nfe}": _weights(source) for nfe, source in sources.items()},
             settings=json.loads(arguments.settings),
             seeds=arguments.seeds,
             num_samples=arguments.num_samples,
-            network_evaluations_per_sample=arguments.nfe,
+            network_evaluations_per_sample=list(sources),
             device=str(device),
         )
 
 
 def extract_features(arguments: argparse.Namespace) -> None:
-    """Features of a unit's samples, ``seed-<n>`` each; of the first seed's for clean-fid too, ``cleanfid``."""
-    sets = {f"seed-{seed}": load_samples(path) for seed, path in _by_seed(arguments.samples).items()}
-    _extract(
-        arguments,
-        sets,
-        {"cleanfid": next(iter(sets.values()))},
-        {f"samples of {name}": path for name, path in zip(sets, arguments.samples, strict=True)},
-    )
+    """Features of sets of samples, and of the first sampling seed's for clean-fid too (``cleanfid/…``).
+
+    The sets are called ``nfe-<n>/seed-<s>`` for a folder that ``sample`` wrote, and ``seed-0`` for one file.
+    """
+    given = arguments.samples
+    files = {"seed-0": given}
+    if given.is_dir():
+        found = sorted(given.glob("nfe-*/seed-*.npz"), key=lambda path: (path.parent.name, _number(path.stem)))
+        files = {f"{path.parent.name}/{path.stem}": path for path in found}
+    sets = {name: load_samples(path) for name, path in files.items()}
+    first: dict[str, str] = {}
+    for name in sets:
+        first.setdefault(name.rpartition("/")[0], name)
+    _extract(arguments, sets, {f"cleanfid/{name}": sets[name] for name in first.values()}, files)
 
 
 def extract_real_features(arguments: argparse.Namespace) -> None:
@@ -202,20 +216,25 @@ def _extract(
     from evaluation.features import load_extractor
 
     extractor = load_extractor(
-        arguments.extractor, _device(), arguments.inception_weights, arguments.cleanfid_inception_weights
+        arguments.extractor, default_device(), arguments.inception_weights, arguments.cleanfid_inception_weights
     )
     features = {name: extractor.extract(images, arguments.batch_size) for name, images in sets.items()}
-    for name, images in cleanfid_sets.items():
-        features[name] = extractor.extract_cleanfid(images)
+    cleanfid = "measured"
+    try:
+        for name, images in cleanfid_sets.items():
+            features[name] = extractor.extract_cleanfid(images)
+    except UserError as error:
+        # clean-fid has its own copy of the Inception; the other measures do not need it.
+        cleanfid = str(error)
+        print(f"without clean-fid: {error}", file=sys.stderr)
     with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **features)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
-    write_provenance(arguments.output.with_suffix(".json"), inputs, extractor=extractor.describe())
+    write_provenance(arguments.output.with_suffix(".json"), inputs, extractor=extractor.describe(), cleanfid=cleanfid)
 
 
-def _by_seed(paths: list[Path]) -> dict[int, Path]:
-    """Sampling seed to file; a file that the user brings has no seed in its name and counts as seed 0."""
-    stems = [path.stem.removeprefix("seed-") for path in paths]
-    return {int(stem) if stem.isdigit() else 0: path for stem, path in zip(stems, paths, strict=True)}
+def _number(name: str) -> int:
+    """5 of ``seed-5`` or ``nfe-5``."""
+    return int(name.rpartition("-")[2])
 
 
 def _load_features(path: Path) -> dict[str, np.ndarray]:
@@ -224,33 +243,38 @@ def _load_features(path: Path) -> dict[str, np.ndarray]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Quality of one unit, or of the user's own samples, against the real pictures and the teacher's samples."""
+    """Quality of a variant at every number of evaluations, or of the user's own samples.
+
+    Against the real pictures, and against the teacher's samples.
+    """
     from evaluation import quality
 
-    own, real, teacher = (_load_features(path) for path in (arguments.features, arguments.real, arguments.teacher))
-    samples = {seed: load_samples(path) for seed, path in _by_seed(arguments.samples).items()}
-    follows = {seed: load_samples(path) for seed, path in _by_seed(arguments.teacher_samples).items()}
-    rows = quality.measure(
-        {
-            "experiment": arguments.experiment,
-            "method": arguments.method,
-            "variant": arguments.variant,
-            "nfe": arguments.nfe,
-            "train_seed": arguments.train_seed,
-        },
-        _seeds_of(own),
-        samples,
-        quality.Reference("train", real["train"]),
-        extractor=_extractor(arguments.real)["name"],
-        small_count=len(real["test"]),
-        teacher_features=_seeds_of(teacher),
-        teacher_samples=follows or None,
-        teacher_name=arguments.teacher_name,
-        cleanfid_features=own["cleanfid"],
-        cleanfid_reference=real["cleanfid-train"],
-    )
-    files = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher}
-    _write_rows(arguments, rows, files)
+    own, real = _load_features(arguments.features), _load_features(arguments.real)
+    teacher = _under(_load_features(arguments.teacher_features), arguments.teacher_samples.name)
+    identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
+    reference = quality.Reference("train", real["train"])
+    rows = []
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
+        features = _under(own, group)
+        files = {seed: arguments.samples / group / f"seed-{seed}.npz" for seed in features}
+        if not arguments.samples.is_dir():
+            files = {0: arguments.samples}
+        shared = {seed: arguments.teacher_samples / f"seed-{seed}.npz" for seed in features}
+        rows += quality.measure(
+            identity | {"nfe": _number(group) if group else None, "train_seed": arguments.train_seed},
+            features,
+            {seed: load_samples(path) for seed, path in files.items()},
+            reference,
+            extractor=_extractor(arguments.real)["name"],
+            small_count=len(real["test"]),
+            teacher_features=teacher,
+            teacher_samples={s: load_samples(p) for s, p in shared.items()} if arguments.follows_teacher else None,
+            teacher_name=f"teacher-{_number(arguments.teacher_samples.name)}",
+            cleanfid_features=next(iter(_under(own, f"cleanfid/{group}".rstrip("/")).values()), None),
+            cleanfid_reference=real.get("cleanfid-train"),
+        )
+    inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
+    _write_rows(arguments, rows, inputs)
 
 
 def measure_floor(arguments: argparse.Namespace) -> None:
@@ -263,8 +287,8 @@ def measure_floor(arguments: argparse.Namespace) -> None:
         real["test"],
         quality.Reference("train", real["train"]),
         extractor=_extractor(arguments.real)["name"],
-        cleanfid_features=real["cleanfid-test"],
-        cleanfid_reference=real["cleanfid-train"],
+        cleanfid_features=real.get("cleanfid-test"),
+        cleanfid_reference=real.get("cleanfid-train"),
     )
     _write_rows(arguments, rows, {"real": arguments.real})
 
@@ -285,8 +309,10 @@ def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], input
     )
 
 
-def _seeds_of(features: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
-    return {int(name.removeprefix("seed-")): v for name, v in features.items() if name.startswith("seed-")}
+def _under(features: dict[str, np.ndarray], group: str) -> dict[int, np.ndarray]:
+    """Sampling seed to features, of the sets that are called ``<group>/seed-<n>``."""
+    prefix = f"{group}/seed-" if group else "seed-"
+    return {_number(name): value for name, value in features.items() if name.startswith(prefix)}
 
 
 def _extractor(features: Path) -> dict[str, Any]:
@@ -305,7 +331,7 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
     from diffusion.noise import initial_noise
     from diffusion.pipelines import load_denoiser, picture_shape
 
-    rows, columns, device = 6, 12, _device()
+    rows, columns, device = 6, 12, default_device()
     folder = arguments.student / "nfe-1"
     student, teacher = load_student(folder, device), load_denoiser(arguments.teacher, device)
     channels, height, width = picture_shape(folder)
@@ -340,15 +366,16 @@ def time_sampling(arguments: argparse.Namespace) -> None:
     from evaluation import speed
     from suite.configuration import SpeedSettings
 
-    settings, device = SpeedSettings.model_validate_json(arguments.settings), _device()
+    settings, device = SpeedSettings.model_validate_json(arguments.settings), default_device()
     samplers, identities, weights = {}, {}, {}
-    for variant, nfe, folder, raw in json.loads(arguments.units):
+    for variant, nfe, source, raw in json.loads(arguments.units):
         key, method = f"{variant}:{nfe}", _method(json.dumps(raw))
-        sampler, _network = method.sampler(Path(folder), nfe, device)
+        folder = _network_folder(method, Path(source), nfe)
+        sampler, _network = method.sampler(folder, nfe, device)
         samplers[key] = lambda noise, sampler=sampler: sampler(noise, None)
         identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
-        weights[key] = _weights(Path(folder))
-    shape = picture_shape(Path(folder))
+        weights[key] = _weights(folder)
+    shape = picture_shape(folder)
     drawn = 0
 
     def make_noise(batch_size: int) -> torch.Tensor:
@@ -376,7 +403,7 @@ def write_report(arguments: argparse.Namespace) -> None:
 
     experiment = parse_experiment(json.loads(arguments.config))
     plan = Plan(experiment)
-    root, units, methods = plan.root, plan.units(), experiment.methods
+    root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
@@ -389,7 +416,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             experiment=experiment.name,
             dataset=experiment.data.kind,
             metrics=[
-                *(plan.measures(unit) for unit in units),
+                *plan.per_training("measures/{variant}/train-{train_seed}.csv"),
                 *(root / "measures" / "external" / f"{name}.csv" for name in external),
                 root / "measures" / "real.csv",
             ],
@@ -454,12 +481,6 @@ def _method(settings: str) -> Any:
     return method_type(method_type.Settings.model_validate(raw))
 
 
-def _device() -> torch.device:
-    """The GPU where there is one; ``BOOT_DEVICE=cpu`` keeps off it."""
-    wanted = os.environ.get("BOOT_DEVICE")
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="suite.cli", description="The commands that the workflow's rules call.")
@@ -502,28 +523,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", type=Path, help="only for methods that need it")
 
     sub = command("sample", sample)
-    paths(sub, "student", "output")
+    paths(sub, "source", "output")
     sub.add_argument("--settings", required=True, help="JSON")
-    for name in ("nfe", "num-samples", "batch-size"):
+    for name in ("num-samples", "batch-size"):
         sub.add_argument(f"--{name}", type=int, required=True)
     sub.add_argument("--seeds", type=int, nargs="+", required=True)
 
     sub = command("features", extract_features)
     extraction(sub)
-    sub.add_argument("--samples", type=Path, nargs="+", required=True)
+    paths(sub, "samples")
 
     sub = command("real-features", extract_real_features)
     extraction(sub)
     paths(sub, "data")
 
     sub = command("measure", measure)
-    for name in ("experiment", "method", "variant", "teacher-name"):
+    for name in ("experiment", "method", "variant"):
         sub.add_argument(f"--{name}", required=True)
-    for name in ("nfe", "train-seed"):
-        sub.add_argument(f"--{name}", type=int)
-    paths(sub, "features", "real", "teacher", "output")
-    for name in ("samples", "teacher-samples"):
-        sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
+    sub.add_argument("--train-seed", type=int)
+    paths(sub, "features", "samples", "real", "teacher-features", "teacher-samples", "output")
+    sub.add_argument("--follows-teacher", action="store_true", help="the samples share the teacher's noise")
 
     sub = command("measure-floor", measure_floor)
     sub.add_argument("--experiment", required=True)

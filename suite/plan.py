@@ -15,11 +15,6 @@ class Unit:
     train_seed: int
     nfe: int
 
-    @property
-    def folder(self) -> str:
-        """The unit's folder below ``samples/``, ``features/`` and ``measures/``."""
-        return f"{self.variant}/train-{self.train_seed}/nfe-{self.nfe}"
-
 
 class Plan:
     """The files of an experiment, as paths below its results folder."""
@@ -29,11 +24,11 @@ class Plan:
         self.root = experiment.results
 
     def units(self) -> list[Unit]:
-        """All rows that the suite samples itself; samplers of the teacher carry the teacher's own seed."""
+        """All rows that the suite samples itself."""
         return [
             Unit(name, method.name, seed, nfe)
             for name, method in self.experiment.methods.items()
-            for seed in (self.experiment.train_seeds if method.trains else (self.experiment.teacher.seed,))
+            for seed in self.train_seeds(name)
             for nfe in method.evaluations()
         ]
 
@@ -59,21 +54,25 @@ class Plan:
         """What :meth:`diffusion.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
         return self.root / "students" / variant / f"train-{train_seed}"
 
-    def sampled_folder(self, variant: str, train_seed: int, nfe: int) -> Path:
-        """The `diffusers` folder that a unit samples from."""
-        if self.experiment.methods[variant].trains:
-            return self.student_folder(variant, train_seed) / f"nfe-{nfe}"
-        return self.root / "teacher"
+    def source(self, variant: str, train_seed: int) -> Path:
+        """What a variant samples from: its students' folder, or the teacher where nothing is trained."""
+        trained = self.experiment.methods[variant].trains
+        return self.student_folder(variant, train_seed) if trained else self.root / "teacher"
+
+    def train_seeds(self, variant: str) -> tuple[int, ...]:
+        """The training seeds of a variant; samplers of the teacher carry the teacher's own seed."""
+        trained = self.experiment.methods[variant].trains
+        return self.experiment.train_seeds if trained else (self.experiment.teacher.seed,)
+
+    def per_training(self, pattern: Path | str) -> list[Path]:
+        """``pattern``, with {variant} and {train_seed}, for every variant and training seed, below the root."""
+        return [
+            self.root / str(pattern).format(variant=variant, train_seed=seed)
+            for variant in self.experiment.methods
+            for seed in self.train_seeds(variant)
+        ]
 
     def samples(self, unit: Unit) -> dict[int, Path]:
         """Sampling seed to samples file."""
-        folder = self.root / "samples" / unit.folder
+        folder = self.root / "samples" / unit.variant / f"train-{unit.train_seed}" / f"nfe-{unit.nfe}"
         return {seed: folder / f"seed-{seed}.npz" for seed in self.experiment.evaluation.seeds}
-
-    def features(self, unit: Unit) -> Path:
-        """Features of a unit's samples."""
-        return self.root / "features" / unit.folder / "features.npz"
-
-    def measures(self, unit: Unit) -> Path:
-        """Measured rows of a unit."""
-        return self.root / "measures" / f"{unit.folder}.csv"

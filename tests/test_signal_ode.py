@@ -1,15 +1,16 @@
 """The Signal-ODE against closed forms."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from gaussian import GaussianTeacher
 
 from boot.signal_ode import bootstrap_target, noisy_state, signal_decay
 from boot.trajectory import interpolate_noise, true_signal
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_step
-from gaussian import GaussianTeacher
 
 SCHEDULE = CosineSchedule()
 NOISE = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -56,7 +57,7 @@ def test_targets_converge_to_the_true_signal_with_the_promised_order(solver, ord
         ratio = torch.exp(torch.linspace(float(highest), float(lowest), steps + 1, dtype=torch.float64))
         times = torch.arctan(ratio) * (2 / math.pi)
         y = teacher(NOISE, T_MAX)
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in itertools.pairwise(times):
             y = bootstrap_target(
                 teacher, y, teacher(noisy_state(SCHEDULE, y, NOISE, t), t), NOISE, s, t, solver
             )

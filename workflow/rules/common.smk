@@ -4,6 +4,9 @@ HERE = Path(workflow.basedir)
 # The interpreter that runs Snakemake, also where its environment has not been activated.
 COMMAND = f"{shlex.quote(sys.executable)} -m suite.cli"
 
+# A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
+GPU = int(default_device().type == "cuda")
+
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
 CORE = ["denoiser.py", "schedule.py", "pipelines.py"]

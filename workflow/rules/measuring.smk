@@ -1,19 +1,12 @@
 """Samples, features, quality, speed, pictures."""
 
-UNIT = "{variant}/train-{train_seed}/nfe-{nfe}"
-SEEDS = EVALUATION.seeds
+TRAINED = "{variant}/train-{train_seed}"
 TEACHER_UNIT = PLAN.teacher_unit()
-TEACHER_NAME = f"teacher-{TEACHER_UNIT.nfe}"
+TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 
 
-def trained_folder(wildcards):
-    """What a unit depends on: its students, or the teacher where nothing is trained."""
-    folder = PLAN.sampled_folder(wildcards.variant, int(wildcards.train_seed), int(wildcards.nfe))
-    return folder.parent if folder.name.startswith("nfe-") else folder
-
-
-def sampled_folder(wildcards):
-    return PLAN.sampled_folder(wildcards.variant, int(wildcards.train_seed), int(wildcards.nfe))
+def source(wildcards):
+    return PLAN.source(wildcards.variant, int(wildcards.train_seed))
 
 
 def extractor_options(wildcards):
@@ -25,54 +18,51 @@ def extractor_options(wildcards):
     return options
 
 
+# One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
 rule sample:
     output:
-        samples=expand(ROOT / "samples" / UNIT / "seed-{seed}.npz", seed=SEEDS, allow_missing=True),
-        provenance=ROOT / "samples" / UNIT / "provenance.json",
+        directory(ROOT / "samples" / TRAINED),
     input:
-        student=trained_folder,
+        source=source,
         code=core_code("noise.py", "images.py", "solvers.py"),
         method=method_code,
     params:
         settings=method_settings,
-        student=sampled_folder,
-        seeds=SEEDS,
+        seeds=EVALUATION.seeds,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
-        folder=lambda wildcards, output: Path(output.provenance).parent,
     log:
-        ROOT / "logs/sample" / f"{UNIT}.log",
+        ROOT / "logs/sample" / f"{TRAINED}.log",
     benchmark:
-        ROOT / "benchmarks/sample" / f"{UNIT}.tsv"
+        ROOT / "benchmarks/sample" / f"{TRAINED}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
-        "{COMMAND} sample --settings {params.settings:q} --student {params.student:q} --nfe {wildcards.nfe} "
-        "--seeds {params.seeds} --num-samples {params.num_samples} --batch-size {params.batch_size} "
-        "--output {params.folder:q} > {log:q} 2>&1"
+        "{COMMAND} sample --settings {params.settings:q} --source {input.source:q} --seeds {params.seeds} "
+        "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
 
 
 rule features:
     output:
-        ROOT / "features" / UNIT / "features.npz",
-        ROOT / "features" / UNIT / "features.json",
+        ROOT / "features" / f"{TRAINED}.npz",
+        ROOT / "features" / f"{TRAINED}.json",
     input:
-        samples=rules.sample.output.samples,
+        samples=ROOT / "samples" / TRAINED,
         code=code("evaluation/features.py"),
     params:
         options=extractor_options,
     log:
-        ROOT / "logs/features" / f"{UNIT}.log",
+        ROOT / "logs/features" / f"{TRAINED}.log",
     benchmark:
-        ROOT / "benchmarks/features" / f"{UNIT}.tsv"
+        ROOT / "benchmarks/features" / f"{TRAINED}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} features {params.options:q} --samples {input.samples:q} --output {output[0]:q} > {log:q} 2>&1"
 
@@ -80,8 +70,8 @@ rule features:
 # Samples that the user brings: one row a file.
 use rule features as features_external with:
     output:
-        ROOT / "features/external/{name}/features.npz",
-        ROOT / "features/external/{name}/features.json",
+        ROOT / "features/external/{name}.npz",
+        ROOT / "features/external/{name}.json",
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
         code=code("evaluation/features.py"),
@@ -95,8 +85,8 @@ use rule features as features_external with:
 
 rule features_real:
     output:
-        ROOT / "features/real/features.npz",
-        ROOT / "features/real/features.json",
+        ROOT / "features/real.npz",
+        ROOT / "features/real.json",
     input:
         data=ROOT / "data",
         code=code("evaluation/features.py"),
@@ -105,49 +95,47 @@ rule features_real:
     log:
         ROOT / "logs/features_real.log",
     benchmark:
-        ROOT / "benchmarks/features_real/features.tsv"
+        ROOT / "benchmarks/features_real/real.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} real-features {params.options:q} --data {input.data:q} --output {output[0]:q} > {log:q} 2>&1"
 
 
-def teacher_samples(wildcards):
-    """The teacher's samples from the same noise, for methods that are to follow it."""
-    follows = EXPERIMENT.methods[wildcards.variant].follows_teacher
-    return list(PLAN.samples(TEACHER_UNIT).values()) if follows else []
-
-
 rule measure:
     output:
-        ROOT / "measures" / f"{UNIT}.csv",
-        ROOT / "measures" / f"{UNIT}.json",
+        ROOT / "measures" / f"{TRAINED}.csv",
+        ROOT / "measures" / f"{TRAINED}.json",
     input:
-        features=rules.features.output[0],
-        samples=rules.sample.output.samples,
+        features=ROOT / "features" / f"{TRAINED}.npz",
+        samples=ROOT / "samples" / TRAINED,
         real=rules.features_real.output[0],
-        teacher=PLAN.features(TEACHER_UNIT),
-        teacher_samples=teacher_samples,
+        teacher_features=ROOT / "features" / f"{TEACHER}.npz",
+        teacher_samples=ROOT / "samples" / TEACHER,
         code=code("evaluation/quality.py"),
     params:
         experiment=EXPERIMENT.name,
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
-        teacher=TEACHER_NAME,
+        follows=lambda wildcards: (
+            "--follows-teacher" if EXPERIMENT.methods[wildcards.variant].follows_teacher else ""
+        ),
+        teacher=f"nfe-{TEACHER_UNIT.nfe}",
     log:
-        ROOT / "logs/measure" / f"{UNIT}.log",
+        ROOT / "logs/measure" / f"{TRAINED}.log",
     benchmark:
-        ROOT / "benchmarks/measure" / f"{UNIT}.tsv"
+        ROOT / "benchmarks/measure" / f"{TRAINED}.tsv"
     conda:
         "../../environment.yml"
     threads: 1
     shell:
-        "{COMMAND} measure --experiment {params.experiment:q} --method {params.method:q} "
-        "--variant {wildcards.variant:q} --nfe {wildcards.nfe} --train-seed {wildcards.train_seed} "
-        "--features {input.features:q} --real {input.real:q} --teacher {input.teacher:q} "
-        "--teacher-name {params.teacher:q} --samples {input.samples:q} --teacher-samples {input.teacher_samples:q} --output {output[0]:q} > {log:q} 2>&1"
+        "{COMMAND} measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
+        "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
+        "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
+        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
+        "--output {output[0]:q} > {log:q} 2>&1"
 
 
 rule measure_external:
@@ -158,11 +146,12 @@ rule measure_external:
         features=rules.features_external.output[0],
         samples=rules.features_external.input.samples,
         real=rules.features_real.output[0],
-        teacher=PLAN.features(TEACHER_UNIT),
+        teacher_features=ROOT / "features" / f"{TEACHER}.npz",
+        teacher_samples=ROOT / "samples" / TEACHER,
         code=code("evaluation/quality.py"),
     params:
         experiment=EXPERIMENT.name,
-        teacher=TEACHER_NAME,
+        teacher=f"nfe-{TEACHER_UNIT.nfe}",
     wildcard_constraints:
         name=one_of(EVALUATION.external),
     log:
@@ -174,8 +163,9 @@ rule measure_external:
     threads: 1
     shell:
         "{COMMAND} measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
-        "--features {input.features:q} --real {input.real:q} --teacher {input.teacher:q} "
-        "--teacher-name {params.teacher:q} --samples {input.samples:q} --output {output[0]:q} > {log:q} 2>&1"
+        "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
+        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
+        "--output {output[0]:q} > {log:q} 2>&1"
 
 
 # What "perfect" looks like at the test part's size.
@@ -206,12 +196,12 @@ rule speed:
         ROOT / "speed/speed.csv",
         ROOT / "speed/speed.json",
     input:
-        students=sorted({str(trained_folder(unit)) for unit in PLAN.timed_units()}),
+        sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
         code=core_code("solvers.py") + code("evaluation/speed.py"),
     params:
         units=canonical_json(
             [
-                [unit.variant, unit.nfe, str(sampled_folder(unit)), json.loads(method_settings(unit))]
+                [unit.variant, unit.nfe, str(source(unit)), json.loads(method_settings(unit))]
                 for unit in PLAN.timed_units()
             ]
         ),
@@ -226,7 +216,7 @@ rule speed:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
         "--teacher {params.teacher:q} --output {output[0]:q} > {log:q} 2>&1"
@@ -241,7 +231,7 @@ rule pictures:
         teacher=ROOT / "teacher",
         code=core_code("noise.py") + code("boot/trajectory.py"),
     params:
-        seed=SEEDS[0],
+        seed=EVALUATION.seeds[0],
     log:
         ROOT / "logs/pictures/{variant}/train-{train_seed}.log",
     benchmark:
@@ -250,7 +240,7 @@ rule pictures:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
         "--output {output:q} > {log:q} 2>&1"

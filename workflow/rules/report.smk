@@ -20,7 +20,7 @@ rule report:
             category="Figures",
         ),
     input:
-        measures=[PLAN.measures(unit) for unit in PLAN.units()],
+        measures=PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
         external=expand(ROOT / "measures/external/{name}.csv", name=EVALUATION.external),
         floor=rules.measure_floor.output[0],
         speed=rules.speed.output[0],
@@ -30,7 +30,7 @@ rule report:
             variant=TRAINED_VARIANTS,
             train_seed=EXPERIMENT.train_seeds,
         ),
-        samples=[PLAN.samples(unit)[EVALUATION.seeds[0]] for unit in PLAN.units()],
+        samples=PLAN.per_training("samples/{variant}/train-{train_seed}"),
         pictures=expand(
             ROOT / "pictures/{variant}/train-{train_seed}.npz",
             variant=BOOT_VARIANTS,

@@ -34,9 +34,10 @@ rule teacher:
         ROOT / "benchmarks/teacher/teacher.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores
+    # The result depends on the number of threads in its last bits, and more than a few do not help.
+    threads: min(workflow.cores, 8)
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
@@ -64,7 +65,7 @@ rule distil:
     # Small networks gain little from a second thread and much from a second job beside them.
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
@@ -92,7 +93,7 @@ rule distil_with_data:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=1,
+        gpu=GPU,
     shell:
         "{COMMAND} distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "

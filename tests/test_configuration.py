@@ -1,0 +1,116 @@
+"""Broken configurations are refused before anything runs, naming the key, what was found and what is allowed."""
+
+import copy
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from diffusion.errors import UserError
+from suite.configuration import ExtractorName, parse_experiment
+from suite.plan import Plan
+
+ROOT = Path(__file__).parents[1]
+TINY = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+
+
+def changed(path, value):
+    """The tiny experiment with one key changed; None as the value of ``del`` removes it."""
+    raw = copy.deepcopy(TINY)
+    *parents, last = path.split(".")
+    block = raw
+    for key in parents:
+        block = block.setdefault(key, {})
+    if value is DELETED:
+        del block[last]
+    else:
+        block[last] = value
+    return raw
+
+
+DELETED = object()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_experiment_is_valid(file):
+    experiment = parse_experiment(yaml.safe_load(file.read_text()))
+    assert Plan(experiment).units()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("experimnt", "x", ["experimnt: unknown key", "experiment"]),
+        ("experiment", DELETED, ["experiment: missing"]),
+        ("experiment", "a/b", ["experiment: found 'a/b'"]),
+        ("data.kind", "celeba", ["data.kind: found 'celeba'", "digits", "images"]),
+        ("data.colour", 1, ["data.colour", "unknown"]),
+        ("teacher.training", DELETED, ["teacher.training: missing"]),
+        ("teacher.training.steps", "many", ["teacher.training.steps: found 'many'", "integer"]),
+        ("teacher.training.steps", 0, ["teacher.training.steps: found 0", "greater than or equal to 1"]),
+        ("teacher.training.stepz", 5, ["teacher.training.stepz: unknown key", "batch_size"]),
+        ("teacher.training.decay", "step", ["teacher.training.decay: found 'step'", "'cosine'"]),
+        ("teacher.schedule.kind", "sigmoid", ["teacher.schedule.kind: found 'sigmoid'", "'cosine'"]),
+        ("teacher.schedule.t_min", 0.9999, ["teacher.schedule", "t_min (0.9999)", "smaller than t_max (0.999)"]),
+        ("teacher.prediction_type", "flow", ["teacher.prediction_type: found 'flow'", "'v_prediction'"]),
+        ("teacher.network.attention_resolutions", [5], ["teacher.network", "5", "[8, 4]"]),
+        ("teacher.network.block_out_channels", [12], ["teacher.network", "12", "norm_num_groups"]),
+        ("teacher.network.block_out_channels", [8, 8, 8, 8, 8], ["teacher.network", "5 levels", "16"]),
+        ("methods.boot-heun.method", "bot", ["methods.boot-heun.method: found 'bot'", "boot", "ddim"]),
+        ("methods.boot-heun.solver", "rk4", ["methods.boot-heun.solver: found 'rk4'", "'euler'", "'heun'"]),
+        ("methods.boot-heun.delta", 2.0, ["methods.boot-heun.delta: found 2.0", "0.998"]),
+        ("methods.boot-heun.beta", 1.0, ["methods.boot-heun.beta: unknown key", "boundary_weight"]),
+        ("methods.boot-heun.training.stepz", 1, ["methods.boot-heun.training.stepz: unknown key", "steps"]),
+        ("methods.progressive.start_steps", 12, ["methods.progressive", "found 12", "power of two"]),
+        ("methods.progressive.start_steps", 16, ["methods.progressive.start_steps: found 16", "divisor", "200"]),
+        ("methods.progressive.training.ema_decay", 0.9, ["methods.progressive.training", "ema_decay", "null"]),
+        ("methods.ddim.num_inference_steps", [4, 4], ["methods.ddim.num_inference_steps", "[4, 4]"]),
+        ("methods.ddim.num_inference_steps", [4, 500], ["methods.ddim.num_inference_steps: found 500", "200"]),
+        ("methods.a/b", {"method": "ddim"}, ["methods.a/b", "names folders"]),
+        ("select", ["ddim", "nothing"], ["select: found 'nothing'", "boot-heun"]),
+        ("select", ["boot-heun"], ["evaluation.teacher", "'ddim'", "none is selected"]),
+        ("train_seeds", [0, 0], ["train_seeds", "[0, 0]"]),
+        ("evaluation.features", "vgg", ["evaluation.features: found 'vgg'", "inception"]),
+        ("evaluation.seeds", [-1], ["evaluation.seeds", "[-1]"]),
+        ("evaluation.teacher.nfe", 3, ["evaluation.teacher", "nfe 3", "1, 2, 4"]),
+        ("evaluation.external", {"ddim": "x.npz"}, ["evaluation.external.ddim"]),
+        ("speed.batch_sizes", [], ["speed.batch_sizes"]),
+    ],
+)
+def test_broken_configurations_are_refused(path, value, expected):
+    with pytest.raises(UserError) as caught:
+        parse_experiment(changed(path, value))
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_zero_boundary_weight_needs_a_student_that_starts_on_the_trajectory():
+    raw = changed("methods.boot-heun.boundary_weight", 0.0)
+    parse_experiment(raw)
+    raw["teacher"]["prediction_type"] = "epsilon"
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with an epsilon teacher"):
+        parse_experiment(raw)
+
+
+def test_all_problems_are_listed_at_once():
+    raw = changed("methods.boot-heun.delta", 2.0)
+    raw["methods"]["progressive"]["start_steps"] = 12
+    with pytest.raises(UserError) as caught:
+        parse_experiment(raw)
+    assert "methods.boot-heun.delta" in str(caught.value)
+    assert "methods.progressive" in str(caught.value)
+
+
+def test_extractor_names_are_those_of_the_evaluation():
+    from evaluation.features import EXTRACTORS
+
+    assert get_args(ExtractorName) == EXTRACTORS
+
+
+def test_selection_keeps_the_files_order_and_drops_the_rest():
+    experiment = parse_experiment(changed("select", ["progressive", "ddim"]))
+    assert list(experiment.methods) == ["ddim", "progressive"]
+    assert {(unit.variant, unit.nfe) for unit in Plan(experiment).units()} == {
+        ("ddim", 1), ("ddim", 2), ("ddim", 4), ("progressive", 2), ("progressive", 1),
+    }  # fmt: skip

@@ -1,0 +1,136 @@
+"""The contract that every registered method keeps; a new method is found and tested by itself."""
+
+import json
+
+import pytest
+import torch
+from tiny import TEACHER, tiny_denoiser, tiny_splits
+
+from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.errors import UserError
+from diffusion.noise import initial_noise
+from diffusion.teacher import TeacherSettings
+from diffusion.training import TrainingRun
+from suite.registry import method_class, method_file, method_modules
+
+CPU = torch.device("cpu")
+NOISE = initial_noise(0, range(5), (1, 8, 8))
+METHODS = list(method_modules())
+TRAINED = [name for name in METHODS if method_class(name).trains]
+
+
+def build(name):
+    kind = method_class(name)
+    return kind(kind.Settings.model_validate({"method": name, **kind.TINY}))
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    return load_split(tmp_path / "data", "train")
+
+
+def distil(method, folder, data, key="key", seed=0, stop_after=None):
+    """Trains the method's tiny students from the tiny teacher; may stop after some evaluations of the teacher."""
+    teacher = tiny_denoiser()
+    calls = 0
+
+    def interrupt(_module, _inputs):
+        nonlocal calls
+        calls += 1
+        if stop_after is not None and calls > stop_after:
+            raise KeyboardInterrupt
+
+    teacher.network.register_forward_pre_hook(interrupt)
+    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
+        return method.distil(teacher, run, data if method.needs_data else None)
+
+
+def test_the_registry_knows_the_methods_and_their_files():
+    assert {"boot", "ddim", "progressive_distillation"} <= set(METHODS)
+    assert all(method_file(name).exists() for name in METHODS)
+    with pytest.raises(UserError, match=r"expected one of.*boot"):
+        method_class("unknown")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_name_the_method_and_have_json(name):
+    method = build(name)
+    assert method.settings.method == name
+    assert type(method.settings).model_validate_json(method.settings.model_dump_json()) == method.settings
+    assert method.evaluations()
+    method.check(TeacherSettings.model_validate(TEACHER))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_unknown_keys_are_refused(name):
+    kind = method_class(name)
+    with pytest.raises(ValueError, match="nonsense"):
+        kind.Settings.model_validate({"method": name, "nonsense": 1})
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_resumes_to_the_same_bits(name, tmp_path, data):
+    method = build(name)
+    whole = distil(method, tmp_path / "whole", data)
+    with pytest.raises(KeyboardInterrupt):
+        distil(method, tmp_path / "stopped", data, stop_after=5)
+    resumed = distil(method, tmp_path / "stopped", data)
+    assert [s.nfe for s in whole] == [s.nfe for s in resumed] == list(method.evaluations())
+    for one, two in zip(whole, resumed, strict=True):
+        for key, value in one.network.state_dict().items():
+            assert torch.equal(value, two.network.state_dict()[key]), key
+        assert one.cost["network_evaluations"] == two.cost["network_evaluations"] > 0
+        assert (one.cost["real_images_seen"] > 0) == method.needs_data
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_another_seed_trains_another_student(name, tmp_path, data):
+    one, two = (distil(build(name), tmp_path / str(seed), data, seed=seed)[-1].network for seed in (0, 1))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_teacher_is_left_alone(name, tmp_path, data):
+    teacher = tiny_denoiser()
+    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
+    method = build(name)
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        method.distil(teacher, run, data if method.needs_data else None)
+    assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_samples_have_the_right_shape_at_the_promised_evaluations_and_are_deterministic(name, tmp_path):
+    method, teacher = build(name), tiny_denoiser()
+    method.save(tmp_path / "saved", tiny_denoiser(seed=3).network, teacher)
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    for nfe in method.evaluations():
+        sampler, network = method.sampler(tmp_path / "saved", nfe, CPU)
+        evaluated = []
+        network.register_forward_pre_hook(lambda _m, inputs, evaluated=evaluated: evaluated.append(len(inputs[0])))
+        with torch.inference_mode():
+            pictures = sampler(NOISE, None)
+            assert evaluated == [len(NOISE)] * nfe
+            assert torch.equal(pictures, sampler(NOISE, None))
+            # A picture does not depend on its neighbours in the batch.
+            torch.testing.assert_close(pictures[:2], sampler(NOISE[:2], None), rtol=1e-3, atol=1e-4)
+        assert pictures.shape == NOISE.shape
+        assert torch.isfinite(pictures).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_folders_load_with_a_diffusers_pipeline(name, tmp_path):
+    from diffusers import DDIMPipeline
+
+    from boot.pipeline import BootPipeline
+
+    method = build(name)
+    method.save(tmp_path / "saved", tiny_denoiser().network, tiny_denoiser())
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    pipeline = {"BootPipeline": BootPipeline, "DDIMPipeline": DDIMPipeline}[index["_class_name"]]
+    loaded = pipeline.from_pretrained(tmp_path / "saved")
+    loaded.set_progress_bar_config(disable=True)
+    steps = {} if pipeline is BootPipeline else {"num_inference_steps": 2}
+    assert len(loaded(batch_size=2, **steps).images) == 2

@@ -1,0 +1,172 @@
+"""Teachers and students as `diffusers` folders."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import tiny_denoiser
+
+from boot.distillation import Boot, BootSettings
+from boot.pipeline import BootPipeline
+from diffusion.errors import CheckpointError, UserError
+from diffusion.images import to_uint8
+from diffusion.noise import initial_noise
+from diffusion.pipelines import load_denoiser, save_denoiser
+from diffusion.schedule import CosineSchedule, DiscreteSchedule
+from diffusion.solvers import ddim_sample
+
+NOISE = initial_noise(0, range(6), (1, 8, 8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_denoiser(tmp_path / "teacher", tiny_denoiser())
+    return tmp_path / "teacher"
+
+
+def test_only_safetensors_and_json_are_written(folder):
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_round_trip(tmp_path, prediction_type, clip):
+    denoiser = tiny_denoiser(prediction_type, clip=clip)
+    save_denoiser(tmp_path / "teacher", denoiser)
+    again = load_denoiser(tmp_path / "teacher")
+    t = torch.linspace(0.001, 0.999, 6, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(again(NOISE, t), denoiser(NOISE, t))
+    assert isinstance(again.schedule, CosineSchedule)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
+def test_ddim_pipeline_reproduces_the_suites_samples(folder, steps):
+    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    # The pipeline draws its own noise; it is handed ours in that draw's place.
+    import diffusers.pipelines.ddim.pipeline_ddim as module
+
+    original = module.randn_tensor
+    module.randn_tensor = lambda *args, **kwargs: NOISE.clone()
+    try:
+        theirs = pipeline(
+            batch_size=len(NOISE),
+            num_inference_steps=steps,
+            eta=0.0,
+            use_clipped_model_output=True,
+            output_type="np",
+        ).images
+    finally:
+        module.randn_tensor = original
+    with torch.no_grad():
+        ours = ddim_sample(load_denoiser(folder), NOISE, steps)
+    ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-3 if steps > 8 else 2e-4)
+
+
+def test_boot_pipeline_draws_the_students_own_samples(tmp_path):
+    teacher = tiny_denoiser()
+    method = Boot(BootSettings())
+    method.save(tmp_path / "student", tiny_denoiser(seed=1).network, teacher)
+    sampler, _ = method.sampler(tmp_path / "student", 1, torch.device("cpu"))
+    with torch.no_grad():
+        expected = sampler(NOISE, None)
+    pipeline = BootPipeline.from_pretrained(tmp_path / "student")
+    images = pipeline(noise=NOISE, output_type="pt").images
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    pictures = pipeline(noise=NOISE).images
+    np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pictures])[..., None], to_uint8(images))
+
+
+def test_boot_pipeline_from_a_folder_as_the_readme_says(tmp_path):
+    Boot(BootSettings()).save(tmp_path / "student", tiny_denoiser().network, tiny_denoiser())
+    images = BootPipeline.from_pretrained(tmp_path / "student")(batch_size=3).images
+    assert len(images) == 3
+    assert images[0].size == (8, 8)
+    one, two = (
+        BootPipeline.from_pretrained(tmp_path / "student")(
+            batch_size=2, generator=torch.Generator().manual_seed(1), output_type="np"
+        ).images
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_foreign_diffusers_teacher_is_read_through_its_own_scheduler(tmp_path):
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    network = tiny_denoiser().network
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+    DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "hub", safe_serialization=True)
+    denoiser = load_denoiser(tmp_path / "hub")
+    assert denoiser.prediction_type == "epsilon"
+    assert isinstance(denoiser.schedule, DiscreteSchedule)
+    np.testing.assert_allclose(denoiser.schedule.alphas_cumprod(), scheduler.alphas_cumprod, rtol=1e-5)
+
+
+def weights_of(folder):
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def test_truncated_weights_are_refused(folder):
+    weights_of(folder).write_bytes(weights_of(folder).read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        load_denoiser(folder)
+
+
+def test_weights_of_another_network_are_refused(folder):
+    save_file({"foreign": torch.zeros(3)}, weights_of(folder))
+    with pytest.raises(CheckpointError, match="another network"):
+        load_denoiser(folder)
+
+
+def test_weights_with_nan_are_refused(folder):
+    weights = load_file(weights_of(folder))
+    name = next(iter(weights))
+    weights[name] = weights[name] * float("nan")
+    save_file(weights, weights_of(folder))
+    with pytest.raises(CheckpointError, match="NaN"):
+        load_denoiser(folder)
+
+
+def test_a_pickle_is_not_read(folder):
+    torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
+    weights_of(folder).unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_denoiser(folder)
+
+
+def test_a_schedule_that_is_not_the_schedulers_is_refused(folder):
+    path = folder / "schedule.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"t_max": 0.9}))
+    with pytest.raises(UserError, match=r"schedule\.json"):
+        load_denoiser(folder)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(UserError, match="model_index"):
+        load_denoiser(tmp_path)
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    whole = initial_noise(7, range(10), (3, 4, 4))
+    parts = torch.cat([initial_noise(7, range(3), (3, 4, 4)), initial_noise(7, range(3, 10), (3, 4, 4))])
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole, initial_noise(8, range(10), (3, 4, 4)))
+    many = initial_noise(0, range(2000), (1, 8, 8))
+    assert abs(float(many.mean())) < 0.02
+    assert float(many.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_copying_a_folder_keeps_it_whole(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    t = torch.tensor(0.5)
+    with torch.no_grad():
+        assert torch.equal(load_denoiser(folder)(NOISE, t), load_denoiser(tmp_path / "copy")(NOISE, t))

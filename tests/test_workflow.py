@@ -1,0 +1,268 @@
+"""The real Snakefile on a tiny experiment, from nothing to the report, and what users do to it afterwards."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from diffusion.files import sha256_file
+from evaluation.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "tests" / "tiny.yaml"
+BOOT_RULES = {"boot-euler", "boot-heun"}
+
+
+def snakemake(folder, *arguments, config=TINY, check=True):
+    """Runs the workflow in ``folder``, which gets the results and Snakemake's own state."""
+    command = [
+        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
+        *("--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2", "--configfile", str(config)),
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"BOOT_DEVICE": "cpu"})
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A folder in which the tiny experiment has run, with a row of the user's own samples."""
+    folder = tmp_path_factory.mktemp("workflow")
+    pictures = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / "mine.npz", arr_0=pictures)
+    raw = yaml.safe_load(TINY.read_text())
+    raw["evaluation"]["external"] = {"mine": "mine.npz"}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    snakemake(folder, config=folder / "tiny.yaml")
+    return folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy to break things in, times kept."""
+    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+@pytest.mark.slow
+def test_the_report_is_there_and_a_second_run_has_nothing_to_do(finished):
+    report = finished / "results" / "tiny" / "report"
+    assert "<h1" in (report / "index.html").read_text()
+    done = snakemake(finished, "--dry-run", config=finished / "tiny.yaml")
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_long_tables_have_the_promised_columns_and_rows(finished):
+    report = finished / "results" / "tiny" / "report"
+    metrics, speed, cost = (pd.read_csv(report / f"{name}.csv") for name in ("metrics", "speed", "cost"))
+    assert tuple(metrics.columns) == tuple(METRICS_COLUMNS)
+    assert tuple(speed.columns) == tuple(SPEED_COLUMNS)
+    assert tuple(cost.columns) == tuple(COST_COLUMNS)
+    rows = {(row.variant, row.nfe) for row in metrics[metrics.method != "real"].itertuples() if row.method != "external"}
+    assert rows == {
+        ("ddim", 1), ("ddim", 2), ("ddim", 4), ("boot-euler", 1), ("boot-heun", 1), ("progressive", 2), ("progressive", 1),
+    }  # fmt: skip
+    assert set(metrics.metric) == {
+        "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance", "mse_to_teacher",
+        "frechet_distance_to_teacher",
+    }  # fmt: skip
+    assert set(metrics.library) == {"torch-fidelity", "clean-fid", "numpy"}
+    assert np.isfinite(metrics.value).all()
+    assert set(metrics[metrics.variant == "mine"].metric) >= {"frechet_distance", "kid"}
+    assert "mse_to_teacher" not in set(metrics[metrics.variant == "mine"].metric)
+    teacher = metrics[(metrics.variant == "ddim") & (metrics.nfe == 4) & (metrics.metric == "mse_to_teacher")]
+    assert (teacher.value == 0).all()
+    assert len(teacher) == 2
+    assert set(speed.batch_size) == {1, 8}
+    assert (speed[(speed.variant == "ddim") & (speed.nfe == 4)].speedup_over_teacher == 1).all()
+
+
+@pytest.mark.slow
+def test_the_costs_are_those_of_the_settings(finished):
+    cost = pd.read_csv(finished / "results" / "tiny" / "report" / "cost.csv").set_index("variant")
+    # Per BOOT step at batch 16, a quarter of it at the boundary: student 16 + 20, teacher 20 (Euler) or 36 (Heun).
+    assert cost.network_evaluations["boot-euler"] == 8 * (16 + 20 + 20)
+    assert cost.network_evaluations["boot-heun"] == 8 * (16 + 20 + 36)
+    assert cost.real_images_seen["boot-heun"] == cost.real_images_seen["boot-euler"] == 0
+    # Progressive distillation: two evaluations of its teacher and one of the student a picture; the last two
+    # halvings are twice as long, and the one-step student has paid for the two-step one.
+    assert cost.network_evaluations["progressive@nfe-2"] == 3 * 16 * 4 * 2
+    assert cost.network_evaluations["progressive@nfe-1"] == 2 * 3 * 16 * 4 * 2
+    assert cost.real_images_seen["progressive@nfe-1"] == 2 * 16 * 4 * 2
+    assert cost.network_evaluations["teacher"] == cost.real_images_seen["teacher"] == 8 * 16
+
+
+@pytest.mark.slow
+def test_samples_follow_the_convention_and_share_their_noise(finished):
+    samples = finished / "results" / "tiny" / "samples"
+    files = sorted(samples.rglob("*.npz"))
+    assert len(files) == 7 * 2
+    for file in files:
+        with np.load(file) as archive:
+            assert archive.files == ["arr_0"]
+            assert archive["arr_0"].dtype == np.uint8
+            assert archive["arr_0"].shape == (48, 8, 8, 1)
+    facts = json.loads((samples / "boot-heun" / "train-0" / "provenance.json").read_text())
+    assert facts["seeds"] == [0, 1]
+    weights = finished / "results/tiny/students/boot-heun/train-0/nfe-1/unet/diffusion_pytorch_model.safetensors"
+    assert facts["inputs"]["weights, nfe 1"]["sha256"] == sha256_file(weights)
+
+
+@pytest.mark.slow
+def test_every_result_has_its_provenance(finished):
+    root = finished / "results" / "tiny"
+    for file in [
+        *root.glob("*/provenance.json"), *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
+        root / "speed" / "speed.json",
+    ]:  # fmt: skip
+        facts = json.loads(file.read_text())
+        assert {"inputs", "versions", "hardware", "commit", "command"} <= facts.keys(), file
+    assert not (root / "state").exists() or not any((root / "state").iterdir())
+
+
+@pytest.mark.slow
+def test_teacher_and_students_load_in_diffusers(finished):
+    from boot.pipeline import BootPipeline
+
+    root = finished / "results" / "tiny"
+    images = BootPipeline.from_pretrained(root / "students/boot-heun/train-0/nfe-1")(batch_size=16).images
+    assert len(images) == 16
+
+    from diffusers import DDIMPipeline
+
+    for folder in (root / "teacher", root / "students/progressive/train-0/nfe-2"):
+        pipeline = DDIMPipeline.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        assert len(pipeline(batch_size=2, num_inference_steps=2).images) == 2
+
+
+def edges(folder):
+    """(from, to) pairs of the real graph, each node written as "rule variant"."""
+    dot = snakemake(folder, "--forceall", "--dag", "dot").stdout
+    labels = {
+        match[1]: " ".join(re.findall(r"^\w+|variant: ([^\\,]+)", match[2].replace("\\n", "\n"), re.M) and
+                           [match[2].split("\\n")[0], *re.findall(r"variant: ([^\\,]+)", match[2])])
+        for match in re.finditer(r'(\d+)\[label = "([^"]*)"', dot)
+    }  # fmt: skip
+    pairs = [(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", dot)]
+    assert pairs, dot
+    return pairs
+
+
+@pytest.mark.slow
+def test_no_edge_leads_from_the_data_to_a_boot_student(tmp_path):
+    pairs = edges(tmp_path)
+    into = {variant: {a for a, b in pairs if b == f"distil {variant}"} for variant in BOOT_RULES}
+    assert into == {variant: {"teacher"} for variant in BOOT_RULES}
+    assert {a for a, b in pairs if b == "distil_with_data progressive"} == {"data", "teacher"}
+    assert ("data", "teacher") in pairs
+
+
+@pytest.mark.slow
+def test_boot_is_distilled_with_the_data_folder_deleted(copy):
+    root = copy / "results" / "tiny"
+    before = sha256_file(root / "students/boot-heun/train-0/nfe-1/unet/diffusion_pytorch_model.safetensors")
+    shutil.rmtree(root / "data")
+    shutil.rmtree(root / "students" / "boot-heun")
+    done = snakemake(copy, "results/tiny/students/boot-heun/train-0", config=copy / "tiny.yaml")
+    assert not (root / "data").exists()
+    assert "rule teacher" not in done.stdout + done.stderr
+    after = sha256_file(root / "students/boot-heun/train-0/nfe-1/unet/diffusion_pytorch_model.safetensors")
+    assert before == after
+
+
+def planned(folder, raw):
+    """The rules (with variant) that a changed configuration would run."""
+    (folder / "changed.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    done = snakemake(folder, "--dry-run", config=folder / "changed.yaml")
+    text = done.stdout + done.stderr
+    rules = set()
+    for block in re.split(r"\n\n|\n(?=\[)", text):
+        rule = re.search(r"^(?:local)?rule (\w+):", block, re.M)
+        variant = re.search(r"wildcards: variant=([^,\n]+)", block)
+        if rule:
+            rules.add(rule[1] + (f" {variant[1]}" if variant else ""))
+    return rules
+
+
+@pytest.mark.slow
+def test_a_change_of_one_method_reruns_that_method_alone(finished):
+    raw = yaml.safe_load((finished / "tiny.yaml").read_text())
+    raw["methods"]["boot-euler"]["training"]["steps"] = 9
+    assert planned(finished, raw) == {
+        "distil boot-euler", "sample boot-euler", "features boot-euler", "measure boot-euler", "pictures boot-euler",
+        "speed", "report", "all",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_change_of_the_speed_budget_trains_nothing(finished):
+    raw = yaml.safe_load((finished / "tiny.yaml").read_text())
+    raw["speed"]["seconds"] = 3
+    assert planned(finished, raw) == {"speed", "report", "all"}
+
+
+@pytest.mark.slow
+def test_a_broken_configuration_is_refused_before_any_job(tmp_path):
+    raw = yaml.safe_load(TINY.read_text())
+    raw["methods"]["boot-heun"]["detla"] = 0.1
+    (tmp_path / "broken.yaml").write_text(yaml.safe_dump(raw))
+    done = snakemake(tmp_path, config=tmp_path / "broken.yaml", check=False)
+    assert done.returncode != 0
+    assert "methods.boot-heun.detla: unknown key" in done.stdout + done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["teacher", "boot-heun", "progressive"])
+def test_a_killed_job_resumes_to_the_same_weights(finished, tmp_path, job):
+    """SIGKILL in the middle of the command that a rule runs, then the same command again."""
+    root = finished / "results" / "tiny"
+    steps = 60
+    raw = yaml.safe_load(TINY.read_text())
+    settings = raw["teacher"] if job == "teacher" else raw["methods"][job]
+    settings["training"]["steps"] = steps
+    options = ["teacher", "--data", str(root / "data")]
+    if job != "teacher":
+        options = ["distil", "--variant", job, "--seed", "0", "--teacher", str(root / "teacher")]
+        options += ["--data", str(root / "data")] if job == "progressive" else []
+
+    def start(name):
+        command = [sys.executable, "-m", "suite.cli", *options, "--settings", json.dumps(settings)]
+        places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
+        return subprocess.Popen(
+            [*command, *places, "--checkpoint-seconds", "0"], env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    whole = start("whole")
+    assert whole.wait(200) == 0, whole.stderr.read()
+    victim = start("killed")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("state/*/checkpoint.pt")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    victim.kill()
+    victim.wait(30)
+    assert not (tmp_path / "killed" / "out").exists(), "the job ended before it could be killed"
+    again = start("killed")
+    _, log = again.communicate(timeout=200)
+    assert again.returncode == 0, log
+    assert "resuming stage" in log
+    files = [path.relative_to(tmp_path / "whole" / "out") for path in (tmp_path / "whole/out").rglob("*.safetensors")]
+    assert files
+    for file in files:
+        assert sha256_file(tmp_path / "whole/out" / file) == sha256_file(tmp_path / "killed/out" / file), file
+    costs = [json.loads((tmp_path / name / "out/cost.json").read_text())["students"] for name in ("whole", "killed")]
+    assert [s["network_evaluations"] for s in costs[0]] == [s["network_evaluations"] for s in costs[1]]
