@@ -1,12 +1,13 @@
 """BOOT reproduction: data → teacher → students → samples → measures → report.
 
-    snakemake --cores all                                                the default experiment
-    snakemake --cores all --configfile config/images-example.yaml        another one
+snakemake --cores all                                                the default experiment
+snakemake --cores all --configfile config/images-example.yaml        another one
 """
 
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -43,9 +44,9 @@ wildcard_constraints:
 
 
 rule all:
+    default_target: True
     input:
         ROOT / "report" / "index.html",
-    default_target: True
 
 
 include: "workflow/rules/common.smk"

@@ -148,9 +148,7 @@ def grid_noise_level(
 
 
 @torch.no_grad()
-def progressive_target(
-    teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor, num_steps: int
-) -> torch.Tensor:
+def progressive_target(teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor, num_steps: int) -> torch.Tensor:
     """x̃, the picture that takes one DDIM step of the student where two of the teacher lead (algorithm 2).
 
     With t' = t − 1/(2N) and t'' = t − 1/N: x̃ = (z_{t''} − (σ_{t''}/σ_t) z_t) / (α_{t''} − (σ_{t''}/σ_t) α_t). At

@@ -58,16 +58,12 @@ def extractor_at(size: int) -> EfficientNetExtractor:
     """The embedded extractor at any resolution."""
     name = f"efficientnet-lite0-{size}"
     if name not in FEATURE_EXTRACTORS_REGISTRY:
-        register_feature_extractor(
-            name, type(f"EfficientNetLite0At{size}", (EfficientNetLite0,), {"input_size": size})
-        )
+        register_feature_extractor(name, type(f"EfficientNetLite0At{size}", (EfficientNetLite0,), {"input_size": size}))
     return EfficientNetExtractor(name, torch.device("cpu"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

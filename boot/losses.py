@@ -48,9 +48,7 @@ def boot_losses(
     start_noise = noise[:boundary_count]
     with torch.no_grad():
         y_t = student(noise, t)
-        estimates = teacher(
-            torch.cat([noisy_state(schedule, y_t, noise, t), start_noise]), torch.cat([t, at_start])
-        )
+        estimates = teacher(torch.cat([noisy_state(schedule, y_t, noise, t), start_noise]), torch.cat([t, at_start]))
         estimate_t, start_signal = estimates[: len(noise)], estimates[len(noise) :]
         target = bootstrap_target(teacher, y_t, estimate_t, noise, s, t, solver)
     output = student(torch.cat([noise, start_noise]), torch.cat([s, at_start]))

@@ -68,9 +68,7 @@ class BootPipeline(DiffusionPipeline):
             height, width = (size, size) if isinstance(size, int) else size
             shape = (batch_size, self.unet.config.in_channels, height, width)
             noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
-        signal = student(
-            noise.to(self.device), schedule.time(torch.tensor(timestep, dtype=torch.float64)), condition
-        )
+        signal = student(noise.to(self.device), schedule.time(torch.tensor(timestep, dtype=torch.float64)), condition)
         if output_type == "pt":
             images: Any = signal
         elif output_type == "np":

@@ -33,9 +33,10 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def from_uint8(images: np.ndarray) -> torch.Tensor:
-    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+def from_uint8(images: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """uint8 (N, H, W, C) to float32 (N, C, H, W) in [-1, 1], on the device of a tensor."""
+    tensor = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
+    return tensor.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def save_samples(path: Path | str, images: np.ndarray) -> None:

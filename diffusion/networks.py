@@ -55,7 +55,9 @@ def build_network(settings: NetworkSettings, channels: int, resolution: int) -> 
     from diffusers import UNet2DModel  # 3 seconds: not at import
 
     settings.check_resolution(resolution)
-    attends = [resolution >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))]
+    attends = [
+        resolution >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))
+    ]
     return UNet2DModel(
         sample_size=resolution,
         in_channels=channels,

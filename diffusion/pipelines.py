@@ -39,11 +39,19 @@ def build_scheduler(denoiser: Denoiser) -> Any:
 
 
 def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None) -> None:
-    """Writes a `diffusers` pipeline folder (``DDIMPipeline`` unless another class is given)."""
+    """Writes a `diffusers` pipeline folder (``DDIMPipeline`` unless another class is given).
+
+    Raises:
+        OSError: the weights could not be written, for instance on a full disk.
+    """
     from diffusers import DDIMPipeline
+    from safetensors import SafetensorError
 
     pipeline = (pipeline_class or DDIMPipeline)(unet=denoiser.network, scheduler=build_scheduler(denoiser))
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    try:
+        pipeline.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
     write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings())
 

@@ -1,5 +1,6 @@
 """Training a diffusion teacher."""
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -24,25 +25,27 @@ class TeacherSettings(Settings):
 
 
 class RealPictures:
-    """Batches of the data set, drawn with replacement, on the training device.
+    """Batches of the data set, drawn with replacement.
 
     Args:
-        split: the training part; small sets are held on the device as a whole, as uint8.
+        split: the training part, as uint8 on disk. Up to a GiB is held on the training device; a larger one stays
+            memory-mapped, and only the batch travels.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
-        self._images = split.images
         self._device = device
+        self._mapped = split.images
+        self._held = torch.from_numpy(np.array(split.images)).to(device) if split.images.nbytes <= 2**30 else None
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """``count`` pictures in [−1, 1], shape (count, C, H, W)."""
-        index = torch.randint(len(self._images), (count,), generator=generator, device=generator.device)
-        return from_uint8(self._images[index.cpu().numpy()]).to(self._device, non_blocking=True)
+        index = torch.randint(len(self._mapped), (count,), generator=generator, device=generator.device)
+        if self._held is not None:
+            return from_uint8(self._held[index])
+        return from_uint8(torch.from_numpy(self._mapped[index.cpu().numpy()]).to(self._device))
 
 
-def uniform_times(
-    count: int, low: float, high: float, generator: torch.Generator
-) -> torch.Tensor:
+def uniform_times(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """``count`` times, uniform on [low, high]; float64 on the generator's device."""
     unit = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
     return low + (high - low) * unit

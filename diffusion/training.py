@@ -254,9 +254,7 @@ class TrainingRun:
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
         network.train()
-        bar = tqdm(
-            range(first, settings.steps), stage, total=settings.steps, initial=first, mininterval=5, unit="step"
-        )
+        bar = tqdm(range(first, settings.steps), stage, total=settings.steps, initial=first, mininterval=5, unit="step")
         for step in bar:
             rate = settings.rate(step)
             for group in optimiser.param_groups:
@@ -318,10 +316,7 @@ class TrainingRun:
 
     def _autocast(self, precision: str, learns_from_data: bool) -> Callable[[], torch.autocast]:
         wanted = precision == "bf16" or (
-            precision == "auto"
-            and learns_from_data
-            and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
+            precision == "auto" and learns_from_data and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
         return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 
@@ -338,7 +333,11 @@ class TrainingRun:
             "log": copy.deepcopy(self.log),
         }
         with atomic_path(path) as temporary:
-            torch.save(content, temporary)
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:
+                # torch reports a full disk as a position that it did not expect.
+                raise OSError(f"the state could not be written: {error}") from error
 
     def _load(self, path: Path) -> dict[str, Any]:
         remedy = f"Delete {self.folder} to train from the beginning."

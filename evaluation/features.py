@@ -256,9 +256,7 @@ class EfficientNetExtractor(Extractor):
 class InceptionExtractor(Extractor):
     """The FID Inception, 2,048 dimensions. clean-fid uses its own copy of the network."""
 
-    def __init__(
-        self, name: str, device: torch.device, weights: Path | None, cleanfid_weights: Path | None
-    ) -> None:
+    def __init__(self, name: str, device: torch.device, weights: Path | None, cleanfid_weights: Path | None) -> None:
         path = weights or _checkpoints() / INCEPTION_FILE
         content = _read_or_download(
             path,
@@ -283,9 +281,7 @@ class InceptionExtractor(Extractor):
 
     def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         usual = Path(tempfile.gettempdir()) / CLEANFID_INCEPTION_FILE  # where clean-fid itself looks
-        path = self._cleanfid_weights or (
-            usual if usual.is_file() else _checkpoints() / CLEANFID_INCEPTION_FILE
-        )
+        path = self._cleanfid_weights or (usual if usual.is_file() else _checkpoints() / CLEANFID_INCEPTION_FILE)
         content = _read_or_download(
             path,
             CLEANFID_INCEPTION_URL,
@@ -306,8 +302,7 @@ class InceptionExtractor(Extractor):
             "weights_sha256": self._weights_sha256,
             "resize": "299x299, bilinear as in TensorFlow 1, as float, without antialiasing",
             "normalisation": "(x - 128) / 128 with x in 0..255",
-            "cleanfid_network": f"clean-fid's own {CLEANFID_INCEPTION_FILE}, sha256 "
-            f"{CLEANFID_INCEPTION_SHA256}",
+            "cleanfid_network": f"clean-fid's own {CLEANFID_INCEPTION_FILE}, sha256 {CLEANFID_INCEPTION_SHA256}",
         }
 
 
@@ -336,9 +331,7 @@ def load_extractor(
     """
     device = torch.device(device)
     if name not in EXTRACTORS:
-        raise UserError(
-            f"evaluation.features: unknown extractor '{name}'. Use one of {', '.join(EXTRACTORS)}."
-        )
+        raise UserError(f"evaluation.features: unknown extractor '{name}'. Use one of {', '.join(EXTRACTORS)}.")
     if name == "inception":
         return InceptionExtractor(
             name,
@@ -399,9 +392,7 @@ def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torc
 
     def batches() -> Iterator[torch.Tensor]:
         for start in range(0, len(dataset), batch_size):
-            yield torch.stack(
-                [dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)]
-            )
+            yield torch.stack([dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)])
 
     iterator = batches()
     return lambda _latents: next(iterator)
@@ -418,9 +409,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
 
 def _check_features(features: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(features).all():
-        raise NonFiniteError(
-            f"feature extraction: '{name}' gave NaN or infinity; check the device and the weights."
-        )
+        raise NonFiniteError(f"feature extraction: '{name}' gave NaN or infinity; check the device and the weights.")
     return features
 
 

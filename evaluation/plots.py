@@ -109,12 +109,7 @@ def quality_figure(results: Results, against: str) -> Figure:
         spread = results.spread("frechet_distance", row)
         latency = against == "latency"
         x = results.speed_of(row, "latency_ms_median", "smallest") if latency else row.nfe
-        if (
-            spread is not None
-            and x is not None
-            and spread.mean > 0
-            and results.count(row) == results.full_count
-        ):
+        if spread is not None and x is not None and spread.mean > 0 and results.count(row) == results.full_count:
             points.append((row, float(x), spread.mean, spread.sd))
     if not points:
         return empty_figure(f"No method has both a Fréchet distance and {against}.")
@@ -275,9 +270,7 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.tick_params(length=0)
-        axis.set_yticks(
-            [n * (height + gap) + height / 2 for n in range(len(rows))], [label for label, _ in rows]
-        )
+        axis.set_yticks([n * (height + gap) + height / 2 for n in range(len(rows))], [label for label, _ in rows])
         axis.tick_params(axis="y", labelsize=8)
         if columns:
             step = (width + gap) / len(columns)

@@ -106,9 +106,7 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
         NonFiniteError: a feature, or the distance, is NaN or infinite.
     """
     one, two = (x if isinstance(x, Moments) else moments(x) for x in (a, b))
-    return _finite(
-        fid_statistics_to_metric(one.statistics, two.statistics, False)[KEY_METRIC_FID], "frechet_distance"
-    )
+    return _finite(fid_statistics_to_metric(one.statistics, two.statistics, False)[KEY_METRIC_FID], "frechet_distance")
 
 
 def kid(
@@ -138,9 +136,7 @@ def kid(
     return _finite(result[KEY_METRIC_KID_MEAN], "kid")
 
 
-def precision_recall(
-    generated: np.ndarray, real: np.ndarray, neighborhood: int = NEIGHBORHOOD
-) -> tuple[float, float]:
+def precision_recall(generated: np.ndarray, real: np.ndarray, neighborhood: int = NEIGHBORHOOD) -> tuple[float, float]:
     """Improved precision and recall of generated features (N, D) against real ones, by torch-fidelity.
 
     Kynkäänniemi et al. 2019 (arXiv 1904.06991): the share of generated pictures inside the union of the balls
@@ -257,9 +253,7 @@ def measure(
         this = {**identity, "seed": seed}
         rows += _reference_rows(this, vectors, reference, extractor, f"seed {seed}")
         if small_count < len(vectors):
-            rows += _reference_rows(
-                this, vectors[:small_count], reference, extractor, f"seed {seed}", warn=False
-            )
+            rows += _reference_rows(this, vectors[:small_count], reference, extractor, f"seed {seed}", warn=False)
         others = [v for other, v in (teacher_features or {}).items() if other != seed]
         if others and position < teacher_seeds:
             rows.append(
@@ -440,7 +434,5 @@ def _check(features: np.ndarray, what: str) -> np.ndarray:
 
 def _finite(value: float, metric: str) -> float:
     if not np.isfinite(value):
-        raise NonFiniteError(
-            f"{metric} is {value}. Check the number of samples and the features it came from."
-        )
+        raise NonFiniteError(f"{metric} is {value}. Check the number of samples and the features it came from.")
     return float(value)

@@ -147,9 +147,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             [(strip.label, strip.images) for group in times for strip in group.strips],
             times[0].columns if times else (),
         ),
-        "interpolation": plots.grid_figure(
-            [(s.label, s.images) for group in interpolation for s in group.strips]
-        ),
+        "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
         "training": plots.training_figure(curves),
         "cost": plots.cost_figure(results),
         "wall_clock": plots.wall_clock_figure(results),
@@ -219,9 +217,7 @@ def findings(results: Results) -> list[str]:
                 continue
             caveat = "" if place.spread_known else ", taken once, so without a known spread"
             measure = _MEASURES.get(metric, _in_sentence(results.frechet_name))
-            places.setdefault(_place_text(place, sampler), []).append(
-                f"{measure} ({_spread_text(own)}{caveat})"
-            )
+            places.setdefault(_place_text(place, sampler), []).append(f"{measure} ({_spread_text(own)}{caveat})")
         sentences += [f"{name} {place} by {_join(measures)}." for place, measures in places.items()]
         sentences += _against_progressive(results, row)
         speed = results.speed_of(row, "images_per_second")
@@ -350,9 +346,7 @@ def _load_pictures(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
     except (KeyError, ValueError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path}: expected an .npz with {list(_PICTURES)} ({error}). Draw it again."
-        ) from error
+        raise UserError(f"{path}: expected an .npz with {list(_PICTURES)} ({error}). Draw it again.") from error
     return content
 
 
@@ -376,9 +370,7 @@ def _all_times(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Result
         order = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), 12)).round().astype(int))]
         label = results.labels.get(variant, variant)
         strips = []
-        for number, (student, teacher) in enumerate(
-            zip(content["all_times"], content["trajectory"], strict=True)
-        ):
+        for number, (student, teacher) in enumerate(zip(content["all_times"], content["trajectory"], strict=True)):
             if number == 3:
                 break
             strips.append(Strip(f"{label}, noise {number + 1}", student[order]))
@@ -433,9 +425,7 @@ def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
             name = str(key).replace("_", " ")
             pairs += flatten(value, f"{prefix} · {name}" if prefix else name)
         return pairs
-    if isinstance(content, list | tuple) and any(
-        isinstance(item, Mapping | list | tuple) for item in content
-    ):
+    if isinstance(content, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in content):
         pairs = []
         for number, item in enumerate(content):
             pairs += flatten(item, f"{prefix} {number + 1}")
@@ -494,8 +484,7 @@ def _page(
         findings=findings(results),
         tables=built,
         downloads={
-            name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")]
-            for name in built
+            name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")] for name in built
         },
         long_tables=[_download(folder, f"{name}.csv") for name in ("metrics", "speed", "cost")],
         figures=figures,

@@ -240,8 +240,6 @@ def _synchronise(device: torch.device) -> None:
 
 def _check_output(name: str, images: torch.Tensor, batch_size: int) -> None:
     if len(images) != batch_size:
-        raise UserError(
-            f"speed: sampler '{name}' returned {len(images)} pictures for a batch of {batch_size}."
-        )
+        raise UserError(f"speed: sampler '{name}' returned {len(images)} pictures for a batch of {batch_size}.")
     if not torch.isfinite(images).all():
         raise NonFiniteError(f"speed: sampler '{name}' returned NaN or infinity at batch size {batch_size}.")

@@ -92,8 +92,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{path}: the columns {missing} are missing; found {list(frame.columns)}. "
-            f"Delete it and run its rule again."
+            f"{path}: the columns {missing} are missing; found {list(frame.columns)}. Delete it and run its rule again."
         )
     return frame[list(columns)]
 
@@ -213,9 +212,7 @@ def load_benchmarks(paths: Sequence[Path]) -> pd.DataFrame:
     rows = []
     for path in paths:
         parts = path.parts
-        rule = (
-            parts[len(parts) - parts[::-1].index("benchmarks")] if "benchmarks" in parts else path.parent.name
-        )
+        rule = parts[len(parts) - parts[::-1].index("benchmarks")] if "benchmarks" in parts else path.parent.name
         rule = rule.removesuffix(".tsv")
         try:
             frame = pd.read_csv(path, sep="\t")
@@ -226,9 +223,7 @@ def load_benchmarks(paths: Sequence[Path]) -> pd.DataFrame:
             name: pd.to_numeric(frame[name], errors="coerce") if name in frame else pd.Series(dtype=float)
             for name in ("s", "cpu_time", "max_rss")
         }
-        rows.append(
-            (rule, numbers["s"].sum(), numbers["cpu_time"].sum(min_count=1), numbers["max_rss"].max())
-        )
+        rows.append((rule, numbers["s"].sum(), numbers["cpu_time"].sum(min_count=1), numbers["max_rss"].max()))
     frame = pd.DataFrame(rows, columns=["rule", "s", "cpu", "rss"])
     grouped = frame.groupby("rule", sort=False)
     table = pd.DataFrame(
@@ -411,9 +406,7 @@ class Results:
 
     def speed_of(self, row: Method, column: str, batch: str = "largest") -> float | None:
         """One figure of the speed table, at the largest or the smallest batch measured."""
-        frame = self.speed[
-            (self.speed["variant"].astype(str) == row.variant) & (self.speed["nfe"] == row.nfe)
-        ]
+        frame = self.speed[(self.speed["variant"].astype(str) == row.variant) & (self.speed["nfe"] == row.nfe)]
         frame = frame.dropna(subset=[column])
         if row.nfe is None or frame.empty:
             return None
@@ -713,9 +706,7 @@ def main_table(results: Results) -> Table:
             cell = _spread_cell(results.spread(key, row))
             cells.append(Cell(cell.value, cell.sd, cell.n, best=row in best[key]))
         cells += [Cell(results.speed_of(row, c)) for c in ("images_per_second", "speedup_over_teacher")]
-        cells += [
-            Cell(results.cost_of(row, c)) for c in ("network_evaluations", "wall_clock_s", "real_images_seen")
-        ]
+        cells += [Cell(results.cost_of(row, c)) for c in ("network_evaluations", "wall_clock_s", "real_images_seen")]
         seen = results.cost_of(row, "real_images_seen")
         if row.variant in results.untrained:
             free: str | None = "no training"
@@ -730,9 +721,7 @@ def main_table(results: Results) -> Table:
         name = "Real pictures held out (floor)"
         rows.append([Cell(name), Cell(), Cell(count, mark=" ‡"), *spreads, *[Cell()] * 6])
         other_count |= count != results.full_count
-    teacher = (
-        f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
-    )
+    teacher = f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
     device = _devices(results.speed)
     notes = [
         f"Reference: the training pictures. Speed-up and distances to the teacher: against {teacher}, from the "
@@ -805,9 +794,7 @@ def without_empty_columns(table: Table, keep: Sequence[str] = ()) -> Table:
     used = [
         number
         for number, column in enumerate(table.columns)
-        if column.key in keep
-        or column.kind == "text"
-        or any(row[number].value is not None for row in table.rows)
+        if column.key in keep or column.kind == "text" or any(row[number].value is not None for row in table.rows)
     ]
     return Table(
         table.name,
@@ -831,11 +818,7 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         Column("precision", "Precision ↑", "number"),
         Column("recall", "Recall ↑", "number"),
         Column("images_per_second", "Images/s (A100) ↑", "number"),
-        *(
-            [Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)]
-            if same_data
-            else []
-        ),
+        *([Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)] if same_data else []),
         Column("source", "Source"),
         Column("certainty", "Certainty"),
         Column("remark", "Remark"),
@@ -848,16 +831,10 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         for entry in (e for e in published["entries"] if e["dataset"] == dataset):
             mark = " †" if entry["certainty"] == "unchecked" else ""
             cells = [Cell(published["datasets"][dataset]), Cell(entry["label"]), Cell(entry["nfe"])]
-            cells += [
-                Cell(entry.get(key), mark=mark) for key in ("fid", "precision", "recall", "images_per_second")
-            ]
+            cells += [Cell(entry.get(key), mark=mark) for key in ("fid", "precision", "recall", "images_per_second")]
             if same_data:
-                row = next(
-                    (r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None
-                )
-                comparable = (
-                    dataset == results.dataset and results.features == "inception" and row is not None
-                )
+                row = next((r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None)
+                comparable = dataset == results.dataset and results.features == "inception" and row is not None
                 spread = results.spread("frechet_distance", row) if comparable and row else None
                 cells.append(_spread_cell(spread))
             cells += [
@@ -1016,9 +993,7 @@ def library_table(results: Results) -> Table:
             Column("torch_fidelity", f"{name}, torch-fidelity ↓", "number", spread=True),
             Column("clean_fid", f"{name}, clean-fid ↓", "number", spread=True),
             Column("ratio", "clean-fid ÷ torch-fidelity", "number"),
-            Column(
-                "frechet_distance_to_teacher", f"{name} to the teacher's samples ↓", "number", spread=True
-            ),
+            Column("frechet_distance_to_teacher", f"{name} to the teacher's samples ↓", "number", spread=True),
         ],
         rows,
     )

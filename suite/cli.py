@@ -88,9 +88,7 @@ def distil(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _training_run(
-    arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]
-) -> Iterator[Any]:
+def _training_run(arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]) -> Iterator[Any]:
     from diffusion.training import TrainingRun
 
     # Keyed by all that decides the weights, so that a changed setting starts afresh instead of resuming.
@@ -346,7 +344,8 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
             "interpolation": student.sample(between.flatten(0, 1)).unflatten(0, (rows, columns)),
         }
     arrays = {
-        name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels) for name, value in pictures.items()
+        name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels)
+        for name, value in pictures.items()
     }
     with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
         np.savez(handle, times=times.numpy(), **arrays)  # type: ignore[arg-type]  # see _extract
@@ -444,9 +443,7 @@ def write_report(arguments: argparse.Namespace) -> None:
                     for name, seed in trained
                 },
             },
-            benchmarks=[
-                file for file in sorted((root / "benchmarks").rglob("*.tsv")) if file.parent.name != "report"
-            ],
+            benchmarks=[file for file in sorted((root / "benchmarks").rglob("*.tsv")) if file.parent.name != "report"],
             provenance={
                 "data": read_json(root / "data" / "manifest.json"),
                 "teacher": experiment.teacher.model_dump(mode="json"),

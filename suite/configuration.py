@@ -111,7 +111,9 @@ class Experiment:
         methods: the selected variants in the file's order, name to configured method.
     """
 
-    def __init__(self, raw: Mapping[str, Any], layout: _Layout, data: pydantic.BaseModel, methods: dict[str, Method]) -> None:
+    def __init__(
+        self, raw: Mapping[str, Any], layout: _Layout, data: pydantic.BaseModel, methods: dict[str, Method]
+    ) -> None:
         self.raw = raw
         self.name = layout.experiment
         self.results = Path(layout.results) / layout.experiment
@@ -161,9 +163,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
 def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherSettings) -> Method:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name == "real":
-        raise UserError(
-            f"{key}: expected a name of letters, digits and . _ + - other than 'real' (it names folders)."
-        )
+        raise UserError(f"{key}: expected a name of letters, digits and . _ + - other than 'real' (it names folders).")
     kind = block.get("method")
     if kind not in method_modules():
         raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")

@@ -39,9 +39,7 @@ def write_provenance(path: Path, inputs: dict[str, Path], **facts: Any) -> None:
     write_json(
         path,
         {
-            "inputs": {
-                role: {"path": str(file), "sha256": sha256_file(file)} for role, file in sorted(inputs.items())
-            },
+            "inputs": {role: {"path": str(file), "sha256": sha256_file(file)} for role, file in sorted(inputs.items())},
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "threads": torch.get_num_threads(),

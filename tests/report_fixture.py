@@ -46,9 +46,7 @@ def fabricate(
     rows: list[dict[str, Any]] = []
     name = "fid" if features == "inception" else "frechet_distance"
 
-    def measure(
-        method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int
-    ) -> None:
+    def measure(method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int) -> None:
         base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0}
         fidelity = {"protocol": "resize-64", "features": features, "library": "torch-fidelity 0.4.0"}
 
@@ -154,9 +152,7 @@ def fabricate(
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
 
     training = {}
-    for number, label in enumerate(
-        ("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")
-    ):
+    for number, label in enumerate(("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")):
         path = folder / "training" / f"{number}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         steps = np.arange(0, 400, 10)

@@ -52,9 +52,7 @@ def test_the_student_is_read_with_the_coefficients_of_t_max_for_every_t():
 def test_zero_terminal_signal_is_allowed():
     schedule = DiscreteSchedule(torch.tensor([0.99, 0.5, 0.0]).numpy())
     student = BootStudent(Constant(value=-0.25), schedule, "v_prediction")
-    torch.testing.assert_close(
-        student(NOISE, torch.tensor(schedule.t_max)), torch.full_like(NOISE, 0.25)
-    )
+    torch.testing.assert_close(student(NOISE, torch.tensor(schedule.t_max)), torch.full_like(NOISE, 0.25))
 
 
 def test_the_network_is_fed_pure_noise_and_the_target_time():

@@ -270,18 +270,14 @@ def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
 # Layouts of folders and zips
 
 
-def picture(
-    path: Path, colour: typing.Any = RED, size: tuple[int, int] = (4, 4), **options: typing.Any
-) -> Path:
+def picture(path: Path, colour: typing.Any = RED, size: tuple[int, int] = (4, 4), **options: typing.Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(path, **options)
     return path
 
 
 def prepare(path: Path, **settings: typing.Any) -> Splits:
-    return data.prepare(
-        data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings})
-    )
+    return data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings}))
 
 
 def zipped(folder: Path, target: Path, with_folders: bool = False) -> Path:
@@ -517,9 +513,7 @@ def test_of_several_bad_pictures_the_first_is_named(tmp_path: Path) -> None:
     refuses(folder, r"train/a\.png: cannot be read")
 
 
-def test_other_contents_under_a_picture_name_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_contents_under_a_picture_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
     def ghostscript(*arguments: typing.Any, **options: typing.Any) -> typing.Any:
@@ -596,9 +590,7 @@ def test_pipes_and_dangling_links_are_refused(tmp_path: Path) -> None:
 # Conversions, by pixel values
 
 
-def png(
-    pixels: np.ndarray, colour: int, bits: int, size: tuple[int, int] | None = None, **chunks: bytes
-) -> bytes:
+def png(pixels: np.ndarray, colour: int, bits: int, size: tuple[int, int] | None = None, **chunks: bytes) -> bytes:
     """A PNG of big-endian samples, for what Pillow cannot write. ``colour`` is PNG's colour type."""
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in pixels)
@@ -612,9 +604,7 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def converted(
-    tmp_path: Path, content: bytes, suffix: str, resolution: int = 2, channels: int = 3
-) -> np.ndarray:
+def converted(tmp_path: Path, content: bytes, suffix: str, resolution: int = 2, channels: int = 3) -> np.ndarray:
     path = tmp_path / f"picture.{suffix}"
     path.write_bytes(content)
     file = images_kind._File((path.name,), str(path), path)

@@ -89,9 +89,7 @@ def test_lock_has_one_exact_pin_per_package() -> None:
 @pytest.mark.parametrize("requirement", direct_requirements(), ids=lambda requirement: requirement.name)
 def test_direct_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
     pinned = pins().get(canonicalize_name(requirement.name))
-    assert pinned is not None, (
-        f"{requirement.name} of pyproject.toml is not in requirements.lock: run `make lock`"
-    )
+    assert pinned is not None, f"{requirement.name} of pyproject.toml is not in requirements.lock: run `make lock`"
     assert requirement.specifier.contains(pinned), f"{requirement} of pyproject.toml, but {pinned} is pinned"
 
 
@@ -123,16 +121,12 @@ def test_pins_are_closed_under_dependencies_and_all_needed() -> None:
     assert {canonicalize_name(requirement.name) for requirement in needed} == set(pinned)
     for requirement in needed:
         version = pinned[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version, prereleases=True), (
-            f"{requirement}, but {version} is pinned"
-        )
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, but {version} is pinned"
 
 
 def run_make(*arguments: str) -> subprocess.CompletedProcess[str]:
     # Under `make test` these would hand the outer make's options on.
-    environment = {
-        key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")
-    }
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     return subprocess.run(
         ["make", "-C", str(ROOT), *arguments], env=environment, capture_output=True, text=True, check=False
     )

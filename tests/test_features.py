@@ -201,9 +201,7 @@ def test_inception_is_loaded_from_the_usual_cache(tmp_path, monkeypatch):
         empty = tmp_path / "empty.pth"
         torch.save({}, empty)
         torch.manual_seed(0)
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=empty
-        )
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=empty)
     path = tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)

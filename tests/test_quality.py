@@ -32,9 +32,7 @@ from torch_fidelity import calculate_metrics
 
 
 def gaussian(count, mean=0.0, scale=1.0, dimensions=6, seed=0):
-    return (mean + scale * np.random.default_rng(seed).standard_normal((count, dimensions))).astype(
-        np.float32
-    )
+    return (mean + scale * np.random.default_rng(seed).standard_normal((count, dimensions))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +153,7 @@ def test_values_are_torch_fidelitys(extractor, pictures):
     a, b = extractor.extract(generated), extractor.extract(real)
     with pytest.warns(RankWarning):
         assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(
-        theirs["kernel_inception_distance_mean"], rel=1e-5
-    )
+    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
     assert precision_recall(a, b) == pytest.approx((theirs["precision"], theirs["recall"]))
 
 
@@ -245,9 +241,7 @@ def test_rows_of_a_variant():
 
 def test_a_frechet_distance_is_called_fid_on_inception_only():
     features, samples = toy()
-    rows = measure(
-        IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="inception", small_count=25
-    )
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="inception", small_count=25)
     assert len(select(rows, metric="fid")) == 6
     assert not select(rows, metric="frechet_distance")
 
@@ -279,9 +273,7 @@ def test_the_teachers_own_row_is_its_floor_and_not_zero():
 
 def test_stochastic_methods_have_no_distance_to_the_teachers_pictures():
     features, samples = toy()
-    rows = measure(
-        IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", small_count=25
-    )
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", small_count=25)
     assert {row["metric"] for row in rows} == {"frechet_distance", "kid", "precision", "recall"}
 
 
@@ -307,9 +299,7 @@ def test_the_reference_is_averaged_once(monkeypatch):
 
     counted = []
     original = quality.fid_features_to_statistics
-    monkeypatch.setattr(
-        quality, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x)
-    )
+    monkeypatch.setattr(quality, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
     features, samples = toy()
     measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", small_count=25)
     assert counted.count(91) == 1
@@ -317,9 +307,7 @@ def test_the_reference_is_averaged_once(monkeypatch):
 
 def test_rows_of_the_floor():
     test, train = gaussian(40, seed=1), Reference("train", gaussian(90, seed=2))
-    rows = measure_floor(
-        "toy", test, train, extractor="x", cleanfid_features=test, cleanfid_reference=train.features
-    )
+    rows = measure_floor("toy", test, train, extractor="x", cleanfid_features=test, cleanfid_reference=train.features)
     assert {row["metric"] for row in rows} == {
         "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance"
     }  # fmt: skip

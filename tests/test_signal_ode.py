@@ -58,9 +58,7 @@ def test_targets_converge_to_the_true_signal_with_the_promised_order(solver, ord
         times = torch.arctan(ratio) * (2 / math.pi)
         y = teacher(NOISE, T_MAX)
         for t, s in itertools.pairwise(times):
-            y = bootstrap_target(
-                teacher, y, teacher(noisy_state(SCHEDULE, y, NOISE, t), t), NOISE, s, t, solver
-            )
+            y = bootstrap_target(teacher, y, teacher(noisy_state(SCHEDULE, y, NOISE, t), t), NOISE, s, t, solver)
         return float((y - teacher.signal(NOISE, T_MAX, times[-1])).square().mean().sqrt())
 
     coarse, fine = error(256), error(512)

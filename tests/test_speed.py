@@ -62,9 +62,7 @@ def test_rounds_fill_the_budget_up_to_the_limit(clock):
     calls = []
     samplers = {"a": fake(calls, "a", clock, 1.0)}
     assert measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1).rows[0]["rounds"] == 19
-    assert (
-        measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1, max_rounds=7).rows[0]["rounds"] == 7
-    )
+    assert measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1, max_rounds=7).rows[0]["rounds"] == 7
     both = measure_speed(samplers, noise, [1, 2], "cpu", seconds=20, warmup=1).rows
     assert [row["rounds"] for row in both] == [9, 9]
 

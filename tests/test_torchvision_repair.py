@@ -7,9 +7,7 @@ import textwrap
 
 def run(program: str) -> str:
     """Runs a program in an interpreter of its own: the repair happens once a process, on import."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

@@ -70,9 +70,12 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     assert tuple(metrics.columns) == tuple(METRICS_COLUMNS)
     assert tuple(speed.columns) == tuple(SPEED_COLUMNS)
     assert tuple(cost.columns) == tuple(COST_COLUMNS)
-    rows = {(row.variant, row.nfe) for row in metrics[metrics.method != "real"].itertuples() if row.method != "external"}
+    rows = {
+        (row.variant, row.nfe) for row in metrics[metrics.method != "real"].itertuples() if row.method != "external"
+    }
     assert rows == {
-        ("ddim", 1), ("ddim", 2), ("ddim", 4), ("boot-euler", 1), ("boot-heun", 1), ("progressive", 2), ("progressive", 1),
+        ("ddim", 1), ("ddim", 2), ("ddim", 4), ("boot-euler", 1), ("boot-heun", 1),
+        ("progressive", 2), ("progressive", 1),
     }  # fmt: skip
     assert set(metrics.metric) == {
         "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance", "mse_to_teacher",
@@ -151,11 +154,11 @@ def test_teacher_and_students_load_in_diffusers(finished):
 def edges(folder):
     """(from, to) pairs of the real graph, each node written as "rule variant"."""
     dot = snakemake(folder, "--forceall", "--dag", "dot").stdout
-    labels = {
-        match[1]: " ".join(re.findall(r"^\w+|variant: ([^\\,]+)", match[2].replace("\\n", "\n"), re.M) and
-                           [match[2].split("\\n")[0], *re.findall(r"variant: ([^\\,]+)", match[2])])
-        for match in re.finditer(r'(\d+)\[label = "([^"]*)"', dot)
-    }  # fmt: skip
+    labels = {}
+    for number, label in re.findall(r'(\d+)\[label = "([^"]*)"', dot):
+        rule, *wildcards = label.split("\\n")
+        variants = [value.removeprefix("variant: ") for value in wildcards if value.startswith("variant: ")]
+        labels[number] = " ".join([rule, *variants])
     pairs = [(labels[a], labels[b]) for a, b in re.findall(r"(\d+) -> (\d+)", dot)]
     assert pairs, dot
     return pairs

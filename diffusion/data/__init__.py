@@ -62,9 +62,7 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
         for problem in error.errors():
             path = ".".join([key, *map(str, problem["loc"])])
             if problem["type"] == "extra_forbidden":
-                lines.append(
-                    f"{path}: unknown key; a data set of kind {kind} has {', '.join(model.model_fields)}."
-                )
+                lines.append(f"{path}: unknown key; a data set of kind {kind} has {', '.join(model.model_fields)}.")
             elif problem["type"] == "missing":
                 lines.append(f"{path}: is missing; a data set of kind {kind} needs it.")
             else:

@@ -233,9 +233,7 @@ def _list_zip(path: Path, stack: ExitStack) -> tuple[list[_File], set[tuple[str,
 
 def _warn_of_skipped(path: Path, files: Sequence[_File]) -> None:
     skipped = Counter(
-        os.path.splitext(file.parts[-1])[1].lower() or "no extension"
-        for file in files
-        if not _is_picture(file)
+        os.path.splitext(file.parts[-1])[1].lower() or "no extension" for file in files if not _is_picture(file)
     )
     if skipped:
         detail = ", ".join(f"{count} × {extension}" for extension, count in sorted(skipped.items()))
@@ -334,8 +332,7 @@ def _classes_below(
     if empty or not classes:
         culprit = f"{where}/{empty[0]}" if empty else where
         raise UserError(
-            f"{culprit}: holds no pictures, though every folder in {where} is taken for a class. Fill it or "
-            f"remove it."
+            f"{culprit}: holds no pictures, though every folder in {where} is taken for a class. Fill it or remove it."
         )
     return classes
 
@@ -408,9 +405,7 @@ def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
         with file.open() as handle, Image.open(handle, formats=FORMATS) as image:
             _refuse_sizes(file, image)
             image.load()
-            converted = _centre_crop(
-                _to_mode(file, _upright(image), "RGB" if channels == 3 else "L"), resolution
-            )
+            converted = _centre_crop(_to_mode(file, _upright(image), "RGB" if channels == 3 else "L"), resolution)
     except (
         OSError,
         SyntaxError,
@@ -426,8 +421,7 @@ def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
         Image.DecompressionBombError,
     ) as error:
         raise UserError(
-            f"{file.name}: cannot be read as a picture ({error}). It may be truncated or damaged; "
-            f"replace or remove it."
+            f"{file.name}: cannot be read as a picture ({error}). It may be truncated or damaged; replace or remove it."
         ) from error
     return np.asarray(converted).reshape(resolution, resolution, channels)
 
@@ -441,8 +435,7 @@ def _refuse_sizes(file: _File, image: "Image.Image") -> None:
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(
-            f"{file.name}: has {width}×{height} pixels, expected sides of at most {MAX_ASPECT} to 1. "
-            f"Crop or remove it."
+            f"{file.name}: has {width}×{height} pixels, expected sides of at most {MAX_ASPECT} to 1. Crop or remove it."
         )
 
 

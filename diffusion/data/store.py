@@ -129,9 +129,7 @@ def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseMod
             manifest["splits"][part] = {
                 "count": len(images),
                 "per_class": np.bincount(labels, minlength=len(splits.class_names)).tolist(),
-                "sha256": {
-                    what: sha256_file(temporary / f"{part}-{what}.npy") for what in ("images", "labels")
-                },
+                "sha256": {what: sha256_file(temporary / f"{part}-{what}.npy") for what in ("images", "labels")},
             }
         write_json(temporary / "manifest.json", manifest)
 
@@ -153,9 +151,7 @@ def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
         shapes = {"images": (part["count"], side, side, channels), "labels": (part["count"],)}
         sha256 = part["sha256"]["images"]
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}). {remedy}"
-        ) from error
+        raise UserError(f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}). {remedy}") from error
     arrays = {}
     for what, dtype in (("images", np.uint8), ("labels", np.int64)):
         file = folder / f"{name}-{what}.npy"
@@ -168,8 +164,7 @@ def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shapes[what]:
             found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
             raise UserError(
-                f"{file}: found {found}, expected {np.dtype(dtype)} {shapes[what]} as in the manifest. "
-                f"{remedy}"
+                f"{file}: found {found}, expected {np.dtype(dtype)} {shapes[what]} as in the manifest. {remedy}"
             )
         arrays[what] = array
     labels = arrays["labels"]
@@ -193,12 +188,8 @@ def _check(splits: Splits) -> None:
                 f"{part}_images must be uint8 (N, H, W, C) with N > 0, found {images.dtype} {images.shape}"
             )
         if images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3) or images.shape[1:] != shape:
-            raise ValueError(
-                f"pictures must be square with 1 or 3 channels, alike in both parts, found {images.shape}"
-            )
+            raise ValueError(f"pictures must be square with 1 or 3 channels, alike in both parts, found {images.shape}")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
-            raise ValueError(
-                f"{part}_labels must be int64 ({len(images)},), found {labels.dtype} {labels.shape}"
-            )
+            raise ValueError(f"{part}_labels must be int64 ({len(images)},), found {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(f"{part}_labels must lie in 0..{len(names) - 1}")

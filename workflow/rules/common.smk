@@ -1,8 +1,9 @@
 """Helpers of the rules."""
 
 HERE = Path(workflow.basedir)
-# The interpreter that runs Snakemake, also where its environment has not been activated.
-COMMAND = f"{shlex.quote(sys.executable)} -m suite.cli"
+# `python` in the rules is the interpreter that runs Snakemake, also where its environment has not been activated.
+if shutil.which("python") != sys.executable:
+    shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(default_device().type == "cuda")
@@ -40,3 +41,16 @@ def method_code(wildcards):
 def one_of(names):
     """A wildcard constraint that matches these names only, and nothing if there are none."""
     return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def source(wildcards):
+    return PLAN.source(wildcards.variant, int(wildcards.train_seed))
+
+
+def extractor_options(wildcards):
+    options = ["--extractor", EVALUATION.features, "--batch-size", str(EVALUATION.batch_size)]
+    if EVALUATION.inception_weights:
+        options += ["--inception-weights", EVALUATION.inception_weights]
+    if EVALUATION.cleanfid_inception_weights:
+        options += ["--cleanfid-inception-weights", EVALUATION.cleanfid_inception_weights]
+    return options

@@ -5,32 +5,14 @@ TEACHER_UNIT = PLAN.teacher_unit()
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 
 
-def source(wildcards):
-    return PLAN.source(wildcards.variant, int(wildcards.train_seed))
-
-
-def extractor_options(wildcards):
-    options = ["--extractor", EVALUATION.features, "--batch-size", str(EVALUATION.batch_size)]
-    if EVALUATION.inception_weights:
-        options += ["--inception-weights", EVALUATION.inception_weights]
-    if EVALUATION.cleanfid_inception_weights:
-        options += ["--cleanfid-inception-weights", EVALUATION.cleanfid_inception_weights]
-    return options
-
-
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
 rule sample:
-    output:
-        directory(ROOT / "samples" / TRAINED),
     input:
         source=source,
         code=core_code("noise.py", "images.py", "solvers.py"),
         method=method_code,
-    params:
-        settings=method_settings,
-        seeds=EVALUATION.seeds,
-        num_samples=EVALUATION.num_samples,
-        batch_size=EVALUATION.batch_size,
+    output:
+        directory(ROOT / "samples" / TRAINED),
     log:
         ROOT / "logs/sample" / f"{TRAINED}.log",
     benchmark:
@@ -40,20 +22,23 @@ rule sample:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=method_settings,
+        seeds=EVALUATION.seeds,
+        num_samples=EVALUATION.num_samples,
+        batch_size=EVALUATION.batch_size,
     shell:
-        "{COMMAND} sample --settings {params.settings:q} --source {input.source:q} --seeds {params.seeds} "
+        "python -m suite.cli sample --settings {params.settings:q} --source {input.source:q} --seeds {params.seeds} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
 
 
 rule features:
-    output:
-        ROOT / "features" / f"{TRAINED}.npz",
-        ROOT / "features" / f"{TRAINED}.json",
     input:
         samples=ROOT / "samples" / TRAINED,
         code=code("evaluation/features.py"),
-    params:
-        options=extractor_options,
+    output:
+        features=ROOT / "features" / f"{TRAINED}.npz",
+        facts=ROOT / "features" / f"{TRAINED}.json",
     log:
         ROOT / "logs/features" / f"{TRAINED}.log",
     benchmark:
@@ -63,35 +48,35 @@ rule features:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        options=extractor_options,
     shell:
-        "{COMMAND} features {params.options:q} --samples {input.samples:q} --output {output[0]:q} > {log:q} 2>&1"
+        "python -m suite.cli features {params.options:q} --samples {input.samples:q} --output {output.features:q} > {log:q} 2>&1"
 
 
 # Samples that the user brings: one row a file.
 use rule features as features_external with:
-    output:
-        ROOT / "features/external/{name}.npz",
-        ROOT / "features/external/{name}.json",
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
         code=code("evaluation/features.py"),
-    wildcard_constraints:
-        name=one_of(EVALUATION.external),
+    output:
+        features=ROOT / "features/external/{name}.npz",
+        facts=ROOT / "features/external/{name}.json",
     log:
         ROOT / "logs/features_external/{name}.log",
     benchmark:
         ROOT / "benchmarks/features_external/{name}.tsv"
+    wildcard_constraints:
+        name=one_of(EVALUATION.external),
 
 
 rule features_real:
-    output:
-        ROOT / "features/real.npz",
-        ROOT / "features/real.json",
     input:
         data=ROOT / "data",
         code=code("evaluation/features.py"),
-    params:
-        options=extractor_options,
+    output:
+        features=ROOT / "features/real.npz",
+        facts=ROOT / "features/real.json",
     log:
         ROOT / "logs/features_real.log",
     benchmark:
@@ -101,28 +86,23 @@ rule features_real:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        options=extractor_options,
     shell:
-        "{COMMAND} real-features {params.options:q} --data {input.data:q} --output {output[0]:q} > {log:q} 2>&1"
+        "python -m suite.cli real-features {params.options:q} --data {input.data:q} --output {output.features:q} > {log:q} 2>&1"
 
 
 rule measure:
-    output:
-        ROOT / "measures" / f"{TRAINED}.csv",
-        ROOT / "measures" / f"{TRAINED}.json",
     input:
         features=ROOT / "features" / f"{TRAINED}.npz",
         samples=ROOT / "samples" / TRAINED,
-        real=rules.features_real.output[0],
+        real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
         code=code("evaluation/quality.py"),
-    params:
-        experiment=EXPERIMENT.name,
-        method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
-        follows=lambda wildcards: (
-            "--follows-teacher" if EXPERIMENT.methods[wildcards.variant].follows_teacher else ""
-        ),
-        teacher=f"nfe-{TEACHER_UNIT.nfe}",
+    output:
+        table=ROOT / "measures" / f"{TRAINED}.csv",
+        facts=ROOT / "measures" / f"{TRAINED}.json",
     log:
         ROOT / "logs/measure" / f"{TRAINED}.log",
     benchmark:
@@ -130,54 +110,57 @@ rule measure:
     conda:
         "../../environment.yml"
     threads: 1
+    params:
+        experiment=EXPERIMENT.name,
+        method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
+        follows=lambda wildcards: ("--follows-teacher" if EXPERIMENT.methods[wildcards.variant].follows_teacher else ""),
+        teacher=f"nfe-{TEACHER_UNIT.nfe}",
     shell:
-        "{COMMAND} measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
+        "python -m suite.cli measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
-        "--output {output[0]:q} > {log:q} 2>&1"
+        "--output {output.table:q} > {log:q} 2>&1"
 
 
 rule measure_external:
-    output:
-        ROOT / "measures/external/{name}.csv",
-        ROOT / "measures/external/{name}.json",
     input:
-        features=rules.features_external.output[0],
+        features=rules.features_external.output.features,
         samples=rules.features_external.input.samples,
-        real=rules.features_real.output[0],
+        real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
         code=code("evaluation/quality.py"),
-    params:
-        experiment=EXPERIMENT.name,
-        teacher=f"nfe-{TEACHER_UNIT.nfe}",
-    wildcard_constraints:
-        name=one_of(EVALUATION.external),
+    output:
+        table=ROOT / "measures/external/{name}.csv",
+        facts=ROOT / "measures/external/{name}.json",
     log:
         ROOT / "logs/measure_external/{name}.log",
     benchmark:
         ROOT / "benchmarks/measure_external/{name}.tsv"
+    wildcard_constraints:
+        name=one_of(EVALUATION.external),
     conda:
         "../../environment.yml"
     threads: 1
+    params:
+        experiment=EXPERIMENT.name,
+        teacher=f"nfe-{TEACHER_UNIT.nfe}",
     shell:
-        "{COMMAND} measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
+        "python -m suite.cli measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
-        "--output {output[0]:q} > {log:q} 2>&1"
+        "--output {output.table:q} > {log:q} 2>&1"
 
 
 # What "perfect" looks like at the test part's size.
 rule measure_floor:
-    output:
-        ROOT / "measures/real.csv",
-        ROOT / "measures/real.json",
     input:
-        real=rules.features_real.output[0],
+        real=rules.features_real.output.features,
         code=code("evaluation/quality.py"),
-    params:
-        experiment=EXPERIMENT.name,
+    output:
+        table=ROOT / "measures/real.csv",
+        facts=ROOT / "measures/real.json",
     log:
         ROOT / "logs/measure_floor.log",
     benchmark:
@@ -185,19 +168,30 @@ rule measure_floor:
     conda:
         "../../environment.yml"
     threads: 1
+    params:
+        experiment=EXPERIMENT.name,
     shell:
-        "{COMMAND} measure-floor --experiment {params.experiment:q} --real {input.real:q} "
-        "--output {output[0]:q} > {log:q} 2>&1"
+        "python -m suite.cli measure-floor --experiment {params.experiment:q} --real {input.real:q} "
+        "--output {output.table:q} > {log:q} 2>&1"
 
 
 # Alone on the machine: everything else is a claim on the same cores.
 rule speed:
-    output:
-        ROOT / "speed/speed.csv",
-        ROOT / "speed/speed.json",
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
         code=core_code("solvers.py") + code("evaluation/speed.py"),
+    output:
+        table=ROOT / "speed/speed.csv",
+        facts=ROOT / "speed/speed.json",
+    log:
+        ROOT / "logs/speed.log",
+    benchmark:
+        ROOT / "benchmarks/speed/speed.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        gpu=GPU,
     params:
         units=canonical_json(
             [
@@ -208,30 +202,19 @@ rule speed:
         settings=settings(EXPERIMENT.speed),
         experiment=EXPERIMENT.name,
         teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
-    log:
-        ROOT / "logs/speed.log",
-    benchmark:
-        ROOT / "benchmarks/speed/speed.tsv"
-    conda:
-        "../../environment.yml"
-    threads: workflow.cores
-    resources:
-        gpu=GPU,
     shell:
-        "{COMMAND} speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
-        "--teacher {params.teacher:q} --output {output[0]:q} > {log:q} 2>&1"
+        "python -m suite.cli speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
+        "--teacher {params.teacher:q} --output {output.table:q} > {log:q} 2>&1"
 
 
 # The student read at all times at once, and between two noises.
 rule pictures:
-    output:
-        ROOT / "pictures/{variant}/train-{train_seed}.npz",
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
         code=core_code("noise.py") + code("boot/trajectory.py"),
-    params:
-        seed=EVALUATION.seeds[0],
+    output:
+        ROOT / "pictures/{variant}/train-{train_seed}.npz",
     log:
         ROOT / "logs/pictures/{variant}/train-{train_seed}.log",
     benchmark:
@@ -241,6 +224,8 @@ rule pictures:
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        seed=EVALUATION.seeds[0],
     shell:
-        "{COMMAND} pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
+        "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
         "--output {output:q} > {log:q} 2>&1"

@@ -5,25 +5,11 @@ TRAINED_VARIANTS = PLAN.trained(needs_data=False) + PLAN.trained(needs_data=True
 
 
 rule report:
-    output:
-        page=report(
-            ROOT / "report/index.html", caption="../captions/page.rst", category="Report"
-        ),
-        metrics=report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables"),
-        speed=report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables"),
-        cost=report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables"),
-        tables=directory(ROOT / "report/tables"),
-        figures=report(
-            directory(ROOT / "report/figures"),
-            patterns=["{name}.svg"],
-            caption="../captions/figure.rst",
-            category="Figures",
-        ),
     input:
         measures=PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
         external=expand(ROOT / "measures/external/{name}.csv", name=EVALUATION.external),
-        floor=rules.measure_floor.output[0],
-        speed=rules.speed.output[0],
+        floor=rules.measure_floor.output.table,
+        speed=rules.speed.output.table,
         teacher=ROOT / "teacher",
         students=expand(
             ROOT / "students/{variant}/train-{train_seed}",
@@ -44,8 +30,18 @@ rule report:
             "evaluation/published.yaml",
             "evaluation/templates/report.html.j2",
         ),
-    params:
-        config=canonical_json(EXPERIMENT.raw),
+    output:
+        page=report(ROOT / "report/index.html", caption="../captions/page.rst", category="Report"),
+        metrics=report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables"),
+        speed=report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables"),
+        cost=report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables"),
+        tables=directory(ROOT / "report/tables"),
+        figures=report(
+            directory(ROOT / "report/figures"),
+            patterns=["{name}.svg"],
+            caption="../captions/figure.rst",
+            category="Figures",
+        ),
     log:
         ROOT / "logs/report.log",
     benchmark:
@@ -53,5 +49,7 @@ rule report:
     conda:
         "../../environment.yml"
     threads: 1
+    params:
+        config=canonical_json(EXPERIMENT.raw),
     shell:
-        "{COMMAND} report --config {params.config:q} > {log:q} 2>&1"
+        "python -m suite.cli report --config {params.config:q} > {log:q} 2>&1"

@@ -2,12 +2,10 @@
 
 
 rule data:
-    output:
-        directory(ROOT / "data"),
     input:
         code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py"),
-    params:
-        settings=settings(EXPERIMENT.data),
+    output:
+        directory(ROOT / "data"),
     log:
         ROOT / "logs/data.log",
     benchmark:
@@ -15,19 +13,18 @@ rule data:
     conda:
         "../../environment.yml"
     threads: workflow.cores
+    params:
+        settings=settings(EXPERIMENT.data),
     shell:
-        "{COMMAND} data --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.cli data --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule teacher:
-    output:
-        directory(ROOT / "teacher"),
     input:
         data=ROOT / "data",
         code=core_code("teacher.py", "training.py", "networks.py"),
-    params:
-        settings=settings(EXPERIMENT.teacher),
-        state=ROOT / "state",
+    output:
+        directory(ROOT / "teacher"),
     log:
         ROOT / "logs/teacher.log",
     benchmark:
@@ -38,63 +35,66 @@ rule teacher:
     threads: min(workflow.cores, 8)
     resources:
         gpu=GPU,
+    params:
+        settings=settings(EXPERIMENT.teacher),
+        state=ROOT / "state",
     shell:
-        "{COMMAND} teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+        "python -m suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
 
 
 # BOOT and every other data-free method: the teacher is the only input.
 rule distil:
-    output:
-        directory(ROOT / "students/{variant}/train-{train_seed}"),
     input:
         teacher=ROOT / "teacher",
         code=core_code("training.py", "method.py"),
         method=method_code,
-    params:
-        settings=method_settings,
-        state=ROOT / "state",
-    wildcard_constraints:
-        variant=one_of(PLAN.trained(needs_data=False)),
+    output:
+        directory(ROOT / "students/{variant}/train-{train_seed}"),
     log:
         ROOT / "logs/distil/{variant}/train-{train_seed}.log",
     benchmark:
         ROOT / "benchmarks/distil/{variant}/train-{train_seed}.tsv"
+    wildcard_constraints:
+        variant=one_of(PLAN.trained(needs_data=False)),
     conda:
         "../../environment.yml"
     # Small networks gain little from a second thread and much from a second job beside them.
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=method_settings,
+        state=ROOT / "state",
     shell:
-        "{COMMAND} distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
 # Methods that train on real pictures too.
 rule distil_with_data:
-    output:
-        directory(ROOT / "students/{variant}/train-{train_seed}"),
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         code=core_code("training.py", "method.py", "teacher.py", "solvers.py"),
         method=method_code,
-    params:
-        settings=method_settings,
-        state=ROOT / "state",
-    wildcard_constraints:
-        variant=one_of(PLAN.trained(needs_data=True)),
+    output:
+        directory(ROOT / "students/{variant}/train-{train_seed}"),
     log:
         ROOT / "logs/distil_with_data/{variant}/train-{train_seed}.log",
     benchmark:
         ROOT / "benchmarks/distil_with_data/{variant}/train-{train_seed}.tsv"
+    wildcard_constraints:
+        variant=one_of(PLAN.trained(needs_data=True)),
     conda:
         "../../environment.yml"
     threads: 1
     resources:
         gpu=GPU,
+    params:
+        settings=method_settings,
+        state=ROOT / "state",
     shell:
-        "{COMMAND} distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"

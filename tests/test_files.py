@@ -1,0 +1,160 @@
+"""Files are whole or absent, and pictures pass one quantiser."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_denoiser
+
+from diffusion.errors import NonFiniteError, UserError
+from diffusion.files import atomic_path, canonical_json, read_json, write_json
+from diffusion.images import from_uint8, load_samples, save_samples, to_uint8
+from diffusion.pipelines import save_denoiser
+from diffusion.training import TrainingRun, TrainingSettings
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
+    target = tmp_path / "result.json"
+    write_json(target, {"a": 1})
+
+    def interrupted():
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
+    assert read_json(target) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    for content in ("old", "new"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+def test_a_full_disk_is_a_clear_message(tmp_path, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"result\.json: cannot be written \(No space left on device\)"):
+        write_json(tmp_path / "result.json", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def small_device(tmp_path):
+    """A file system with 56 KiB left."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(mount)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    (mount / "filler").write_bytes(b"0" * 200_000)
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_rule_on_a_full_device(small_device):
+    """A message, an exit code, no half result."""
+    command = [sys.executable, "-m", "suite.cli", "data", "--settings", '{"kind": "digits"}']
+    done = subprocess.run([*command, "--output", str(small_device / "data")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "data: cannot be written" in done.stderr
+    assert "Free space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in small_device.iterdir()] == ["filler"]
+
+
+def test_weights_and_states_on_a_full_device(small_device):
+    with (
+        pytest.raises(UserError, match="teacher: cannot be written"),
+        atomic_path(small_device / "teacher") as temporary,
+    ):
+        save_denoiser(temporary, tiny_denoiser())
+    network = tiny_denoiser().network.requires_grad_(True)
+    settings = TrainingSettings(steps=1, batch_size=1)
+    with (
+        TrainingRun(small_device / "state", "key", 0, torch.device("cpu")) as run,
+        pytest.raises(UserError, match=r"finished-only\.pt: cannot be written"),
+    ):
+        run.fit("only", network, lambda _: sum(p.sum() for p in network.parameters()), settings, False)
+    assert {path.name for path in (small_device / "state").iterdir()} == {"lock", "seconds"}
+
+
+def test_an_unwritable_place_is_a_clear_message(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_json(tmp_path / "file" / "result.json", {})
+
+
+def test_nan_never_reaches_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"value": float("nan")})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("inf"))
+
+
+def test_unreadable_json_names_the_file(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"x\.json: is not valid JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"y\.json: not found"):
+        read_json(tmp_path / "y.json")
+
+
+def test_the_quantiser_by_hand():
+    # 127.5·x + 127.5: −1 → 0, 0 → 127.5 → 128 (ties to even), 1 → 255; beyond the range it clamps.
+    values = torch.tensor([-1.0, 0.0, 1.0, -3.0, 3.0, 1 / 255, -1 / 255, 0.5]).view(1, 1, 2, 4)
+    assert to_uint8(values).ravel().tolist() == [0, 128, 255, 0, 255, 128, 127, 191]
+
+
+def test_the_quantiser_undoes_the_decoding_for_every_value():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(to_uint8(from_uint8(images)), images)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_pictures_stop_the_run(bad):
+    images = torch.zeros(5, 1, 2, 2)
+    images[3, 0, 1, 1] = bad
+    with pytest.raises(NonFiniteError, match=r"1 of 5 pictures .* index 3"):
+        to_uint8(images)
+
+
+def test_samples_round_trip(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    save_samples(tmp_path / "s.npz", images)
+    np.testing.assert_array_equal(load_samples(tmp_path / "s.npz"), images)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"images": np.zeros((2, 4, 4, 1), np.uint8)}, "holds"),
+        ({"arr_0": np.zeros((2, 4, 4, 1), np.float32)}, "float32"),
+        ({"arr_0": np.zeros((2, 1, 4, 4), np.uint8)}, "shape"),
+        ({"arr_0": np.zeros((0, 4, 4, 1), np.uint8)}, "shape"),
+        ({"arr_0": np.array([{}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_unfit_samples_are_refused_by_name(tmp_path, arrays, expected):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(UserError, match=rf"s\.npz.*{expected}"):
+        load_samples(tmp_path / "s.npz")
+
+
+def test_truncated_and_missing_samples_are_refused(tmp_path):
+    save_samples(tmp_path / "s.npz", np.zeros((3, 4, 4, 1), np.uint8))
+    (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:60])
+    with pytest.raises(UserError, match="cannot be read"):
+        load_samples(tmp_path / "s.npz")
+    with pytest.raises(UserError, match="not found"):
+        load_samples(tmp_path / "other.npz")
