@@ -16,6 +16,7 @@ from snakemake.utils import min_version
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json
+from diffusion.teacher import StoredTeacher
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 from suite.registry import method_file

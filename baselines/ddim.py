@@ -12,7 +12,7 @@ from diffusion.method import Method, Sampler
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import TeacherSettings
+from diffusion.teacher import TeacherFacts
 
 
 class DdimSettings(Settings):
@@ -46,12 +46,12 @@ class Ddim(Method):
     def evaluations(self) -> tuple[int, ...]:
         return self.settings.num_inference_steps
 
-    def check(self, teacher: TeacherSettings) -> None:
+    def check(self, teacher: TeacherFacts) -> None:
         most = max(self.settings.num_inference_steps)
-        if most > teacher.schedule.num_timesteps:
+        if most > teacher.num_timesteps:
             raise ValueError(
                 f"num_inference_steps: found {most}, expected at most the teacher's num_timesteps "
-                f"({teacher.schedule.num_timesteps})"
+                f"({teacher.num_timesteps})"
             )
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:

@@ -15,7 +15,7 @@ from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample, ddim_step
-from diffusion.teacher import RealPictures, TeacherSettings
+from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import TrainingRun, TrainingSettings
 
 
@@ -74,8 +74,8 @@ class ProgressiveDistillation(Method):
             counts.append(steps)
         return tuple(counts)
 
-    def check(self, teacher: TeacherSettings) -> None:
-        timesteps = teacher.schedule.num_timesteps
+    def check(self, teacher: TeacherFacts) -> None:
+        timesteps = teacher.num_timesteps
         if timesteps % self.settings.start_steps:
             raise ValueError(
                 f"start_steps: found {self.settings.start_steps}, expected a divisor of the teacher's num_timesteps "

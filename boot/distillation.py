@@ -17,7 +17,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import Settings
-from diffusion.teacher import TeacherSettings, uniform_times
+from diffusion.teacher import TeacherFacts, uniform_times
 from diffusion.training import TrainingRun, TrainingSettings
 
 
@@ -55,8 +55,8 @@ class Boot(Method):
     def evaluations(self) -> tuple[int, ...]:
         return (1,)
 
-    def check(self, teacher: TeacherSettings) -> None:
-        span = teacher.schedule.t_max - teacher.schedule.t_min
+    def check(self, teacher: TeacherFacts) -> None:
+        span = teacher.t_max - teacher.t_min
         if self.settings.delta >= span:
             raise ValueError(
                 f"delta: found {self.settings.delta}, expected less than t_max − t_min of the teacher ({span:.6g})"

@@ -15,7 +15,7 @@ from torch import nn
 from diffusion.data.store import Split
 from diffusion.denoiser import Condition, Denoiser
 from diffusion.settings import Settings
-from diffusion.teacher import TeacherSettings
+from diffusion.teacher import TeacherFacts
 from diffusion.training import TrainingRun
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
@@ -58,7 +58,7 @@ class Method(ABC):
     def evaluations(self) -> tuple[int, ...]:
         """The numbers of network evaluations at which the method samples, one student or sampler each."""
 
-    def check(self, teacher: TeacherSettings) -> None:
+    def check(self, teacher: TeacherFacts) -> None:
         """Raises ValueError where these settings make no sense with that teacher."""
         return None
 

@@ -1,6 +1,5 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import CheckpointError, UserError
 from diffusion.files import read_json, write_json
 from diffusion.schedule import DiscreteSchedule, Schedule, schedule_from_settings
@@ -59,27 +58,48 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """Reads the network and the schedule of any `diffusers` pipeline folder with a ``UNet2DModel``.
 
-    The schedule is the stored continuous one where the folder has it, otherwise the scheduler's
-    ``alphas_cumprod``, interpolated.
-
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
         UserError: the folder is not such a pipeline.
     """
+    schedule, prediction_type, clip = load_schedule(folder)
+    denoiser = Denoiser(load_network(folder / "unet"), schedule, prediction_type, clip)
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
+    """The schedule of a pipeline folder, its prediction type, and whether x̂ is clipped.
+
+    The schedule is the stored continuous one where the folder has it, otherwise the scheduler's
+    ``alphas_cumprod``, interpolated.
+
+    Raises:
+        UserError: the folder is not a pipeline with a ``UNet2DModel``, or its two schedules differ.
+    """
     from diffusers import DDIMScheduler
 
-    if not (folder / "model_index.json").exists():
-        raise UserError(f"{folder}: no model_index.json; expected a `diffusers` pipeline folder.")
+    for file in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"):
+        if not (folder / file).exists():
+            raise UserError(f"{folder}: no {file}; expected a `diffusers` pipeline folder with a UNet2DModel.")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     scheduler = DDIMScheduler.from_config(config)
-    schedule = _schedule(folder, config, scheduler)
-    denoiser = Denoiser(
-        load_network(folder / "unet"),
-        schedule,
-        scheduler.config.prediction_type,
-        clip=bool(scheduler.config.clip_sample),
-    )
-    return denoiser.to(device).eval().requires_grad_(False)
+    # float64 from the betas where they are given: the scheduler's own cumulative product is float32.
+    betas = config.get("trained_betas")
+    if betas is not None:
+        discrete = DiscreteSchedule(np.cumprod(1 - np.asarray(betas, dtype=np.float64)))
+    else:
+        discrete = DiscreteSchedule(scheduler.alphas_cumprod.double().numpy())
+    schedule: Schedule = discrete
+    if (folder / _EXACT_SCHEDULE).exists():
+        schedule = schedule_from_settings(read_json(folder / _EXACT_SCHEDULE))
+        if schedule.num_timesteps != discrete.num_timesteps or not np.allclose(
+            schedule.alphas_cumprod(), discrete.alphas_cumprod(), rtol=1e-6, atol=1e-12
+        ):
+            raise UserError(
+                f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
+                f"delete it to use the scheduler's own."
+            )
+    return schedule, scheduler.config.prediction_type, bool(scheduler.config.clip_sample)
 
 
 def load_network(folder: Path) -> nn.Module:
@@ -114,37 +134,9 @@ def load_network(folder: Path) -> nn.Module:
     return network
 
 
-def _schedule(folder: Path, config: dict[str, Any], scheduler: Any) -> Schedule:
-    # float64 from the betas where they are given: the scheduler's own cumulative product is float32.
-    betas = config.get("trained_betas")
-    if betas is not None:
-        discrete = DiscreteSchedule(np.cumprod(1 - np.asarray(betas, dtype=np.float64)))
-    else:
-        discrete = DiscreteSchedule(scheduler.alphas_cumprod.double().numpy())
-    if not (folder / _EXACT_SCHEDULE).exists():
-        return discrete
-    exact = schedule_from_settings(read_json(folder / _EXACT_SCHEDULE))
-    same = exact.num_timesteps == discrete.num_timesteps and np.allclose(
-        exact.alphas_cumprod(), discrete.alphas_cumprod(), rtol=1e-6, atol=1e-12
-    )
-    if not same:
-        raise UserError(
-            f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
-            f"delete it to use the scheduler's own."
-        )
-    return exact
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hex SHA-256 of a pipeline folder's network weights."""
-    from diffusion.files import sha256_file
-
-    return sha256_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-
-
 def picture_shape(folder: Path) -> tuple[int, int, int]:
     """(C, H, W) of the pictures that a pipeline folder's network makes, without loading its weights."""
-    config = json.loads((folder / "unet" / "config.json").read_text())
+    config = read_json(folder / "unet" / "config.json")
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return config["out_channels"], height, width

@@ -1,5 +1,8 @@
 """Training a diffusion teacher."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -8,9 +11,20 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
+from diffusion.pipelines import load_schedule, picture_shape
 from diffusion.schedule import ScheduleSettings, per_sample, schedule_from_settings
 from diffusion.settings import Settings
 from diffusion.training import TrainingRun, TrainingSettings
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a method's settings are checked against before anything runs."""
+
+    prediction_type: PredictionType
+    num_timesteps: int
+    t_min: float
+    t_max: float
 
 
 class TeacherSettings(Settings):
@@ -22,6 +36,48 @@ class TeacherSettings(Settings):
     clip: bool = True
     seed: int = Field(0, ge=0)
     training: TrainingSettings
+
+    def facts(self) -> TeacherFacts:
+        """Prediction type and times."""
+        schedule = self.schedule
+        return TeacherFacts(self.prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max)
+
+    def check_pictures(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where the network does not fit the pictures."""
+        try:
+            self.network.check_resolution(resolution)
+        except ValueError as error:
+            raise ValueError(f"network: {error}") from error
+
+
+class StoredTeacher(Settings):
+    """A teacher that exists: any `diffusers` folder with a ``UNet2DModel`` in safetensors.
+
+    Attributes:
+        path: the pipeline's folder.
+        seed: the number that its rows carry in the column ``train_seed``.
+    """
+
+    path: str = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+
+    def facts(self) -> TeacherFacts:
+        """Prediction type and times, from the folder.
+
+        Raises:
+            UserError: the folder is not such a pipeline.
+        """
+        schedule, prediction_type, _clip = load_schedule(Path(self.path))
+        return TeacherFacts(prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max)
+
+    def check_pictures(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where the network makes other pictures than the data set's."""
+        shape = picture_shape(Path(self.path))
+        if shape != (channels, resolution, resolution):
+            raise ValueError(
+                f"path: {self.path} makes pictures of shape {shape}, but the data set's are "
+                f"{(channels, resolution, resolution)}"
+            )
 
 
 class RealPictures:

@@ -34,6 +34,8 @@ _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
 _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
 
+LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
+
 Loss = Callable[[torch.Generator], torch.Tensor]
 
 
@@ -99,7 +101,7 @@ class TrainingRun:
         evaluations: pictures that went forward through a counted network, each once a pass.
         real_images_seen: pictures of the data set that were trained on, with repetition.
         wall_clock_s: training time, accumulated over interruptions.
-        log: one row a logged step: stage, step, loss, learning_rate, gradient_norm, wall_clock_s.
+        log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
     """
 
     def __init__(

@@ -57,6 +57,20 @@ def train_teacher(arguments: argparse.Namespace) -> None:
         run.discard()
 
 
+def import_teacher(arguments: argparse.Namespace) -> None:
+    """Takes a stored teacher into the results, with what its own training cost unknown and counted as nothing."""
+    from diffusion.pipelines import load_denoiser, save_denoiser
+
+    denoiser = load_denoiser(arguments.path)
+    with _result_folder(arguments.output) as folder:
+        save_denoiser(folder, denoiser)
+        cost = {"network_evaluations": 0, "real_images_seen": 0, "wall_clock_s": 0.0}
+        _write_training_facts(
+            folder, "teacher", "teacher", [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}], []
+        )
+        write_provenance(folder / "provenance.json", {"weights": _weights(arguments.path)}, stored=str(arguments.path))
+
+
 def distil(arguments: argparse.Namespace) -> None:
     """Trains the students of one variant with one seed. The data set is read only if the method says it needs it."""
     from diffusion.data import load_split
@@ -111,8 +125,10 @@ def _write_training_facts(
 ) -> None:
     import pandas as pd
 
+    from diffusion.training import LOG_COLUMNS
+
     write_json(folder / "cost.json", {"method": method, "variant": variant, "students": students})
-    pd.DataFrame(log).to_csv(folder / "training.csv", index=False)
+    pd.DataFrame(log, columns=list(LOG_COLUMNS)).to_csv(folder / "training.csv", index=False)
 
 
 def _parameters(network: torch.nn.Module) -> int:
@@ -395,6 +411,7 @@ def time_sampling(arguments: argparse.Namespace) -> None:
 
 def write_report(arguments: argparse.Namespace) -> None:
     """Renders the report from what the other rules have left in the results folder."""
+    from diffusion.teacher import TeacherSettings
     from evaluation.report import ReportInputs, render
     from evaluation.tables import CostFile
     from suite.configuration import parse_experiment
@@ -407,6 +424,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
     several = len(experiment.train_seeds) > 1
+    teacher_is_trained = isinstance(experiment.teacher, TeacherSettings)
     reference = experiment.evaluation.teacher
     floor = read_json(root / "measures" / "real.json")
     speed_facts = read_json(root / "speed" / "speed.json")
@@ -437,7 +455,7 @@ def write_report(arguments: argparse.Namespace) -> None:
                 if method.name == "boot"
             },
             training={
-                "teacher": root / "teacher" / "training.csv",
+                **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
                 **{
                     (f"{name}, seed {seed}" if several else name): plan.student_folder(name, seed) / "training.csv"
                     for name, seed in trained
@@ -511,6 +529,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("teacher", train_teacher)
     training(sub)
     paths(sub, "data")
+
+    sub = command("import-teacher", import_teacher)
+    paths(sub, "path", "output")
 
     sub = command("distil", distil)
     training(sub)

@@ -12,7 +12,7 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.method import Method
 from diffusion.settings import Settings
-from diffusion.teacher import TeacherSettings
+from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from suite.registry import method_class, method_modules
 
 # evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
@@ -70,12 +70,12 @@ class SpeedSettings(Settings):
 
 
 class _Layout(Settings):
-    """The blocks of the file, before the registries have been asked about ``data`` and ``methods``."""
+    """The blocks of the file, before ``data``, ``teacher`` and ``methods`` have chosen their own models."""
 
     experiment: str
     results: str = "results"
     data: dict[str, Any]
-    teacher: TeacherSettings
+    teacher: dict[str, Any]
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=lambda: {
             "ddim": {"method": "ddim"},
@@ -112,13 +112,18 @@ class Experiment:
     """
 
     def __init__(
-        self, raw: Mapping[str, Any], layout: _Layout, data: pydantic.BaseModel, methods: dict[str, Method]
+        self,
+        raw: Mapping[str, Any],
+        layout: _Layout,
+        data: pydantic.BaseModel,
+        teacher: TeacherSettings | StoredTeacher,
+        methods: dict[str, Method],
     ) -> None:
         self.raw = raw
         self.name = layout.experiment
         self.results = Path(layout.results) / layout.experiment
         self.data: Any = data
-        self.teacher = layout.teacher
+        self.teacher = teacher
         self.methods = methods
         self.train_seeds = layout.train_seeds
         self.evaluation = layout.evaluation
@@ -139,17 +144,19 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     except pydantic.ValidationError as error:
         raise UserError(_problems(error, _Layout)) from error
     data: Any = parse_settings(layout.data)
+    teacher = _parse_teacher(layout.teacher)
+    facts = teacher.facts()
     problems: list[str] = []
     methods: dict[str, Method] = {}
     for name, block in layout.methods.items():
         try:
-            methods[name] = _parse_method(name, block, layout.teacher)
+            methods[name] = _parse_method(name, block, facts)
         except UserError as error:
             problems.append(str(error))
     try:
-        layout.teacher.network.check_resolution(data.resolution)
+        teacher.check_pictures(data.channels, data.resolution)
     except ValueError as error:
-        problems.append(f"teacher.network: {error}.")
+        problems.append(f"teacher.{error}.")
     selected = tuple(layout.methods) if layout.select is None else layout.select
     for name in selected:
         if name not in layout.methods:
@@ -157,10 +164,18 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
     if problems:
         raise UserError("\n".join(problems))
-    return Experiment(raw, layout, data, {name: methods[name] for name in layout.methods if name in selected})
+    return Experiment(raw, layout, data, teacher, {name: methods[name] for name in layout.methods if name in selected})
 
 
-def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherSettings) -> Method:
+def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
+    model = StoredTeacher if "path" in block else TeacherSettings
+    try:
+        return model.model_validate(dict(block))
+    except pydantic.ValidationError as error:
+        raise UserError(_problems(error, model, "teacher")) from error
+
+
+def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts) -> Method:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name == "real":
         raise UserError(f"{key}: expected a name of letters, digits and . _ + - other than 'real' (it names folders).")

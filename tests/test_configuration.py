@@ -1,13 +1,16 @@
 """Broken configurations are refused before anything runs, naming the key, what was found and what is allowed."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from tiny import tiny_denoiser
 
 from diffusion.errors import UserError
+from diffusion.pipelines import save_denoiser
 from suite.configuration import ExtractorName, parse_experiment
 from suite.plan import Plan
 
@@ -47,6 +50,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("data.kind", "celeba", ["data.kind: found 'celeba'", "digits", "images"]),
         ("data.colour", 1, ["data.colour", "unknown"]),
         ("teacher.training", DELETED, ["teacher.training: missing"]),
+        ("teacher.path", "nowhere", ["teacher.network: unknown key", "path, seed"]),
         ("teacher.training.steps", "many", ["teacher.training.steps: found 'many'", "integer"]),
         ("teacher.training.steps", 0, ["teacher.training.steps: found 0", "greater than or equal to 1"]),
         ("teacher.training.stepz", 5, ["teacher.training.stepz: unknown key", "batch_size"]),
@@ -114,3 +118,21 @@ def test_selection_keeps_the_files_order_and_drops_the_rest():
     assert {(unit.variant, unit.nfe) for unit in Plan(experiment).units()} == {
         ("ddim", 1), ("ddim", 2), ("ddim", 4), ("progressive", 2), ("progressive", 1),
     }  # fmt: skip
+
+
+def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
+    raw = copy.deepcopy(TINY)
+    raw["teacher"] = {"path": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match=r"nowhere: no model_index\.json"):
+        parse_experiment(raw)
+    save_denoiser(tmp_path / "teacher", tiny_denoiser(channels=3))
+    raw["teacher"] = {"path": str(tmp_path / "teacher")}
+    with pytest.raises(UserError, match=r"teacher\.path: .*\(3, 8, 8\).*\(1, 8, 8\)"):
+        parse_experiment(raw)
+    shutil.rmtree(tmp_path / "teacher")
+    save_denoiser(tmp_path / "teacher", tiny_denoiser("epsilon"))
+    raw["methods"]["boot-heun"]["boundary_weight"] = 0.0
+    with pytest.raises(UserError, match="epsilon teacher"):
+        parse_experiment(raw)
+    raw["methods"]["boot-heun"]["boundary_weight"] = 1.0
+    assert parse_experiment(raw).teacher.facts().num_timesteps == 200

@@ -19,28 +19,48 @@ rule data:
         "python -m suite.cli data --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
-rule teacher:
-    input:
-        data=ROOT / "data",
-        code=core_code("teacher.py", "training.py", "networks.py"),
-    output:
-        directory(ROOT / "teacher"),
-    log:
-        ROOT / "logs/teacher.log",
-    benchmark:
-        ROOT / "benchmarks/teacher/teacher.tsv"
-    conda:
-        "../../environment.yml"
-    # The result depends on the number of threads in its last bits, and more than a few do not help.
-    threads: min(workflow.cores, 8)
-    resources:
-        gpu=GPU,
-    params:
-        settings=settings(EXPERIMENT.teacher),
-        state=ROOT / "state",
-    shell:
-        "python -m suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
-        "--output {output:q} > {log:q} 2>&1"
+if isinstance(EXPERIMENT.teacher, StoredTeacher):
+
+    rule teacher:
+        input:
+            stored=EXPERIMENT.teacher.path,
+            code=core_code(),
+        output:
+            directory(ROOT / "teacher"),
+        log:
+            ROOT / "logs/teacher.log",
+        benchmark:
+            ROOT / "benchmarks/teacher/teacher.tsv"
+        conda:
+            "../../environment.yml"
+        threads: 1
+        shell:
+            "python -m suite.cli import-teacher --path {input.stored:q} --output {output:q} > {log:q} 2>&1"
+
+else:
+
+    rule teacher:
+        input:
+            data=ROOT / "data",
+            code=core_code("teacher.py", "training.py", "networks.py"),
+        output:
+            directory(ROOT / "teacher"),
+        log:
+            ROOT / "logs/teacher.log",
+        benchmark:
+            ROOT / "benchmarks/teacher/teacher.tsv"
+        conda:
+            "../../environment.yml"
+        # The result depends on the number of threads in its last bits, and more than a few do not help.
+        threads: min(workflow.cores, 8)
+        resources:
+            gpu=GPU,
+        params:
+            settings=settings(EXPERIMENT.teacher),
+            state=ROOT / "state",
+        shell:
+            "python -m suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+            "--output {output:q} > {log:q} 2>&1"
 
 
 # BOOT and every other data-free method: the teacher is the only input.
