@@ -1,4 +1,4 @@
-"""The report's figures. Every function returns a closed-over matplotlib figure; :func:`write_figure` stores it."""
+"""The report's figures. Functions return a matplotlib figure, :func:`write_figure` stores it."""
 
 import io
 import math

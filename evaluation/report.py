@@ -40,6 +40,8 @@ _MEASURES = {
 }
 # Larger files stay beside the page; the page would get heavy.
 _LARGEST_INLINE = 300_000
+# A manifest may list every file of a data set.
+_LONGEST_LIST = 20
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def findings(results: Results) -> list[str]:
     sampler = results.labels.get(results.teacher[0], results.teacher[0])
     sentences = []
     for row in results.boot_rows:
-        name = f"One evaluation of {results.label(row)}"
+        name = f"one evaluation of {results.label(row)}"
         # Measures that put the student in the same place share a sentence.
         places: dict[str, list[str]] = {}
         for metric in LOWER_IS_BETTER:
@@ -215,19 +217,23 @@ def findings(results: Results) -> list[str]:
             own = results.spread(metric, row)
             if place is None or own is None:
                 continue
-            caveat = "" if place.spread_known else ", taken once, so without a known spread"
+            caveat = "" if place.spread_known else ", one run"
             measure = _MEASURES.get(metric, _in_sentence(results.frechet_name))
             places.setdefault(_place_text(place, sampler), []).append(f"{measure} ({_spread_text(own)}{caveat})")
-        sentences += [f"{name} {place} by {_join(measures)}." for place, measures in places.items()]
+        sentences += [f"By {_join(measures)}, {name} {place}." for place, measures in places.items()]
         sentences += _against_progressive(results, row)
         speed = results.speed_of(row, "images_per_second")
         factor = results.speed_of(row, "speedup_over_teacher")
         if speed is not None and factor is not None:
             sentences.append(
-                f"{name} makes {format_value(speed)} images a second, {format_value(factor, 'factor')} the speed of "
-                f"{sampler} with {results.teacher[1]} evaluations."
+                f"{_capital(name)} makes {format_value(speed)} images a second, "
+                f"{format_value(factor, 'factor')} the speed of {sampler} with {results.teacher[1]} evaluations."
             )
     return sentences
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _in_sentence(name: str) -> str:
@@ -236,21 +242,15 @@ def _in_sentence(name: str) -> str:
 
 def _place_text(place: Standing, sampler: str) -> str:
     better, level, worse = place.better_than, place.level_with, place.worse_than
-    beside = f" and cannot be told from {_join(level)} within the spread" if level else ""
+    beside = f", level with {_join(level)} within the spread" if level else ""
     if better and worse and max(better) < min(worse) and all(max(better) < n < min(worse) for n in level):
         return f"falls between {sampler} with {max(better)} and with {min(worse)} evaluations{beside}"
     if better and not worse and not level:
         return f"is better than {sampler} with every number of evaluations measured ({_join(better)})"
     if worse and not better and not level:
         return f"is worse than {sampler} with every number of evaluations measured ({_join(worse)})"
-    parts = []
-    if better:
-        parts.append(f"is better than {sampler} with {_join(better)}")
-    if level:
-        parts.append(f"cannot be told from {sampler} with {_join(level)} within the spread")
-    if worse:
-        parts.append(f"is worse than {sampler} with {_join(worse)}")
-    return ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] + " evaluations"
+    standings = (("better than", better), ("level, within the spread, with", level), ("worse than", worse))
+    return "is " + "; ".join(f"{how} {sampler} with {_join(n)} evaluations" for how, n in standings if n)
 
 
 def _against_progressive(results: Results, row: Method) -> list[str]:
@@ -266,7 +266,8 @@ def _against_progressive(results: Results, row: Method) -> list[str]:
     }
     text = (
         f"By {_in_sentence(results.frechet_name)} {results.label(row)} {verdict[compare(own, theirs, True)]} "
-        f"{results.label(other)} with one evaluation ({_spread_text(theirs)})"
+        f"{results.label(other)} with one evaluation ({_spread_text(own)} against {_spread_text(theirs)}"
+        + (")" if own.sd is not None and theirs.sd is not None else ", the spread not known)")
     )
     a, b = results.cost_of(row, "network_evaluations"), results.cost_of(other, "network_evaluations")
     seen, theirs_seen = results.cost_of(row, "real_images_seen"), results.cost_of(other, "real_images_seen")
@@ -431,7 +432,9 @@ def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
             pairs += flatten(item, f"{prefix} {number + 1}")
         return pairs
     if isinstance(content, list | tuple):
-        return [(prefix, ", ".join(_plain_text(item) for item in content) or MISSING)]
+        text = ", ".join(_plain_text(item) for item in content[:_LONGEST_LIST])
+        more = f", … ({len(content)} in all)" if len(content) > _LONGEST_LIST else ""
+        return [(prefix, text + more or MISSING)]
     return [(prefix, _plain_text(content))]
 
 
@@ -464,7 +467,7 @@ def _page(
     first = ("data", "teacher", "hardware", "versions", "commit", "seeds", "features")
     provenance = dict(inputs.provenance)
     protocols = provenance.pop("protocols", {})
-    run = [(key, flatten(provenance.pop(key))) for key in first if key in provenance]
+    run = [(key.capitalize(), flatten(provenance.pop(key))) for key in first if key in provenance]
     figures = {
         name: {
             "source": _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()),

@@ -27,7 +27,7 @@ COST_COLUMNS = (
     *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
     *("wall_clock_s", "parameters"),
 )
-TABLES = ("main", "floor", "published", "ratios", "cost", "libraries", "wall_clock")
+TABLES = ("main", "floor", "published", "ratios", "training_cost", "libraries", "wall_clock")
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
 
@@ -717,9 +717,9 @@ def main_table(results: Results) -> Table:
     if results.real:
         aside.add(len(rows))
         count = results.floor_count
-        spreads = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
+        floor = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
         name = "Real pictures held out (floor)"
-        rows.append([Cell(name), Cell(), Cell(count, mark=" ‡"), *spreads, *[Cell()] * 6])
+        rows.append([Cell(name), Cell(), Cell(count, mark=" ‡"), *floor, *[Cell()] * 6])
         other_count |= count != results.full_count
     teacher = f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
     device = _devices(results.speed)
@@ -780,8 +780,8 @@ def floor_table(results: Results) -> Table:
         f"At equal counts: {MISSING if count is None else count} samples each",
         "The first row measures real pictures that the teacher never saw against its training pictures. A good "
         "sampler comes near it; one that falls below it stays closer to the training pictures than new real "
-        "pictures do, which is a sign of repeating them. Every method is measured at the same number of samples, because a "
-        "Fréchet distance grows as samples get fewer. Mean ± standard deviation over the seeds.",
+        "pictures do, which is a sign of repeating them. Every method is measured at the same number of samples, "
+        "because a Fréchet distance grows as samples get fewer. Mean ± standard deviation over the seeds.",
         columns,
         rows,
         aside=frozenset({0}) if results.real else frozenset(),
@@ -821,7 +821,6 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         *([Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)] if same_data else []),
         Column("source", "Source"),
         Column("certainty", "Certainty"),
-        Column("remark", "Remark"),
     ]
     rows = []
     datasets = list(published["datasets"])
@@ -830,18 +829,15 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
     for dataset in datasets:
         for entry in (e for e in published["entries"] if e["dataset"] == dataset):
             mark = " †" if entry["certainty"] == "unchecked" else ""
-            cells = [Cell(published["datasets"][dataset]), Cell(entry["label"]), Cell(entry["nfe"])]
+            remark = f" ({entry['remark']})" if "remark" in entry else ""
+            cells = [Cell(published["datasets"][dataset]), Cell(entry["label"] + remark), Cell(entry["nfe"])]
             cells += [Cell(entry.get(key), mark=mark) for key in ("fid", "precision", "recall", "images_per_second")]
             if same_data:
                 row = next((r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None)
                 comparable = dataset == results.dataset and results.features == "inception" and row is not None
                 spread = results.spread("frechet_distance", row) if comparable and row else None
                 cells.append(_spread_cell(spread))
-            cells += [
-                Cell(published["sources"][entry["source"]]),
-                Cell(entry["certainty"]),
-                Cell(entry.get("remark")),
-            ]
+            cells += [Cell(published["sources"][entry["source"]]["short"]), Cell(entry["certainty"])]
             rows.append(cells)
     if same_data and results.features == "inception":
         reproduced = "The reproduced column is this experiment on the same data set; the networks may differ."
@@ -864,7 +860,8 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         rows,
         [
             "Certainty: 'reported' is a figure of the named paper; 'quoted' is what a later paper quotes; "
-            "'unchecked' (†) has still to be checked against its source."
+            "'unchecked' (†) has still to be checked against its source.",
+            "Sources: " + "; ".join(f"{s['short']}: {s['full']}" for s in published["sources"].values()) + ".",
         ],
     )
 
@@ -949,7 +946,7 @@ def cost_table(results: Results) -> Table:
             ]
         )
     return Table(
-        "cost",
+        "training_cost",
         "What training cost",
         "Network evaluations and real images are counted in pictures (a batch of 128 counts 128 times) and "
         "accumulate over everything that had to be trained before a student; wall-clock accumulates over "
@@ -985,8 +982,8 @@ def library_table(results: Results) -> Table:
         "libraries",
         "Two libraries on the same samples, and the distance to the teacher's samples",
         "The first two figures are taken on the same samples (the seeds that both libraries were given) against the "
-        "same training pictures; how each of them resizes is stated under the protocols. The last one takes the teacher's "
-        "samples from the same noise as its reference.",
+        "same training pictures; how each of them resizes, and which samples of the teacher the last column is "
+        "measured against, stands under the protocols. The teacher's own row is the floor of the last column.",
         [
             Column("method", "Method"),
             Column("nfe", "Evaluations", "count"),

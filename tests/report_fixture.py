@@ -51,7 +51,9 @@ def fabricate(
         fidelity = {"protocol": "resize-64", "features": features, "library": "torch-fidelity 0.4.0"}
 
         def add(metric: str, seed: int, value: float, num_samples: int, reference: str, **more: str) -> None:
-            line = {"metric": metric, "seed": seed, "value": value, "num_samples": num_samples}
+            line: dict[str, Any] = {"metric": metric, "seed": seed, "value": value, "num_samples": num_samples}
+            if method == "real":
+                line |= {"seed": None, "train_seed": None}
             rows.append({**base, **fidelity, **line, "reference": reference, **more})
 
         # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly.
@@ -98,10 +100,9 @@ def fabricate(
     for method, variant, nfe in networks:
         for batch, per_step in ((128, 22.0), (1, 4.0)):
             median = nfe * per_step * (1.02 if method == "boot" else 1.0)
-            speed_rows.append(
-                ("digits", method, variant, nfe, "cpu", "float32", batch, 1000 * batch / median, median)
-                + (1.1 * median, None, 50 * per_step / median)
-            )
+            identity = ("digits", method, variant, nfe, "cpu", "float32", batch)
+            figures = (1000 * batch / median, median, 1.1 * median, None, 50 * per_step / median)
+            speed_rows.append((*identity, *figures))
     speed = folder / "speed" / "speed.csv"
     speed.parent.mkdir(parents=True)
     pd.DataFrame(speed_rows, columns=list(SPEED_COLUMNS)).to_csv(speed, index=False)

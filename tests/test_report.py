@@ -1,0 +1,741 @@
+"""The report: data, tables, figures, sentences, files, and the page in a real browser."""
+
+import base64
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from report_fixture import DDIM, FULL, NASTY, PART, fabricate
+
+from diffusion.errors import UserError
+from evaluation import plots, tables
+from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing
+from evaluation.tables import Cell, Column, Method, Results, Spread, Table, compare, format_value, supported_best
+
+BOOT = Method("boot", "boot-heun", 1)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
+    return fabricate(tmp_path_factory.mktemp("report") / "results")
+
+
+@pytest.fixture(scope="module")
+def results(inputs: ReportInputs) -> Results:
+    return load_results(inputs)
+
+
+@pytest.fixture(scope="module")
+def report(inputs: ReportInputs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rendered") / "report"
+    render(inputs, folder)
+    return folder
+
+
+class _Page(HTMLParser):
+    """Collects what the tests ask about a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._hidden = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._hidden += tag in ("style", "script")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("style", "script")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.text += data
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> _Page:
+    return _Page((report / "index.html").read_text(encoding="utf-8"))
+
+
+# --- files -------------------------------------------------------------------------------------------------
+
+
+def test_every_promised_file_is_there_and_no_other(report: Path) -> None:
+    found = sorted(str(path.relative_to(report)) for path in report.rglob("*") if path.is_file())
+    assert found == sorted(report_files())
+    assert all((report / name).stat().st_size > 0 for name in found)
+
+
+def test_nothing_temporary_stays(report: Path) -> None:
+    assert [path.name for path in report.parent.iterdir()] == ["report"]
+
+
+def test_long_tables_have_their_columns_in_order(report: Path) -> None:
+    expected = {
+        "metrics": "experiment,method,variant,nfe,train_seed,seed,metric,value,num_samples,protocol,features,"
+        "reference,library",
+        "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
+        "latency_ms_p95,peak_memory_mb,speedup_over_teacher",
+        "cost": "experiment,method,variant,network_evaluations,real_images_seen,wall_clock_s,parameters",
+    }
+    for name, header in expected.items():
+        assert (report / f"{name}.csv").read_text().splitlines()[0] == header
+
+
+def test_long_tables_keep_every_value(inputs: ReportInputs, report: Path) -> None:
+    before = pd.concat([pd.read_csv(path) for path in inputs.metrics], ignore_index=True)
+    after = pd.read_csv(report / "metrics.csv")
+    assert after["value"].tolist() == before["value"].tolist()
+    assert after["variant"].tolist() == before["variant"].tolist()
+    # Counts and seeds stay whole numbers where a column also has empty fields.
+    line = (report / "metrics.csv").read_text().splitlines()[1].split(",")
+    assert line[3:6] == ["1", "0", "0"]
+
+
+def test_several_students_of_a_variant_get_their_own_cost_row(report: Path) -> None:
+    cost = pd.read_csv(report / "cost.csv")
+    assert [v for v in cost["variant"] if v.startswith("progressive")] == [f"progressive@nfe-{n}" for n in (8, 4, 2, 1)]
+    assert "boot-heun" in cost["variant"].tolist()
+    assert cost["network_evaluations"].dtype.kind == "i"
+
+
+def test_nothing_says_nan(report: Path, page: _Page) -> None:
+    word = re.compile(r"\b(nan|inf|none|null)\b", re.IGNORECASE)
+    assert not word.search(page.text)
+    for path in report.rglob("*"):
+        if path.suffix in (".csv", ".md", ".tex"):
+            assert not word.search(path.read_text(encoding="utf-8")), path.name
+
+
+def test_the_same_inputs_give_the_same_bytes(inputs: ReportInputs, report: Path, tmp_path: Path) -> None:
+    render(inputs, tmp_path / "again")
+    for name in report_files():
+        assert (tmp_path / "again" / name).read_bytes() == (report / name).read_bytes(), name
+
+
+def test_an_existing_report_is_replaced_whole(inputs: ReportInputs, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    (folder / "tables").mkdir(parents=True)
+    (folder / "tables" / "stale.csv").write_text("old")
+    render(inputs, folder)
+    assert not (folder / "tables" / "stale.csv").exists()
+    assert (folder / "index.html").exists()
+
+
+def test_a_broken_input_leaves_the_old_report(inputs: ReportInputs, tmp_path: Path) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "index.html").write_text("old")
+    with pytest.raises(UserError, match=r"speed\.csv: not found"):
+        render(dataclasses.replace(inputs, speed=tmp_path / "speed.csv"), folder)
+    assert (folder / "index.html").read_text() == "old"
+
+
+def test_an_experiment_without_boot_has_a_report(inputs: ReportInputs, tmp_path: Path) -> None:
+    bare = fabricate(tmp_path / "results", boot={}, external=False)
+    render(bare, tmp_path / "report")
+    assert sorted(str(p.relative_to(tmp_path / "report")) for p in (tmp_path / "report").rglob("*.*")) == sorted(
+        report_files()
+    )
+    assert findings(load_results(bare)) == []
+    assert "No BOOT student" in (tmp_path / "report" / "index.html").read_text()
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "high"])
+def test_a_value_that_is_no_number_is_refused(inputs: ReportInputs, tmp_path: Path, value: str) -> None:
+    broken = tmp_path / "broken.csv"
+    text = Path(inputs.metrics[0]).read_text().splitlines()
+    fields = text[1].split(",")
+    fields[7] = value
+    broken.write_text("\n".join([text[0], ",".join(fields)]) + "\n")
+    with pytest.raises(UserError, match=r"broken\.csv: row 2, column 'value' holds"):
+        tables.load_metrics([broken])
+
+
+def test_an_empty_value_is_a_missing_one(inputs: ReportInputs, tmp_path: Path) -> None:
+    path = tmp_path / "empty.csv"
+    text = Path(inputs.metrics[0]).read_text().splitlines()
+    fields = text[1].split(",")
+    fields[7] = ""
+    path.write_text("\n".join([text[0], ",".join(fields), *text[2:]]) + "\n")
+    assert tables.load_metrics([path])["value"].isna().sum() == 1
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match=r"foreign\.csv: the columns \['experiment'"):
+        tables.load_metrics([tmp_path / "foreign.csv"])
+
+
+def test_a_cost_file_without_its_keys_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cost.json").write_text(json.dumps({"students": [{"nfe": 1}]}))
+    with pytest.raises(UserError, match=r"cost\.json: expected 'students'.*train 'boot-heun' again"):
+        tables.load_costs("digits", [tables.CostFile(tmp_path / "cost.json", "boot", "boot-heun")])
+
+
+def test_a_training_log_without_its_columns_is_refused(inputs: ReportInputs, tmp_path: Path) -> None:
+    (tmp_path / "training.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(UserError, match=r"the columns \['stage'\] are missing"):
+        render(dataclasses.replace(inputs, training={"x": tmp_path / "training.csv"}), tmp_path / "report")
+
+
+# --- look-ups ----------------------------------------------------------------------------------------------
+
+
+def test_mean_and_spread(results: Results) -> None:
+    spread = results.spread("frechet_distance", BOOT)
+    assert spread is not None
+    assert spread.n == 3
+    assert spread.mean == pytest.approx(124)
+    assert spread.sd == pytest.approx(1.5)
+
+
+def test_counts(results: Results) -> None:
+    assert results.full_count == FULL
+    assert results.floor_count == PART
+    assert results.count(Method("external", "my-samples", None)) == 1000
+    part = results.spread("frechet_distance", BOOT, PART)
+    assert part is not None
+    assert part.mean == pytest.approx(1.15 * 124 + 90)
+
+
+def test_the_extractor_names_the_distance(tmp_path: Path, results: Results) -> None:
+    assert results.frechet_name == "Fréchet distance (efficientnet-lite0@64px)"
+    other = load_results(fabricate(tmp_path / "r", features="inception"))
+    assert other.frechet_name == "FID"
+    spread = other.spread("frechet_distance", BOOT)
+    assert spread is not None
+    assert spread.mean == pytest.approx(124)
+
+
+def test_fid_appears_only_where_it_is_one(report: Path) -> None:
+    header = (report / "tables" / "main.md").read_text().splitlines()[2]
+    assert "FID" not in header
+    assert "efficientnet-lite0@64px" in header
+
+
+def test_protocols_are_not_mixed(inputs: ReportInputs, tmp_path: Path) -> None:
+    """A value under another protocol than the teacher's does not enter a mean."""
+    path = tmp_path / "other.csv"
+    lines = next(p for p in inputs.metrics if ",boot-heun," in Path(p).read_text()).read_text().splitlines()
+    row = next(line for line in lines if ",frechet_distance," in line and f",{FULL}," in line).split(",")
+    row[7], row[9] = "5.0", "another-resize"
+    path.write_text("\n".join([lines[0], ",".join(row)]) + "\n")
+    mixed = load_results(dataclasses.replace(inputs, metrics=[path, *inputs.metrics]))
+    spread = mixed.spread("frechet_distance", BOOT)
+    assert spread is not None
+    assert (spread.n, spread.mean) == (3, pytest.approx(124))
+
+
+def test_rows_are_ordered_as_the_labels_and_externals_come_last(results: Results) -> None:
+    names = [(row.variant, row.nfe) for row in results.rows]
+    assert names[:6] == [("ddim", n) for n in (50, 16, 8, 4, 2, 1)]
+    assert names[-1] == ("my-samples", None)
+    assert results.real == Method("real", "test", None)
+
+
+def test_cost_of_rows(results: Results) -> None:
+    assert results.cost_of(BOOT, "real_images_seen") == 0
+    assert results.cost_of(Method("progressive_distillation", "progressive", 2), "real_images_seen") == 3 * 76_800
+    assert results.cost_of(Method("ddim", "ddim", 4), "network_evaluations") == 0
+    assert results.cost_of(Method("external", "my-samples", None), "network_evaluations") is None
+    # A network whose cost file is missing must not look as if it were free.
+    assert results.cost_of(Method("boot", "another", 1), "network_evaluations") is None
+
+
+def test_speed_of_rows(results: Results) -> None:
+    assert results.speed_of(BOOT, "images_per_second") == pytest.approx(128_000 / (22 * 1.02))
+    assert results.speed_of(BOOT, "latency_ms_median", "smallest") == pytest.approx(4 * 1.02)
+    assert results.speed_of(Method("external", "my-samples", None), "images_per_second") is None
+
+
+def test_benchmarks_are_summed_by_rule(results: Results) -> None:
+    table = results.benchmarks.set_index("rule")
+    assert table.loc["train_student", "jobs"] == 2
+    assert table.loc["train_student", "total_s"] == pytest.approx(382.9)
+    assert np.isnan(table.loc["prepare_data", "peak_memory_mb"])
+    assert results.benchmarks["total_s"].is_monotonic_decreasing
+
+
+# --- comparing ---------------------------------------------------------------------------------------------
+
+
+def test_compare() -> None:
+    assert compare(Spread(10, 1, 3), Spread(20, 1, 3), lower_is_better=True) == "better"
+    assert compare(Spread(10, 1, 3), Spread(20, 1, 3), lower_is_better=False) == "worse"
+    assert compare(Spread(10, 1, 3), Spread(12, 1, 3), lower_is_better=True) == "level"
+    assert compare(Spread(10, None, 1), Spread(10.1, None, 1), lower_is_better=True) == "better"
+
+
+def test_no_win_is_claimed_that_the_spread_does_not_support() -> None:
+    a, b = Method("x", "a", 1), Method("x", "b", 1)
+    assert supported_best({a: Spread(10, 1, 3), b: Spread(20, 1, 3)}, True) == a
+    assert supported_best({a: Spread(10, 1, 3), b: Spread(20, 1, 3)}, False) == b
+    assert supported_best({a: Spread(10, 1, 3), b: Spread(12, 1, 3)}, True) is None
+    assert supported_best({a: Spread(10, None, 1), b: Spread(20, 1, 3)}, True) is None
+    assert supported_best({a: Spread(10, 1, 3)}, True) is None
+
+
+def test_bold_in_the_main_table(results: Results, tmp_path: Path) -> None:
+    def bold(table: Table) -> set[tuple[Any, Any]]:
+        column = next(i for i, c in enumerate(table.columns) if c.key == "frechet_distance")
+        return {(row[0].value, row[1].value) for row in table.rows if row[column].best}
+
+    assert ("BOOT (Heun)", 1) in bold(tables.main_table(results))
+    noisy = load_results(fabricate(tmp_path / "r", sd=40.0))
+    assert not any(nfe == 1 for _, nfe in bold(tables.main_table(noisy)))
+
+
+def test_pareto_front_against_the_definition() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(300):
+        count = int(generator.integers(0, 12))
+        # Few distinct values, so that ties of every kind occur.
+        points = generator.integers(0, 5, size=(count, 2)).astype(float)
+        points[generator.random(size=points.shape) < 0.05] = np.nan
+        found = plots.pareto_front(points[:, 0].tolist(), points[:, 1].tolist())
+        for index, (x, y) in enumerate(points):
+            beaten = any((p <= x and q <= y) and (p < x or q < y) for p, q in points)
+            assert found[index] == (bool(np.isfinite([x, y]).all()) and not beaten)
+
+
+# --- sentences ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("distance", "text"),
+    [
+        (124.0, "falls between DDIM with 4 and with 8 evaluations."),
+        (75.0, "falls between DDIM with 8 and with 16 evaluations."),
+        (89.0, "falls between DDIM with 4 and with 16 evaluations, level with 8 within the spread."),
+        (40.0, "is better than DDIM with every number of evaluations measured (1, 2, 4, 8, 16 and 50)."),
+        (2500.0, "is worse than DDIM with every number of evaluations measured (1, 2, 4, 8, 16 and 50)."),
+        (
+            59.5,
+            "is better than DDIM with 1, 2, 4, 8 and 16 evaluations; level, within the spread, with DDIM with 50",
+        ),
+    ],
+)
+def test_findings_agree_with_the_data(tmp_path: Path, distance: float, text: str) -> None:
+    own = load_results(fabricate(tmp_path / "r", boot={"boot-heun": distance}))
+    sentences = [s for s in findings(own) if "the Fréchet distance (" in s and "DDIM" in s]
+    assert len(sentences) == 1
+    assert text in sentences[0]
+    assert f"the Fréchet distance (efficientnet-lite0@64px) ({distance:,.1f} ± 1.5)" in sentences[0]
+
+
+def test_standing_against_the_definition(results: Results) -> None:
+    place = standing(results, BOOT, "frechet_distance")
+    assert place is not None
+    assert place.better_than == [n for n, value in DDIM.items() if value > 124 + 2 * np.hypot(1.5, 1.5)]
+    assert place.worse_than == [n for n, value in DDIM.items() if value < 124 - 2 * np.hypot(1.5, 1.5)]
+    assert place.spread_known
+    kid = standing(results, BOOT, "kid")
+    assert kid is not None
+    assert not kid.spread_known
+    # The teacher's distance to itself is no achievement.
+    mse = standing(results, BOOT, "mse_to_teacher")
+    assert mse is not None
+    assert 50 not in [*mse.better_than, *mse.level_with, *mse.worse_than]
+
+
+def test_findings_on_speed_and_cost(results: Results) -> None:
+    text = " ".join(findings(results))
+    assert "makes 5,704 images a second, 49.0× the speed of DDIM with 50 evaluations" in text
+    assert "640 k network evaluations and no real images against 922 k and 307 k real images" in text
+    assert "BOOT (Heun) is better than Progressive distillation with one evaluation" in text
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def _rows(report: Path, name: str) -> list[dict[str, str]]:
+    with (report / "tables" / f"{name}.csv").open(newline="", encoding="utf-8") as handle:
+        return list(csv.DictReader(handle))
+
+
+def test_main_table(report: Path) -> None:
+    rows = {(row["method"], row["nfe"]): row for row in _rows(report, "main")}
+    boot = rows["BOOT (Heun)", "1"]
+    assert float(boot["frechet_distance"]) == pytest.approx(124)
+    assert float(boot["frechet_distance_sd"]) == pytest.approx(1.5)
+    assert boot["frechet_distance_n"] == "3"
+    assert (boot["kid_sd"], boot["kid_n"]) == ("", "1")
+    assert boot["data_free"] == "yes"
+    assert rows["Progressive distillation", "1"]["data_free"] == "no"
+    assert rows["DDIM", "1"]["data_free"] == "no training"
+    external = rows["my-samples", ""]
+    assert (external["data_free"], external["mse_to_teacher"], external["num_samples"]) == ("", "", "1000")
+    assert rows["Real pictures held out (floor)", ""]["num_samples"] == str(PART)
+
+
+def test_missing_values_are_dashes(report: Path) -> None:
+    line = next(x for x in (report / "tables" / "main.md").read_text().splitlines() if "my-samples" in x)
+    assert line.count(" – ") >= 8
+
+
+def test_floor_table_compares_at_equal_counts(report: Path) -> None:
+    rows = _rows(report, "floor")
+    assert rows[0]["method"].startswith("Real pictures")
+    assert float(rows[0]["frechet_distance"]) == 130
+    boot = next(row for row in rows if row["method"] == "BOOT (Heun)")
+    assert float(boot["over_floor"]) == pytest.approx((1.15 * 124 + 90) / 130)
+
+
+def test_library_table_uses_the_same_samples(report: Path) -> None:
+    row = next(row for row in _rows(report, "libraries") if row["method"] == "BOOT (Heun)")
+    # clean-fid was given the first seed only, so torch-fidelity's figure is of that seed and not the mean.
+    assert float(row["torch_fidelity"]) == pytest.approx(122.5)
+    assert float(row["clean_fid"]) == pytest.approx(1.03 * 124)
+
+
+def test_published_figures_stand_alone_on_other_data(report: Path, page: _Page) -> None:
+    rows = _rows(report, "published")
+    assert "reproduced" not in rows[0]
+    assert all(row["source"] and row["certainty"] for row in rows)
+    assert "its figures cannot be compared with these columns" in page.text
+
+
+@pytest.mark.parametrize(("features", "filled"), [("inception", True), ("efficientnet-lite0@64px", False)])
+def test_published_figures_beside_reproduced_ones(tmp_path: Path, features: str, filled: bool) -> None:
+    own = load_results(fabricate(tmp_path / "r", dataset="cifar10", features=features))
+    table = tables.published_table(own, tables.load_published())
+    keys = [column.key for column in table.columns]
+    assert table.rows[0][0].value == "CIFAR-10"
+    cells = {(row[0].value, row[keys.index("method")].value): row[keys.index("reproduced")].value for row in table.rows}
+    assert cells["CIFAR-10", "BOOT (trained with the LPIPS distance)"] == (pytest.approx(124) if filled else None)
+    assert cells["ImageNet 64×64", "BOOT"] is None
+    assert cells["CIFAR-10", "SiD"] is None
+
+
+def test_ratios(results: Results) -> None:
+    table = tables.ratio_table(results, tables.load_published())
+    keys = [column.key for column in table.columns]
+    rows = {(row[0].value, row[1].value): row for row in table.rows}
+    fid = rows["Fréchet distance", "BOOT with 1 ÷ DDIM with 50"]
+    assert fid[keys.index("ffhq64")].value == pytest.approx(9.0 / 7.6)
+    assert fid[keys.index("ffhq64")].mark == " †"
+    assert fid[keys.index("here_boot-heun")].value == pytest.approx(124 / 59)
+    # DDIM was not run at 10 evaluations here: its neighbours stand in, named.
+    ten = rows["Fréchet distance", "BOOT with 1 ÷ DDIM with 10"][keys.index("here_boot-heun")].value
+    assert ten == f"{124 / 88:.2f} (against 8); {124 / 66:.2f} (against 16)"
+    progressive = rows["Fréchet distance", "BOOT with 1 ÷ progressive distillation with 1"]
+    assert progressive[keys.index("cifar10")].value == pytest.approx(4.38 / 8.34)
+    assert progressive[keys.index("cifar10")].mark == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "sd", "text"),
+    [
+        (None, "number", None, "–"),
+        (float("nan"), "number", None, "–"),
+        (124.3456, "number", 1.234, "124.3 ± 1.2"),
+        (124.3456, "number", 3.4, "124 ± 3"),
+        (0.0161234, "number", 0.00032, "0.0161 ± 0.0003"),
+        (59.0, "number", 0.0, "59.0 ± 0"),
+        (0.00123456, "number", None, "0.00123"),
+        (0.0000123, "number", None, "1.23e-05"),
+        (0, "number", None, "0"),
+        (1437, "count", None, "1,437"),
+        (640_000, "count", None, "640 k"),
+        (1_094_433, "count", None, "1.09 M"),
+        (48.0512, "factor", None, "48.1×"),
+        (1.5, "duration", None, "1.50 s"),
+        (59.999, "duration", None, "60 s"),
+        (212.9, "duration", None, "3 min 33 s"),
+        (7322, "duration", None, "2 h 02 min"),
+    ],
+)
+def test_digits_are_sensible(value: float | None, kind: str, sd: float | None, text: str) -> None:
+    assert format_value(value, kind, sd) == text
+
+
+def _nasty_table() -> Table:
+    columns = [Column("a", "100 % of x_y & z"), Column("b", "Value", "number", spread=True)]
+    rows = [
+        [Cell(NASTY), Cell(1.0, 0.1, 3, best=True)],
+        [Cell("a|b `c` {d} #1 $x$ \\n ~ ^"), Cell(None)],
+    ]
+    return Table("nasty", "A <title>", "50 % & more_", columns, rows)
+
+
+def test_markdown_is_escaped() -> None:
+    lines = tables.to_markdown(_nasty_table()).splitlines()
+    assert "| &lt;b&gt;&amp;\\_% | **1.00 ± 0.10** |" in lines
+    assert "a\\|b \\`c\\`" in lines[5]
+    unescaped = [len(re.findall(r"(?<!\\)\|", line)) for line in lines[2:6]]
+    assert unescaped == [3, 3, 3, 3]
+
+
+def test_csv_is_raw() -> None:
+    assert next(csv.DictReader(tables.to_csv(_nasty_table()).splitlines())) == {
+        "a": NASTY,
+        "b": "1",
+        "b_sd": "0.1",
+        "b_n": "3",
+    }
+
+
+def _check_tex(text: str) -> None:
+    stripped = re.sub(r"\\[\\{}%&#$_]", "", re.sub(r"^%.*$", "", text, flags=re.MULTILINE))
+    assert stripped.count("{") == stripped.count("}")
+    assert not re.search(r"[_#%<>±×÷†↓↑–]", stripped.replace(r"\label", "")), "an unescaped character"
+    assert stripped.count("$") % 2 == 0
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 1
+    places = [text.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
+    assert places == sorted(places)
+    columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", text)
+    assert columns
+    body = text[places[0] : places[2]].splitlines()
+    cells = [line for line in body if line.endswith(r"\\")]
+    assert cells
+    for line in cells:
+        assert len(re.findall(r"(?<!\\)&", line)) == len(columns.group(1)) - 1
+
+
+def test_tex_is_escaped() -> None:
+    text = tables.to_tex(_nasty_table())
+    _check_tex(text)
+    assert r"\textless{}b\textgreater{}\&\_\%" in text
+    assert r"\textbf{1.00 $\pm$ 0.10}" in text
+    assert r"\textbackslash{}n \textasciitilde{} \textasciicircum{}" in text
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_table_is_sound_latex(report: Path, name: str) -> None:
+    _check_tex((report / "tables" / f"{name}.tex").read_text(encoding="utf-8"))
+
+
+# --- published.yaml ----------------------------------------------------------------------------------------
+
+
+def test_published_figures_have_source_and_certainty() -> None:
+    published = tables.load_published()
+    for entry in published["entries"]:
+        assert entry["source"] in published["sources"]
+        assert entry["certainty"] in tables.CERTAINTIES
+        assert entry["dataset"] in published["datasets"]
+        assert set(entry) <= {
+            *("method", "label", "dataset", "nfe", "fid", "precision", "recall", "images_per_second"),
+            *("source", "certainty", "remark"),
+        }
+        assert isinstance(entry["nfe"], int)
+        # Text, so that the digits are those that were published.
+        figures = [entry[k] for k in ("fid", "precision", "recall", "images_per_second") if k in entry]
+        assert all(isinstance(figure, str) for figure in figures)
+        assert float(entry["fid"]) > 0
+        assert all(0 <= float(entry[key]) <= 1 for key in ("precision", "recall") if key in entry)
+    keys = [(e["method"], e["dataset"], e["nfe"]) for e in published["entries"]]
+    assert len(keys) == len(set(keys))
+    assert set(published["sources"]) == {e["source"] for e in published["entries"]}
+    assert all(set(source) == {"short", "full"} for source in published["sources"].values())
+
+
+def test_published_figures_keep_their_digits(report: Path) -> None:
+    rows = {(row["dataset"], row["method"], row["nfe"]): row for row in _rows(report, "published")}
+    assert rows["ImageNet 64×64", "Progressive distillation", "1"]["fid"] == "15.39"
+    assert rows["FFHQ 64×64", "DDIM", "1"]["recall"] == "0.00"
+    assert rows["FFHQ 64×64", "BOOT", "1"]["fid"] == "9.0"
+    assert "| 6.20 |" in (report / "tables" / "published.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["source", "certainty", "dataset"])
+def test_a_published_figure_without_its_origin_is_refused(tmp_path: Path, key: str) -> None:
+    content = tables.load_published()
+    del content["entries"][3][key]
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"entries\[3\]\.{key} is None"):
+        tables.load_published(tmp_path / "published.yaml")
+
+
+# --- figures -----------------------------------------------------------------------------------------------
+
+
+def test_figures_carry_no_date(report: Path) -> None:
+    for path in (report / "figures").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        assert "<dc:date>" not in text
+        assert "matplotlib" not in text.lower() or "dc:creator" not in text
+
+
+def test_small_pictures_are_enlarged_without_smoothing() -> None:
+    images = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+    strip = plots.picture_strip(images, smallest=8, gap=3)
+    assert strip.shape == (8, 2 * 8 + 3, 4)
+    assert (strip[::2, :8:2, 0] == images[0, :, :, 0]).all()
+    assert (strip[1::2, 1:8:2, 0] == images[0, :, :, 0]).all()
+    assert (strip[::2, 11::2, 2] == images[1, :, :, 0]).all()
+    assert (strip[:, 8:11, 3] == 0).all()
+    assert (strip[:, :8, 3] == 255).all()
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_steps_run_through_all_stages(restart: bool) -> None:
+    steps = [0, 10, 20] * 2 if restart else [0, 10, 20, 30, 40, 50]
+    curve = pd.DataFrame({"stage": ["8"] * 3 + ["4"] * 3, "step": steps, "loss": 1.0})
+    running, starts = plots.running_steps(curve)
+    assert (np.diff(running) >= 0).all()
+    assert starts == [0.0, running[3]]
+    assert running[-1] == (40 if restart else 50)
+
+
+def test_a_training_curve_with_odd_losses_is_drawn() -> None:
+    curve = pd.DataFrame({"stage": "a", "step": range(4), "loss": [0.0, np.nan, 1.0, 2.0]})
+    figure = plots.training_figure({"one": curve, "empty": curve.iloc[:0], "bad": curve.iloc[:2]})
+    assert len(figure.axes) == 2
+
+
+# --- page --------------------------------------------------------------------------------------------------
+
+
+def test_names_from_the_yaml_cannot_become_markup(report: Path, page: _Page) -> None:
+    text = (report / "index.html").read_text(encoding="utf-8")
+    assert NASTY in page.text
+    assert "<b>" not in text
+    assert not any(tag == "b" for tag, _ in page.tags)
+
+
+def test_the_page_is_one_file(page: _Page) -> None:
+    links = set()
+    for tag, attributes in page.tags:
+        for name in ("src", "href"):
+            target = attributes.get(name)
+            if target and not target.startswith(("data:", "#")):
+                # A file too large to travel inside the page may be linked, but never loaded.
+                assert tag == "a"
+                links.add(target)
+    assert links <= set(report_files())
+    assert not any(tag in ("script", "iframe", "object") for tag, _ in page.tags)
+
+
+def test_downloads_in_the_page_are_the_files(report: Path, page: _Page) -> None:
+    names = {Path(name).name: report / name for name in report_files()}
+    seen = set()
+    for tag, attributes in page.tags:
+        name, target = attributes.get("download"), attributes.get("href") or ""
+        if tag == "a" and name:
+            seen.add(name)
+            if target.startswith("data:"):
+                assert base64.b64decode(target.split(",", 1)[1]) == names[name].read_bytes()
+    assert seen == {Path(name).name for name in report_files()} - {"index.html"}
+
+
+def test_the_page_is_accessible(page: _Page) -> None:
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("h1") == 1
+    assert tags.count("table") == tags.count("caption")
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    anchors = {a["href"] for tag, a in page.tags if tag == "a" and (a.get("href") or "").startswith("#")}
+    assert anchors == {f"#{a['id']}" for tag, a in page.tags if a.get("id")}
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_the_page_says_what_was_run(page: _Page) -> None:
+    for text in ("2.13.0+cpu", "0123456789abcdef", "UNet2DModel", "0, 1, 2", "resize-64", "What was run"):
+        assert text in page.text
+
+
+def test_provenance_is_flattened() -> None:
+    content = {"a_b": {"c": [1, 2], "d": None}, "e": [{"f": True}], "g": list(range(30)), "h": []}
+    assert flatten(content) == [
+        ("a b · c", "1, 2"),
+        ("a b · d", "–"),
+        ("e 1 · f", "yes"),
+        ("g", ", ".join(map(str, range(20))) + ", … (30 in all)"),
+        ("h", "–"),
+    ]
+
+
+# --- in a browser ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not binary or not driver:
+        missing = "chromedriver" if binary else "Chromium"
+        message = f"{missing} is not installed (Debian: apt install chromium chromium-driver)"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = binary
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage"),
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    yield chrome
+    chrome.quit()
+
+
+def _open(browser: Any, report: Path, width: int, dark: bool = False) -> None:
+    browser.get("about:blank")
+    browser.get_log("browser")
+    browser.get_log("performance")
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    browser.get((report / "index.html").as_uri())
+
+
+def test_the_page_opens_without_errors_and_without_the_network(browser: Any, report: Path) -> None:
+    _open(browser, report, 1200)
+    assert browser.title == "BOOT reproduction: digits"
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    requested = []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            requested.append(message["params"]["request"]["url"])
+    assert any(url.startswith("file://") for url in requested)
+    assert [url for url in requested if not url.startswith(("file://", "data:"))] == []
+    broken = "return [...document.images].filter(i => !i.complete || i.naturalWidth === 0).map(i => i.alt)"
+    assert browser.execute_script(broken) == []
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_never_scrolls_sideways(browser: Any, report: Path, width: int) -> None:
+    _open(browser, report, width)
+    assert browser.execute_script("return window.innerWidth") == width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return document.body.scrollWidth") <= width
+    # Wide tables scroll inside their own container, which the keyboard can reach too.
+    wide = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    if width == 360:
+        assert browser.execute_script(wide) > 0
+    assert browser.execute_script("return [...document.querySelectorAll('.scroll')].every(e => e.tabIndex === 0)")
+
+
+def test_the_page_has_a_dark_form(browser: Any, report: Path) -> None:
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    _open(browser, report, 360)
+    light = browser.execute_script(colour)
+    _open(browser, report, 360, dark=True)
+    assert browser.execute_script(colour) != light
