@@ -37,6 +37,7 @@ class Ddim(Method):
     """Deterministic DDIM (η = 0) on the teacher, trailing time spacing."""
 
     name = "ddim"
+    title = "DDIM"
     Settings = DdimSettings
     trains = False
     TINY = {"num_inference_steps": [1, 3]}  # noqa: RUF012

@@ -61,6 +61,7 @@ class ProgressiveDistillation(Method):
     """Each student learns to do two DDIM steps of its teacher, the last student, in one."""
 
     name = "progressive_distillation"
+    title = "Progressive distillation"
     Settings = ProgressiveSettings
     needs_data = True
     TINY = {"start_steps": 4, "training": {"steps": 3, "batch_size": 8, "learning_rate": 1e-4}}  # noqa: RUF012

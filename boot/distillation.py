@@ -46,6 +46,7 @@ class Boot(Method):
     """Bootstraps the student along its own trajectory: the only inputs are noise and the teacher."""
 
     name = "boot"
+    title = "BOOT"
     Settings = BootSettings
     needs_data = False
     TINY = {"training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012

@@ -36,6 +36,7 @@ class Method(ABC):
 
     Attributes:
         name: the value of ``method:`` in the YAML.
+        title: the method's name in the report.
         Settings: the method's block of YAML.
         trains: False for samplers of the teacher itself.
         needs_data: whether training reads the data set. The workflow gives the data only to methods that say so.
@@ -45,6 +46,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     Settings: ClassVar[type[Settings]]
     trains: ClassVar[bool] = True
     needs_data: ClassVar[bool] = False

@@ -421,6 +421,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     plan = Plan(experiment)
     root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
+    labels = experiment.labels | {name: name for name in external}
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
     several = len(experiment.train_seeds) > 1
@@ -446,7 +447,7 @@ def write_report(arguments: argparse.Namespace) -> None:
                 ),
             ],
             samples={
-                f"{unit.variant}, NFE {unit.nfe}": plan.samples(unit)[experiment.evaluation.seeds[0]]
+                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[experiment.evaluation.seeds[0]]
                 for unit in plan.timed_units()
             },
             pictures={
@@ -457,7 +458,8 @@ def write_report(arguments: argparse.Namespace) -> None:
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
                 **{
-                    (f"{name}, seed {seed}" if several else name): plan.student_folder(name, seed) / "training.csv"
+                    (f"{labels[name]}, seed {seed}" if several else labels[name]): plan.student_folder(name, seed)
+                    / "training.csv"
                     for name, seed in trained
                 },
             },
@@ -477,7 +479,7 @@ def write_report(arguments: argparse.Namespace) -> None:
                 "protocols": floor["protocols"],
                 "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
             },
-            labels={name: name for name in [*methods, *external]},
+            labels=labels,
             teacher=(reference.variant, reference.nfe),
             untrained=frozenset(name for name, method in methods.items() if not method.trains),
         ),

@@ -109,6 +109,7 @@ class Experiment:
         data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
+        labels: what the report calls each variant: its method's title, and its own name where several share a method.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Experiment:
         self.data: Any = data
         self.teacher = teacher
         self.methods = methods
+        self.labels = _labels(methods)
         self.train_seeds = layout.train_seeds
         self.evaluation = layout.evaluation
         self.speed = layout.speed
@@ -165,6 +167,14 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     if problems:
         raise UserError("\n".join(problems))
     return Experiment(raw, layout, data, teacher, {name: methods[name] for name in layout.methods if name in selected})
+
+
+def _labels(methods: dict[str, Method]) -> dict[str, str]:
+    titles = [method.title for method in methods.values()]
+    return {
+        name: method.title if titles.count(method.title) == 1 else f"{method.title} ({name})"
+        for name, method in methods.items()
+    }
 
 
 def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
