@@ -1,5 +1,6 @@
 """The real Snakefile on a tiny experiment, from nothing to the report, and what users do to it afterwards."""
 
+import io
 import json
 import os
 import re
@@ -7,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from diffusion.files import sha256_file
 from evaluation.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
@@ -269,3 +272,33 @@ def test_a_killed_job_resumes_to_the_same_weights(finished, tmp_path, job):
         assert sha256_file(tmp_path / "whole/out" / file) == sha256_file(tmp_path / "killed/out" / file), file
     costs = [json.loads((tmp_path / name / "out/cost.json").read_text())["students"] for name in ("whole", "killed")]
     assert [s["network_evaluations"] for s in costs[0]] == [s["network_evaluations"] for s in costs[1]]
+
+
+@pytest.mark.slow
+def test_a_users_own_pictures_and_a_stored_teacher(tmp_path):
+    """A zip of colour pictures in class folders, from a YAML of a few lines to the report; then its teacher again."""
+    random = np.random.default_rng(0)
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for index in range(40):
+            picture = io.BytesIO()
+            Image.fromarray(random.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(picture, "PNG")
+            archive.writestr(f"mine/{'cats' if index % 2 else 'dogs'}/{index}.png", picture.getvalue())
+    raw = yaml.safe_load(TINY.read_text()) | {
+        "experiment": "mine",
+        "data": {"kind": "images", "path": "mine.zip", "resolution": 8},
+        "select": ["ddim", "boot-heun"],
+    }
+    raw["evaluation"] |= {"num_samples": 16}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
+    snakemake(tmp_path, config=tmp_path / "mine.yaml")
+    assert "<h1" in (tmp_path / "results/mine/report/index.html").read_text()
+    with np.load(tmp_path / "results/mine/samples/boot-heun/train-0/nfe-1/seed-0.npz") as archive:
+        assert archive["arr_0"].shape == (16, 8, 8, 3)
+
+    raw |= {"experiment": "again", "teacher": {"path": "results/mine/teacher"}}
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(raw))
+    snakemake(tmp_path, "results/again/students/boot-heun/train-0", config=tmp_path / "again.yaml")
+    assert not (tmp_path / "results/again/data").exists()
+    files = [tmp_path / f"results/{name}/students/boot-heun/train-0/nfe-1/unet" for name in ("mine", "again")]
+    one, two = (sha256_file(folder / "diffusion_pytorch_model.safetensors") for folder in files)
+    assert one == two
