@@ -4,7 +4,9 @@ snakemake --cores all                                                the default
 snakemake --cores all --configfile config/images-example.yaml        another one
 """
 
+import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,6 +18,7 @@ from snakemake.utils import min_version
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json
+from diffusion.pipelines import deciding_files
 from diffusion.teacher import StoredTeacher
 from suite.configuration import parse_experiment
 from suite.plan import Plan
@@ -31,6 +34,7 @@ if not workflow.overwrite_configfiles:
 
 try:
     EXPERIMENT = parse_experiment(config)
+    DEVICE = default_device()
 except UserError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}")
 

@@ -10,16 +10,15 @@ from torch import nn
 
 from diffusion.data.store import Split
 from diffusion.denoiser import Condition, Denoiser
-from diffusion.method import Method, Sampler, Student
+from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import Schedule, per_sample
-from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample, ddim_step
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import TrainingRun, TrainingSettings
 
 
-class ProgressiveSettings(Settings):
+class ProgressiveSettings(TrainedSettings):
     """Settings of progressive distillation.
 
     Attributes:
@@ -93,7 +92,7 @@ class ProgressiveDistillation(Method):
             settings = self.settings.training
             if stage >= len(counts) - 2:
                 settings = settings.model_copy(update={"steps": settings.steps * self.settings.last_stages_factor})
-            network = copy.deepcopy(teacher.network).requires_grad_(True)
+            network = student_network(teacher)
             run.count(network)
             student = Denoiser(network, teacher.schedule, teacher.prediction_type, teacher.clip)
             source = teacher  # bound now: `teacher` moves on
@@ -110,7 +109,7 @@ class ProgressiveDistillation(Method):
                 step = torch.randint(1, nfe + 1, (batch,), generator=generator, device=x.device)
                 return progressive_loss(student, source, x, noise, step, nfe)
 
-            result, cost = run.fit(f"{nfe}-steps", network, loss, settings, learns_from_data=True)
+            result, cost = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
             students.append(Student(nfe, result, cost))
             teacher = Denoiser(
                 copy.deepcopy(result).requires_grad_(False), student.schedule, student.prediction_type, student.clip

@@ -1,9 +1,8 @@
 """BOOT as a method of the suite (Gu et al., arXiv 2306.05544): data-free distillation to one evaluation."""
 
-import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,14 +13,13 @@ from boot.signal_ode import Solver
 from boot.student import BootStudent
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student
-from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.settings import Settings
+from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser
 from diffusion.teacher import TeacherFacts, uniform_times
 from diffusion.training import TrainingRun, TrainingSettings
 
 
-class BootSettings(Settings):
+class BootSettings(TrainedSettings):
     """Settings of BOOT.
 
     Attributes:
@@ -70,13 +68,13 @@ class Boot(Method):
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
         settings, schedule = self.settings, teacher.schedule
-        network = copy.deepcopy(teacher.network).requires_grad_(True)
+        network = student_network(teacher)
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
         batch = settings.training.batch_size
         boundary_count = math.ceil(batch * settings.boundary_fraction) if settings.boundary_weight else 0
-        shape = (batch, *_picture_shape(network))
+        shape = (batch, *picture_shape(network.config))
 
         def loss(generator: torch.Generator) -> torch.Tensor:
             noise = torch.randn(shape, generator=generator, device=generator.device)
@@ -86,7 +84,7 @@ class Boot(Method):
             terms = boot_losses(student, teacher, noise, s, t, settings.solver, boundary_count)
             return terms.bootstrap + settings.boundary_weight * terms.boundary
 
-        return [Student(1, *run.fit("boot", network, loss, settings.training, learns_from_data=False))]
+        return [Student(1, *run.fit("boot", network, loss, settings.training))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         from boot.pipeline import BootPipeline
@@ -103,8 +101,3 @@ def load_student(folder: Path, device: torch.device | str = "cpu") -> BootStuden
     """Reads a stored BOOT student; errors as :func:`diffusion.pipelines.load_denoiser`."""
     stored = load_denoiser(folder, device)
     return BootStudent(stored.network, stored.schedule, stored.prediction_type)
-
-
-def _picture_shape(network: Any) -> tuple[int, int, int]:
-    size = network.config.sample_size
-    return (network.config.in_channels, *((size, size) if isinstance(size, int) else size))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_decay
+from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain
 from boot.student import BootStudent
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import per_sample
@@ -53,7 +53,7 @@ def boot_losses(
         target = bootstrap_target(teacher, y_t, estimate_t, noise, s, t, solver)
     output = student(torch.cat([noise, start_noise]), torch.cat([s, at_start]))
     y_s, y_start = output[: len(noise)], output[len(noise) :]
-    weight = per_sample(1 / (1 - signal_decay(schedule, s, t)), noise)
+    weight = per_sample(1 / signal_gain(schedule, s, t), noise)
     return BootLosses(
         bootstrap=((y_s - target) * weight).square().mean(),
         # An empty mean is NaN; β = 0 then asks for no boundary sample at all.

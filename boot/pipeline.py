@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from boot.student import BootStudent
 from diffusion.denoiser import Condition
 from diffusion.images import to_uint8
+from diffusion.pipelines import alphas_cumprod_of, picture_shape
 from diffusion.schedule import DiscreteSchedule
 
 
@@ -61,14 +62,13 @@ class BootPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
         # Timesteps count alone: the student reads its network at t_max's noise level for every t.
-        schedule = DiscreteSchedule(self.scheduler.alphas_cumprod.double().numpy())
+        schedule = DiscreteSchedule(alphas_cumprod_of(self.scheduler))
         student = BootStudent(self.unet, schedule, self.scheduler.config.prediction_type)
         if noise is None:
-            size = self.unet.config.sample_size
-            height, width = (size, size) if isinstance(size, int) else size
-            shape = (batch_size, self.unet.config.in_channels, height, width)
+            shape = (batch_size, *picture_shape(self.unet.config))
             noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
-        signal = student(noise.to(self.device), schedule.time(torch.tensor(timestep, dtype=torch.float64)), condition)
+        time = schedule.time(torch.tensor(timestep, dtype=torch.float64))
+        signal = student(noise.to(self.device, self.unet.dtype), time, condition)
         if output_type == "pt":
             images: Any = signal
         elif output_type == "np":

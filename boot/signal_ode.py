@@ -21,6 +21,11 @@ def signal_decay(schedule: Schedule, s: torch.Tensor, t: torch.Tensor) -> torch.
     return torch.exp(schedule.log_noise_to_signal(s) - schedule.log_noise_to_signal(t))
 
 
+def signal_gain(schedule: Schedule, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """1 − k, without the cancellation that small steps would have; shape of ``t``, float64."""
+    return -torch.expm1(schedule.log_noise_to_signal(s) - schedule.log_noise_to_signal(t))
+
+
 def noisy_state(schedule: Schedule, y: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """x_t = α_t y_t + σ_t ε, shape (N, C, H, W): the state of the trajectory that has the signal y_t."""
     return per_sample(schedule.alpha(t), y) * y + per_sample(schedule.sigma(t), y) * noise
@@ -47,8 +52,9 @@ def bootstrap_target(
             state at s, which costs one more evaluation and is of second order.
     """
     k = per_sample(signal_decay(teacher.schedule, s, t), y_t)
-    y_s = k * y_t + (1 - k) * estimate_t
+    gain = per_sample(signal_gain(teacher.schedule, s, t), y_t)
+    y_s = k * y_t + gain * estimate_t
     if solver == "heun":
         estimate_s = teacher(noisy_state(teacher.schedule, y_s, noise, s), s, condition)
-        y_s = k * y_t + (1 - k) * 0.5 * (estimate_t + estimate_s)
+        y_s = k * y_t + gain * 0.5 * (estimate_t + estimate_s)
     return y_s

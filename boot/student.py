@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from diffusion.denoiser import Condition, PredictionType
-from diffusion.schedule import Schedule, per_sample
+from diffusion.schedule import Schedule, network_timesteps, per_sample
 
 
 class BootStudent(nn.Module):
@@ -32,7 +32,7 @@ class BootStudent(nn.Module):
         Returns:
             shape (N, C, H, W).
         """
-        timestep = self.schedule.timestep(t).to(noise.device, torch.float32).expand(len(noise))
+        timestep = network_timesteps(self.schedule, t, noise)
         output = self.network(noise, timestep, return_dict=False, **(condition or {}))[0].float()
         alpha, sigma = per_sample(self._alpha_max, noise), per_sample(self._sigma_max, noise)
         if self.prediction_type == "sample":

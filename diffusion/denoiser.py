@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from diffusion.schedule import Schedule, per_sample
+from diffusion.schedule import Schedule, network_timesteps, per_sample
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
@@ -36,8 +36,7 @@ class Denoiser(nn.Module):
             x_t: noisy pictures, shape (N, C, H, W).
             t: times, shape (N,) or ().
         """
-        # A tensor of floats: `diffusers` networks truncate Python floats to integers.
-        timestep = self.schedule.timestep(t).to(x_t.device, torch.float32).expand(len(x_t))
+        timestep = network_timesteps(self.schedule, t, x_t)
         return self.network(x_t, timestep, return_dict=False, **(condition or {}))[0].float()
 
     def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:

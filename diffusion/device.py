@@ -1,7 +1,11 @@
 """Where networks run."""
 
 import os
+import sys
+import tempfile
+from pathlib import Path
 
+import filelock
 import torch
 
 from diffusion.errors import UserError
@@ -21,4 +25,18 @@ def default_device() -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"BOOT_DEVICE: found {wanted!r}, expected a device of this machine ({error}).") from error
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries that only know "cuda" take this one
     return device
+
+
+def gpu_lock(device: torch.device) -> filelock.BaseFileLock:
+    """A lock on one card, to be entered by jobs whose wall-clock is reported; it waits for the job that holds it.
+
+    Snakemake's ``gpu`` resource serialises the jobs of one run, but can be overridden away and knows nothing of a
+    trainer that has outlived its run.
+    """
+    card = torch.cuda.get_device_properties(device).uuid
+    path = Path(tempfile.gettempdir()) / f"boot-reproduction-{os.getuid()}-gpu-{card}.lock"
+    print(f"waiting for the GPU ({path})", file=sys.stderr)
+    return filelock.FileLock(path)

@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import UserError
+
+# None: libraries that write for us report a full disk in words alone.
+_CANNOT_WRITE = (
+    None,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 @contextmanager
@@ -31,9 +46,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary / path.name
         _flush_to_disk(temporary / path.name)
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            os.replace(path, temporary / "replaced")  # a kill in between leaves no folder, never a part of one
         os.replace(temporary / path.name, path)
     except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise  # the block's own trouble, an input that is missing for instance
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}). "
             f"Free space on the device or choose another results folder; nothing partial was left behind."

@@ -3,13 +3,15 @@
 A method is one file in ``boot/`` or ``baselines/`` with a subclass of :class:`Method`; the registry finds it there.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from diffusion.data.store import Split
@@ -29,6 +31,27 @@ class Student:
     nfe: int
     network: nn.Module
     cost: dict[str, float]
+
+
+class TrainedSettings(Settings):
+    """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_methods_training_defaults(cls, given: Any) -> Any:
+        default = cls.model_fields["training"].default
+        if isinstance(given, Mapping) and isinstance(given.get("training"), Mapping) and isinstance(default, Settings):
+            return {**given, "training": {**default.model_dump(), **given["training"]}}
+        return given
+
+
+def student_network(teacher: Denoiser) -> Any:
+    """A trainable copy of the teacher's network, without dropout: a student regresses, it does not regularise."""
+    network: Any = copy.deepcopy(teacher.network).requires_grad_(True)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
 
 
 class Method(ABC):

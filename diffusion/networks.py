@@ -30,6 +30,11 @@ class NetworkSettings(Settings):
                     f"block_out_channels: {channels} is not a positive multiple of norm_num_groups "
                     f"({self.norm_num_groups})"
                 )
+            if channels % self.attention_head_dim:
+                raise ValueError(
+                    f"block_out_channels: {channels} is not a multiple of attention_head_dim "
+                    f"({self.attention_head_dim})"
+                )
         return self
 
     def check_resolution(self, resolution: int) -> None:

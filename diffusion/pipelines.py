@@ -1,7 +1,8 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,10 +14,21 @@ from diffusion.files import read_json, write_json
 from diffusion.schedule import DiscreteSchedule, Schedule, schedule_from_settings
 
 _EXACT_SCHEDULE = "schedule.json"
+_VARIANCE_PRESERVING = (
+    "DDPMScheduler",
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 def build_scheduler(denoiser: Denoiser) -> Any:
     """The `diffusers` ``DDIMScheduler`` that samples ``denoiser`` as :func:`diffusion.solvers.ddim_sample` does.
+
+    That holds for step counts that divide ``num_timesteps``; for others `diffusers` rounds each step's end.
 
     The betas are ours (``trained_betas``): `diffusers`' own cosine schedule ends at another α. Spacing is
     "trailing", because the others evaluate one step at timestep 0. ``DDIMPipeline`` must be called with
@@ -82,13 +94,9 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
         if not (folder / file).exists():
             raise UserError(f"{folder}: no {file}; expected a `diffusers` pipeline folder with a UNet2DModel.")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
+    _check_scheduler(config, folder / "scheduler" / "scheduler_config.json")
     scheduler = DDIMScheduler.from_config(config)
-    # float64 from the betas where they are given: the scheduler's own cumulative product is float32.
-    betas = config.get("trained_betas")
-    if betas is not None:
-        discrete = DiscreteSchedule(np.cumprod(1 - np.asarray(betas, dtype=np.float64)))
-    else:
-        discrete = DiscreteSchedule(scheduler.alphas_cumprod.double().numpy())
+    discrete = DiscreteSchedule(alphas_cumprod_of(scheduler))
     schedule: Schedule = discrete
     if (folder / _EXACT_SCHEDULE).exists():
         schedule = schedule_from_settings(read_json(folder / _EXACT_SCHEDULE))
@@ -99,7 +107,41 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
                 f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
                 f"delete it to use the scheduler's own."
             )
-    return schedule, scheduler.config.prediction_type, bool(scheduler.config.clip_sample)
+    prediction_type = scheduler.config.prediction_type
+    if prediction_type == "epsilon" and discrete.alphas_cumprod()[-1] < 1e-12:
+        raise UserError(
+            f"{folder}: an epsilon teacher with zero terminal signal-to-noise ratio has no estimate of x at t_max; "
+            f"expected another prediction type or schedule."
+        )
+    # Schedulers without the key (PNDM, DPM-Solver) do not clip.
+    return schedule, prediction_type, bool(config.get("clip_sample", False))
+
+
+def alphas_cumprod_of(scheduler: Any) -> np.ndarray:
+    """ᾱ of a `diffusers` scheduler in float64; its own cumulative product is float32."""
+    betas = scheduler.config.get("trained_betas")
+    if betas is None or scheduler.config.get("rescale_betas_zero_snr"):
+        return np.asarray(scheduler.alphas_cumprod.double().numpy())
+    return np.cumprod(1 - np.asarray(betas, dtype=np.float64))
+
+
+def _check_scheduler(config: dict[str, Any], path: Path) -> None:
+    # Another family (variance exploding, flow matching) would be read as a linear DDPM schedule without a word.
+    if config.get("_class_name") not in _VARIANCE_PRESERVING:
+        raise UserError(
+            f"{path}: found the scheduler {config.get('_class_name')!r}, expected one with betas: "
+            f"{', '.join(_VARIANCE_PRESERVING)}."
+        )
+    if config.get("prediction_type", "epsilon") not in get_args(PredictionType):
+        raise UserError(
+            f"{path}: found prediction_type {config['prediction_type']!r}, expected one of "
+            f"{', '.join(get_args(PredictionType))}."
+        )
+    if config.get("thresholding") or config.get("clip_sample_range", 1.0) != 1.0:
+        raise UserError(
+            f"{path}: found dynamic thresholding or a clip_sample_range other than 1, expected neither: the estimate "
+            f"is clipped to [-1, 1] or not at all."
+        )
 
 
 def load_network(folder: Path) -> nn.Module:
@@ -134,9 +176,24 @@ def load_network(folder: Path) -> nn.Module:
     return network
 
 
-def picture_shape(folder: Path) -> tuple[int, int, int]:
-    """(C, H, W) of the pictures that a pipeline folder's network makes, without loading its weights."""
-    config = read_json(folder / "unet" / "config.json")
+def picture_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that a network of this configuration makes."""
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     return config["out_channels"], height, width
+
+
+def stored_picture_shape(folder: Path) -> tuple[int, int, int]:
+    """(C, H, W) of a pipeline folder's pictures, without loading its weights."""
+    return picture_shape(read_json(folder / "unet" / "config.json"))
+
+
+def deciding_files(folder: Path) -> list[Path]:
+    """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule."""
+    files = [
+        folder / "unet" / "diffusion_pytorch_model.safetensors",
+        folder / "unet" / "config.json",
+        folder / "scheduler" / "scheduler_config.json",
+        folder / _EXACT_SCHEDULE,
+    ]
+    return [file for file in files if file.exists()]

@@ -165,5 +165,18 @@ def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
 
 def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A per-sample coefficient, shape (N,) or (), shaped and typed to multiply ``like``, shape (N, C, H, W)."""
-    value = value.to(device=like.device, dtype=like.dtype)
-    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value
+    if value.ndim == 0:
+        # Stays on the CPU: a scalar travels with the kernel, a copy would make the host wait for the device.
+        return value.to(like.dtype)
+    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def network_timesteps(schedule: Schedule, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The timesteps that a network is told for times ``t``, shape (N,) or (): float32, shape (N,), beside ``like``.
+
+    A tensor, because `diffusers` networks truncate Python floats to integers.
+    """
+    timestep = schedule.timestep(t)
+    if t.ndim == 0 and not t.is_cuda:
+        return torch.full((len(like),), float(timestep), device=like.device)  # no copy, see per_sample
+    return timestep.to(like.device, torch.float32).expand(len(like))

@@ -11,7 +11,7 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_schedule, picture_shape
+from diffusion.pipelines import load_schedule, stored_picture_shape
 from diffusion.schedule import ScheduleSettings, per_sample, schedule_from_settings
 from diffusion.settings import Settings
 from diffusion.training import TrainingRun, TrainingSettings
@@ -72,7 +72,7 @@ class StoredTeacher(Settings):
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
-        shape = picture_shape(Path(self.path))
+        shape = stored_picture_shape(Path(self.path))
         if shape != (channels, resolution, resolution):
             raise ValueError(
                 f"path: {self.path} makes pictures of shape {shape}, but the data set's are "
@@ -138,5 +138,5 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
         t = uniform_times(len(x), schedule.t_min, schedule.t_max, generator)
         return denoising_loss(denoiser, x, noise, t)
 
-    result, cost = run.fit("teacher", network, loss, settings.training, learns_from_data=True)
+    result, cost = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
     return Denoiser(result, schedule, settings.prediction_type, settings.clip), cost

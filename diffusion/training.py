@@ -26,6 +26,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from diffusion.device import gpu_lock
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
 from diffusion.files import atomic_path
 from diffusion.settings import Settings
@@ -51,9 +52,9 @@ class TrainingSettings(Settings):
             the last weights themselves.
         gradient_clip: largest L2 norm of the gradient.
         weight_decay: AdamW's decoupled decay.
-        precision: "bf16" runs the networks under bfloat16 autocast; "auto" does so for networks that learn from
-            data on a GPU that supports it, and takes float32 otherwise (bootstrapped targets are differences that
-            1/(1−k) amplifies).
+        precision: "bf16" runs the networks under bfloat16 autocast; "auto" does so for a teacher on a GPU that
+            supports it, and takes float32 otherwise: the targets of distillation are differences of estimates, which
+            their weights amplify, and all distillers shall have the same precision.
     """
 
     steps: int = Field(ge=1)
@@ -122,6 +123,8 @@ class TrainingRun:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
+            if self.device.type == "cuda":
+                self._cleanup.enter_context(gpu_lock(self.device))
         except filelock.Timeout as error:
             raise UserError(
                 f"{self.folder}: another process is training on this state. Wait for it, or end it "
@@ -129,8 +132,6 @@ class TrainingRun:
             ) from error
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror or error}).") from error
-        if self.device.type == "cuda":
-            self._claim_gpu()
         # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
         self._spent_file = self.folder / "seconds"
         if self._spent_file.exists():
@@ -143,17 +144,11 @@ class TrainingRun:
     ) -> None:
         self._cleanup.close()
 
-    def _claim_gpu(self) -> None:
-        # Two trainings on one card spoil each other's wall-clock; Snakemake's gpu resource can be overridden away.
-        import tempfile
-
-        index = self.device.index if self.device.index is not None else torch.cuda.current_device()
-        lock = Path(tempfile.gettempdir()) / f"boot-reproduction-gpu-{index}.lock"
-        print(f"waiting for GPU {index} ({lock})", file=sys.stderr)
-        self._cleanup.enter_context(filelock.FileLock(lock))
-
     def discard(self) -> None:
         """Removes the state: the result is stored, and a forced rerun shall really train again."""
+        for path in self.folder.iterdir():
+            if path.name != "lock":  # held to the end, so that no other trainer starts on a state that goes away
+                path.unlink()
         self._cleanup.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -191,14 +186,21 @@ class TrainingRun:
     # -- training -----------------------------------------------------------------------------------------------
 
     def fit(
-        self, stage: str, network: nn.Module, loss: Loss, settings: TrainingSettings, learns_from_data: bool
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Loss,
+        settings: TrainingSettings,
+        real_images: bool = False,
+        bf16: bool = False,
     ) -> tuple[nn.Module, dict[str, float]]:
         """Trains ``network`` in place; returns the network to keep (its EMA, or itself) and the cost up to here.
 
         Args:
             stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
             loss: one step's loss, a scalar tensor, from the generator of that step (on the run's device).
-            learns_from_data: whether each step sees ``batch_size`` real pictures.
+            real_images: whether each step sees ``batch_size`` real pictures.
+            bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
@@ -214,6 +216,7 @@ class TrainingRun:
         if finished.exists():
             state = self._load(finished)
             self._restore_totals(state)
+            self._use_threads(state["threads"])
             result.load_state_dict(state["result"])
             return result.eval(), state["cost"]
 
@@ -249,7 +252,7 @@ class TrainingRun:
                 },
             )
 
-        autocast = self._autocast(settings.precision, learns_from_data)
+        autocast = self._autocast(settings.precision, bf16)
         log_every = max(1, settings.steps // _LOGGED_POINTS)
         check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
         first_bad = torch.full((), -1, device=self.device)
@@ -281,7 +284,7 @@ class TrainingRun:
             optimiser.zero_grad(set_to_none=True)
             if average is not None:
                 average.update_parameters(network)
-            if learns_from_data:
+            if real_images:
                 self.real_images_seen += settings.batch_size
             if last or step % log_every == 0:
                 self._tick()
@@ -316,9 +319,9 @@ class TrainingRun:
         torch.manual_seed(number)
         return torch.Generator(self.device).manual_seed(number)
 
-    def _autocast(self, precision: str, learns_from_data: bool) -> Callable[[], torch.autocast]:
+    def _autocast(self, precision: str, bf16: bool) -> Callable[[], torch.autocast]:
         wanted = precision == "bf16" or (
-            precision == "auto" and learns_from_data and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision == "auto" and bf16 and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         )
         return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
 

@@ -228,7 +228,7 @@ def measure(
         samples: sampling seed to uint8 (N, H, W, C).
         reference: the real pictures' features, e.g. named "train".
         extractor: name of the extractor; decides whether the Fréchet distance may be called FID.
-        small_count: number of pictures of the test part.
+        small_count: the count at which the real floor is measured.
         teacher_features: sampling seed to the features of the teacher's many-step samples.
         teacher_samples: sampling seed to the teacher's many-step samples from the same noise; None where the
             noise is not shared (stochastic samplers, external samples).
@@ -401,11 +401,17 @@ def _cleanfid_rows(
 ) -> list[dict[str, Any]]:
     if features is None or reference_features is None:
         return []
+    try:
+        value = cleanfid_frechet_distance(features, reference_features)
+    except UserError as error:
+        # Too few samples for its square root: that figure is missing, the others stand.
+        warnings.warn(f"{identity.get('variant')}: no clean-fid figure. {error}", RankWarning, stacklevel=2)
+        return []
     return [
         _row(
             identity,
             metric="cleanfid_frechet_distance",
-            value=cleanfid_frechet_distance(features, reference_features),
+            value=value,
             num_samples=len(features),
             protocol="clean",
             features=extractor,

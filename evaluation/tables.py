@@ -656,7 +656,8 @@ def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
             text = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
             parts.setdefault(text, []).append(titles[key])
     runs = "; ".join(f"n = {n}: {', '.join(names)}" for n, names in parts.items())
-    several = results.metrics["train_seed"].nunique() > 1
+    # Counted within a variant: samplers of the teacher carry the teacher's seed, which says nothing of the others.
+    several = results.metrics.groupby("variant")["train_seed"].nunique().max() > 1
     over = "runs (training seeds times sampling seeds)" if several else "sampling seeds of one training run"
     return (
         f"Mean ± standard deviation over n {over} ({runs}); a figure without ± was taken once. "
@@ -848,7 +849,7 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         )
     else:
         reproduced = (
-            f"This experiment runs on '{results.dataset}', for which nothing was published, and on the features "
+            f"This experiment runs on '{results.dataset}', for which nothing is listed here, and on the features "
             f"'{results.features}'; its figures cannot be compared with these columns and are not set beside "
             f"them. What can be compared are ratios, in the next table."
         )

@@ -9,14 +9,14 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion.device import default_device
+from diffusion.device import default_device, gpu_lock
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, canonical_json, read_json, sha256_file, write_json
 from diffusion.images import load_samples, save_samples, to_uint8
@@ -58,30 +58,26 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
 
 def import_teacher(arguments: argparse.Namespace) -> None:
-    """Takes a stored teacher into the results, with what its own training cost unknown and counted as nothing."""
+    """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file."""
     from diffusion.pipelines import load_denoiser, save_denoiser
 
     denoiser = load_denoiser(arguments.path)
     with _result_folder(arguments.output) as folder:
         save_denoiser(folder, denoiser)
-        cost = {"network_evaluations": 0, "real_images_seen": 0, "wall_clock_s": 0.0}
-        _write_training_facts(
-            folder, "teacher", "teacher", [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}], []
-        )
         write_provenance(folder / "provenance.json", {"weights": _weights(arguments.path)}, stored=str(arguments.path))
 
 
 def distil(arguments: argparse.Namespace) -> None:
     """Trains the students of one variant with one seed. The data set is read only if the method says it needs it."""
     from diffusion.data import load_split
-    from diffusion.pipelines import load_denoiser
+    from diffusion.pipelines import deciding_files, load_denoiser
 
     method = _method(arguments.settings)
     if method.needs_data != (arguments.data is not None):
         needs = "needs" if method.needs_data else "must not see"
         raise UserError(f"--data: the method {method.name} {needs} the data set.")
     teacher = load_denoiser(arguments.teacher, default_device())
-    inputs = {"teacher": _weights(arguments.teacher)}
+    inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     split = None
     if arguments.data is not None:
         split = load_split(arguments.data, "train")
@@ -101,12 +97,22 @@ def distil(arguments: argparse.Namespace) -> None:
         run.discard()
 
 
+_TRAINING_CODE = ("diffusion", "boot", "baselines")
+
+
 @contextmanager
 def _training_run(arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]) -> Iterator[Any]:
     from diffusion.training import TrainingRun
 
-    # Keyed by all that decides the weights, so that a changed setting starts afresh instead of resuming.
-    identity = [name, arguments.settings, seed, {role: sha256_file(file) for role, file in inputs.items()}]
+    # Keyed by all that decides the weights, code included, so that a change starts afresh instead of resuming.
+    code = [file for module in _TRAINING_CODE for file in sorted((Path(__file__).parents[1] / module).glob("*.py"))]
+    identity = [
+        name,
+        arguments.settings,
+        seed,
+        {role: sha256_file(file) for role, file in inputs.items()},
+        [sha256_file(file) for file in code],
+    ]
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     folder = arguments.state / f"{name}-seed-{seed}-{key}"
     with TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run:
@@ -150,7 +156,7 @@ def _weights(folder: Path) -> Path:
 def sample(arguments: argparse.Namespace) -> None:
     """Draws the samples of a variant: every number of evaluations, every sampling seed."""
     from diffusion.noise import initial_noise
-    from diffusion.pipelines import picture_shape
+    from diffusion.pipelines import deciding_files, stored_picture_shape
 
     method, device = _method(arguments.settings), default_device()
     evaluated = 0
@@ -164,7 +170,7 @@ def sample(arguments: argparse.Namespace) -> None:
         for nfe, source in sources.items():
             sampler, network = method.sampler(source, nfe, device)
             network.register_forward_pre_hook(count)
-            shape = picture_shape(source)
+            shape = stored_picture_shape(source)
             evaluated = 0
             for seed in arguments.seeds:
                 images = []
@@ -182,7 +188,7 @@ def sample(arguments: argparse.Namespace) -> None:
                 )
         write_provenance(
             folder / "provenance.json",
-            {f"weights, nfe {nfe}": _weights(source) for nfe, source in sources.items()},
+            {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)},
             settings=json.loads(arguments.settings),
             seeds=arguments.seeds,
             num_samples=arguments.num_samples,
@@ -280,7 +286,7 @@ def measure(arguments: argparse.Namespace) -> None:
             {seed: load_samples(path) for seed, path in files.items()},
             reference,
             extractor=_extractor(arguments.real)["name"],
-            small_count=len(real["test"]),
+            small_count=min(len(real["test"]), *(len(vectors) for vectors in features.values())),
             teacher_features=teacher,
             teacher_samples={s: load_samples(p) for s, p in shared.items()} if arguments.follows_teacher else None,
             teacher_name=f"teacher-{_number(arguments.teacher_samples.name)}",
@@ -296,9 +302,12 @@ def measure_floor(arguments: argparse.Namespace) -> None:
     from evaluation import quality
 
     real = _load_features(arguments.real)
+    # At the methods' count where the test part is larger; drawn, because the pictures may be sorted by class.
+    count = min(len(real["test"]), arguments.num_samples)
+    drawn = np.random.default_rng(0).permutation(len(real["test"]))[:count]
     rows = quality.measure_floor(
         arguments.experiment,
-        real["test"],
+        real["test"][np.sort(drawn)],
         quality.Reference("train", real["train"]),
         extractor=_extractor(arguments.real)["name"],
         cleanfid_features=real.get("cleanfid-test"),
@@ -343,12 +352,12 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
     from boot.distillation import load_student
     from boot.trajectory import interpolate_noise, read_at_times, true_signal
     from diffusion.noise import initial_noise
-    from diffusion.pipelines import load_denoiser, picture_shape
+    from diffusion.pipelines import load_denoiser, stored_picture_shape
 
     rows, columns, device = 6, 12, default_device()
     folder = arguments.student / "nfe-1"
     student, teacher = load_student(folder, device), load_denoiser(arguments.teacher, device)
-    channels, height, width = picture_shape(folder)
+    channels, height, width = stored_picture_shape(folder)
     noise = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device)
     schedule = teacher.schedule
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
@@ -377,7 +386,7 @@ def time_sampling(arguments: argparse.Namespace) -> None:
     import pandas as pd
 
     from diffusion.noise import initial_noise
-    from diffusion.pipelines import picture_shape
+    from diffusion.pipelines import stored_picture_shape
     from evaluation import speed
     from suite.configuration import SpeedSettings
 
@@ -390,7 +399,7 @@ def time_sampling(arguments: argparse.Namespace) -> None:
         samplers[key] = lambda noise, sampler=sampler: sampler(noise, None)
         identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
         weights[key] = _weights(folder)
-    shape = picture_shape(folder)
+    shape = stored_picture_shape(folder)
     drawn = 0
 
     def make_noise(batch_size: int) -> torch.Tensor:
@@ -398,9 +407,10 @@ def time_sampling(arguments: argparse.Namespace) -> None:
         drawn += batch_size
         return initial_noise(0, range(drawn - batch_size, drawn), shape).to(device)
 
-    result = speed.measure_speed(
-        samplers, make_noise, settings.batch_sizes, device, baseline=arguments.teacher, seconds=settings.seconds
-    )
+    with gpu_lock(device) if device.type == "cuda" else nullcontext():
+        result = speed.measure_speed(
+            samplers, make_noise, settings.batch_sizes, device, baseline=arguments.teacher, seconds=settings.seconds
+        )
     rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
     with atomic_path(arguments.output) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
@@ -432,7 +442,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     render(
         ReportInputs(
             experiment=experiment.name,
-            dataset=experiment.data.kind,
+            dataset=experiment.published_as or experiment.data.kind,
             metrics=[
                 *plan.per_training("measures/{variant}/train-{train_seed}.csv"),
                 *(root / "measures" / "external" / f"{name}.csv" for name in external),
@@ -440,16 +450,17 @@ def write_report(arguments: argparse.Namespace) -> None:
             ],
             speed=root / "speed" / "speed.csv",
             costs=[
-                CostFile(root / "teacher" / "cost.json", "teacher", "teacher"),
+                *([CostFile(root / "teacher" / "cost.json", "teacher", "teacher")] if teacher_is_trained else []),
                 *(
                     CostFile(plan.student_folder(name, seed) / "cost.json", methods[name].name, name)
                     for name, seed in trained
                 ),
             ],
             samples={
-                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[experiment.evaluation.seeds[0]]
+                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[min(experiment.evaluation.seeds)]
                 for unit in plan.timed_units()
-            },
+            }
+            | {name: Path(path) for name, path in external.items()},
             pictures={
                 name: root / "pictures" / name / f"train-{first_seed}.npz"
                 for name, method in methods.items()
@@ -463,13 +474,13 @@ def write_report(arguments: argparse.Namespace) -> None:
                     for name, seed in trained
                 },
             },
-            benchmarks=[file for file in sorted((root / "benchmarks").rglob("*.tsv")) if file.parent.name != "report"],
+            benchmarks=_benchmarks(plan),
             provenance={
                 "data": read_json(root / "data" / "manifest.json"),
                 "teacher": experiment.teacher.model_dump(mode="json"),
                 "hardware": speed_facts["hardware"],
                 "versions": floor["versions"],
-                "commit": read_json(root / "teacher" / "provenance.json")["commit"],
+                "commit": _commits(plan),
                 "seeds": {
                     "teacher": experiment.teacher.seed,
                     "training": list(experiment.train_seeds),
@@ -485,6 +496,38 @@ def write_report(arguments: argparse.Namespace) -> None:
         ),
         root / "report",
     )
+    write_provenance(
+        root / "report" / "provenance.json", {"metrics": root / "report" / "metrics.csv"}, configuration=experiment.raw
+    )
+
+
+_RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures")
+
+
+def _benchmarks(plan: Any) -> list[Path]:
+    """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
+    trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
+    single = ("data/data", "teacher/teacher", "features_real/real", "measure_floor/real", "speed/speed")
+    files = [
+        *(f"{name}.tsv" for name in single),
+        *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),
+        *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
+    ]
+    found = [plan.root / "benchmarks" / file for file in files]
+    return [file for file in found if file.exists()]
+
+
+def _commits(plan: Any) -> str:
+    """The commit of the code that made the results, or several, if parts were made at different times."""
+    files = [
+        plan.root / "teacher" / "provenance.json",
+        plan.root / "speed" / "speed.json",
+        plan.root / "measures" / "real.json",
+        *(path.with_suffix(".json") for path in plan.per_training("measures/{variant}/train-{train_seed}.csv")),
+        *plan.per_training("samples/{variant}/train-{train_seed}/provenance.json"),
+        *(plan.student_folder(n, s) / "provenance.json" for n in plan.trained_variants() for s in plan.train_seeds(n)),
+    ]
+    return ", ".join(dict.fromkeys(str(read_json(file)["commit"]) for file in files))
 
 
 # -- helpers ------------------------------------------------------------------------------------------------------
@@ -565,6 +608,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--follows-teacher", action="store_true", help="the samples share the teacher's noise")
 
     sub = command("measure-floor", measure_floor)
+    sub.add_argument("--num-samples", type=int, required=True)
     sub.add_argument("--experiment", required=True)
     paths(sub, "real", "output")
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
+import yaml
 from pydantic import Field, field_validator
 
+import evaluation
 from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.method import Method
@@ -18,6 +20,7 @@ from suite.registry import method_class, method_modules
 # evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
 ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
 
+_RESERVED = ("real", "external", "teacher")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -68,6 +71,13 @@ class SpeedSettings(Settings):
     batch_sizes: tuple[int, ...] = Field((1, 128), min_length=1)
     seconds: float = Field(40.0, gt=0)
 
+    @field_validator("batch_sizes")
+    @classmethod
+    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or len(set(value)) != len(value):
+            raise ValueError(f"found {list(value)}, expected different numbers ≥ 1")
+        return value
+
 
 class _Layout(Settings):
     """The blocks of the file, before ``data``, ``teacher`` and ``methods`` have chosen their own models."""
@@ -83,6 +93,7 @@ class _Layout(Settings):
             "progressive": {"method": "progressive_distillation"},
         }
     )
+    published_as: str | None = None
     select: tuple[str, ...] | None = Field(None, min_length=1)
     train_seeds: tuple[int, ...] = Field((0,), min_length=1)
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -109,6 +120,7 @@ class Experiment:
         data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
+        published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
         labels: what the report calls each variant: its method's title, and its own name where several share a method.
     """
 
@@ -126,6 +138,7 @@ class Experiment:
         self.data: Any = data
         self.teacher = teacher
         self.methods = methods
+        self.published_as = layout.published_as
         self.labels = _labels(methods)
         self.train_seeds = layout.train_seeds
         self.evaluation = layout.evaluation
@@ -163,6 +176,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     for name in selected:
         if name not in layout.methods:
             problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
+    problems += _published_problems(layout.published_as)
     problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
     if problems:
         raise UserError("\n".join(problems))
@@ -187,10 +201,12 @@ def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
 
 def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts) -> Method:
     key = f"methods.{name}"
-    if not _NAME.fullmatch(name) or name == "real":
-        raise UserError(f"{key}: expected a name of letters, digits and . _ + - other than 'real' (it names folders).")
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise UserError(
+            f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(_RESERVED)}."
+        )
     kind = block.get("method")
-    if kind not in method_modules():
+    if not isinstance(kind, str) or kind not in method_modules():
         raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
     method_type = method_class(kind)
     try:
@@ -218,17 +234,38 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
             f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}, expected a selected "
             f"sampler of the teacher and one of its step counts ({'; '.join(untrained) or 'none is selected'})."
         )
+    problems += _weights_problems(layout.evaluation)
     for name in layout.evaluation.external:
-        if not _NAME.fullmatch(name) or name in layout.methods or name == "real":
+        if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
             problems.append(
                 f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
             )
     return problems
 
 
+def _weights_problems(settings: EvaluationSettings) -> list[str]:
+    problems = []
+    for key in ("inception_weights", "cleanfid_inception_weights"):
+        path = getattr(settings, key)
+        if path is not None and settings.features != "inception":
+            problems.append(f"evaluation.{key}: given, but evaluation.features is {settings.features!r}; remove one.")
+        elif path is not None and not Path(path).is_file():
+            problems.append(f"evaluation.{key}: found {path!r}, expected an existing file.")
+    return problems
+
+
+def _published_problems(name: str | None) -> list[str]:
+    if name is None:
+        return []
+    known = yaml.safe_load((Path(evaluation.__path__[0]) / "published.yaml").read_text())["datasets"]
+    if name in known:
+        return []
+    return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]
+
+
 def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
-    if min(value) < 0 or len(set(value)) != len(value):
-        raise ValueError(f"found {list(value)}, expected different numbers ≥ 0")
+    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
     return value
 
 

@@ -80,6 +80,14 @@ def test_every_shipped_experiment_is_valid(file):
         ("evaluation.teacher.nfe", 3, ["evaluation.teacher", "nfe 3", "1, 2, 4"]),
         ("evaluation.external", {"ddim": "x.npz"}, ["evaluation.external.ddim"]),
         ("speed.batch_sizes", [], ["speed.batch_sizes"]),
+        ("speed.batch_sizes", [8, 8], ["speed.batch_sizes", "[8, 8]"]),
+        ("speed.seconds", float("inf"), ["speed.seconds", "finite"]),
+        ("teacher.network.attention_head_dim", 5, ["teacher.network", "16", "attention_head_dim (5)"]),
+        ("methods.teacher", {"method": "ddim"}, ["methods.teacher", "none of"]),
+        ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
+        ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
+        ("evaluation.inception_weights", "x.pth", ["evaluation.inception_weights", "remove one"]),
+        ("published_as", "celeba", ["published_as: found 'celeba'", "cifar10"]),
     ],
 )
 def test_broken_configurations_are_refused(path, value, expected):
@@ -136,3 +144,18 @@ def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
         parse_experiment(raw)
     raw["methods"]["boot-heun"]["boundary_weight"] = 1.0
     assert parse_experiment(raw).teacher.facts().num_timesteps == 200
+
+
+def test_a_missing_inception_file_is_found_before_anything_runs():
+    raw = changed("evaluation.features", "inception")
+    raw["evaluation"]["inception_weights"] = "nowhere.pth"
+    with pytest.raises(UserError, match=r"evaluation\.inception_weights: found 'nowhere\.pth'"):
+        parse_experiment(raw)
+
+
+def test_a_training_block_in_part_keeps_the_methods_own_defaults():
+    raw = changed("methods.boot-heun.training", {"steps": 7})
+    training = parse_experiment(raw).methods["boot-heun"].settings.training
+    assert (training.steps, training.warmup_steps, training.decay, training.ema_decay) == (7, 50, "cosine", 0.99)
+    raw = changed("methods.progressive.training", {"steps": 7})
+    assert parse_experiment(raw).methods["progressive"].settings.training.decay == "linear"

@@ -32,6 +32,16 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_trouble_with_an_input_is_not_blamed_on_the_output(tmp_path):
+    def copies():
+        with atomic_path(tmp_path / "result") as temporary:
+            temporary.write_text((tmp_path / "missing").read_text())
+
+    with pytest.raises(FileNotFoundError):
+        copies()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_replaced_as_a_whole(tmp_path):
     for content in ("old", "new"):
         with atomic_path(tmp_path / "folder") as temporary:
@@ -85,7 +95,7 @@ def test_weights_and_states_on_a_full_device(small_device):
         TrainingRun(small_device / "state", "key", 0, torch.device("cpu")) as run,
         pytest.raises(UserError, match=r"finished-only\.pt: cannot be written"),
     ):
-        run.fit("only", network, lambda _: sum(p.sum() for p in network.parameters()), settings, False)
+        run.fit("only", network, lambda _: sum(p.sum() for p in network.parameters()), settings)
     assert {path.name for path in (small_device / "state").iterdir()} == {"lock", "seconds"}
 
 

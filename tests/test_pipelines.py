@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
 from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
+from diffusion.method import student_network
 from diffusion.noise import initial_noise
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule
@@ -109,6 +112,43 @@ def test_a_foreign_diffusers_teacher_is_read_through_its_own_scheduler(tmp_path)
     assert denoiser.prediction_type == "epsilon"
     assert isinstance(denoiser.schedule, DiscreteSchedule)
     np.testing.assert_allclose(denoiser.schedule.alphas_cumprod(), scheduler.alphas_cumprod, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVe"),
+        ({"thresholding": True}, "thresholding"),
+        ({"clip_sample_range": 2.0}, "clip_sample_range"),
+        ({"prediction_type": "flow"}, "'flow'"),
+        ({"trained_betas": None, "rescale_betas_zero_snr": True, "prediction_type": "epsilon"}, "zero terminal"),
+    ],
+)
+def test_teachers_of_another_family_are_refused(folder, change, expected):
+    (folder / "schedule.json").unlink()
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=expected):
+        load_denoiser(folder)
+
+
+@pytest.mark.parametrize("module", ["boot.pipeline", "baselines.ddim", "evaluation.features", "suite.cli"])
+def test_every_entry_imports_in_a_fresh_interpreter(module):
+    done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_students_have_no_dropout_and_start_as_the_teacher():
+    teacher = tiny_denoiser()
+    for module in teacher.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    student = student_network(teacher).train()
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    t = torch.tensor(10.0)
+    with torch.no_grad():
+        assert torch.equal(student(NOISE, t).sample, teacher.network(NOISE, t).sample)
 
 
 def weights_of(folder):

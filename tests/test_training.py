@@ -41,7 +41,7 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
     # Zero seconds between checkpoints: every step leaves one.
     with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
         run.count(network)
-        result, cost = run.fit("only", network, loss, settings, learns_from_data=True)
+        result, cost = run.fit("only", network, loss, settings, real_images=True)
         return result.state_dict(), cost, run
 
 
@@ -201,7 +201,7 @@ def test_stages_cost_and_discard(tmp_path):
                         raise KeyboardInterrupt
                     return network(torch.randn(16, 4, generator=generator)).square().mean()
 
-                costs.append(run.fit(str(stage), network, loss, SETTINGS, learns_from_data=False)[1])
+                costs.append(run.fit(str(stage), network, loss, SETTINGS)[1])
             run.discard()
         return costs, calls
 
@@ -212,6 +212,18 @@ def test_stages_cost_and_discard(tmp_path):
     assert [cost["network_evaluations"] for cost in costs] == [320, 640]
     assert costs[0]["wall_clock_s"] <= costs[1]["wall_clock_s"]
     assert not (tmp_path / "state").exists()
+
+
+def test_a_finished_stage_brings_its_number_of_threads(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        train(tmp_path / "state", SETTINGS)
+        torch.set_num_threads(1)
+        train(tmp_path / "state", SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

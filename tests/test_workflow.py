@@ -91,6 +91,8 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     teacher = metrics[(metrics.variant == "ddim") & (metrics.nfe == 4) & (metrics.metric == "mse_to_teacher")]
     assert (teacher.value == 0).all()
     assert len(teacher) == 2
+    floor = metrics[(metrics.method == "real") & (metrics.metric == "frechet_distance")]
+    assert floor.num_samples.tolist() == [48]  # the test part is larger than the number of samples
     assert set(speed.batch_size) == {1, 8}
     assert (speed[(speed.variant == "ddim") & (speed.nfe == 4)].speedup_over_teacher == 1).all()
 
@@ -123,7 +125,7 @@ def test_samples_follow_the_convention_and_share_their_noise(finished):
     facts = json.loads((samples / "boot-heun" / "train-0" / "provenance.json").read_text())
     assert facts["seeds"] == [0, 1]
     weights = finished / "results/tiny/students/boot-heun/train-0/nfe-1/unet/diffusion_pytorch_model.safetensors"
-    assert facts["inputs"]["weights, nfe 1"]["sha256"] == sha256_file(weights)
+    assert facts["inputs"]["diffusion_pytorch_model.safetensors, nfe 1"]["sha256"] == sha256_file(weights)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ if shutil.which("python") != sys.executable:
     shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
-GPU = int(default_device().type == "cuda")
+GPU = int(DEVICE.type == "cuda")
 
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
@@ -14,8 +14,8 @@ CORE = ["denoiser.py", "schedule.py", "pipelines.py"]
 
 
 def code(*files):
-    """Source files as inputs, whatever the working directory is."""
-    return [str(HERE / file) for file in files]
+    """Source files as inputs, relative to the working directory, so that a checkout can be moved."""
+    return [os.path.relpath(HERE / file) for file in files]
 
 
 def core_code(*files):
@@ -27,6 +27,16 @@ def settings(model):
     return canonical_json(model.model_dump(mode="json"))
 
 
+def fingerprint(path):
+    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip."""
+    if path is None or not Path(path).expanduser().exists():
+        return None  # the job says what is missing
+    root = Path(path).expanduser()
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    facts = [(file.name, *(lambda s: (s.st_size, s.st_mtime_ns))(file.stat())) for file in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
 def method_settings(wildcards):
     return settings(EXPERIMENT.methods[wildcards.variant].settings)
 
@@ -35,7 +45,8 @@ def method_code(wildcards):
     """The method's own file; for BOOT the whole package, which is the method."""
     file = method_file(EXPERIMENT.methods[wildcards.variant].name)
     package = file.parent
-    return sorted(map(str, package.glob("*.py"))) if package.name == "boot" else [str(file)]
+    files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
+    return [os.path.relpath(file) for file in files]
 
 
 def one_of(names):

@@ -35,7 +35,7 @@ rule sample:
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=code("evaluation/features.py"),
+        code=code("evaluation/features.py", "diffusion/images.py"),
     output:
         features=ROOT / "features" / f"{TRAINED}.npz",
         facts=ROOT / "features" / f"{TRAINED}.json",
@@ -58,7 +58,7 @@ rule features:
 use rule features as features_external with:
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=code("evaluation/features.py"),
+        code=code("evaluation/features.py", "diffusion/images.py"),
     output:
         features=ROOT / "features/external/{name}.npz",
         facts=ROOT / "features/external/{name}.json",
@@ -73,7 +73,7 @@ use rule features as features_external with:
 rule features_real:
     input:
         data=ROOT / "data",
-        code=code("evaluation/features.py"),
+        code=code("evaluation/features.py", "diffusion/images.py"),
     output:
         features=ROOT / "features/real.npz",
         facts=ROOT / "features/real.json",
@@ -99,7 +99,7 @@ rule measure:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py"),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
         facts=ROOT / "measures" / f"{TRAINED}.json",
@@ -130,7 +130,7 @@ rule measure_external:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py"),
     output:
         table=ROOT / "measures/external/{name}.csv",
         facts=ROOT / "measures/external/{name}.json",
@@ -157,7 +157,7 @@ rule measure_external:
 rule measure_floor:
     input:
         real=rules.features_real.output.features,
-        code=code("evaluation/quality.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py"),
     output:
         table=ROOT / "measures/real.csv",
         facts=ROOT / "measures/real.json",
@@ -170,8 +170,9 @@ rule measure_floor:
     threads: 1
     params:
         experiment=EXPERIMENT.name,
+        num_samples=EVALUATION.num_samples,
     shell:
-        "python -m suite.cli measure-floor --experiment {params.experiment:q} --real {input.real:q} "
+        "python -m suite.cli measure-floor --experiment {params.experiment:q} --num-samples {params.num_samples} --real {input.real:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
@@ -180,6 +181,7 @@ rule speed:
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
         code=core_code("solvers.py") + code("evaluation/speed.py"),
+        methods=sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
     output:
         table=ROOT / "speed/speed.csv",
         facts=ROOT / "speed/speed.json",
@@ -212,7 +214,7 @@ rule pictures:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py") + code("boot/trajectory.py"),
+        code=core_code("noise.py", "images.py") + code("boot/trajectory.py", "boot/student.py"),
     output:
         ROOT / "pictures/{variant}/train-{train_seed}.npz",
     log:
@@ -225,7 +227,7 @@ rule pictures:
     resources:
         gpu=GPU,
     params:
-        seed=EVALUATION.seeds[0],
+        seed=min(EVALUATION.seeds),
     shell:
         "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
         "--output {output:q} > {log:q} 2>&1"

@@ -24,6 +24,9 @@ rule report:
         ),
         data=ROOT / "data",
         code=code(
+            "suite/cli.py",
+            "suite/configuration.py",
+            "suite/plan.py",
             "evaluation/report.py",
             "evaluation/tables.py",
             "evaluation/plots.py",

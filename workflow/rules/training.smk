@@ -15,6 +15,7 @@ rule data:
     threads: workflow.cores
     params:
         settings=settings(EXPERIMENT.data),
+        pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
     shell:
         "python -m suite.cli data --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
@@ -23,7 +24,7 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
 
     rule teacher:
         input:
-            stored=EXPERIMENT.teacher.path,
+            stored=deciding_files(Path(EXPERIMENT.teacher.path)),
             code=core_code(),
         output:
             directory(ROOT / "teacher"),
@@ -34,15 +35,17 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
         conda:
             "../../environment.yml"
         threads: 1
+        params:
+            path=EXPERIMENT.teacher.path,
         shell:
-            "python -m suite.cli import-teacher --path {input.stored:q} --output {output:q} > {log:q} 2>&1"
+            "python -m suite.cli import-teacher --path {params.path:q} --output {output:q} > {log:q} 2>&1"
 
 else:
 
     rule teacher:
         input:
             data=ROOT / "data",
-            code=core_code("teacher.py", "training.py", "networks.py"),
+            code=core_code("teacher.py", "training.py", "networks.py", "images.py", "data/store.py"),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -67,7 +70,7 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code("training.py", "method.py"),
+        code=core_code("training.py", "method.py", "teacher.py"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
@@ -96,7 +99,7 @@ rule distil_with_data:
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
-        code=core_code("training.py", "method.py", "teacher.py", "solvers.py"),
+        code=core_code("training.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
