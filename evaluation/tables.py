@@ -951,7 +951,8 @@ def cost_table(results: Results) -> Table:
         "What training cost",
         "Network evaluations and real images are counted in pictures (a batch of 128 counts 128 times) and "
         "accumulate over everything that had to be trained before a student; wall-clock accumulates over "
-        "interruptions. The teacher's own training is not part of a student's figures.",
+        "interruptions, and training jobs may have shared the machine: read it as an upper bound. The teacher's own "
+        "training is not part of a student's figures.",
         [
             Column("network", "Network"),
             Column("network_evaluations", "Network evaluations", "count"),

@@ -29,8 +29,9 @@ def snakemake(folder, *arguments, config=TINY, check=True):
     """Runs the workflow in ``folder``, which gets the results and Snakemake's own state."""
     command = [
         *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
-        *("--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2", "--configfile", str(config)),
-        *arguments,
+        # Targets go first: --configfile takes all that follows it.
+        *("--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2", *arguments),
+        *("--configfile", str(config)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"BOOT_DEVICE": "cpu"})
     if check:
@@ -52,10 +53,11 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    """A copy to break things in, times kept."""
-    shutil.copytree(finished, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy"
+def copy(finished, tmp_path_factory):
+    """A copy to break things in, times kept; beside the original, because the code's relative paths are inputs."""
+    folder = tmp_path_factory.mktemp("copy") / "."
+    shutil.copytree(finished, folder, symlinks=True, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.mark.slow
