@@ -17,6 +17,8 @@ rule sample:
         ROOT / "logs/sample" / f"{TRAINED}.log",
     benchmark:
         ROOT / "benchmarks/sample" / f"{TRAINED}.tsv"
+    # What can be measured goes before what can still be trained: the teacher's own chain is the longest.
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
@@ -43,6 +45,7 @@ rule features:
         ROOT / "logs/features" / f"{TRAINED}.log",
     benchmark:
         ROOT / "benchmarks/features" / f"{TRAINED}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
@@ -107,6 +110,7 @@ rule measure:
         ROOT / "logs/measure" / f"{TRAINED}.log",
     benchmark:
         ROOT / "benchmarks/measure" / f"{TRAINED}.tsv"
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 1
