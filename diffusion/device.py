@@ -1,6 +1,7 @@
 """Where networks run."""
 
 import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -40,3 +41,14 @@ def gpu_lock(device: torch.device) -> filelock.BaseFileLock:
     path = Path(tempfile.gettempdir()) / f"boot-reproduction-{os.getuid()}-gpu-{card}.lock"
     print(f"waiting for the GPU ({path})", file=sys.stderr)
     return filelock.FileLock(path)
+
+
+def processor_name() -> str:
+    """The processor's model, or its architecture where the system does not tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -21,26 +21,12 @@ from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metri
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from evaluation.features import metric_name
+from evaluation.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000
 KID_SEED = 2020  # torch-fidelity's own default
 NEIGHBORHOOD = 3
-COLUMNS = (
-    "experiment",
-    "method",
-    "variant",
-    "nfe",
-    "train_seed",
-    "seed",
-    "metric",
-    "value",
-    "num_samples",
-    "protocol",
-    "features",
-    "reference",
-    "library",
-)
 
 
 class RankWarning(UserWarning):

@@ -9,7 +9,6 @@ makes a call slower.
 
 import gc
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.device import processor_name
 from diffusion.errors import NonFiniteError, UserError
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
@@ -222,15 +222,7 @@ def device_name(device: torch.device) -> str:
     """The hardware in words: the card's name, or the processor's with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+    return f"{processor_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
 def _synchronise(device: torch.device) -> None:
