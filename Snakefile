@@ -20,6 +20,7 @@ from diffusion.errors import UserError
 from diffusion.files import canonical_json
 from diffusion.pipelines import deciding_files
 from diffusion.teacher import StoredTeacher
+from diffusion.training import discard_delivered
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 from suite.registry import method_file
@@ -58,3 +59,12 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/measuring.smk"
 include: "workflow/rules/report.smk"
+
+
+# By now Snakemake has taken note of every result that was stored.
+onsuccess:
+    discard_delivered(ROOT / "state")
+
+
+onerror:
+    discard_delivered(ROOT / "state")

@@ -11,6 +11,7 @@ the weights. Medians over interleaved rounds; compare ratios of one run only.
 
 import argparse
 import copy
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +70,10 @@ def training(experiment: Experiment, folder: Path, rounds: int, device: torch.de
         found = {}
         for steps in (1, rounds + 1):
             short = settings.model_copy(update={"steps": steps, "warmup_steps": 0})
-            with TrainingRun(folder / f"state-{steps}", "benchmark", 0, device, 1e9) as run:
+            with TrainingRun(Path(tempfile.mkdtemp(dir=folder)), "benchmark", 0, device, 1e9) as run:
                 start = synchronised_time(device)
                 train(run, short)
                 found[steps] = (synchronised_time(device) - start, run.evaluations)
-                run.discard()
         return tuple((b - a) / rounds for a, b in zip(found[1], found[rounds + 1], strict=True))
 
     def distiller(method: Any) -> Callable[[TrainingRun, TrainingSettings], Any]:

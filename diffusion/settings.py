@@ -1,9 +1,26 @@
 """The base of every block of the configuration."""
 
-from pydantic import BaseModel, ConfigDict
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Settings(BaseModel):
-    """A block of YAML with known keys and types; an unknown key is an error."""
+    """A block of YAML with known keys and types; an unknown key is an error, and so is `yes` where a number belongs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic reads true as 1: `steps: yes` would train for one step.
+        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        if any(isinstance(item, bool) for item in items) and not _allows_bool(cls, info.field_name):
+            raise ValueError(f"found {value!r}, expected no truth value (yes, no, on, off, true, false)")
+        return value
+
+
+def _allows_bool(model: type[BaseModel], name: str | None) -> bool:
+    annotation = model.model_fields[name].annotation if name else None
+    return bool in (annotation, *get_args(annotation))

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -34,6 +34,8 @@ from diffusion.settings import Settings
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
 _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
+
+_DELIVERED = "delivered"
 
 LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
 
@@ -78,6 +80,16 @@ class TrainingSettings(Settings):
         return self.learning_rate * warmup
 
 
+def discard_delivered(states: Path) -> None:
+    """Removes the states under ``states`` whose results are stored, so that a forced rerun really trains again.
+
+    To be called when the results have been taken note of. States of unfinished jobs, and those in use, stay.
+    """
+    for folder in [marker.parent for marker in states.glob(f"*/{_DELIVERED}")]:
+        with suppress(filelock.Timeout), filelock.FileLock(folder / "lock", timeout=0):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class _EvaluationCounter:
     """Forward hook that adds the batch size to a run's ``evaluations``."""
 
@@ -94,8 +106,8 @@ class _EvaluationCounter:
 class TrainingRun:
     """One resumable training job of one or several stages; use as a context manager.
 
-    The folder holds the state of an unfinished job and vanishes with :meth:`discard`. Its lock makes a second
-    trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
+    The folder holds the state of an unfinished job until :func:`discard_delivered` removes it. Its lock makes a
+    second trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
     inputs): a state with another key is refused.
 
     Attributes:
@@ -144,13 +156,10 @@ class TrainingRun:
     ) -> None:
         self._cleanup.close()
 
-    def discard(self) -> None:
-        """Removes the state: the result is stored, and a forced rerun shall really train again."""
-        for path in self.folder.iterdir():
-            if path.name != "lock":  # held to the end, so that no other trainer starts on a state that goes away
-                path.unlink()
-        self._cleanup.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def deliver(self) -> None:
+        """Notes that the result is stored. The state stays: whoever runs the job may be killed before it has taken
+        note of the result, and would ask for it again; :func:`discard_delivered` removes it later."""
+        (self.folder / _DELIVERED).touch()
 
     # -- cost ---------------------------------------------------------------------------------------------------
 

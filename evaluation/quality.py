@@ -331,9 +331,9 @@ def protocols(extractor_description: Mapping[str, Any], reference: str = "train"
             f"against the whole '{reference}' part, {network}. {quantised}"
         ),
         "frechet-other-seeds": (
-            f"Fréchet distance between a variant's samples and the teacher's many-step samples of all other "
-            f"sampling seeds, {network}. No noise is shared between the two sets, so the teacher's own row "
-            f"is the floor. {quantised}"
+            f"Fréchet distance between num_samples samples of a variant and the teacher's many-step samples of all "
+            f"other sampling seeds together, {network}. No noise is shared between the two sets, so the teacher's "
+            f"own row is the floor. {quantised}"
         ),
         "pixels": (
             "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between a variant's "

@@ -126,7 +126,7 @@ def measure_speed(
                     {
                         "key": name,
                         "device": raw["device"],
-                        "dtype": str(noise.dtype).removeprefix("torch."),
+                        "dtype": arithmetic(noise.dtype, device),
                         "batch_size": batch_size,
                         "images_per_second": 1000 * batch_size / median,
                         "latency_ms_median": median,
@@ -223,6 +223,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{processor_name()}, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def arithmetic(dtype: torch.dtype, device: torch.device) -> str:
+    """The numbers that the networks compute with, "float32 (TF32)" where a GPU may shorten their products."""
+    name = str(dtype).removeprefix("torch.")
+    shortened = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    return f"{name} (TF32)" if device.type == "cuda" and dtype == torch.float32 and shortened else name
 
 
 def _synchronise(device: torch.device) -> None:

@@ -87,6 +87,9 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
         ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
         ("evaluation.inception_weights", "x.pth", ["evaluation.inception_weights", "remove one"]),
+        ("teacher.training.steps", True, ["teacher.training.steps: found True", "no truth value"]),
+        ("evaluation.seeds", [0, True], ["evaluation.seeds", "no truth value"]),
+        ("evaluation.num_samples", "many", ["evaluation.num_samples: found 'many'"]),
         ("published_as", "celeba", ["published_as: found 'celeba'", "cifar10"]),
     ],
 )

@@ -148,7 +148,8 @@ def test_students_have_no_dropout_and_start_as_the_teacher():
     assert all(parameter.requires_grad for parameter in student.parameters())
     t = torch.tensor(10.0)
     with torch.no_grad():
-        assert torch.equal(student(NOISE, t).sample, teacher.network(NOISE, t).sample)
+        # Close, not equal: training mode takes other kernels, which add in another order.
+        torch.testing.assert_close(student(NOISE, t).sample, teacher.network(NOISE, t).sample)
 
 
 def weights_of(folder):

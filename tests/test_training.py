@@ -12,7 +12,7 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.training import TrainingRun, TrainingSettings, discard_delivered
 
 CPU = torch.device("cpu")
 
@@ -183,7 +183,7 @@ def test_a_non_finite_loss_stops_with_step_rate_and_last_good_checkpoint(tmp_pat
     assert all(torch.isfinite(value).all() for value in state["network"].values())
 
 
-def test_stages_cost_and_discard(tmp_path):
+def test_stages_cost_and_delivery(tmp_path):
     """A finished stage is loaded with the cost it had, and the second goes on from there."""
     networks = [small_network(), small_network()]
 
@@ -202,7 +202,7 @@ def test_stages_cost_and_discard(tmp_path):
                     return network(torch.randn(16, 4, generator=generator)).square().mean()
 
                 costs.append(run.fit(str(stage), network, loss, SETTINGS)[1])
-            run.discard()
+            run.deliver()
         return costs, calls
 
     with pytest.raises(KeyboardInterrupt):
@@ -211,7 +211,13 @@ def test_stages_cost_and_discard(tmp_path):
     assert calls == 16  # four of twenty steps were kept
     assert [cost["network_evaluations"] for cost in costs] == [320, 640]
     assert costs[0]["wall_clock_s"] <= costs[1]["wall_clock_s"]
-    assert not (tmp_path / "state").exists()
+    # Asked for again before anybody took note of it: nothing is trained, the cost is the same.
+    repeated, calls = run_both(stop_second=None)
+    assert calls == 0
+    assert repeated == costs
+    (tmp_path / "unfinished").mkdir()
+    discard_delivered(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
 
 
 def test_a_finished_stage_brings_its_number_of_threads(tmp_path):

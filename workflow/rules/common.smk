@@ -22,6 +22,11 @@ def core_code(*files):
     return code(*(f"diffusion/{file}" for file in [*CORE, *files]))
 
 
+def stage_code(name):
+    """What runs the stage itself, as a list of one."""
+    return code(f"suite/stages/{name}.py")
+
+
 def settings(model):
     """A block of the configuration as one canonical text: params are compared as text."""
     return canonical_json(model.model_dump(mode="json"))

@@ -9,7 +9,7 @@ TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 rule sample:
     input:
         source=source,
-        code=core_code("noise.py", "images.py", "solvers.py"),
+        code=core_code("noise.py", "images.py", "solvers.py") + stage_code("sampling"),
         method=method_code,
     output:
         directory(ROOT / "samples" / TRAINED),
@@ -37,7 +37,7 @@ rule sample:
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=code("evaluation/features.py", "diffusion/images.py"),
+        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
     output:
         features=ROOT / "features" / f"{TRAINED}.npz",
         facts=ROOT / "features" / f"{TRAINED}.json",
@@ -61,7 +61,7 @@ rule features:
 use rule features as features_external with:
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=code("evaluation/features.py", "diffusion/images.py"),
+        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
     output:
         features=ROOT / "features/external/{name}.npz",
         facts=ROOT / "features/external/{name}.json",
@@ -76,7 +76,7 @@ use rule features as features_external with:
 rule features_real:
     input:
         data=ROOT / "data",
-        code=code("evaluation/features.py", "diffusion/images.py"),
+        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
     output:
         features=ROOT / "features/real.npz",
         facts=ROOT / "features/real.json",
@@ -102,7 +102,7 @@ rule measure:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py", "diffusion/images.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
         facts=ROOT / "measures" / f"{TRAINED}.json",
@@ -134,7 +134,7 @@ rule measure_external:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py", "diffusion/images.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures/external/{name}.csv",
         facts=ROOT / "measures/external/{name}.json",
@@ -161,7 +161,7 @@ rule measure_external:
 rule measure_floor:
     input:
         real=rules.features_real.output.features,
-        code=code("evaluation/quality.py", "diffusion/images.py"),
+        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures/real.csv",
         facts=ROOT / "measures/real.json",
@@ -184,7 +184,7 @@ rule measure_floor:
 rule speed:
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
-        code=core_code("solvers.py") + code("evaluation/speed.py"),
+        code=core_code("solvers.py") + code("evaluation/speed.py") + stage_code("speed"),
         methods=sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
     output:
         table=ROOT / "speed/speed.csv",
@@ -218,7 +218,7 @@ rule pictures:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py", "images.py") + code("boot/trajectory.py", "boot/student.py"),
+        code=core_code("noise.py", "images.py") + code("boot/trajectory.py", "boot/student.py") + stage_code("pictures"),
     output:
         ROOT / "pictures/{variant}/train-{train_seed}.npz",
     log:

@@ -24,7 +24,7 @@ rule report:
         ),
         data=ROOT / "data",
         code=code(
-            "suite/cli.py",
+            "suite/stages/report.py",
             "suite/configuration.py",
             "suite/plan.py",
             "evaluation/report.py",

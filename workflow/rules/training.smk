@@ -3,7 +3,7 @@
 
 rule data:
     input:
-        code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py"),
+        code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py") + stage_code("data"),
     output:
         directory(ROOT / "data"),
     log:
@@ -25,7 +25,7 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
     rule teacher:
         input:
             stored=deciding_files(Path(EXPERIMENT.teacher.path)),
-            code=core_code(),
+            code=core_code() + stage_code("training"),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -45,7 +45,8 @@ else:
     rule teacher:
         input:
             data=ROOT / "data",
-            code=core_code("teacher.py", "training.py", "networks.py", "images.py", "data/store.py"),
+            code=core_code("teacher.py", "training.py", "networks.py", "images.py", "data/store.py")
+            + stage_code("training"),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -70,7 +71,7 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code("training.py", "method.py", "teacher.py"),
+        code=core_code("training.py", "method.py", "teacher.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
@@ -80,6 +81,8 @@ rule distil:
         ROOT / "benchmarks/distil/{variant}/train-{train_seed}.tsv"
     wildcard_constraints:
         variant=one_of(PLAN.trained(needs_data=False)),
+    # The longest jobs of the default experiment: first, so that the others fill the time beside them.
+    priority: 2
     conda:
         "../../environment.yml"
     # Small networks gain little from a second thread and much from a second job beside them.
@@ -99,7 +102,8 @@ rule distil_with_data:
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
-        code=core_code("training.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py"),
+        code=core_code("training.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
+        + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),

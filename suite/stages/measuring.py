@@ -1,0 +1,111 @@
+"""Quality from features and samples."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from diffusion.errors import UserError
+from diffusion.files import atomic_path, read_json
+from diffusion.images import load_samples
+from evaluation import quality
+from suite.provenance import write_provenance
+from suite.stages.common import number_in
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Quality of a variant at every number of evaluations, or of the user's own samples.
+
+    Against the real pictures, and against the teacher's samples.
+    """
+    own, real = _load_features(arguments.features), _load_features(arguments.real)
+    teacher = _under(_load_features(arguments.teacher_features), arguments.teacher_samples.name)
+    identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
+    reference = quality.Reference("train", real["train"])
+    rows = []
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
+        features = _under(own, group)
+        files = {seed: arguments.samples / group / f"seed-{seed}.npz" for seed in features}
+        if not arguments.samples.is_dir():
+            files = {0: arguments.samples}
+        samples = {seed: load_samples(path) for seed, path in files.items()}
+        check_resolution(arguments, samples)
+        shared = {seed: arguments.teacher_samples / f"seed-{seed}.npz" for seed in features}
+        rows += quality.measure(
+            identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},
+            features,
+            samples,
+            reference,
+            extractor=_extractor(arguments.real)["name"],
+            small_count=min(len(real["test"]), *(len(vectors) for vectors in features.values())),
+            teacher_features=teacher,
+            teacher_samples={s: load_samples(p) for s, p in shared.items()} if arguments.follows_teacher else None,
+            teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
+            cleanfid_features=next(iter(_under(own, f"cleanfid/{group}".rstrip("/")).values()), None),
+            cleanfid_reference=real.get("cleanfid-train"),
+        )
+    inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
+    _write_rows(arguments, rows, inputs)
+
+
+def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarray]) -> None:
+    """Refuses samples of another resolution: the extractor would resize them in silence and measure that too.
+
+    Raises:
+        UserError: naming both resolutions.
+    """
+    expected = load_samples(next(arguments.teacher_samples.glob("seed-*.npz"))).shape[1:3]
+    for images in samples.values():
+        if images.shape[1:3] != expected:
+            raise UserError(
+                f"{arguments.samples}: pictures of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
+                f"{expected[0]}×{expected[1]}. Bring samples of that resolution."
+            )
+
+
+def measure_floor(arguments: argparse.Namespace) -> None:
+    """The real test pictures against the real training pictures: what perfect looks like at that count."""
+    real = _load_features(arguments.real)
+    # At the methods' count where the test part is larger; drawn, because the pictures may be sorted by class.
+    count = min(len(real["test"]), arguments.num_samples)
+    drawn = np.random.default_rng(0).permutation(len(real["test"]))[:count]
+    rows = quality.measure_floor(
+        arguments.experiment,
+        real["test"][np.sort(drawn)],
+        quality.Reference("train", real["train"]),
+        extractor=_extractor(arguments.real)["name"],
+        cleanfid_features=real.get("cleanfid-test"),
+        cleanfid_reference=real.get("cleanfid-train"),
+    )
+    _write_rows(arguments, rows, {"real": arguments.real})
+
+
+def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], inputs: dict[str, Path]) -> None:
+    description = _extractor(arguments.real)
+    with atomic_path(arguments.output) as temporary:
+        pd.DataFrame(rows, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
+    write_provenance(
+        arguments.output.with_suffix(".json"),
+        inputs,
+        extractor=description,
+        protocols=quality.protocols(description),
+    )
+
+
+def _load_features(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive}
+
+
+def _under(features: dict[str, np.ndarray], group: str) -> dict[int, np.ndarray]:
+    """Sampling seed to features, of the sets that are called ``<group>/seed-<n>``."""
+    prefix = f"{group}/seed-" if group else "seed-"
+    return {number_in(name): value for name, value in features.items() if name.startswith(prefix)}
+
+
+def _extractor(features: Path) -> dict[str, Any]:
+    """What made a features file, from the JSON beside it."""
+    description: dict[str, Any] = read_json(features.with_suffix(".json"))["extractor"]
+    return description

@@ -1,0 +1,117 @@
+"""The report, from what the other stages have left in the results folder."""
+
+import argparse
+import json
+from pathlib import Path
+
+from diffusion.files import read_json
+from diffusion.teacher import TeacherSettings
+from evaluation.report import ReportInputs, render
+from evaluation.tables import CostFile
+from suite.configuration import parse_experiment
+from suite.plan import Plan
+from suite.provenance import write_provenance
+
+_RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures")
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """Renders the report from what the other rules have left in the results folder."""
+    experiment = parse_experiment(json.loads(arguments.config))
+    plan = Plan(experiment)
+    root, methods = plan.root, experiment.methods
+    external = experiment.evaluation.external
+    labels = experiment.labels | {name: name for name in external}
+    trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
+    first_seed = experiment.train_seeds[0]
+    several = len(experiment.train_seeds) > 1
+    teacher_is_trained = isinstance(experiment.teacher, TeacherSettings)
+    reference = experiment.evaluation.teacher
+    floor = read_json(root / "measures" / "real.json")
+    speed_facts = read_json(root / "speed" / "speed.json")
+    render(
+        ReportInputs(
+            experiment=experiment.name,
+            dataset=experiment.published_as or experiment.data.kind,
+            metrics=[
+                *plan.per_training("measures/{variant}/train-{train_seed}.csv"),
+                *(root / "measures" / "external" / f"{name}.csv" for name in external),
+                root / "measures" / "real.csv",
+            ],
+            speed=root / "speed" / "speed.csv",
+            costs=[
+                *([CostFile(root / "teacher" / "cost.json", "teacher", "teacher")] if teacher_is_trained else []),
+                *(
+                    CostFile(plan.student_folder(name, seed) / "cost.json", methods[name].name, name)
+                    for name, seed in trained
+                ),
+            ],
+            samples={
+                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[min(experiment.evaluation.seeds)]
+                for unit in plan.timed_units()
+            }
+            | {name: Path(path) for name, path in external.items()},
+            pictures={
+                name: root / "pictures" / name / f"train-{first_seed}.npz"
+                for name, method in methods.items()
+                if method.name == "boot"
+            },
+            training={
+                **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
+                **{
+                    (f"{labels[name]}, seed {seed}" if several else labels[name]): plan.student_folder(name, seed)
+                    / "training.csv"
+                    for name, seed in trained
+                },
+            },
+            benchmarks=_benchmarks(plan),
+            provenance={
+                "data": read_json(root / "data" / "manifest.json"),
+                "teacher": experiment.teacher.model_dump(mode="json"),
+                "hardware": speed_facts["hardware"],
+                "versions": floor["versions"],
+                "commit": _commits(plan),
+                "seeds": {
+                    "teacher": experiment.teacher.seed,
+                    "training": list(experiment.train_seeds),
+                    "sampling": list(experiment.evaluation.seeds),
+                },
+                "features": floor["extractor"],
+                "protocols": floor["protocols"],
+                "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
+            },
+            labels=labels,
+            teacher=(reference.variant, reference.nfe),
+            untrained=frozenset(name for name, method in methods.items() if not method.trains),
+        ),
+        root / "report",
+    )
+    write_provenance(
+        root / "report" / "provenance.json", {"metrics": root / "report" / "metrics.csv"}, configuration=experiment.raw
+    )
+
+
+def _benchmarks(plan: Plan) -> list[Path]:
+    """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
+    trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
+    single = ("data/data", "teacher/teacher", "features_real/real", "measure_floor/real", "speed/speed")
+    files = [
+        *(f"{name}.tsv" for name in single),
+        *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),
+        *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
+    ]
+    found = [plan.root / "benchmarks" / file for file in files]
+    return [file for file in found if file.exists()]
+
+
+def _commits(plan: Plan) -> str:
+    """The commit of the code that made the results, or several, if parts were made at different times."""
+    files = [
+        plan.root / "teacher" / "provenance.json",
+        plan.root / "speed" / "speed.json",
+        plan.root / "measures" / "real.json",
+        *(path.with_suffix(".json") for path in plan.per_training("measures/{variant}/train-{train_seed}.csv")),
+        *plan.per_training("samples/{variant}/train-{train_seed}/provenance.json"),
+        *(plan.student_folder(n, s) / "provenance.json" for n in plan.trained_variants() for s in plan.train_seeds(n)),
+    ]
+    return ", ".join(dict.fromkeys(str(read_json(file)["commit"]) for file in files))

@@ -1,0 +1,50 @@
+"""Wall-clock speed of sampling."""
+
+import argparse
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from diffusion.device import default_device, gpu_lock
+from diffusion.files import atomic_path
+from diffusion.noise import initial_noise
+from diffusion.pipelines import stored_picture_shape
+from evaluation import speed
+from suite.configuration import SpeedSettings
+from suite.provenance import write_provenance
+from suite.stages.common import configured_method, network_folder, weights_file
+
+
+def time_sampling(arguments: argparse.Namespace) -> None:
+    """Speed of every unit, interleaved on this machine; the job must have it to itself."""
+
+    settings, device = SpeedSettings.model_validate_json(arguments.settings), default_device()
+    samplers, identities, weights = {}, {}, {}
+    for variant, nfe, source, raw in json.loads(arguments.units):
+        key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw))
+        folder = network_folder(method, Path(source), nfe)
+        sampler, _network = method.sampler(folder, nfe, device)
+        samplers[key] = lambda noise, sampler=sampler: sampler(noise, None)
+        identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
+        weights[key] = weights_file(folder)
+    shape = stored_picture_shape(folder)
+    drawn = 0
+
+    def make_noise(batch_size: int) -> torch.Tensor:
+        nonlocal drawn
+        drawn += batch_size
+        return initial_noise(0, range(drawn - batch_size, drawn), shape).to(device)
+
+    with gpu_lock(device) if device.type == "cuda" else nullcontext():
+        result = speed.measure_speed(
+            samplers, make_noise, settings.batch_sizes, device, baseline=arguments.teacher, seconds=settings.seconds
+        )
+    rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
+    with atomic_path(arguments.output) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_provenance(
+        arguments.output.with_suffix(".json"), weights, settings=settings.model_dump(mode="json"), timings=result.raw
+    )
