@@ -15,7 +15,7 @@ from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import ddim_sample, ddim_step
 from diffusion.teacher import RealPictures, TeacherFacts
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
 class ProgressiveSettings(TrainedSettings):
@@ -98,16 +98,16 @@ class ProgressiveDistillation(Method):
             source = teacher  # bound now: `teacher` moves on
 
             def loss(
-                generator: torch.Generator,
+                step: Step,
                 student: Denoiser = student,
                 source: Denoiser = source,
                 nfe: int = nfe,
                 batch: int = settings.batch_size,
             ) -> torch.Tensor:
-                x = pictures.draw(batch, generator)
-                noise = torch.randn(x.shape, generator=generator, device=x.device)
-                step = torch.randint(1, nfe + 1, (batch,), generator=generator, device=x.device)
-                return progressive_loss(student, source, x, noise, step, nfe)
+                x = pictures.draw(batch, step.generator)
+                noise = torch.randn(x.shape, generator=step.generator, device=x.device)
+                point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
+                return progressive_loss(student, source, x, noise, point, nfe)
 
             result, cost = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
             students.append(Student(nfe, result, cost))

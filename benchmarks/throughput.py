@@ -27,7 +27,6 @@ from diffusion.device import default_device
 from diffusion.networks import build_network
 from diffusion.noise import initial_noise
 from diffusion.pipelines import save_denoiser
-from diffusion.schedule import schedule_from_settings
 from diffusion.teacher import train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from evaluation.features import load_extractor
@@ -56,7 +55,7 @@ def medians(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.devi
 def untrained(experiment: Experiment, device: torch.device) -> Denoiser:
     teacher = experiment.teacher
     network = build_network(teacher.network, experiment.data.channels, experiment.data.resolution)
-    schedule = schedule_from_settings(teacher.schedule.model_dump())
+    schedule = teacher.schedule.build()
     denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.clip)
     return denoiser.to(device).eval().requires_grad_(False)
 

@@ -5,39 +5,63 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
-from boot.losses import boot_losses
+from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
 from boot.student import BootStudent
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser
+from diffusion.schedule import Schedule
 from diffusion.teacher import TeacherFacts, uniform_times
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
 class BootSettings(TrainedSettings):
     """Settings of BOOT.
 
     Attributes:
-        solver: how the teacher's Signal-ODE is stepped from t to s = t − δ.
-        delta: δ, the step in t. (The paper does not need it small: the target is one exact step for constant f.)
+        solver: how the teacher's Signal-ODE is stepped from t to s; see :mod:`boot.signal_ode`.
+        delta: the step. (The paper does not need it small: the target is one exact step for constant f.)
+        delta_in: "time", t = s + δ; or "lambda", λ_t = λ_s + δ, which takes equal steps of log(σ/α).
+        delta_spread: 0 takes δ as it is; r draws it for every noise, uniformly from (1 − r) δ to (1 + r) δ.
         boundary_weight: β, weight of the boundary loss.
         boundary_fraction: share of the batch that also enters the boundary loss. The expectation is the same for
             every share; the loss starts at zero, so a few samples hold it there at a fraction of the evaluations.
+        weight: of the bootstrap loss, "inverse_square" 1/(1 − k)², "inverse" 1/(1 − k), "uniform" 1.
+        target: what the student predicts, "signal" y_t, or, for the ablation, "state" x_t.
+        times: "uniform", s uniform in [t_min, t_max] all along (the paper's choice); or "progressive", s uniform in an
+            interval that grows from t_max down to t_min over the first ``progressive_share`` of the training.
+        progressive_share: see ``times``.
+        bootstrap_from: the weights that ŷ_t comes from, "online" or "average" (training.ema_decay).
+        initialisation: the student's first weights, "teacher" or "random".
     """
 
     method: Literal["boot"] = "boot"
     solver: Solver = "heun"
     delta: float = Field(0.04, gt=0)
+    delta_in: Literal["time", "lambda"] = "time"
+    delta_spread: float = Field(0.0, ge=0, lt=1)
     boundary_weight: float = Field(1.0, ge=0)
     boundary_fraction: float = Field(0.25, gt=0, le=1)
+    weight: Weight = "inverse_square"
+    target: Target = "signal"
+    times: Literal["uniform", "progressive"] = "uniform"
+    progressive_share: float = Field(0.5, gt=0, le=1)
+    bootstrap_from: Literal["online", "average"] = "online"
+    initialisation: Literal["teacher", "random"] = "teacher"
     training: TrainingSettings = TrainingSettings(
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99
     )
+
+    @model_validator(mode="after")
+    def _average_exists(self) -> "BootSettings":
+        if self.bootstrap_from == "average" and self.training.ema_decay is None:
+            raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
+        return self
 
 
 class Boot(Method):
@@ -55,33 +79,53 @@ class Boot(Method):
         return (1,)
 
     def check(self, teacher: TeacherFacts) -> None:
-        span = teacher.t_max - teacher.t_min
-        if self.settings.delta >= span:
+        settings = self.settings
+        low, high = (teacher.t_min, teacher.t_max) if settings.delta_in == "time" else teacher.log_noise_to_signal
+        if settings.delta * (1 + settings.delta_spread) >= high - low:
+            drawn = f", drawn up to {1 + settings.delta_spread:.4g} times that" if settings.delta_spread else ""
             raise ValueError(
-                f"delta: found {self.settings.delta}, expected less than t_max − t_min of the teacher ({span:.6g})"
+                f"delta: found {settings.delta}{drawn}, expected less than the teacher's whole interval of "
+                f"{settings.delta_in} ({high - low:.6g})"
             )
-        if self.settings.boundary_weight == 0 and teacher.prediction_type == "epsilon":
+        if settings.boundary_weight == 0:
+            start = {"epsilon": "an epsilon teacher"}.get(teacher.prediction_type)
+            if settings.initialisation == "random":
+                start = "a student of random weights"
+            if start is not None:
+                raise ValueError(
+                    f"boundary_weight: found 0 with {start}; expected > 0, because that student does not start on the "
+                    f"trajectory and only the boundary loss puts it there"
+                )
+        if settings.target == "state" and (
+            teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
+        ):
             raise ValueError(
-                "boundary_weight: found 0 with an epsilon teacher; expected > 0, because the student of such a "
-                "teacher does not start on the trajectory and only the boundary loss puts it there"
+                "target: found 'state', expected 'signal' with this teacher: at t_max its state is noise alone, or far "
+                "larger than what the network's output can be read as"
             )
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
         settings, schedule = self.settings, teacher.schedule
         network = student_network(teacher)
+        if settings.initialisation == "random":
+            run.generator("initialisation", 0)  # seeds the global generator, which the initialisation uses
+            network.load_state_dict(type(network).from_config(network.config).state_dict())
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
         batch = settings.training.batch_size
         boundary_count = math.ceil(batch * settings.boundary_fraction) if settings.boundary_weight else 0
         shape = (batch, *picture_shape(network.config))
+        objective = BootObjective(settings.solver, settings.weight, settings.target)
 
-        def loss(generator: torch.Generator) -> torch.Tensor:
-            noise = torch.randn(shape, generator=generator, device=generator.device)
-            # s uniform and t = s + δ covers the whole interval; up to t_max the last steps are shorter than δ.
-            s = uniform_times(batch, schedule.t_min, schedule.t_max, generator)
-            t = (s + settings.delta).clamp(max=schedule.t_max)
-            terms = boot_losses(student, teacher, noise, s, t, settings.solver, boundary_count)
+        def loss(step: Step) -> torch.Tensor:
+            noise = torch.randn(shape, generator=step.generator, device=step.generator.device)
+            s, t = draw_times(settings, schedule, step)
+            source = None
+            if settings.bootstrap_from == "average":
+                assert step.average is not None
+                source = BootStudent(step.average, schedule, teacher.prediction_type)
+            terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source)
             return terms.bootstrap + settings.boundary_weight * terms.boundary
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
@@ -101,3 +145,23 @@ def load_student(folder: Path, device: torch.device | str = "cpu") -> BootStuden
     """Reads a stored BOOT student; errors as :func:`diffusion.pipelines.load_denoiser`."""
     stored = load_denoiser(folder, device)
     return BootStudent(stored.network, stored.schedule, stored.prediction_type)
+
+
+def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """The times (s, t) of one step's batch, s < t, two float64 tensors of shape (batch size,).
+
+    s is drawn and t follows, so that the interval is covered up to t_max; the last steps are shorter than δ.
+    """
+    batch, generator = settings.training.batch_size, step.generator
+    low = schedule.t_min
+    if settings.times == "progressive":
+        grown = min(1.0, step.progress / settings.progressive_share)
+        # It starts as long as one step, as far as time tells.
+        first = settings.delta if settings.delta_in == "time" else 0.02 * (schedule.t_max - low)
+        low = schedule.t_max - max(grown * (schedule.t_max - low), first)
+    s = uniform_times(batch, low, schedule.t_max, generator)
+    delta: torch.Tensor | float = settings.delta
+    if settings.delta_spread:
+        delta = delta * uniform_times(batch, 1 - settings.delta_spread, 1 + settings.delta_spread, generator)
+    t = s + delta if settings.delta_in == "time" else schedule.time_of(schedule.log_noise_to_signal(s) + delta)
+    return s, t.clamp(max=schedule.t_max)

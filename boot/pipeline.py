@@ -10,8 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from boot.student import BootStudent
 from diffusion.denoiser import Condition
 from diffusion.images import to_uint8
-from diffusion.pipelines import alphas_cumprod_of, picture_shape
-from diffusion.schedule import DiscreteSchedule
+from diffusion.pipelines import picture_shape, prediction_type_of, schedule_of
 
 
 class BootPipeline(DiffusionPipeline):
@@ -22,7 +21,7 @@ class BootPipeline(DiffusionPipeline):
 
     Args:
         unet: the student's network.
-        scheduler: any scheduler with ``alphas_cumprod``; only its noise levels and prediction type are used.
+        scheduler: any that :func:`diffusion.pipelines.schedule_of` reads, for its noise levels and prediction type.
     """
 
     model_cpu_offload_seq = "unet"
@@ -62,8 +61,8 @@ class BootPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
         # Timesteps count alone: the student reads its network at t_max's noise level for every t.
-        schedule = DiscreteSchedule(alphas_cumprod_of(self.scheduler))
-        student = BootStudent(self.unet, schedule, self.scheduler.config.prediction_type)
+        schedule = schedule_of(self.scheduler)
+        student = BootStudent(self.unet, schedule, prediction_type_of(self.scheduler))
         if noise is None:
             shape = (batch_size, *picture_shape(self.unet.config))
             noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)

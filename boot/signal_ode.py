@@ -1,9 +1,14 @@
-"""The Signal-ODE (BOOT, sec. 3.1) and its exact one-step solutions.
+"""The Signal-ODE (BOOT, sec. 3.1) and its one-step solvers.
 
 Along a DDIM trajectory that started from noise ε, the signal is y_t = (x_t − σ_t ε) / α_t. It relaxes towards the
 teacher's estimate as t falls: dy/dλ = y − f_φ(x_t, t), with λ = log(σ/α) growing with t. Holding f over a step from
 t down to s gives y_s = k y_t + (1 − k) f with k = e^{λ_s − λ_t}: this exponential form is DDIM itself, exact for
-constant f, and finite where λ' blows up. The paper's Euler form (eq. 8) agrees with it to first order.
+constant f, and finite where λ' blows up. The paper's Euler form (eq. 8) agrees with it to first order. The solvers of
+second order replace the constant f by something better and keep k, which is exact:
+
+- ``heun``: the mean of f at both ends, the lower one at the state that Euler predicts;
+- ``etd2``: f linear in λ between the same two, integrated exactly (Cox & Matthews 2002, ETD2RK);
+- ``midpoint``: f at the middle of the step in λ.
 """
 
 from typing import Literal
@@ -13,7 +18,7 @@ import torch
 from diffusion.denoiser import Condition, Denoiser
 from diffusion.schedule import Schedule, per_sample
 
-Solver = Literal["euler", "heun"]
+Solver = Literal["euler", "heun", "etd2", "midpoint"]
 
 
 def signal_decay(schedule: Schedule, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -48,13 +53,41 @@ def bootstrap_target(
         estimate_t: f_φ(α_t y_t + σ_t ε, t), shape (N, C, H, W).
         noise: ε, shape (N, C, H, W).
         s, t: times with s < t, shape (N,).
-        solver: "euler" holds f_t over the step (one DDIM step); "heun" averages f_t with f at the Euler-predicted
-            state at s, which costs one more evaluation and is of second order.
+        solver: see the module; all but "euler" cost one more evaluation and are of second order.
+
+    Returns:
+        shape (N, C, H, W).
     """
-    k = per_sample(signal_decay(teacher.schedule, s, t), y_t)
-    gain = per_sample(signal_gain(teacher.schedule, s, t), y_t)
-    y_s = k * y_t + gain * estimate_t
-    if solver == "heun":
-        estimate_s = teacher(noisy_state(teacher.schedule, y_s, noise, s), s, condition)
-        y_s = k * y_t + gain * 0.5 * (estimate_t + estimate_s)
-    return y_s
+    schedule = teacher.schedule
+    k, gain = signal_decay(schedule, s, t), signal_gain(schedule, s, t)
+    if solver == "midpoint":
+        lambda_s, lambda_t = schedule.log_noise_to_signal(s), schedule.log_noise_to_signal(t)
+        # Where the signal vanishes at t, λ is infinite and has no middle; the time has.
+        middle = torch.where(torch.isfinite(lambda_t), schedule.time_of((lambda_s + lambda_t) / 2), (s + t) / 2)
+        y_middle = _relaxed(schedule, y_t, estimate_t, middle, t)
+        estimate = teacher(noisy_state(schedule, y_middle, noise, middle), middle, condition)
+        return per_sample(k, y_t) * y_t + per_sample(gain, y_t) * estimate
+    y_s = _relaxed(schedule, y_t, estimate_t, s, t)
+    if solver == "euler":
+        return y_s
+    estimate_s = teacher(noisy_state(schedule, y_s, noise, s), s, condition)
+    weight_s = gain / 2 if solver == "heun" else _etd2_weight(gain, k)
+    return (
+        per_sample(k, y_t) * y_t
+        + per_sample(gain - weight_s, y_t) * estimate_t
+        + per_sample(weight_s, y_t) * estimate_s
+    )
+
+
+def _relaxed(
+    schedule: Schedule, y_t: torch.Tensor, estimate: torch.Tensor, s: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    k, gain = signal_decay(schedule, s, t), signal_gain(schedule, s, t)
+    return per_sample(k, y_t) * y_t + per_sample(gain, y_t) * estimate
+
+
+def _etd2_weight(gain: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """b = 1 − (1 − k)/h on f_s, with h = −log k; 1 − k − b is left for f_t."""
+    h = -torch.log(k)
+    # The difference cancels for short steps: h/2 − h²/6 + h³/24 there. Where k = 0, h is infinite and b = 1.
+    return torch.where(h < 1e-3, h / 2 - h.square() / 6 + h**3 / 24, 1 - gain / h)

@@ -24,7 +24,7 @@ def read_at_times(student: BootStudent, noise: torch.Tensor, times: torch.Tensor
 
 
 def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, substeps: int = 16) -> torch.Tensor:
-    """The teacher's own y_t: the Signal-ODE from y(t_max) = f_φ(ε, t_max), by Heun steps.
+    """The teacher's own y_t: the Signal-ODE from y(t_max) = f_φ(x_M, t_max), by Heun steps.
 
     Args:
         noise: ε, shape (N, C, H, W).
@@ -34,7 +34,7 @@ def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, sub
     Returns:
         shape (N, T, C, H, W).
     """
-    signal = teacher(noise, times[0])
+    signal = teacher(teacher.schedule.start(noise), times[0])
     signals = [signal]
     for upper, lower in itertools.pairwise(times):
         grid = torch.linspace(float(upper), float(lower), substeps + 1, dtype=torch.float64)

@@ -6,13 +6,53 @@ from typing import Literal
 import torch
 from torch import nn
 
-from diffusion.schedule import Schedule, network_timesteps, per_sample
+from diffusion.schedule import EdmSchedule, Schedule, network_timesteps, per_sample
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+# "edm" is the preconditioned output of Karras et al. 2022, which belongs to their schedule.
+PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
 
 # What a network is told beside the noisy picture and the time: keyword arguments of the network's forward call,
 # for instance {"class_labels": labels} or {"encoder_hidden_states": text}. None is an unconditional network.
 Condition = Mapping[str, torch.Tensor] | None
+
+
+def network_input(
+    schedule: Schedule, prediction_type: PredictionType, x_t: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """What the network is fed for the state x_t: the state itself, or c_in x_t of unit variance for "edm".
+
+    Args:
+        x_t: shape (N, C, H, W); t: shape (N,) or ().
+    """
+    if prediction_type != "edm":
+        return x_t
+    assert isinstance(schedule, EdmSchedule)
+    return x_t / per_sample((schedule.sigma(t).square() + schedule.sigma_data**2).sqrt(), x_t)
+
+
+def signal_from_output(
+    schedule: Schedule, prediction_type: PredictionType, output: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
+) -> torch.Tensor:
+    """x̂ from a network's output F at the state x_t: the meaning of each prediction type.
+
+    ``sample`` F; ``v_prediction`` α x_t − σ F (Salimans & Ho 2022, appendix D); ``epsilon`` (x_t − σ F) / α; ``edm``
+    c_skip x_t + c_out F with c_skip = σ_d² / (σ² + σ_d²) and c_out = σ σ_d / √(σ² + σ_d²) (Karras et al. 2022,
+    table 1).
+
+    Args:
+        output, x_t: shape (N, C, H, W); t: shape (N,) or ().
+    """
+    if prediction_type == "sample":
+        return output
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    if prediction_type == "v_prediction":
+        return per_sample(alpha, x_t) * x_t - per_sample(sigma, x_t) * output
+    if prediction_type == "epsilon":
+        return (x_t - per_sample(sigma, x_t) * output) / per_sample(alpha, x_t)
+    assert isinstance(schedule, EdmSchedule)
+    data = schedule.sigma_data
+    total = sigma.square() + data**2
+    return per_sample(data**2 / total, x_t) * x_t + per_sample(sigma * data / total.sqrt(), x_t) * output
 
 
 class Denoiser(nn.Module):
@@ -30,24 +70,20 @@ class Denoiser(nn.Module):
         self.prediction_type, self.clip = prediction_type, clip
 
     def raw(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        """The network's own output F in float32: ε, v = α ε − σ x, or x, as ``prediction_type`` says.
+        """The network's own output F in float32: ε, v = α ε − σ x, x, or EDM's, as ``prediction_type`` says.
 
         Args:
             x_t: noisy pictures, shape (N, C, H, W).
             t: times, shape (N,) or ().
         """
         timestep = network_timesteps(self.schedule, t, x_t)
-        return self.network(x_t, timestep, return_dict=False, **(condition or {}))[0].float()
+        fed = network_input(self.schedule, self.prediction_type, x_t, t)
+        return self.network(fed, timestep, return_dict=False, **(condition or {}))[0].float()
 
     def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """x̂ before clipping, shape (N, C, H, W): what a training loss compares, with gradients everywhere."""
         output = self.raw(x_t, t, condition)
-        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
-        if self.prediction_type == "sample":
-            return output
-        if self.prediction_type == "v_prediction":
-            return alpha * x_t - sigma * output
-        return (x_t - sigma * output) / alpha
+        return signal_from_output(self.schedule, self.prediction_type, output, x_t, t)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """x̂ = f_φ(x_t, t), clipped to [−1, 1] if the denoiser clips; shape (N, C, H, W)."""

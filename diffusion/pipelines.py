@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,10 @@ from torch import nn
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import CheckpointError, UserError
 from diffusion.files import read_json, write_json
-from diffusion.schedule import DiscreteSchedule, Schedule, schedule_from_settings
+from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
 
 _EXACT_SCHEDULE = "schedule.json"
+_EDM = "EDMEulerScheduler"
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -26,18 +27,28 @@ _VARIANCE_PRESERVING = (
 
 
 def build_scheduler(denoiser: Denoiser) -> Any:
-    """The `diffusers` ``DDIMScheduler`` that samples ``denoiser`` as :func:`diffusion.solvers.ddim_sample` does.
+    """The `diffusers` scheduler of ``denoiser``: ``EDMEulerScheduler`` for EDM's schedule, else ``DDIMScheduler``.
 
-    That holds for step counts that divide ``num_timesteps``; for others `diffusers` rounds each step's end.
+    The latter samples as :func:`diffusion.solvers.ddim_sample` does, for step counts that divide ``num_timesteps``; for
+    others `diffusers` rounds each step's end.
 
     The betas are ours (``trained_betas``): `diffusers`' own cosine schedule ends at another α. Spacing is
     "trailing", because the others evaluate one step at timestep 0. ``DDIMPipeline`` must be called with
     ``use_clipped_model_output=True`` to take ε from the clipped x̂, as the closed form does; that flag is an argument
     of the call and cannot be stored.
     """
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, EDMEulerScheduler
 
     schedule = denoiser.schedule
+    if isinstance(schedule, EdmSchedule):
+        return EDMEulerScheduler(
+            sigma_min=schedule.sigma_min,
+            sigma_max=schedule.sigma_max,
+            sigma_data=schedule.sigma_data,
+            rho=schedule.rho,
+            num_train_timesteps=schedule.num_timesteps,
+            prediction_type="epsilon",  # so `diffusers` calls the sign of c_out
+        )
     return DDIMScheduler(
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas().tolist(),
@@ -50,7 +61,10 @@ def build_scheduler(denoiser: Denoiser) -> Any:
 
 
 def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None) -> None:
-    """Writes a `diffusers` pipeline folder (``DDIMPipeline`` unless another class is given).
+    """Writes a `diffusers` pipeline folder.
+
+    Its class is ``DDIMPipeline``, or :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule, which `diffusers`
+    has no pipeline for; unless another class is given.
 
     Raises:
         OSError: the weights could not be written, for instance on a full disk.
@@ -58,13 +72,16 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
     from diffusers import DDIMPipeline
     from safetensors import SafetensorError
 
+    if pipeline_class is None and isinstance(denoiser.schedule, EdmSchedule):
+        from diffusion.edm_pipeline import EdmPipeline as pipeline_class
     pipeline = (pipeline_class or DDIMPipeline)(unet=denoiser.network, scheduler=build_scheduler(denoiser))
     try:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
-    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings())
+    # EDM's scheduler has no place for the clipping.
+    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | {"clip": denoiser.clip})
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -88,33 +105,62 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
     Raises:
         UserError: the folder is not a pipeline with a ``UNet2DModel``, or its two schedules differ.
     """
-    from diffusers import DDIMScheduler
-
     for file in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"):
         if not (folder / file).exists():
             raise UserError(f"{folder}: no {file}; expected a `diffusers` pipeline folder with a UNet2DModel.")
     config = read_json(folder / "scheduler" / "scheduler_config.json")
     _check_scheduler(config, folder / "scheduler" / "scheduler_config.json")
-    scheduler = DDIMScheduler.from_config(config)
-    discrete = DiscreteSchedule(alphas_cumprod_of(scheduler))
-    schedule: Schedule = discrete
+    scheduler = _scheduler(config)
+    schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
+    # Schedulers without the key (PNDM, DPM-Solver) do not clip.
+    clip = bool(config.get("clip_sample", False))
     if (folder / _EXACT_SCHEDULE).exists():
-        schedule = schedule_from_settings(read_json(folder / _EXACT_SCHEDULE))
-        if schedule.num_timesteps != discrete.num_timesteps or not np.allclose(
-            schedule.alphas_cumprod(), discrete.alphas_cumprod(), rtol=1e-6, atol=1e-12
-        ):
+        stored = read_json(folder / _EXACT_SCHEDULE)
+        clip = bool(stored.pop("clip", clip))
+        exact = schedule_from_settings(stored)
+        if not _same_schedule(exact, schedule):
             raise UserError(
                 f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
                 f"delete it to use the scheduler's own."
             )
-    prediction_type = scheduler.config.prediction_type
-    if prediction_type == "epsilon" and discrete.alphas_cumprod()[-1] < 1e-12:
+        schedule = exact
+    if prediction_type == "epsilon" and schedule.alphas_cumprod()[-1] < 1e-12:
         raise UserError(
             f"{folder}: an epsilon teacher with zero terminal signal-to-noise ratio has no estimate of x at t_max; "
             f"expected another prediction type or schedule."
         )
-    # Schedulers without the key (PNDM, DPM-Solver) do not clip.
-    return schedule, prediction_type, bool(config.get("clip_sample", False))
+    return schedule, prediction_type, clip
+
+
+def schedule_of(scheduler: Any) -> Schedule:
+    """The schedule of a `diffusers` scheduler; one that is discrete is interpolated."""
+    config = scheduler.config
+    if type(scheduler).__name__ == _EDM:
+        return EdmSchedule(
+            config.sigma_min, config.sigma_max, config.sigma_data, config.rho, config.num_train_timesteps
+        )
+    return DiscreteSchedule(alphas_cumprod_of(scheduler))
+
+
+def prediction_type_of(scheduler: Any) -> PredictionType:
+    """What the output of a network with this `diffusers` scheduler means."""
+    kind: PredictionType = "edm" if type(scheduler).__name__ == _EDM else scheduler.config.prediction_type
+    return kind
+
+
+def _scheduler(config: dict[str, Any]) -> Any:
+    from diffusers import DDIMScheduler, EDMEulerScheduler
+
+    # Every scheduler with betas reads as DDIM's, which keeps the keys that matter here.
+    return (EDMEulerScheduler if config["_class_name"] == _EDM else DDIMScheduler).from_config(config)
+
+
+def _same_schedule(one: Schedule, other: Schedule) -> bool:
+    if isinstance(one, EdmSchedule) or isinstance(other, EdmSchedule):
+        return one.settings() == other.settings()
+    return one.num_timesteps == other.num_timesteps and np.allclose(
+        one.alphas_cumprod(), other.alphas_cumprod(), rtol=1e-6, atol=1e-12
+    )
 
 
 def alphas_cumprod_of(scheduler: Any) -> np.ndarray:
@@ -127,16 +173,19 @@ def alphas_cumprod_of(scheduler: Any) -> np.ndarray:
 
 def _check_scheduler(config: dict[str, Any], path: Path) -> None:
     # Another family (variance exploding, flow matching) would be read as a linear DDPM schedule without a word.
-    if config.get("_class_name") not in _VARIANCE_PRESERVING:
+    name = config.get("_class_name")
+    if name != _EDM and name not in _VARIANCE_PRESERVING:
         raise UserError(
-            f"{path}: found the scheduler {config.get('_class_name')!r}, expected one with betas: "
+            f"{path}: found the scheduler {name!r}, expected one with betas or {_EDM}: "
             f"{', '.join(_VARIANCE_PRESERVING)}."
         )
-    if config.get("prediction_type", "epsilon") not in get_args(PredictionType):
+    known = ("epsilon",) if name == _EDM else ("epsilon", "v_prediction", "sample")
+    if config.get("prediction_type", "epsilon") not in known:
         raise UserError(
-            f"{path}: found prediction_type {config['prediction_type']!r}, expected one of "
-            f"{', '.join(get_args(PredictionType))}."
+            f"{path}: found prediction_type {config['prediction_type']!r}, expected one of {', '.join(known)}."
         )
+    if name == _EDM and config.get("sigma_schedule", "karras") != "karras":
+        raise UserError(f"{path}: found sigma_schedule {config['sigma_schedule']!r}, expected 'karras'.")
     if config.get("thresholding") or config.get("clip_sample_range", 1.0) != 1.0:
         raise UserError(
             f"{path}: found dynamic thresholding or a clip_sample_range other than 1, expected neither: the estimate "

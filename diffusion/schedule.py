@@ -2,6 +2,9 @@
 
 λ_t = log(σ_t / α_t) is the negative half of the log signal-to-noise ratio; it grows with t. Times are float64
 tensors: near t_max the signal α is about 1e-3, and float32 times would cost it four digits.
+
+Variance-preserving schedules have α² + σ² = 1 and start from x = ε at t_max. Variance-exploding ones (EDM) have α = 1
+and start from x = σ_max ε; their t is a clock, not a noise level.
 """
 
 import math
@@ -15,25 +18,47 @@ from pydantic import Field, model_validator
 from diffusion.errors import UserError
 from diffusion.settings import Settings
 
+_ONLY_COSINE = {"t_min", "t_max"}
+_ONLY_EDM = {"sigma_min", "sigma_max", "sigma_data", "rho"}
+
 
 class ScheduleSettings(Settings):
     """The schedule of a teacher that is trained here.
 
-    ``num_timesteps`` discretises the schedule for `diffusers`: the network sees timesteps 0 (t_min) to
-    num_timesteps − 1 (t_max). 2000 is a multiple of every usual number of sampling steps (16 and 50 included), so
-    that `diffusers`' integer steps fall on the same times as the exact ones.
+    Attributes:
+        kind: "cosine" (variance preserving), or "edm" (α = 1; Karras et al. 2022, arXiv 2206.00364).
+        t_min, t_max: the ends of the interval, of the cosine schedule.
+        sigma_min, sigma_max, sigma_data, rho: EDM's noise levels, the data's deviation and the clock's exponent; its
+            t runs from 0 (σ_min) to 1 (σ_max), and σ^(1/ρ) is linear in it.
+        num_timesteps: discretises the schedule for `diffusers`: timesteps 0 (t_min) to num_timesteps − 1 (t_max).
+            2000 is a multiple of every usual number of sampling steps (16 and 50 included), so that `diffusers`'
+            integer steps fall on the same times as the exact ones.
     """
 
-    kind: Literal["cosine"] = "cosine"
+    kind: Literal["cosine", "edm"] = "cosine"
     t_min: float = Field(0.001, gt=0, lt=1)
     t_max: float = Field(0.999, gt=0, lt=1)
     num_timesteps: int = Field(2000, ge=2)
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    sigma_data: float = Field(0.5, gt=0)
+    rho: float = Field(7.0, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScheduleSettings":
         if self.t_min >= self.t_max:
             raise ValueError(f"t_min ({self.t_min}) must be smaller than t_max ({self.t_max})")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min}) must be smaller than sigma_max ({self.sigma_max})")
+        foreign = self.model_fields_set & (_ONLY_COSINE if self.kind == "edm" else _ONLY_EDM)
+        if foreign:
+            raise ValueError(f"{', '.join(sorted(foreign))}: not a key of the {self.kind} schedule")
         return self
+
+    def build(self) -> "Schedule":
+        """The schedule."""
+        own = self.model_dump(exclude=_ONLY_COSINE if self.kind == "edm" else _ONLY_EDM)
+        return schedule_from_settings(own)
 
 
 class Schedule(ABC):
@@ -55,8 +80,24 @@ class Schedule(ABC):
         """λ_t = log(σ_t / α_t), shape of ``t``, float64."""
         return torch.log(self.sigma(t)) - torch.log(self.alpha(t))
 
+    @abstractmethod
+    def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`log_noise_to_signal`, bounded to [t_min, t_max]; float64."""
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """The state x_M at t_max that a trajectory from ``noise`` starts in: pure noise, at the level of t_max.
+
+        That is ε itself where the variance is preserved: the signal's share α_M there is left out, as every sampler
+        does.
+        """
+        return noise
+
+    def network_time(self, t: torch.Tensor) -> torch.Tensor:
+        """What the network is told for time ``t``; shape of ``t``, float64. The timestep, unless it says otherwise."""
+        return self.timestep(t)
+
     def timestep(self, t: torch.Tensor) -> torch.Tensor:
-        """The network's (non-integer) timestep in [0, num_timesteps − 1] for time ``t``."""
+        """The (non-integer) timestep in [0, num_timesteps − 1] for time ``t``."""
         return (t.double() - self.t_min) * ((self.num_timesteps - 1) / (self.t_max - self.t_min))
 
     def time(self, timestep: torch.Tensor) -> torch.Tensor:
@@ -90,6 +131,10 @@ class CosineSchedule(Schedule):
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         return torch.sin(t.double() * (math.pi / 2))
+
+    def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
+        t = torch.arctan(torch.exp(log_noise_to_signal.double())) * (2 / math.pi)
+        return t.clamp(self.t_min, self.t_max)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -144,12 +189,70 @@ class DiscreteSchedule(Schedule):
         value = self._interpolated(t)
         return torch.sin(value) if self._by_angle else torch.sigmoid(2 * value).sqrt()
 
+    def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
+        knots = self._knots.to(log_noise_to_signal.device)
+        value = log_noise_to_signal.double()
+        value = (torch.arctan(torch.exp(value)) if self._by_angle else value).clamp(knots[0], knots[-1])
+        above = torch.searchsorted(knots, value.contiguous()).clamp(1, self.num_timesteps - 1)
+        low, high = knots[above - 1], knots[above]
+        return self.time(above - 1 + (value - low) / (high - low))
+
     def settings(self) -> dict[str, Any]:
         return {"kind": "discrete", "alphas_cumprod": self._alphas_cumprod.tolist()}
 
 
+class EdmSchedule(Schedule):
+    """α = 1 and σ(t) = (σ_min^(1/ρ) + t (σ_max^(1/ρ) − σ_min^(1/ρ)))^ρ for t in [0, 1] (Karras et al. 2022,
+    arXiv 2206.00364, eq. 5 run backwards).
+
+    A constant step of this clock has 1 − k bounded away from zero all along, which a constant step of σ has not.
+
+    Attributes:
+        sigma_data: the data's deviation, in the coefficients by which networks of this family are read.
+    """
+
+    def __init__(
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        rho: float = 7.0,
+        num_timesteps: int = 2000,
+    ) -> None:
+        self.t_min, self.t_max, self.num_timesteps = 0.0, 1.0, num_timesteps
+        self.sigma_min, self.sigma_max, self.sigma_data, self.rho = sigma_min, sigma_max, sigma_data, rho
+        self._low, self._high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(t, dtype=torch.float64)
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return (self._low + t.double() * (self._high - self._low)) ** self.rho
+
+    def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
+        root = torch.exp(log_noise_to_signal.double() / self.rho)
+        return ((root - self._low) / (self._high - self._low)).clamp(0, 1)
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        return self.sigma_max * noise
+
+    def network_time(self, t: torch.Tensor) -> torch.Tensor:
+        """c_noise = ¼ log σ (table 1 of the paper)."""
+        return torch.log(self.sigma(t)) / 4
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": "edm",
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "sigma_data": self.sigma_data,
+            "rho": self.rho,
+            "num_timesteps": self.num_timesteps,
+        }
+
+
 def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
-    """Builds a schedule from :meth:`Schedule.settings` or from a :class:`ScheduleSettings` dump.
+    """Builds a schedule from :meth:`Schedule.settings`.
 
     Raises:
         UserError: an unknown kind.
@@ -160,7 +263,9 @@ def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
         return CosineSchedule(**arguments)
     if kind == "discrete":
         return DiscreteSchedule(np.asarray(arguments["alphas_cumprod"]))
-    raise UserError(f"schedule: found kind {kind!r}, expected 'cosine' or 'discrete'.")
+    if kind == "edm":
+        return EdmSchedule(**arguments)
+    raise UserError(f"schedule: found kind {kind!r}, expected 'cosine', 'discrete' or 'edm'.")
 
 
 def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -172,11 +277,11 @@ def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def network_timesteps(schedule: Schedule, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The timesteps that a network is told for times ``t``, shape (N,) or (): float32, shape (N,), beside ``like``.
+    """What a network is told for times ``t``, shape (N,) or (): float32, shape (N,), beside ``like``.
 
     A tensor, because `diffusers` networks truncate Python floats to integers.
     """
-    timestep = schedule.timestep(t)
+    timestep = schedule.network_time(t)
     if t.ndim == 0 and not t.is_cuda:
         return torch.full((len(like),), float(timestep), device=like.device)  # no copy, see per_sample
     return timestep.to(like.device, torch.float32).expand(len(like))

@@ -60,17 +60,17 @@ def noise_levels(schedule: Schedule, times: torch.Tensor) -> tuple[torch.Tensor,
 def ddim_trajectory(
     denoiser: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
 ) -> Iterator[torch.Tensor]:
-    """The states x after each DDIM step from noise at ``times[0]`` over all ``times`` to the clean picture.
+    """The states x after each DDIM step from ``noise`` over all ``times`` to the clean picture.
 
     Args:
-        noise: x at times[0] = t_max, shape (N, C, H, W).
-        times: decreasing, shape (number of steps,).
+        noise: ε, shape (N, C, H, W); the trajectory starts in the schedule's state of t_max for it.
+        times: decreasing from t_max, shape (number of steps,).
 
     Yields:
         tensors of shape (N, C, H, W), one a step, one network evaluation each.
     """
     alpha, sigma = noise_levels(denoiser.schedule, times)
-    x = noise
+    x = denoiser.schedule.start(noise)
     for i, t in enumerate(times):
         x = ddim_step(x, denoiser(x, t, condition), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
         yield x

@@ -5,26 +5,37 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_schedule, stored_picture_shape
-from diffusion.schedule import ScheduleSettings, per_sample, schedule_from_settings
+from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
 from diffusion.settings import Settings
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """What a method's settings are checked against before anything runs."""
+    """What a method's settings are checked against before anything runs.
+
+    Attributes:
+        log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
+    """
 
     prediction_type: PredictionType
     num_timesteps: int
     t_min: float
     t_max: float
+    log_noise_to_signal: tuple[float, float]
+
+
+def _facts(schedule: Schedule, prediction_type: PredictionType) -> TeacherFacts:
+    ends = schedule.log_noise_to_signal(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
+    low, high = ends.tolist()
+    return TeacherFacts(prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max, (low, high))
 
 
 class TeacherSettings(Settings):
@@ -37,10 +48,18 @@ class TeacherSettings(Settings):
     seed: int = Field(0, ge=0)
     training: TrainingSettings
 
+    @model_validator(mode="after")
+    def _prediction_fits_the_schedule(self) -> "TeacherSettings":
+        if (self.prediction_type == "edm") != (self.schedule.kind == "edm"):
+            raise ValueError(
+                f"prediction_type: found {self.prediction_type!r} with the {self.schedule.kind} schedule, expected "
+                f"'edm' with the edm schedule and another with others"
+            )
+        return self
+
     def facts(self) -> TeacherFacts:
         """Prediction type and times."""
-        schedule = self.schedule
-        return TeacherFacts(self.prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max)
+        return _facts(self.schedule.build(), self.prediction_type)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network does not fit the pictures."""
@@ -68,7 +87,7 @@ class StoredTeacher(Settings):
             UserError: the folder is not such a pipeline.
         """
         schedule, prediction_type, _clip = load_schedule(Path(self.path))
-        return TeacherFacts(prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max)
+        return _facts(schedule, prediction_type)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
@@ -111,14 +130,22 @@ def denoising_loss(denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: 
     """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
 
     For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
-    ``sample`` x. Mean over batch and pixels; a scalar.
+    ``sample`` x, and for ``edm`` (x − c_skip x_t) / c_out, which is the weight 1/c_out² of Karras et al. 2022 (eq. 8).
+    Mean over batch and pixels; a scalar.
 
     Args:
         x, noise: shape (N, C, H, W); t: shape (N,).
     """
-    alpha, sigma = per_sample(denoiser.schedule.alpha(t), x), per_sample(denoiser.schedule.sigma(t), x)
+    schedule = denoiser.schedule
+    alpha, sigma = per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
     output = denoiser.raw(alpha * x + sigma * noise, t)
-    target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x, "sample": x}[denoiser.prediction_type]
+    if denoiser.prediction_type == "edm":
+        assert isinstance(schedule, EdmSchedule)
+        data = schedule.sigma_data
+        # (x − c_skip (x + σ ε)) / c_out, with the cancellation at small σ done by hand.
+        target = (sigma * x - data**2 * noise) / (data * (sigma.square() + data**2).sqrt())
+    else:
+        target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x, "sample": x}[denoiser.prediction_type]
     return (output - target).square().mean()
 
 
@@ -127,15 +154,15 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     run.generator("initialisation", 0)  # seeds the global generator, which the network's initialisation uses
     resolution, channels = split.images.shape[1], split.images.shape[3]
     network = build_network(settings.network, channels, resolution).to(run.device)
-    schedule = schedule_from_settings(settings.schedule.model_dump())
+    schedule = settings.schedule.build()
     denoiser = Denoiser(network, schedule, settings.prediction_type, settings.clip)
     pictures = RealPictures(split, run.device)
     run.count(network)
 
-    def loss(generator: torch.Generator) -> torch.Tensor:
-        x = pictures.draw(settings.training.batch_size, generator)
-        noise = torch.randn(x.shape, generator=generator, device=x.device)
-        t = uniform_times(len(x), schedule.t_min, schedule.t_max, generator)
+    def loss(step: Step) -> torch.Tensor:
+        x = pictures.draw(settings.training.batch_size, step.generator)
+        noise = torch.randn(x.shape, generator=step.generator, device=x.device)
+        t = uniform_times(len(x), schedule.t_min, schedule.t_max, step.generator)
         return denoising_loss(denoiser, x, noise, t)
 
     result, cost = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)

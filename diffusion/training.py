@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -39,7 +40,23 @@ _DELIVERED = "delivered"
 
 LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
 
-Loss = Callable[[torch.Generator], torch.Tensor]
+
+@dataclass(frozen=True)
+class Step:
+    """What the loss of one optimiser step may depend on.
+
+    Attributes:
+        generator: the only source of randomness, seeded by (seed, stage, step), on the run's device.
+        progress: share of the stage's steps that are done, in [0, 1).
+        average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
+    """
+
+    generator: torch.Generator
+    progress: float
+    average: nn.Module | None = None
+
+
+Loss = Callable[[Step], torch.Tensor]
 
 
 class TrainingSettings(Settings):
@@ -207,7 +224,7 @@ class TrainingRun:
 
         Args:
             stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
-            loss: one step's loss, a scalar tensor, from the generator of that step (on the run's device).
+            loss: one step's loss, a scalar tensor.
             real_images: whether each step sees ``batch_size`` real pictures.
             bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
 
@@ -219,7 +236,8 @@ class TrainingRun:
         if settings.ema_decay is not None:
             average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
             average.requires_grad_(False)
-        result = network if average is None else average.module
+        averaged = None if average is None else average.module.eval()
+        result = network if averaged is None else averaged
 
         finished = self.folder / f"finished-{stage}.pt"
         if finished.exists():
@@ -274,7 +292,7 @@ class TrainingRun:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with autocast():
-                value = loss(self.generator(stage, step))
+                value = loss(Step(self.generator(stage, step), step / settings.steps, averaged))
             value.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
             first_bad = torch.where(

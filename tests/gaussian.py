@@ -32,8 +32,47 @@ class GaussianTeacher(Denoiser):
         return alpha * self.mean + (start - alpha_start * self.mean) * spread_t / spread_start
 
     def signal(self, noise, t_start, t):
-        """y_t = (x_t − σ_t ε) / α_t of the trajectory through x = α y(t_start) + σ ε, y(t_start) = f(ε, t_start)."""
+        """y_t = (x_t − σ_t ε) / α_t of the trajectory through x = α y(t_start) + σ ε, y(t_start) = f(x_M, t_start)."""
         alpha, sigma = self.schedule.alpha(t_start), self.schedule.sigma(t_start)
-        start = per_sample(alpha, noise) * self(noise, t_start) + per_sample(sigma, noise) * noise
+        start = per_sample(alpha, noise) * self(self.schedule.start(noise), t_start) + per_sample(sigma, noise) * noise
         state = self.state(start, t_start, t)
         return (state - per_sample(self.schedule.sigma(t), noise) * noise) / per_sample(self.schedule.alpha(t), noise)
+
+
+class MixtureTeacher(Denoiser):
+    """f(x_t, t) = E[x | x_t] for pixels that are ±0.6 with a deviation of 0.2, each sign with one half."""
+
+    def __init__(self, schedule: Schedule, mean: float = 0.6, scale: float = 0.2) -> None:
+        super().__init__(torch.nn.Identity(), schedule, "sample", clip=False)
+        self.mean, self.scale = mean, scale
+
+    def estimate(self, x_t, t, condition=None):
+        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
+        variance = alpha**2 * self.scale**2 + sigma**2
+        gain = alpha * self.scale**2 / variance
+        means = torch.stack([torch.full_like(x_t, self.mean), torch.full_like(x_t, -self.mean)])
+        share = torch.softmax(-((x_t - alpha * means).square()) / (2 * variance), dim=0)
+        return (share * (means + gain * (x_t - alpha * means))).sum(dim=0)
+
+
+class Reads(torch.nn.Module):
+    """A network whose output, read as ``kind``, is an exact teacher's estimate: it undoes the reading."""
+
+    def __init__(self, exact: Denoiser, kind: str) -> None:
+        super().__init__()
+        self.exact, self.kind = exact, kind
+
+    def forward(self, fed, told, return_dict=False):
+        schedule = self.exact.schedule
+        if self.kind == "edm":
+            t = schedule.time_of(4 * told.double())
+            sigma, data = per_sample(schedule.sigma(t), fed), schedule.sigma_data
+            x_t = fed.double() * (sigma.double() ** 2 + data**2).sqrt()
+            estimate = self.exact(x_t, t)
+            skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
+            return ((estimate - skip * x_t) / out,)
+        x_t, t = fed.double(), schedule.time(told)
+        alpha, sigma = per_sample(schedule.alpha(t), x_t), per_sample(schedule.sigma(t), x_t)
+        estimate = self.exact(x_t, t)
+        noise = (x_t - alpha * estimate) / sigma
+        return ({"sample": estimate, "epsilon": noise, "v_prediction": alpha * noise - sigma * estimate}[self.kind],)

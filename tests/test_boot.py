@@ -1,14 +1,15 @@
 """The BOOT student and its losses, against hand-made cases and closed forms."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 from gaussian import GaussianTeacher
 from tiny import tiny_denoiser
 
-from boot.losses import boot_losses
-from boot.signal_ode import bootstrap_target, noisy_state, signal_decay
+from boot.losses import BootObjective, boot_losses
+from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_decay
 from boot.student import BootStudent
 from diffusion.schedule import CosineSchedule, DiscreteSchedule
 
@@ -81,8 +82,8 @@ def test_losses_by_hand():
     teacher = GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.linspace(0.001, 0.9, 6, dtype=torch.float64)
     for delta in (1e-3, 0.04, 0.09):
-        for solver in ("euler", "heun"):
-            losses = boot_losses(student, teacher, NOISE, s, s + delta, solver, boundary_count=2)
+        for solver in get_args(Solver):
+            losses = boot_losses(student, teacher, NOISE, s, s + delta, BootObjective(solver), boundary_count=2)
             assert float(losses.bootstrap) == pytest.approx(1.0, rel=1e-4)
             assert float(losses.boundary) == pytest.approx(1.0, rel=1e-5)
 
@@ -97,7 +98,7 @@ def test_bootstrap_loss_with_a_student_that_moves():
     t = s + 0.04
     k = float(signal_decay(schedule, s, t)[0])
     g_s, g_t = slope * 1999 * (0.5 - 0.001) / 0.998, slope * 1999 * (0.54 - 0.001) / 0.998
-    losses = boot_losses(student, teacher, NOISE, s, t, "euler", boundary_count=1)
+    losses = boot_losses(student, teacher, NOISE, s, t, BootObjective("euler"), boundary_count=1)
     assert float(losses.bootstrap) == pytest.approx(((g_s - k * g_t) / (1 - k)) ** 2, rel=1e-4)
 
 
@@ -108,7 +109,7 @@ def test_targets_carry_no_gradient():
     parameter = next(student.parameters())
     s = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
     t = s + 0.04
-    losses = boot_losses(student, teacher, NOISE, s, t, "euler", boundary_count=1)
+    losses = boot_losses(student, teacher, NOISE, s, t, BootObjective("euler"), boundary_count=1)
     (gradient,) = torch.autograd.grad(losses.bootstrap, parameter)
     with torch.no_grad():
         y_t = student(NOISE, t)
@@ -121,7 +122,10 @@ def test_targets_carry_no_gradient():
     assert expected.abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("solver", "teacher_evaluations"), [("euler", 6 + 2), ("heun", 6 + 2 + 6)])
+@pytest.mark.parametrize(
+    ("solver", "teacher_evaluations"),
+    [("euler", 6 + 2), ("heun", 6 + 2 + 6), ("etd2", 6 + 2 + 6), ("midpoint", 6 + 2 + 6)],
+)
 def test_evaluations_of_one_step_are_those_of_the_docstring(solver, teacher_evaluations):
     teacher = tiny_denoiser()
     student = BootStudent(copy.deepcopy(teacher.network), teacher.schedule, "v_prediction")
@@ -136,7 +140,7 @@ def test_evaluations_of_one_step_are_those_of_the_docstring(solver, teacher_eval
     teacher.network.register_forward_pre_hook(counter("teacher"))
     student.network.register_forward_pre_hook(counter("student"))
     s = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
-    boot_losses(student, teacher, NOISE, s, s + 0.04, solver, boundary_count=2)
+    boot_losses(student, teacher, NOISE, s, s + 0.04, BootObjective(solver), boundary_count=2)
     assert counts == {"teacher": teacher_evaluations, "student": 6 + 6 + 2}
 
 
@@ -156,9 +160,11 @@ def test_the_exact_signal_has_a_bootstrap_loss_that_vanishes_with_the_step():
     s = torch.linspace(0.2, 0.8, 6, dtype=torch.float64)
 
     def loss(solver, delta):
-        return float(boot_losses(student, teacher, noise, s, s + delta, solver, boundary_count=1).bootstrap)
+        return float(
+            boot_losses(student, teacher, noise, s, s + delta, BootObjective(solver), boundary_count=1).bootstrap
+        )
 
     assert loss("euler", 0.02) / loss("euler", 0.01) == pytest.approx(4, rel=0.1)
     assert loss("heun", 0.02) / loss("heun", 0.01) == pytest.approx(16, rel=0.25)
     assert loss("heun", 0.01) < 0.01 * loss("euler", 0.01)
-    assert float(boot_losses(student, teacher, noise, s, s + 0.01, "euler", 6).boundary) < 1e-12
+    assert float(boot_losses(student, teacher, noise, s, s + 0.01, BootObjective("euler"), 6).boundary) < 1e-12

@@ -64,6 +64,16 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.method", "bot", ["methods.boot-heun.method: found 'bot'", "boot", "ddim"]),
         ("methods.boot-heun.solver", "rk4", ["methods.boot-heun.solver: found 'rk4'", "'euler'", "'heun'"]),
         ("methods.boot-heun.delta", 2.0, ["methods.boot-heun.delta: found 2.0", "0.998"]),
+        ("methods.boot-heun.delta_spread", 1.0, ["methods.boot-heun.delta_spread: found 1.0"]),
+        ("methods.boot-heun.target", "noise", ["methods.boot-heun.target: found 'noise'", "'signal'", "'state'"]),
+        ("teacher.prediction_type", "edm", ["teacher", "cosine schedule", "'edm' with the edm schedule"]),
+        ("teacher.schedule", {"kind": "edm", "t_min": 0.1}, ["teacher.schedule", "t_min: not a key of the edm"]),
+        ("teacher.schedule", {"sigma_max": 80.0}, ["teacher.schedule", "sigma_max: not a key of the cosine"]),
+        (
+            "teacher.schedule",
+            {"kind": "edm", "sigma_min": 90.0},
+            ["teacher.schedule", "must be smaller than sigma_max"],
+        ),
         ("methods.boot-heun.beta", 1.0, ["methods.boot-heun.beta: unknown key", "boundary_weight"]),
         ("methods.boot-heun.training.stepz", 1, ["methods.boot-heun.training.stepz: unknown key", "steps"]),
         ("methods.progressive.start_steps", 12, ["methods.progressive", "found 12", "power of two"]),
@@ -105,6 +115,30 @@ def test_zero_boundary_weight_needs_a_student_that_starts_on_the_trajectory():
     parse_experiment(raw)
     raw["teacher"]["prediction_type"] = "epsilon"
     with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with an epsilon teacher"):
+        parse_experiment(raw)
+    raw = changed("methods.boot-heun.boundary_weight", 0.0)
+    raw["methods"]["boot-heun"]["initialisation"] = "random"
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with a student of random"):
+        parse_experiment(raw)
+
+
+def test_options_that_the_teacher_does_not_allow():
+    raw = changed("methods.boot-heun.delta_in", "lambda")
+    raw["methods"]["boot-heun"]["delta"] = 5.0
+    parse_experiment(raw)
+    raw["methods"]["boot-heun"]["delta"] = 13.0  # λ runs over 2 · log tan(89.91°) = 12.9
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.delta: found 13.0, expected less .* of lambda \(12.9"):
+        parse_experiment(raw)
+    raw = changed("methods.boot-heun.bootstrap_from", "average")
+    parse_experiment(raw)
+    raw["methods"]["boot-heun"]["training"]["ema_decay"] = None
+    with pytest.raises(UserError, match=r"methods\.boot-heun: .*found 'average' with training.ema_decay null"):
+        parse_experiment(raw)
+    raw = changed("teacher.schedule", {"kind": "edm"})
+    raw["teacher"]["prediction_type"] = "edm"
+    parse_experiment(raw)
+    raw["methods"]["boot-heun"]["target"] = "state"
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.target: found 'state', expected 'signal'"):
         parse_experiment(raw)
 
 

@@ -13,13 +13,14 @@ from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
+from diffusion.edm_pipeline import EdmPipeline
 from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
 from diffusion.method import student_network
 from diffusion.noise import initial_noise
 from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.schedule import CosineSchedule, DiscreteSchedule
-from diffusion.solvers import ddim_sample
+from diffusion.schedule import DiscreteSchedule
+from diffusion.solvers import ddim_sample, sampling_times
 
 NOISE = initial_noise(0, range(6), (1, 8, 8))
 
@@ -35,7 +36,7 @@ def test_only_safetensors_and_json_are_written(folder):
     assert suffixes == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_round_trip(tmp_path, prediction_type, clip):
     denoiser = tiny_denoiser(prediction_type, clip=clip)
@@ -44,7 +45,31 @@ def test_round_trip(tmp_path, prediction_type, clip):
     t = torch.linspace(0.001, 0.999, 6, dtype=torch.float64)
     with torch.no_grad():
         assert torch.equal(again(NOISE, t), denoiser(NOISE, t))
-    assert isinstance(again.schedule, CosineSchedule)
+    assert type(again.schedule) is type(denoiser.schedule)
+    assert again.clip is clip
+
+
+def test_an_edm_folder_without_our_own_file_is_read_from_its_scheduler(tmp_path):
+    denoiser = tiny_denoiser("edm", clip=False)
+    save_denoiser(tmp_path / "teacher", denoiser)
+    (tmp_path / "teacher" / "schedule.json").unlink()
+    again = load_denoiser(tmp_path / "teacher")
+    assert again.schedule.settings() == denoiser.schedule.settings()
+    with torch.no_grad():
+        assert torch.equal(ddim_sample(again, NOISE, 3), ddim_sample(denoiser, NOISE, 3))
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_edm_pipeline_reproduces_the_suites_samples(tmp_path, steps):
+    """Euler on dx/dσ, which `diffusers` does, is DDIM at α = 1."""
+    denoiser = tiny_denoiser("edm", clip=False)
+    save_denoiser(tmp_path / "teacher", denoiser)
+    pipeline = EdmPipeline.from_pretrained(tmp_path / "teacher")
+    ramp = (1 - sampling_times(denoiser.schedule, steps)).tolist()
+    theirs = pipeline(noise=NOISE, ramp=ramp, output_type="pt").images
+    with torch.no_grad():
+        torch.testing.assert_close(theirs, ddim_sample(denoiser, NOISE, steps), rtol=1e-3, atol=1e-3)
+    assert pipeline(batch_size=2, num_inference_steps=3).images[0].size == (8, 8)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
@@ -74,8 +99,9 @@ def test_ddim_pipeline_reproduces_the_suites_samples(folder, steps):
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-3 if steps > 8 else 2e-4)
 
 
-def test_boot_pipeline_draws_the_students_own_samples(tmp_path):
-    teacher = tiny_denoiser()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm"])
+def test_boot_pipeline_draws_the_students_own_samples(tmp_path, prediction_type):
+    teacher = tiny_denoiser(prediction_type)
     method = Boot(BootSettings())
     method.save(tmp_path / "student", tiny_denoiser(seed=1).network, teacher)
     sampler, _ = method.sampler(tmp_path / "student", 1, torch.device("cpu"))
@@ -119,6 +145,11 @@ def test_a_foreign_diffusers_teacher_is_read_through_its_own_scheduler(tmp_path)
     [
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVe"),
+        ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "expected one of epsilon"),
+        (
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon", "sigma_schedule": "exponential"},
+            "expected 'karras'",
+        ),
         ({"thresholding": True}, "thresholding"),
         ({"clip_sample_range": 2.0}, "clip_sample_range"),
         ({"prediction_type": "flow"}, "'flow'"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.errors import UserError
-from diffusion.schedule import CosineSchedule, DiscreteSchedule, schedule_from_settings
+from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, schedule_from_settings
 from diffusion.solvers import ddim_step, noise_levels, sampling_times, trailing_timesteps
 
 TIMES = torch.linspace(0.001, 0.999, 57, dtype=torch.float64)
@@ -72,7 +72,10 @@ def test_discrete_schedule_refuses_nonsense(alphas_cumprod):
         DiscreteSchedule(alphas_cumprod)
 
 
-@pytest.mark.parametrize("schedule", [CosineSchedule(0.01, 0.98, 50), DiscreteSchedule(linear_alphas_cumprod(50))])
+@pytest.mark.parametrize(
+    "schedule",
+    [CosineSchedule(0.01, 0.98, 50), DiscreteSchedule(linear_alphas_cumprod(50)), EdmSchedule(0.01, 40, 0.3, 6, 50)],
+)
 def test_settings_round_trip(schedule):
     again = schedule_from_settings(schedule.settings())
     t = torch.linspace(schedule.t_min, schedule.t_max, 13, dtype=torch.float64)

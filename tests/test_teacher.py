@@ -6,7 +6,7 @@ from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import CosineSchedule
+from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teacher import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
 from diffusion.training import TrainingRun
 
@@ -43,6 +43,20 @@ def test_the_loss_of_the_right_answer_is_zero_and_of_silence_its_square(predicti
     assert float(denoising_loss(right, X, NOISE, T)) == pytest.approx(0, abs=1e-10)
     expected = float(RAW[prediction_type].square().mean())
     assert float(denoising_loss(silent, X, NOISE, T)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_edm_loss_by_hand():
+    # Karras et al. 2022, table 1: F's target is (x − c_skip x_t) / c_out.
+    schedule = EdmSchedule()
+    t = schedule.time_of(torch.log(torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64)))
+    sigma = torch.tensor([0.01, 0.5, 2.0, 80.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    x, noise = X.double(), NOISE.double()
+    skip, out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
+    target = (x - skip * (x + sigma * noise)) / out
+    assert float(denoising_loss(Denoiser(Says(target), schedule, "edm"), x, noise, t)) == pytest.approx(0, abs=1e-9)
+    silent = Denoiser(Says(torch.zeros_like(X)), schedule, "edm")
+    assert float(denoising_loss(silent, x, noise, t)) == pytest.approx(float(target.square().mean()), rel=1e-6)
+    assert 0.1 < float(target.square().mean()) < 3  # of unit size at every level, which is what the reading is for
 
 
 def test_clipping_is_for_the_estimate_and_not_for_the_loss():

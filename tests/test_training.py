@@ -27,11 +27,11 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
     network = network or small_network()
     steps = 0
 
-    def loss(generator):
+    def loss(step):
         nonlocal steps
         if steps == stop_after:
             raise KeyboardInterrupt
-        x = torch.randn(16, 4, generator=generator)
+        x = torch.randn(16, 4, generator=step.generator)
         value = (network(x) - x.flip(1)).square().mean()
         if steps == break_at:
             value = value * torch.inf
@@ -194,12 +194,12 @@ def test_stages_cost_and_delivery(tmp_path):
                 run.count(network)
                 calls = 0
 
-                def loss(generator, network=network, stage=stage):
+                def loss(step, network=network, stage=stage):
                     nonlocal calls
                     calls += 1
                     if stage == 1 and calls == stop_second:
                         raise KeyboardInterrupt
-                    return network(torch.randn(16, 4, generator=generator)).square().mean()
+                    return network(torch.randn(16, 4, generator=step.generator)).square().mean()
 
                 costs.append(run.fit(str(stage), network, loss, SETTINGS)[1])
             run.deliver()

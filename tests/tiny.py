@@ -6,7 +6,7 @@ import torch
 from diffusion.data.store import Splits
 from diffusion.denoiser import Denoiser
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.schedule import CosineSchedule
+from diffusion.schedule import CosineSchedule, EdmSchedule
 
 SCHEDULE = {"num_timesteps": 200}
 NETWORK = {"block_out_channels": [16, 16], "norm_num_groups": 8, "attention_resolutions": [4]}
@@ -20,7 +20,8 @@ TEACHER = {
 def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1):
     torch.manual_seed(seed)
     network = build_network(NetworkSettings.model_validate(NETWORK), channels=channels, resolution=8)
-    denoiser = Denoiser(network, CosineSchedule(num_timesteps=200), prediction_type, clip)
+    schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
+    denoiser = Denoiser(network, schedule, prediction_type, clip)
     return denoiser.eval().requires_grad_(False)
 
 
