@@ -50,9 +50,11 @@ class ScheduleSettings(Settings):
             raise ValueError(f"t_min ({self.t_min}) must be smaller than t_max ({self.t_max})")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min ({self.sigma_min}) must be smaller than sigma_max ({self.sigma_max})")
-        foreign = self.model_fields_set & (_ONLY_COSINE if self.kind == "edm" else _ONLY_EDM)
+        others = _ONLY_COSINE if self.kind == "edm" else _ONLY_EDM
+        # By value, not by presence: settings that were written out in full are read again.
+        foreign = sorted(k for k in others if getattr(self, k) != type(self).model_fields[k].default)
         if foreign:
-            raise ValueError(f"{', '.join(sorted(foreign))}: not a key of the {self.kind} schedule")
+            raise ValueError(f"{', '.join(foreign)}: not a key of the {self.kind} schedule")
         return self
 
     def build(self) -> "Schedule":

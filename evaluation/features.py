@@ -15,8 +15,6 @@ docs/features.md holds the measurements behind the default.
 
 import hashlib
 import io
-import pickle
-import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -24,10 +22,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.error import URLError
 
 # Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
 # fit.
+from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.errors import NonFiniteError, UserError
 
 # isort: split
@@ -53,7 +51,6 @@ CLEANFID_INCEPTION_URL = (
 )
 CLEANFID_INCEPTION_FILE = "inception-2015-12-05.pt"
 CLEANFID_INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-DOWNLOAD_TIMEOUT_S = 30.0
 
 
 class EfficientNetLite0(FeatureExtractorBase):
@@ -257,13 +254,14 @@ class InceptionExtractor(Extractor):
     """The FID Inception, 2,048 dimensions. clean-fid uses its own copy of the network."""
 
     def __init__(self, name: str, device: torch.device, weights: Path | None, cleanfid_weights: Path | None) -> None:
-        path = weights or _checkpoints() / INCEPTION_FILE
-        content = _read_or_download(
+        path = weights or hub_checkpoints() / INCEPTION_FILE
+        content = read_or_download(
             path,
             URL_INCEPTION_V3,
             INCEPTION_SHA256_PREFIX,
             key="evaluation.inception_weights",
             download=weights is None,
+            otherwise=_WITHOUT,
         )
         network = create_feature_extractor(
             "inception-v3-compat",
@@ -281,13 +279,14 @@ class InceptionExtractor(Extractor):
 
     def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         usual = Path(tempfile.gettempdir()) / CLEANFID_INCEPTION_FILE  # where clean-fid itself looks
-        path = self._cleanfid_weights or (usual if usual.is_file() else _checkpoints() / CLEANFID_INCEPTION_FILE)
-        content = _read_or_download(
+        path = self._cleanfid_weights or (usual if usual.is_file() else hub_checkpoints() / CLEANFID_INCEPTION_FILE)
+        content = read_or_download(
             path,
             CLEANFID_INCEPTION_URL,
             CLEANFID_INCEPTION_SHA256,
             key="evaluation.cleanfid_inception_weights",
             download=self._cleanfid_weights is None,
+            otherwise=_WITHOUT,
         )
         # TorchScript carries code, so only the file with the known hash is loaded, and from a private copy:
         # the usual place is a folder that everybody may write to.
@@ -420,58 +419,12 @@ def _reproducible_arithmetic() -> Iterator[None]:
         yield
 
 
-def _checkpoints() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def _read_or_download(path: Path, url: str, sha256: str, *, key: str, download: bool) -> bytes:
-    """The verified content of a weights file. ``sha256`` is a prefix of the expected hash, or all of it."""
-    advice = (
-        f"Download {url}, put it at {_checkpoints() / Path(url).name} "
-        f"or name its place in the YAML under {key}; or set evaluation.features to "
-        f"'{DEFAULT_EXTRACTOR}', which needs no download."
-    )
-    if not path.is_file():
-        if not download:
-            raise UserError(f"{path} ({key}): no such file. {advice}")
-        _download(path, url, sha256, advice)
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if not found.startswith(sha256):
-        raise UserError(
-            f"{path}: sha256 {found}, expected {sha256}{'…' if len(sha256) < 64 else ''}: "
-            f"truncated, or not the published weights. {advice}"
-        )
-    return content
-
-
-def _download(path: Path, url: str, sha256: str, advice: str) -> None:
-    previous = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # urllib would wait for ever behind a silent firewall
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # It writes a temporary file in the same folder and renames it once the hash is right.
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
-    except (URLError, OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not found, and the download failed ({error}). {advice}") from error
-    finally:
-        socket.setdefaulttimeout(previous)
+_WITHOUT = f"set evaluation.features to '{DEFAULT_EXTRACTOR}', which needs no download"
 
 
 def _tensors_only(content: bytes, path: Path) -> io.BytesIO:
-    """Reads a state dict without executing its pickle and writes its tensors again, in memory."""
-    expected = "expected a plain state dict of tensors (readable with weights_only=True)"
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: refused, {expected}: "
-            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            f"Nothing of it was executed. Download {URL_INCEPTION_V3} again."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path}: refused, {expected}. Download {URL_INCEPTION_V3} again.")
+    """A state dict written again, in memory, after it was read without executing its pickle."""
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(tensors_of(content, path, URL_INCEPTION_V3), buffer)
     buffer.seek(0)
     return buffer

@@ -68,7 +68,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.target", "noise", ["methods.boot-heun.target: found 'noise'", "'signal'", "'state'"]),
         ("teacher.prediction_type", "edm", ["teacher", "cosine schedule", "'edm' with the edm schedule"]),
         ("teacher.schedule", {"kind": "edm", "t_min": 0.1}, ["teacher.schedule", "t_min: not a key of the edm"]),
-        ("teacher.schedule", {"sigma_max": 80.0}, ["teacher.schedule", "sigma_max: not a key of the cosine"]),
+        ("teacher.schedule", {"sigma_max": 40.0}, ["teacher.schedule", "sigma_max: not a key of the cosine"]),
         (
             "teacher.schedule",
             {"kind": "edm", "sigma_min": 90.0},
@@ -137,6 +137,8 @@ def test_options_that_the_teacher_does_not_allow():
     raw = changed("teacher.schedule", {"kind": "edm"})
     raw["teacher"]["prediction_type"] = "edm"
     parse_experiment(raw)
+    settings = parse_experiment(raw).teacher
+    assert type(settings).model_validate_json(settings.model_dump_json()) == settings  # as the rules hand it on
     raw["methods"]["boot-heun"]["target"] = "state"
     with pytest.raises(UserError, match=r"methods\.boot-heun\.target: found 'state', expected 'signal'"):
         parse_experiment(raw)

@@ -37,7 +37,7 @@ rule sample:
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
+        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
     output:
         features=ROOT / "features" / f"{TRAINED}.npz",
         facts=ROOT / "features" / f"{TRAINED}.json",
@@ -61,7 +61,7 @@ rule features:
 use rule features as features_external with:
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
+        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
     output:
         features=ROOT / "features/external/{name}.npz",
         facts=ROOT / "features/external/{name}.json",
@@ -76,7 +76,7 @@ use rule features as features_external with:
 rule features_real:
     input:
         data=ROOT / "data",
-        code=code("evaluation/features.py", "diffusion/images.py") + stage_code("extraction"),
+        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
     output:
         features=ROOT / "features/real.npz",
         facts=ROOT / "features/real.json",
