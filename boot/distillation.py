@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from boot.distances import LpipsSettings, load_lpips, squared_l2
 from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
 from boot.student import BootStudent
@@ -32,6 +33,7 @@ class BootSettings(TrainedSettings):
         boundary_fraction: share of the batch that also enters the boundary loss. The expectation is the same for
             every share; the loss starts at zero, so a few samples hold it there at a fraction of the evaluations.
         weight: of the bootstrap loss, "inverse_square" 1/(1 − k)², "inverse" 1/(1 − k), "uniform" 1.
+        distance: of both losses, "l2" or "lpips"; the latter as ``lpips`` says.
         target: what the student predicts, "signal" y_t, or, for the ablation, "state" x_t.
         times: "uniform", s uniform in [t_min, t_max] all along (the paper's choice); or "progressive", s uniform in an
             interval that grows from t_max down to t_min over the first ``progressive_share`` of the training.
@@ -48,6 +50,8 @@ class BootSettings(TrainedSettings):
     boundary_weight: float = Field(1.0, ge=0)
     boundary_fraction: float = Field(0.25, gt=0, le=1)
     weight: Weight = "inverse_square"
+    distance: Literal["l2", "lpips"] = "l2"
+    lpips: LpipsSettings = LpipsSettings()
     target: Target = "signal"
     times: Literal["uniform", "progressive"] = "uniform"
     progressive_share: float = Field(0.5, gt=0, le=1)
@@ -58,9 +62,11 @@ class BootSettings(TrainedSettings):
     )
 
     @model_validator(mode="after")
-    def _average_exists(self) -> "BootSettings":
+    def _consistent(self) -> "BootSettings":
         if self.bootstrap_from == "average" and self.training.ema_decay is None:
             raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
+        if self.distance != "lpips" and self.lpips != LpipsSettings():
+            raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
         return self
 
 
@@ -96,6 +102,8 @@ class Boot(Method):
                     f"boundary_weight: found 0 with {start}; expected > 0, because that student does not start on the "
                     f"trajectory and only the boundary loss puts it there"
                 )
+        if settings.distance == "lpips":
+            settings.lpips.check(teacher.channels, teacher.resolution)
         if settings.target == "state" and (
             teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
         ):
@@ -116,7 +124,8 @@ class Boot(Method):
         batch = settings.training.batch_size
         boundary_count = math.ceil(batch * settings.boundary_fraction) if settings.boundary_weight else 0
         shape = (batch, *picture_shape(network.config))
-        objective = BootObjective(settings.solver, settings.weight, settings.target)
+        distance = squared_l2 if settings.distance == "l2" else load_lpips(settings.lpips, run.device)
+        objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
 
         def loss(step: Step) -> torch.Tensor:
             noise = torch.randn(shape, generator=step.generator, device=step.generator.device)

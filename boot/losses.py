@@ -1,11 +1,11 @@
 """The losses of BOOT (sec. 3.2 and 3.3)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from boot.distances import Distance, squared_l2
 from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain
 from boot.student import BootStudent
 from diffusion.denoiser import Condition, Denoiser
@@ -13,14 +13,6 @@ from diffusion.schedule import Schedule, per_sample
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
 Target = Literal["signal", "state"]
-
-# Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def squared_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference over the pixels, shape (N,)."""
-    return (a - b).square().flatten(1).mean(dim=1)
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,16 @@ class TeacherFacts:
     t_min: float
     t_max: float
     log_noise_to_signal: tuple[float, float]
+    channels: int
+    resolution: int
 
 
-def _facts(schedule: Schedule, prediction_type: PredictionType) -> TeacherFacts:
+def _facts(schedule: Schedule, prediction_type: PredictionType, channels: int, resolution: int) -> TeacherFacts:
     ends = schedule.log_noise_to_signal(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
     low, high = ends.tolist()
-    return TeacherFacts(prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max, (low, high))
+    return TeacherFacts(
+        prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max, (low, high), channels, resolution
+    )
 
 
 class TeacherSettings(Settings):
@@ -57,9 +61,9 @@ class TeacherSettings(Settings):
             )
         return self
 
-    def facts(self) -> TeacherFacts:
-        """Prediction type and times."""
-        return _facts(self.schedule.build(), self.prediction_type)
+    def facts(self, channels: int, resolution: int) -> TeacherFacts:
+        """What a teacher of the data set's pictures will be."""
+        return _facts(self.schedule.build(), self.prediction_type, channels, resolution)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network does not fit the pictures."""
@@ -80,14 +84,14 @@ class StoredTeacher(Settings):
     path: str = Field(min_length=1)
     seed: int = Field(0, ge=0)
 
-    def facts(self) -> TeacherFacts:
-        """Prediction type and times, from the folder.
+    def facts(self, channels: int, resolution: int) -> TeacherFacts:
+        """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
 
         Raises:
             UserError: the folder is not such a pipeline.
         """
         schedule, prediction_type, _clip = load_schedule(Path(self.path))
-        return _facts(schedule, prediction_type)
+        return _facts(schedule, prediction_type, channels, resolution)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""

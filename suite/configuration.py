@@ -160,7 +160,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         raise UserError(_problems(error, _Layout)) from error
     data: Any = parse_settings(layout.data)
     teacher = _parse_teacher(layout.teacher)
-    facts = teacher.facts()
+    facts = teacher.facts(data.channels, data.resolution)
     problems: list[str] = []
     methods: dict[str, Method] = {}
     for name, block in layout.methods.items():

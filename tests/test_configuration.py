@@ -65,6 +65,8 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.solver", "rk4", ["methods.boot-heun.solver: found 'rk4'", "'euler'", "'heun'"]),
         ("methods.boot-heun.delta", 2.0, ["methods.boot-heun.delta: found 2.0", "0.998"]),
         ("methods.boot-heun.delta_spread", 1.0, ["methods.boot-heun.delta_spread: found 1.0"]),
+        ("methods.boot-heun.distance", "lpips", ["methods.boot-heun.lpips.greyscale: found null", "'repeat'"]),
+        ("methods.boot-heun.lpips", {"backbone": "alex"}, ["methods.boot-heun", "lpips: given, but distance is 'l2'"]),
         ("methods.boot-heun.target", "noise", ["methods.boot-heun.target: found 'noise'", "'signal'", "'state'"]),
         ("teacher.prediction_type", "edm", ["teacher", "cosine schedule", "'edm' with the edm schedule"]),
         ("teacher.schedule", {"kind": "edm", "t_min": 0.1}, ["teacher.schedule", "t_min: not a key of the edm"]),
@@ -129,6 +131,15 @@ def test_options_that_the_teacher_does_not_allow():
     raw["methods"]["boot-heun"]["delta"] = 13.0  # λ runs over 2 · log tan(89.91°) = 12.9
     with pytest.raises(UserError, match=r"methods\.boot-heun\.delta: found 13.0, expected less .* of lambda \(12.9"):
         parse_experiment(raw)
+    raw = changed("methods.boot-heun.distance", "lpips")
+    raw["methods"]["boot-heun"]["lpips"] = {"greyscale": "repeat"}
+    with pytest.raises(UserError, match=r"boot-heun\.lpips\.resize: found None with pictures of 8 pixels, .* 16 "):
+        parse_experiment(raw)
+    raw["methods"]["boot-heun"]["lpips"]["resize"] = 32
+    parse_experiment(raw)
+    raw["methods"]["boot-heun"]["lpips"]["weights"] = "nowhere.pth"
+    with pytest.raises(UserError, match=r"boot-heun\.lpips\.weights: found 'nowhere.pth'"):
+        parse_experiment(raw)
     raw = changed("methods.boot-heun.bootstrap_from", "average")
     parse_experiment(raw)
     raw["methods"]["boot-heun"]["training"]["ema_decay"] = None
@@ -182,7 +193,7 @@ def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="epsilon teacher"):
         parse_experiment(raw)
     raw["methods"]["boot-heun"]["boundary_weight"] = 1.0
-    assert parse_experiment(raw).teacher.facts().num_timesteps == 200
+    assert parse_experiment(raw).teacher.facts(1, 8).num_timesteps == 200
 
 
 def test_a_missing_inception_file_is_found_before_anything_runs():

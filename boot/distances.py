@@ -1,0 +1,117 @@
+"""What BOOT's losses compare with: pixels, or the features of a perceptual network."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
+from diffusion.settings import Settings
+
+# Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Backbone = Literal["vgg", "alex", "squeeze"]
+
+# torchvision's ImageNet weights: the file, and the first digits of its SHA-256, which its name ends in.
+_FILES: dict[Backbone, tuple[str, str]] = {
+    "vgg": ("vgg16-397923af.pth", "397923af"),
+    "alex": ("alexnet-owt-7be5be79.pth", "7be5be79"),
+    "squeeze": ("squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
+}
+_URL = "https://download.pytorch.org/models/"
+
+# Below these sizes the last feature map of a backbone would have no pixel left.
+SMALLEST: dict[Backbone, int] = {"vgg": 16, "alex": 32, "squeeze": 32}
+
+
+def squared_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference over the pixels, shape (N,)."""
+    return (a - b).square().flatten(1).mean(dim=1)
+
+
+class LpipsSettings(Settings):
+    """The LPIPS distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
+
+    Attributes:
+        backbone: the network whose features are compared.
+        weights: file with torchvision's ImageNet weights of the backbone; null looks in the usual cache and downloads
+            where the network allows.
+        resize: side in pixels to which pictures are resized first (bilinear); null leaves them as they are.
+        greyscale: how pictures of one channel get the three that the backbone wants: "repeat". There is no default.
+    """
+
+    backbone: Backbone = "vgg"
+    weights: str | None = None
+    resize: int | None = Field(None, ge=1)
+    greyscale: Literal["repeat"] | None = None
+
+    def check(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where pictures of that shape cannot be compared."""
+        if channels == 1 and self.greyscale is None:
+            raise ValueError(
+                "lpips.greyscale: found null with pictures of one channel, expected 'repeat': the backbone has three"
+            )
+        if (self.resize or resolution) < SMALLEST[self.backbone]:
+            raise ValueError(
+                f"lpips.resize: found {self.resize} with pictures of {resolution} pixels, expected at least "
+                f"{SMALLEST[self.backbone]} for the backbone {self.backbone!r}"
+            )
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(f"lpips.weights: found {self.weights!r}, expected an existing file")
+
+
+class LpipsDistance(nn.Module):
+    """A perceptual distance.
+
+    Args:
+        network: two batches of RGB pictures in [−1, 1] to distances, N values in any shape; `lpips.LPIPS` is one.
+        resize: as in :class:`LpipsSettings`.
+    """
+
+    def __init__(self, network: nn.Module, resize: int | None = None) -> None:
+        super().__init__()
+        self.network, self.resize = network.eval().requires_grad_(False), resize
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distances of pictures of shape (N, C, H, W) with C = 1 or 3, shape (N,)."""
+        return self.network(self._fitted(a), self._fitted(b)).reshape(len(a))
+
+    def _fitted(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.expand(-1, 3, -1, -1)
+        if self.resize is None:
+            return images
+        size = (self.resize, self.resize)
+        return nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def load_lpips(settings: LpipsSettings, device: torch.device) -> LpipsDistance:
+    """The `lpips` package's network with its own linear layers and torchvision's backbone.
+
+    Raises:
+        UserError: the backbone's weights are missing, or not the published ones; says how to get them.
+    """
+    import lpips
+
+    file, digits = _FILES[settings.backbone]
+    path = Path(settings.weights) if settings.weights else hub_checkpoints() / file
+    content = read_or_download(
+        path,
+        _URL + file,
+        digits,
+        key="methods.<variant>.lpips.weights",
+        download=settings.weights is None,
+        otherwise="set distance to 'l2'",
+    )
+    # A random backbone is asked for and filled here: the package would unpickle whatever lies in the cache.
+    network = lpips.LPIPS(net=settings.backbone, pnet_rand=True, verbose=False)
+    _fill(network.net, tensors_of(content, path, _URL + file))
+    return LpipsDistance(network, settings.resize).to(device)
+
+
+def _fill(backbone: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    # slice<k>.<i>.… of the package is features.<i>.… of torchvision.
+    own = backbone.state_dict()
+    backbone.load_state_dict({name: state["features." + name.partition(".")[2]] for name in own}, strict=True)

@@ -1,0 +1,128 @@
+"""The distances of BOOT's losses; LPIPS with a stand-in network, and with weights that are made here."""
+
+import hashlib
+from urllib.error import URLError
+
+import pytest
+import torch
+from tiny import tiny_denoiser
+
+from boot import distances
+from boot.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
+from boot.distillation import Boot, BootSettings
+from diffusion.errors import UserError
+from diffusion.training import TrainingRun
+
+CPU = torch.device("cpu")
+A, B = torch.rand(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+class StandIn(torch.nn.Module):
+    """A perceptual network in small: squared differences of a fixed convolution's features."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = torch.nn.Conv2d(3, 4, 3)
+        self.seen = []
+
+    def forward(self, a, b):
+        self.seen.append(a.shape)
+        return (self.features(a) - self.features(b)).square().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_squared_l2_by_hand():
+    a, b = torch.zeros(2, 1, 1, 2), torch.tensor([[[[1.0, 3.0]]], [[[0.0, 2.0]]]])
+    assert squared_l2(a, b).tolist() == [5.0, 2.0]
+
+
+def test_lpips_hands_three_channels_of_the_right_size_to_its_network():
+    network = StandIn()
+    distance = LpipsDistance(network, resize=24)
+    values = distance(A, B)
+    assert values.shape == (5,)
+    assert network.seen == [(5, 3, 24, 24)]
+    assert float(distance(A, A).abs().max()) == 0
+    assert not any(parameter.requires_grad for parameter in distance.parameters())
+    LpipsDistance(network)(A, B)
+    assert network.seen[-1] == (5, 3, 8, 8)
+
+
+def test_gradients_reach_the_pictures_and_not_the_network():
+    distance, a = LpipsDistance(StandIn()), A.clone().requires_grad_(True)
+    distance(a, B).sum().backward()
+    assert float(a.grad.abs().max()) > 0
+    assert distance.network.features.weight.grad is None
+
+
+def test_a_student_trains_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("boot.distillation.load_lpips", lambda settings, device: LpipsDistance(StandIn()))
+
+    def student(folder, **options):
+        training = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}
+        with TrainingRun(folder, "key", 0, CPU) as run:
+            method = Boot(BootSettings.model_validate({"training": training, **options}))
+            return list(method.distil(tiny_denoiser(), run, None)[0].network.parameters())
+
+    pixels, perceived = student(tmp_path / "l2"), student(tmp_path / "lpips", distance="lpips")
+    assert all(torch.isfinite(p).all() for p in perceived)
+    assert any(not torch.equal(a, b) for a, b in zip(pixels, perceived, strict=True))
+
+
+@pytest.fixture
+def no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("backbone", list(SMALLEST))
+def test_missing_weights_are_named_with_where_to_get_them(backbone):
+    with pytest.raises(UserError) as caught:
+        load_lpips(LpipsSettings(backbone=backbone), CPU)
+    for part in ("https://download.pytorch.org/models/", "lpips.weights", "distance to 'l2'", "download failed"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_other_weights_are_refused(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="expected 397923af"):
+        load_lpips(LpipsSettings(weights=str(tmp_path / "x.pth")), CPU)
+
+
+@pytest.mark.parametrize("backbone", ["alex", "squeeze"])
+def test_the_package_runs_on_weights_from_a_file(backbone, tmp_path, monkeypatch):
+    """Random weights in torchvision's own layout: what is loaded is what the file says, backbone and all."""
+    import torchvision
+
+    torch.manual_seed(1)
+    model = {"alex": torchvision.models.alexnet, "squeeze": torchvision.models.squeezenet1_1}[backbone](weights=None)
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(distances._FILES, backbone, ("weights.pth", digits))
+    distance = load_lpips(LpipsSettings(backbone=backbone, weights=str(path), resize=SMALLEST[backbone]), CPU)
+    first = distance.network.net.slice1[0].weight
+    assert torch.equal(first, model.features[0].weight)
+    a = A.clone().requires_grad_(True)
+    values = distance(a, B)
+    values.sum().backward()
+    assert values.shape == (5,)
+    assert (values > 0).all()
+    assert torch.isfinite(a.grad).all()
+    assert float(distance(A, A).abs().max()) == 0
+
+
+@pytest.mark.parametrize("backbone", list(SMALLEST))
+def test_the_smallest_sizes_pass_through_the_backbones(backbone):
+    import lpips
+
+    network = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
+    side = SMALLEST[backbone]
+    x = torch.zeros(1, 3, side, side)
+    assert torch.isfinite(network(x, x + 0.5)).all()
