@@ -1,6 +1,8 @@
-"""Reading students and teachers along the trajectory: the paper's picture of all time steps at once."""
+"""Reading students and teachers along the trajectory: pictures of all times at once, and errors at every time."""
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -43,6 +45,97 @@ def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, sub
             signal = bootstrap_target(teacher, signal, estimate, noise, s, t, "heun")
         signals.append(signal)
     return torch.stack(signals, dim=1)
+
+
+def ddim_signal(teacher: Denoiser, noise: torch.Tensor, t: torch.Tensor, evaluations: int) -> torch.Tensor:
+    """y_t by ``evaluations`` DDIM steps of the teacher from t_max down to ``t``, equal in time.
+
+    The first evaluation, at t_max, gives the start y = f_φ(x_M, t_max), and holding that f leaves y where it is.
+
+    Args:
+        noise: ε, shape (N, C, H, W).
+        t: a time, shape ().
+
+    Returns:
+        shape (N, C, H, W).
+    """
+    schedule = teacher.schedule
+    grid = torch.linspace(schedule.t_max, float(t), evaluations + 1, dtype=torch.float64)
+    signal = teacher(schedule.start(noise), grid[0])
+    for upper, lower in itertools.pairwise(grid[1:]):
+        if upper > lower:  # at t_max itself there is nowhere to go
+            estimate = teacher(noisy_state(schedule, signal, noise, upper), upper)
+            signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "euler")
+    return signal
+
+
+# |f − ŷ| below one per cent of the pictures' half range counts as nothing left to add.
+NEAR_ZERO = 0.01
+
+
+@dataclass(frozen=True)
+class TrajectoryErrors:
+    """How far signals are from the teacher's own y_t, at every time; means over noises and pixels, shape (T,).
+
+    Attributes:
+        times: decreasing from t_max, float64.
+        student: ‖g_θ(ε, t) − y_t‖².
+        one_step: ‖g_θ(ε, s) − target‖² with the target one solver step from g_θ(ε, t), s being the next time: what
+            the student adds to the error that it has inherited. NaN at the first time, which nothing precedes.
+        near_zero: share of the pixels with |f_φ(x̂_t, t) − ŷ_t| < :data:`NEAR_ZERO`, where the increment vanishes.
+        ddim: number of evaluations to ‖·‖² of the teacher's own DDIM with as many.
+    """
+
+    times: torch.Tensor
+    student: torch.Tensor
+    one_step: torch.Tensor
+    near_zero: torch.Tensor
+    ddim: dict[int, torch.Tensor]
+
+
+def trajectory_errors(
+    student: BootStudent,
+    teacher: Denoiser,
+    noise: torch.Tensor,
+    times: torch.Tensor,
+    evaluations: Sequence[int] = (1, 2, 4, 8),
+    substeps: int = 8,
+) -> TrajectoryErrors:
+    """Compares a student with the teacher's true trajectory from the same noise.
+
+    Args:
+        student: of the signal y_t.
+        noise: ε, shape (N, C, H, W).
+        times: decreasing, times[0] = t_max, shape (T,).
+        evaluations: DDIM's numbers of steps.
+        substeps: Heun steps of the true trajectory between two times.
+    """
+    schedule = teacher.schedule
+    truth = true_signal(teacher, noise, times, substeps)
+    read = read_at_times(student, noise, times)
+
+    def error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).square().mean().cpu()
+
+    one_step, near_zero = [torch.tensor(float("nan"))], []
+    for index, t in enumerate(times):
+        y_t = read[:, index]
+        increment = teacher(noisy_state(schedule, y_t, noise, t), t) - y_t
+        near_zero.append((increment.abs() < NEAR_ZERO).float().mean().cpu())
+        if index + 1 < len(times):
+            s = times[index + 1]
+            target = bootstrap_target(teacher, y_t, y_t + increment, noise, s, t, "heun")
+            one_step.append(error(read[:, index + 1], target))
+    return TrajectoryErrors(
+        times=times,
+        student=torch.stack([error(read[:, i], truth[:, i]) for i in range(len(times))]),
+        one_step=torch.stack(one_step),
+        near_zero=torch.stack(near_zero),
+        ddim={
+            count: torch.stack([error(ddim_signal(teacher, noise, t, count), truth[:, i]) for i, t in enumerate(times)])
+            for count in evaluations
+        },
+    )
 
 
 def interpolate_noise(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from evaluation.tables import Method, Results, format_value
 
 FIGURES = (
     *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation"),
-    *("training", "cost", "wall_clock"),
+    *("trajectory", "training", "cost", "wall_clock"),
 )
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers say the same once more.
@@ -279,6 +279,51 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
             axis.tick_params(axis="x", labelsize=8)
         else:
             axis.set_xticks([])
+    return figure
+
+
+# --- along the trajectory ----------------------------------------------------------------------------------
+
+
+def trajectory_figure(errors: Mapping[str, pd.DataFrame]) -> Figure:
+    """Errors against time, late times on the left; below, the share of increments that vanish.
+
+    Args:
+        errors: label of a BOOT variant to what :func:`evaluation.tables.load_trajectory` returns.
+    """
+    if not errors:
+        return empty_figure("No BOOT student in this experiment.")
+    figure, axes = _figure(_WIDTH, 5.6, 2, 1)
+    with matplotlib.rc_context(_STYLE):
+        above, below = axes.flat
+        teacher = next(iter(errors.values()))
+        teacher = teacher[teacher["quantity"] == "ddim"]
+        for place, (count, curve) in enumerate(teacher.groupby("nfe")):
+            shade = str(0.75 - 0.6 * place / max(1, teacher["nfe"].nunique() - 1))
+            good = curve[curve["value"] > 0]
+            above.plot(good["t"], good["value"], color=shade, linewidth=1, label=f"DDIM, {int(count)}")
+        for number, (label, frame) in enumerate(errors.items()):
+            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            parts = {name: frame[frame["quantity"] == name] for name in ("student", "one_step", "near_zero")}
+            student = parts["student"][parts["student"]["value"] > 0]
+            above.plot(student["t"], student["value"], color=colour, marker=marker, markersize=4, label=f"{label}, 1")
+            spread = student["sd"].fillna(0)
+            low = (student["value"] - spread).clip(lower=student["value"] / 10)
+            above.fill_between(student["t"], low, student["value"] + spread, color=colour, alpha=0.2, linewidth=0)
+            step = parts["one_step"]
+            above.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
+            below.plot(
+                parts["near_zero"]["t"], 100 * parts["near_zero"]["value"], color=colour, marker=marker, markersize=4
+            )
+        above.set_yscale("log")
+        above.set_ylabel("mean squared error of the signal")
+        above.legend(fontsize=7, ncols=2, frameon=False)
+        below.set_ylabel("vanishing increments, %")
+        below.set_ylim(0, 100)
+        below.set_xlabel("time t")
+        for axis in (above, below):
+            axis.invert_xaxis()
+            axis.tick_params(labelsize=8)
     return figure
 
 

@@ -56,6 +56,7 @@ class ReportInputs:
         costs: ``cost.json`` files with method and variant; the teacher's too, with method "teacher".
         samples: label to ``.npz`` for the grid, all drawn from the same sampling seed, in the order of the rows.
         pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``.
+        trajectory: BOOT variant to its errors along the trajectory, one table a training seed.
         training: label to ``training.csv``.
         benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
         provenance: nested dictionary of strings and numbers; "protocols" maps a name to a sentence. The keys
@@ -72,6 +73,7 @@ class ReportInputs:
     costs: Sequence[CostFile]
     samples: Mapping[str, Path]
     pictures: Mapping[str, Path]
+    trajectory: Mapping[str, Sequence[Path]]
     training: Mapping[str, Path]
     benchmarks: Sequence[Path]
     provenance: Mapping[str, Any]
@@ -84,7 +86,7 @@ def report_files() -> list[str]:
     """Every file of a report, relative to its folder; the list does not depend on the data."""
     return [
         "index.html",
-        *("metrics.csv", "speed.csv", "cost.csv"),
+        *("metrics.csv", "speed.csv", "cost.csv", "trajectory.csv"),
         *(f"tables/{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")),
         *(f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
     ]
@@ -126,6 +128,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
     grid = sample_rows(inputs.samples)
     pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
     curves = {label: _load_curve(path) for label, path in inputs.training.items()}
+    errors = {variant: tables.load_trajectory(paths) for variant, paths in inputs.trajectory.items()}
 
     built = {
         table.name: table
@@ -150,6 +153,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             times[0].columns if times else (),
         ),
         "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
+        "trajectory": plots.trajectory_figure({results.labels.get(v, v): frame for v, frame in errors.items()}),
         "training": plots.training_figure(curves),
         "cost": plots.cost_figure(results),
         "wall_clock": plots.wall_clock_figure(results),
@@ -160,6 +164,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         _write_csv(results.metrics, METRICS_COLUMNS, folder / "metrics.csv")
         _write_csv(results.speed, SPEED_COLUMNS, folder / "speed.csv")
         _write_csv(results.cost, COST_COLUMNS, folder / "cost.csv")
+        _write_csv(tables.trajectory_table(errors), tables.TRAJECTORY_TABLE_COLUMNS, folder / "trajectory.csv")
         for table in built.values():
             tables.write_table(table, folder / "tables")
         for name, figure in figures.items():
@@ -489,7 +494,7 @@ def _page(
         downloads={
             name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")] for name in built
         },
-        long_tables=[_download(folder, f"{name}.csv") for name in ("metrics", "speed", "cost")],
+        long_tables=[_download(folder, f"{name}.csv") for name in ("metrics", "speed", "cost", "trajectory")],
         figures=figures,
         grid=grid,
         times=times,

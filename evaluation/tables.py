@@ -27,6 +27,8 @@ COST_COLUMNS = (
     *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
     *("wall_clock_s", "parameters"),
 )
+TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
+TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS, "sd")
 TABLES = ("main", "floor", "published", "ratios", "training_cost", "libraries", "wall_clock")
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
@@ -149,6 +151,30 @@ def load_speed(path: Path) -> pd.DataFrame:
     for name in ("nfe", "batch_size"):
         speed[name] = speed[name].astype("Int64")
     return speed
+
+
+def load_trajectory(paths: Sequence[Path]) -> pd.DataFrame:
+    """Reads the errors of one variant's students along the trajectory, one file a training seed.
+
+    Returns:
+        Columns ``TRAJECTORY_COLUMNS`` with the mean over training seeds, and ``sd``, NaN for one seed.
+
+    Raises:
+        UserError: as :func:`load_metrics`.
+    """
+    frames = []
+    for path in paths:
+        frame = _read_csv(path, TRAJECTORY_COLUMNS)
+        _refuse_non_finite(frame, ("nfe", "t", "value"), path)
+        frames.append(frame)
+    grouped = pd.concat(frames).groupby(["quantity", "nfe", "t"], sort=False)["value"]
+    return pd.DataFrame({"value": grouped.mean(), "sd": grouped.std(ddof=1)}).reset_index()
+
+
+def trajectory_table(errors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The errors of all variants in one long table, columns ``TRAJECTORY_TABLE_COLUMNS``."""
+    frames = [frame.assign(variant=variant) for variant, frame in errors.items()]
+    return pd.concat(frames) if frames else pd.DataFrame(columns=list(TRAJECTORY_TABLE_COLUMNS))
 
 
 @dataclass(frozen=True)

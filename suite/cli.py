@@ -84,6 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
     paths(sub, "student", "teacher", "output")
     sub.add_argument("--seed", type=int, required=True)
 
+    sub = command("trajectory", "trajectory.measure_trajectory", "errors of a BOOT student along the trajectory")
+    paths(sub, "student", "teacher", "output")
+    sub.add_argument("--seed", type=int, required=True)
+
     sub = command("speed", "speed.time_sampling", "speed of every sampler, interleaved")
     for name in ("experiment", "units", "settings", "teacher"):
         sub.add_argument(f"--{name}", required=True)

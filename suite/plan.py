@@ -59,6 +59,18 @@ class Plan:
             if method.trains and method.needs_data is needs_data
         ]
 
+    def signal_variants(self) -> list[str]:
+        """Names of the BOOT variants whose output is the signal y_t, so that it can be read at every time."""
+        return [
+            name
+            for name, method in self.experiment.methods.items()
+            if method.name == "boot" and method.settings.target == "signal"
+        ]
+
+    def trajectory(self, variant: str, train_seed: int) -> Path:
+        """The errors of a student along the teacher's trajectory."""
+        return self.root / "trajectory" / variant / f"train-{train_seed}.csv"
+
     def student_folder(self, variant: str, train_seed: int) -> Path:
         """What :meth:`diffusion.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
         return self.root / "students" / variant / f"train-{train_seed}"

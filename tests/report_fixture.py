@@ -152,6 +152,20 @@ def fabricate(
         parts = {"all_times": pictures(4, 9), "trajectory": pictures(4, 9), "interpolation": pictures(4, 8)}
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
 
+    trajectory = {}
+    for number, variant in enumerate(boot):
+        path = folder / "errors" / f"{number}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        times = np.linspace(0.999, 0.001, 5)
+        parts = [
+            pd.DataFrame(
+                {"quantity": quantity, "nfe": nfe, "t": times[first:], "value": 0.01 / nfe * (1.1 - times[first:])}
+            )
+            for quantity, nfe, first in (("student", 1, 0), ("one_step", 1, 1), ("near_zero", 1, 0), ("ddim", 4, 0))
+        ]
+        pd.concat(parts).to_csv(path, index=False)
+        trajectory[variant] = [path]
+
     training = {}
     for number, label in enumerate(("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")):
         path = folder / "training" / f"{number}.csv"
@@ -199,6 +213,7 @@ def fabricate(
         costs=costs,
         samples=samples,
         pictures=shown,
+        trajectory=trajectory,
         training=training,
         benchmarks=benchmarks,
         provenance={

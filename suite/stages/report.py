@@ -12,7 +12,7 @@ from suite.configuration import parse_experiment
 from suite.plan import Plan
 from suite.provenance import write_provenance
 
-_RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures")
+_RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures", "trajectory")
 
 
 def write_report(arguments: argparse.Namespace) -> None:
@@ -51,10 +51,10 @@ def write_report(arguments: argparse.Namespace) -> None:
                 for unit in plan.timed_units()
             }
             | {name: Path(path) for name, path in external.items()},
-            pictures={
-                name: root / "pictures" / name / f"train-{first_seed}.npz"
-                for name, method in methods.items()
-                if method.name == "boot"
+            pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.signal_variants()},
+            trajectory={
+                name: [plan.trajectory(name, seed) for seed in experiment.train_seeds]
+                for name in plan.signal_variants()
             },
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),

@@ -235,3 +235,30 @@ rule pictures:
     shell:
         "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
         "--output {output:q} > {log:q} 2>&1"
+
+
+# Does the student learn the trajectory? Its error at every time, beside the teacher's own DDIM.
+rule trajectory:
+    input:
+        student=ROOT / "students/{variant}/train-{train_seed}",
+        teacher=ROOT / "teacher",
+        code=core_code("noise.py")
+        + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+        + stage_code("trajectory"),
+    output:
+        table=ROOT / "trajectory/{variant}/train-{train_seed}.csv",
+        facts=ROOT / "trajectory/{variant}/train-{train_seed}.json",
+    log:
+        ROOT / "logs/trajectory/{variant}/train-{train_seed}.log",
+    benchmark:
+        ROOT / "benchmarks/trajectory/{variant}/train-{train_seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        seed=min(EVALUATION.seeds),
+    shell:
+        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
+        "--output {output.table:q} > {log:q} 2>&1"

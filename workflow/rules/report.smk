@@ -1,6 +1,7 @@
 """The report."""
 
-BOOT_VARIANTS = [name for name, method in EXPERIMENT.methods.items() if method.name == "boot"]
+# Those whose output is the signal y_t, which the teacher's trajectory is compared with.
+SIGNAL_VARIANTS = PLAN.signal_variants()
 TRAINED_VARIANTS = PLAN.trained(needs_data=False) + PLAN.trained(needs_data=True)
 
 
@@ -19,8 +20,13 @@ rule report:
         samples=PLAN.per_training("samples/{variant}/train-{train_seed}"),
         pictures=expand(
             ROOT / "pictures/{variant}/train-{train_seed}.npz",
-            variant=BOOT_VARIANTS,
+            variant=SIGNAL_VARIANTS,
             train_seed=EXPERIMENT.train_seeds[0],
+        ),
+        trajectory=expand(
+            ROOT / "trajectory/{variant}/train-{train_seed}.csv",
+            variant=SIGNAL_VARIANTS,
+            train_seed=EXPERIMENT.train_seeds,
         ),
         data=ROOT / "data",
         code=code(

@@ -1,0 +1,85 @@
+"""Errors along the trajectory, on teachers whose trajectory is known."""
+
+import pytest
+import torch
+from gaussian import GaussianTeacher
+
+from boot.signal_ode import noisy_state
+from boot.student import BootStudent
+from boot.trajectory import NEAR_ZERO, ddim_signal, trajectory_errors
+from diffusion.schedule import CosineSchedule
+from diffusion.solvers import ddim_sample
+
+SCHEDULE = CosineSchedule()
+TEACHER = GaussianTeacher(SCHEDULE)
+NOISE = torch.randn(32, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+T_MAX = torch.tensor(SCHEDULE.t_max, dtype=torch.float64)
+TIMES = torch.linspace(SCHEDULE.t_max, SCHEDULE.t_min, 11, dtype=torch.float64)
+
+
+class Exact(BootStudent):
+    """The true signal, plus ``off``."""
+
+    def __init__(self, off=0.0):
+        super().__init__(torch.nn.Identity(), SCHEDULE, "sample")
+        self.off = off
+
+    def forward(self, noise, t, condition=None):
+        return TEACHER.signal(noise, T_MAX, t) + self.off
+
+
+def test_the_exact_student_has_no_error_and_one_that_is_off_has_its_square():
+    exact = trajectory_errors(Exact(), TEACHER, NOISE, TIMES, substeps=32)
+    off = trajectory_errors(Exact(0.1), TEACHER, NOISE, TIMES, substeps=32)
+    assert float(exact.student.max()) < 1e-4
+    torch.testing.assert_close(off.student, torch.full_like(off.student, 0.01), rtol=0.1, atol=0)
+    assert torch.isnan(exact.one_step[0])
+    # One coarse Heun step of a tenth of the interval is not exact, but what it adds is small.
+    assert float(exact.one_step[1:].max()) < 1e-2
+
+
+def test_ddim_with_more_evaluations_is_nearer_and_with_one_it_is_the_teachers_first_estimate():
+    errors = trajectory_errors(Exact(), TEACHER, NOISE, TIMES, evaluations=(1, 2, 4, 8, 64), substeps=32)
+    at_the_end = [float(values[-1]) for values in errors.ddim.values()]
+    assert at_the_end == sorted(at_the_end, reverse=True)
+    assert at_the_end[-1] < 0.01 * at_the_end[0]
+    first = TEACHER(NOISE, T_MAX)
+    torch.testing.assert_close(ddim_signal(TEACHER, NOISE, TIMES[-1], 1), first)
+    for values in errors.ddim.values():
+        assert float(values[0]) < 1e-20  # at t_max the start is common to all
+
+
+def test_ddim_signal_counts_its_evaluations():
+    calls = 0
+
+    class Counted(GaussianTeacher):
+        def estimate(self, x_t, t, condition=None):
+            nonlocal calls
+            calls += 1
+            return super().estimate(x_t, t)
+
+    for count in (1, 2, 5):
+        calls = 0
+        ddim_signal(Counted(SCHEDULE), NOISE, TIMES[-1], count)
+        assert calls == count
+
+
+def test_ddim_signal_is_ddim():
+    """In the state, one level further down: a sampler whose last step ends at t_min and not at the clean picture."""
+    t = torch.tensor(SCHEDULE.t_min, dtype=torch.float64)
+    fine = noisy_state(SCHEDULE, ddim_signal(TEACHER, NOISE, t, 400), NOISE, t)
+    torch.testing.assert_close(fine, ddim_sample(TEACHER, NOISE, 400), rtol=0, atol=0.02)
+
+
+def test_increments_that_vanish_are_counted():
+    # A teacher that always answers 0.3 and a student that says so too: nothing left to add anywhere.
+    teacher = GaussianTeacher(SCHEDULE, mean=0.3, scale=1e-9)
+
+    class Says(BootStudent):
+        def forward(self, noise, t, condition=None):
+            y = torch.full_like(noise, 0.3)
+            y[:, :, 0, 0] += 2 * NEAR_ZERO
+            return y
+
+    errors = trajectory_errors(Says(torch.nn.Identity(), SCHEDULE, "sample"), teacher, NOISE, TIMES)
+    assert errors.near_zero.tolist() == pytest.approx([0.75] * len(TIMES))
