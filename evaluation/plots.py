@@ -17,16 +17,16 @@ from evaluation.tables import Method, Results, format_value
 
 FIGURES = (
     *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation"),
-    *("trajectory", "training", "cost", "wall_clock"),
+    *("trajectory", "ablation", "training", "cost", "wall_clock"),
 )
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers say the same once more.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 # One fewer than the colours, so that a pair of both repeats late.
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 # Narrow figures: on a phone they are shown at about 330 pixels and the type must stay legible.
-_WIDTH = 4.9
-_STYLE: dict[str, Any] = {
+WIDTH = 4.9
+STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
     "axes.spines.top": False,
@@ -72,14 +72,14 @@ def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> np.ndarray:
 
 def write_figure(figure: Figure, folder: Path, name: str) -> None:
     """Writes ``<name>.svg`` and ``.png`` into an existing folder; the same figure gives the same bytes."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
     # Figures are made without pyplot, which would keep every one of them alive.
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), facecolor="white")
         axes = figure.subplots(rows, columns, squeeze=False)
     return figure, axes
@@ -87,9 +87,9 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 def empty_figure(text: str) -> Figure:
     """Says in the figure's place why there is none, so that the list of files does not depend on the data."""
-    figure, axes = _figure(_WIDTH, 1.2)
+    figure, axes = new_figure(WIDTH, 1.2)
     axes[0, 0].axis("off")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         axes[0, 0].text(0.5, 0.5, text, ha="center", va="center", wrap=True, color="#555555")
     return figure
 
@@ -119,9 +119,9 @@ def quality_figure(results: Results, against: str) -> Figure:
     front = pareto_front(xs, ys)
     if against == "evaluations":
         points = _set_apart(points, variants)
-    figure, axes = _figure(_WIDTH, 4.3)
+    figure, axes = new_figure(WIDTH, 4.3)
     axis = axes[0, 0]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for number, variant in enumerate(variants):
             own = sorted((p for p in points if p[0].variant == variant), key=lambda p: p[1])
             axis.errorbar(
@@ -133,8 +133,8 @@ def quality_figure(results: Results, against: str) -> Figure:
                     [p[3] or 0.0 for p in own],
                 ],
                 label=results.label(own[0][0]),
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
+                marker=MARKERS[number % len(MARKERS)],
                 markersize=7,
                 markeredgecolor="white",
                 markeredgewidth=0.7,
@@ -262,9 +262,9 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
         top = number * (height + gap)
         canvas[top : top + height, : strip.shape[1]] = strip
     inches = 5.2
-    figure, axes = _figure(inches + 1.6, inches * canvas.shape[0] / width + (0.35 if columns else 0.15))
+    figure, axes = new_figure(inches + 1.6, inches * canvas.shape[0] / width + (0.35 if columns else 0.15))
     axis = axes[0, 0]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         axis.imshow(canvas, interpolation="none", aspect="equal")
         axis.grid(False)
         for spine in axis.spines.values():
@@ -293,8 +293,8 @@ def trajectory_figure(errors: Mapping[str, pd.DataFrame]) -> Figure:
     """
     if not errors:
         return empty_figure("No BOOT student in this experiment.")
-    figure, axes = _figure(_WIDTH, 5.6, 2, 1)
-    with matplotlib.rc_context(_STYLE):
+    figure, axes = new_figure(WIDTH, 5.6, 2, 1)
+    with matplotlib.rc_context(STYLE):
         above, below = axes.flat
         teacher = next(iter(errors.values()))
         teacher = teacher[teacher["quantity"] == "ddim"]
@@ -303,21 +303,22 @@ def trajectory_figure(errors: Mapping[str, pd.DataFrame]) -> Figure:
             good = curve[curve["value"] > 0]
             above.plot(good["t"], good["value"], color=shade, linewidth=1, label=f"DDIM, {int(count)}")
         for number, (label, frame) in enumerate(errors.items()):
-            colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
             parts = {name: frame[frame["quantity"] == name] for name in ("student", "one_step", "near_zero")}
             student = parts["student"][parts["student"]["value"] > 0]
             above.plot(student["t"], student["value"], color=colour, marker=marker, markersize=4, label=f"{label}, 1")
             spread = student["sd"].fillna(0)
             low = (student["value"] - spread).clip(lower=student["value"] / 10)
             above.fill_between(student["t"], low, student["value"] + spread, color=colour, alpha=0.2, linewidth=0)
-            step = parts["one_step"]
-            above.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
+            if len(errors) <= 4:  # more lines than that hide each other
+                step = parts["one_step"]
+                above.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
             below.plot(
                 parts["near_zero"]["t"], 100 * parts["near_zero"]["value"], color=colour, marker=marker, markersize=4
             )
         above.set_yscale("log")
         above.set_ylabel("mean squared error of the signal")
-        above.legend(fontsize=7, ncols=2, frameon=False)
+        above.legend(fontsize=7 if len(errors) <= 4 else 4.5, ncols=2 if len(errors) <= 4 else 3, frameon=False)
         below.set_ylabel("vanishing increments, %")
         below.set_ylim(0, 100)
         below.set_xlabel("time t")
@@ -341,13 +342,13 @@ def training_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
         return empty_figure("No training curves.")
     columns = 2 if len(curves) > 1 else 1
     rows = math.ceil(len(curves) / columns)
-    figure, axes = _figure(_WIDTH * (1.35 if columns == 2 else 1), 0.3 + 2.1 * rows, rows, columns)
-    with matplotlib.rc_context(_STYLE):
+    figure, axes = new_figure(WIDTH * (1.35 if columns == 2 else 1), 0.3 + 2.1 * rows, rows, columns)
+    with matplotlib.rc_context(STYLE):
         for number, (axis, (label, curve)) in enumerate(zip(axes.flat, curves.items(), strict=False)):
             steps, starts = running_steps(curve)
             loss = pd.to_numeric(curve["loss"], errors="coerce").to_numpy(dtype=float)
             good = np.isfinite(loss) & (loss > 0)
-            colour = _COLOURS[number % len(_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             axis.plot(steps[good], loss[good], color=colour, alpha=0.3, linewidth=0.8)
             window = max(1, int(good.sum()) // 25)
             # A mean that reached over the border of two stages would show a loss that never was.
@@ -425,15 +426,15 @@ def cost_figure(results: Results) -> Figure:
     for _, item in cost.iterrows():
         label = results.labels.get(item["base_variant"], item["base_variant"])
         labels.append(label if item["variant"] == item["base_variant"] else f"{label}, {item['nfe']}")
-    figure, axes = _figure(_WIDTH, 3 * (0.45 + 0.24 * len(labels)), 3, 1)
+    figure, axes = new_figure(WIDTH, 3 * (0.45 + 0.24 * len(labels)), 3, 1)
     panels = (
         ("network_evaluations", "Network evaluations", "count"),
         ("real_images_seen", "Real images seen", "count"),
         ("wall_clock_s", "Wall-clock", "duration"),
     )
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for number, (axis, (key, title, kind)) in enumerate(zip(axes.flat, panels, strict=True)):
-            _bars(axis, labels, cost[key].astype(float).tolist(), kind, _COLOURS[number])
+            _bars(axis, labels, cost[key].astype(float).tolist(), kind, COLOURS[number])
             axis.set_title(title, fontsize=10, loc="left")
     return figure
 
@@ -443,8 +444,8 @@ def wall_clock_figure(results: Results) -> Figure:
     table = results.benchmarks.head(12)
     if table.empty:
         return empty_figure("No benchmark files.")
-    figure, axes = _figure(_WIDTH, 0.5 + 0.26 * len(table))
-    with matplotlib.rc_context(_STYLE):
-        _bars(axes[0, 0], table["rule"].tolist(), table["total_s"].tolist(), "duration", _COLOURS[0])
+    figure, axes = new_figure(WIDTH, 0.5 + 0.26 * len(table))
+    with matplotlib.rc_context(STYLE):
+        _bars(axes[0, 0], table["rule"].tolist(), table["total_s"].tolist(), "duration", COLOURS[0])
         axes[0, 0].set_title("Wall-clock, summed over jobs", fontsize=10, loc="left")
     return figure

@@ -15,6 +15,7 @@ from diffusion.errors import UserError
 from diffusion.files import atomic_path
 from diffusion.images import load_samples
 from evaluation import plots, tables
+from evaluation.ablation import Ablation, ablation_figure, ablation_table
 from evaluation.plots import FIGURES
 from evaluation.tables import (
     COST_COLUMNS,
@@ -64,6 +65,7 @@ class ReportInputs:
         labels: variant to what it is called, in the order of the rows.
         teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
         untrained: variants that sample the teacher itself.
+        ablation: which variants change what; None where the experiment has no ablation.
     """
 
     experiment: str
@@ -80,6 +82,7 @@ class ReportInputs:
     labels: Mapping[str, str]
     teacher: tuple[str, int]
     untrained: frozenset[str] = field(default_factory=frozenset)
+    ablation: Ablation | None = None
 
 
 def report_files() -> list[str]:
@@ -135,6 +138,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         for table in (
             tables.main_table(results),
             tables.floor_table(results),
+            ablation_table(results, inputs.ablation),
             tables.published_table(results, published),
             tables.ratio_table(results, published),
             tables.cost_table(results),
@@ -154,6 +158,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         ),
         "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
         "trajectory": plots.trajectory_figure({results.labels.get(v, v): frame for v, frame in errors.items()}),
+        "ablation": ablation_figure(results, inputs.ablation),
         "training": plots.training_figure(curves),
         "cost": plots.cost_figure(results),
         "wall_clock": plots.wall_clock_figure(results),
@@ -501,6 +506,7 @@ def _page(
         interpolation=interpolation,
         cell_text=tables.cell_text,
         front=_front_text(results),
+        ablation=inputs.ablation,
     )
 
 

@@ -29,7 +29,7 @@ COST_COLUMNS = (
 )
 TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
 TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS, "sd")
-TABLES = ("main", "floor", "published", "ratios", "training_cost", "libraries", "wall_clock")
+TABLES = ("main", "floor", "ablation", "published", "ratios", "training_cost", "libraries", "wall_clock")
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
 
@@ -646,7 +646,8 @@ def _spread_cell(spread: Spread | None) -> Cell:
     return Cell() if spread is None else Cell(spread.mean, spread.sd, spread.n)
 
 
-def _metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
+def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
+    """Columns of measures with their spread, titled with the extractor's name and the better direction."""
     titles = {
         "frechet_distance": f"{results.frechet_name} ↓",
         "kid": "KID ↓",
@@ -675,7 +676,7 @@ def supported_best(spreads: Mapping[Method, Spread], lower_is_better: bool) -> M
 
 def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
     parts: dict[str, list[str]] = {}
-    titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in _metric_columns(results, keys)), strict=True))
+    titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in metric_columns(results, keys)), strict=True))
     for key in keys:
         counts = {s.n for row in results.rows if (s := results.spread(key, row)) is not None}
         if counts:
@@ -714,7 +715,7 @@ def main_table(results: Results) -> Table:
         Column("method", "Method"),
         Column("nfe", "Evaluations", "count"),
         Column("num_samples", "Samples", "count"),
-        *_metric_columns(results, keys),
+        *metric_columns(results, keys),
         Column("images_per_second", "Images/s ↑", "number"),
         Column("speedup_over_teacher", "Speed-up", "factor"),
         Column("network_evaluations", "Training: network evaluations", "count"),
@@ -789,7 +790,7 @@ def floor_table(results: Results) -> Table:
     columns = [
         Column("method", "Method"),
         Column("nfe", "Evaluations", "count"),
-        *_metric_columns(results, keys),
+        *metric_columns(results, keys),
         Column("over_floor", f"{results.frechet_name} ÷ floor", "factor"),
     ]
     rows = []

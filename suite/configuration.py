@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -79,6 +79,52 @@ class SpeedSettings(Settings):
         return value
 
 
+class AblationSettings(Settings):
+    """One change at a time.
+
+    Attributes:
+        base: a variant under ``methods``.
+        axes: name of a question to changes, each a part of the base's block that replaces the same part of it. Every
+            change becomes a variant, named after the question and its values.
+    """
+
+    base: str
+    axes: dict[str, tuple[dict[str, Any], ...]] = Field(min_length=1)
+
+    def variants(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Question to the names of its variants and their changes.
+
+        Raises:
+            ValueError: two changes have one name.
+        """
+        named: dict[str, dict[str, dict[str, Any]]] = {}
+        for axis, changes in self.axes.items():
+            named[axis] = {}
+            for change in changes:
+                name = f"{axis}-" + "_".join(str(value) for _, value in _leaves(change))
+                if name in named[axis]:
+                    raise ValueError(f"axes.{axis}: two changes have the name {name!r}, expected different values")
+                named[axis][name] = change
+        return named
+
+
+def _leaves(block: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The values of a nested block with their dotted keys."""
+    found: list[tuple[str, Any]] = []
+    for key, value in block.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _merged(block: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """``block`` with the leaves of ``change`` put in."""
+    result = dict(block)
+    for key, value in change.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(value, Mapping) and isinstance(old, Mapping) else value
+    return result
+
+
 class _Layout(Settings):
     """The blocks of the file, before ``data``, ``teacher`` and ``methods`` have chosen their own models."""
 
@@ -93,6 +139,7 @@ class _Layout(Settings):
             "progressive": {"method": "progressive_distillation"},
         }
     )
+    ablation: AblationSettings | None = None
     published_as: str | None = None
     select: tuple[str, ...] | None = Field(None, min_length=1)
     train_seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -121,6 +168,8 @@ class Experiment:
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
         published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
+        ablation: question to variant to its change in words; None where the experiment has no ablation.
+        ablation_base: the variant that those differ from.
         labels: what the report calls each variant: its method's title, and its own name where several share a method.
     """
 
@@ -140,6 +189,8 @@ class Experiment:
         self.methods = methods
         self.published_as = layout.published_as
         self.labels = _labels(methods)
+        self.ablation_base = layout.ablation.base if layout.ablation else None
+        self.ablation = _described(layout.ablation, methods) if layout.ablation else None
         self.train_seeds = layout.train_seeds
         self.evaluation = layout.evaluation
         self.speed = layout.speed
@@ -163,24 +214,61 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     facts = teacher.facts(data.channels, data.resolution)
     problems: list[str] = []
     methods: dict[str, Method] = {}
-    for name, block in layout.methods.items():
+    blocks, of_ablation = _blocks(layout)
+    for name, block in blocks.items():
         try:
             methods[name] = _parse_method(name, block, facts)
         except UserError as error:
-            problems.append(str(error))
+            where = of_ablation.get(name)
+            problems.append(f"{where}: {error}" if where else str(error))
     try:
         teacher.check_pictures(data.channels, data.resolution)
     except ValueError as error:
         problems.append(f"teacher.{error}.")
-    selected = tuple(layout.methods) if layout.select is None else layout.select
+    selected = tuple(blocks) if layout.select is None else (*layout.select, *of_ablation)
     for name in selected:
-        if name not in layout.methods:
+        if name not in blocks:
             problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
+    if layout.ablation and layout.ablation.base not in selected:
+        problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
     problems += _published_problems(layout.published_as)
     problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
     if problems:
         raise UserError("\n".join(problems))
-    return Experiment(raw, layout, data, teacher, {name: methods[name] for name in layout.methods if name in selected})
+    return Experiment(raw, layout, data, teacher, {name: methods[name] for name in blocks if name in selected})
+
+
+def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The blocks of all variants, those of the ablation included, and the key path of each of the latter."""
+    blocks, paths = dict(layout.methods), {}
+    if layout.ablation is None:
+        return blocks, {}
+    if layout.ablation.base not in blocks:
+        known = ", ".join(blocks)
+        raise UserError(f"ablation.base: found {layout.ablation.base!r}, expected a variant under methods: {known}.")
+    try:
+        variants = layout.ablation.variants()
+    except ValueError as error:
+        raise UserError(f"ablation.{error}.") from error
+    for axis, changes in variants.items():
+        for number, (name, change) in enumerate(changes.items()):
+            if name in blocks:
+                raise UserError(f"ablation.axes.{axis}[{number}]: the name {name!r} is taken; rename the question.")
+            blocks[name] = _merged(blocks[layout.ablation.base], change)
+            paths[name] = f"ablation.axes.{axis}[{number}]"
+    return blocks, paths
+
+
+def _described(ablation: AblationSettings, methods: Mapping[str, Method]) -> dict[str, dict[str, str]]:
+    """Question to variant to its change in words, "delta 0.2, delta_in lambda"."""
+    return {
+        axis: {
+            name: ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in _leaves(change))
+            for name, change in changes.items()
+            if name in methods
+        }
+        for axis, changes in ablation.variants().items()
+    }
 
 
 def _labels(methods: dict[str, Method]) -> dict[str, str]:
@@ -288,5 +376,7 @@ def _problems(error: pydantic.ValidationError, model: type[Settings], prefix: st
 def _neighbours(model: Any, location: tuple[int | str, ...]) -> list[str]:
     """The known keys of the block in which ``location`` names an unknown one."""
     for key in location[:-1]:
-        model = model.model_fields[key].annotation
+        annotation = model.model_fields[key].annotation
+        blocks = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
+        model = blocks[0]  # `Block | None` among them
     return list(model.model_fields)

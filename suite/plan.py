@@ -67,6 +67,11 @@ class Plan:
             if method.name == "boot" and method.settings.target == "signal"
         ]
 
+    def pictured_variants(self) -> list[str]:
+        """Those of which the report shows pictures at every time; an ablation's many changes would bury them."""
+        changed = {name for variants in (self.experiment.ablation or {}).values() for name in variants}
+        return [name for name in self.signal_variants() if name not in changed]
+
     def trajectory(self, variant: str, train_seed: int) -> Path:
         """The errors of a student along the teacher's trajectory."""
         return self.root / "trajectory" / variant / f"train-{train_seed}.csv"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffusion.files import write_json
 from diffusion.images import save_samples
+from evaluation.ablation import Ablation
 from evaluation.report import ReportInputs
 from evaluation.tables import METRICS_COLUMNS, SPEED_COLUMNS, CostFile
 
@@ -214,6 +215,9 @@ def fabricate(
         samples=samples,
         pictures=shown,
         trajectory=trajectory,
+        ablation=Ablation(next(iter(boot)), {"steps": ["progressive"]}, {"progressive": "steps by halves"})
+        if boot
+        else None,
         training=training,
         benchmarks=benchmarks,
         provenance={

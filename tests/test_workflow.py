@@ -213,6 +213,7 @@ def test_a_change_of_one_method_reruns_that_method_alone(finished):
     raw["methods"]["boot-euler"]["training"]["steps"] = 9
     assert planned(finished, raw) == {
         "distil boot-euler", "sample boot-euler", "features boot-euler", "measure boot-euler", "pictures boot-euler",
+        "trajectory boot-euler",
         "speed", "report", "all",
     }  # fmt: skip
 

@@ -6,12 +6,15 @@ from pathlib import Path
 
 from diffusion.files import read_json
 from diffusion.teacher import TeacherSettings
+from evaluation.ablation import Ablation
 from evaluation.report import ReportInputs, render
 from evaluation.tables import CostFile
-from suite.configuration import parse_experiment
+from suite.configuration import Experiment, parse_experiment
 from suite.plan import Plan
 from suite.provenance import write_provenance
 
+# More panels than that are drawn for the first training seed only.
+_MOST_CURVES = 12
 _RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures", "trajectory")
 
 
@@ -51,17 +54,15 @@ def write_report(arguments: argparse.Namespace) -> None:
                 for unit in plan.timed_units()
             }
             | {name: Path(path) for name, path in external.items()},
-            pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.signal_variants()},
-            trajectory={
-                name: [plan.trajectory(name, seed) for seed in experiment.train_seeds]
-                for name in plan.signal_variants()
-            },
+            pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
+            trajectory={name: [plan.trajectory(name, first_seed)] for name in plan.signal_variants()},
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
                 **{
                     (f"{labels[name]}, seed {seed}" if several else labels[name]): plan.student_folder(name, seed)
                     / "training.csv"
                     for name, seed in trained
+                    if len(trained) <= _MOST_CURVES or seed == first_seed
                 },
             },
             benchmarks=_benchmarks(plan),
@@ -83,6 +84,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             labels=labels,
             teacher=(reference.variant, reference.nfe),
             untrained=frozenset(name for name, method in methods.items() if not method.trains),
+            ablation=_ablation(experiment),
         ),
         root / "report",
     )
@@ -115,3 +117,11 @@ def _commits(plan: Plan) -> str:
         *(plan.student_folder(n, s) / "provenance.json" for n in plan.trained_variants() for s in plan.train_seeds(n)),
     ]
     return ", ".join(dict.fromkeys(str(read_json(file)["commit"]) for file in files))
+
+
+def _ablation(experiment: Experiment) -> Ablation | None:
+    if experiment.ablation is None or experiment.ablation_base is None:
+        return None
+    changes = {name: words for variants in experiment.ablation.values() for name, words in variants.items()}
+    axes = {axis: tuple(variants) for axis, variants in experiment.ablation.items()}
+    return Ablation(experiment.ablation_base, axes, changes)

@@ -1,7 +1,5 @@
 """The report."""
 
-# Those whose output is the signal y_t, which the teacher's trajectory is compared with.
-SIGNAL_VARIANTS = PLAN.signal_variants()
 TRAINED_VARIANTS = PLAN.trained(needs_data=False) + PLAN.trained(needs_data=True)
 
 
@@ -20,19 +18,20 @@ rule report:
         samples=PLAN.per_training("samples/{variant}/train-{train_seed}"),
         pictures=expand(
             ROOT / "pictures/{variant}/train-{train_seed}.npz",
-            variant=SIGNAL_VARIANTS,
+            variant=PLAN.pictured_variants(),
             train_seed=EXPERIMENT.train_seeds[0],
         ),
         trajectory=expand(
             ROOT / "trajectory/{variant}/train-{train_seed}.csv",
-            variant=SIGNAL_VARIANTS,
-            train_seed=EXPERIMENT.train_seeds,
+            variant=PLAN.signal_variants(),
+            train_seed=EXPERIMENT.train_seeds[0],
         ),
         data=ROOT / "data",
         code=code(
             "suite/stages/report.py",
             "suite/configuration.py",
             "suite/plan.py",
+            "evaluation/ablation.py",
             "evaluation/report.py",
             "evaluation/tables.py",
             "evaluation/plots.py",

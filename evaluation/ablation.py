@@ -1,0 +1,172 @@
+"""One change at a time: the ablation's table, its sentences and its figure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from evaluation import plots
+from evaluation.tables import (
+    LOWER_IS_BETTER,
+    MISSING,
+    Cell,
+    Column,
+    Method,
+    Results,
+    Spread,
+    Table,
+    compare,
+    format_value,
+    metric_columns,
+    spread_of,
+    without_empty_columns,
+)
+
+MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was changed.
+
+    Attributes:
+        base: the variant that the others differ from.
+        axes: name of a question to its variants, without the base.
+        changes: variant to what it changes, in words ("delta 0.2").
+    """
+
+    base: str
+    axes: Mapping[str, Sequence[str]]
+    changes: Mapping[str, str]
+
+
+def training_spread(results: Results, metric: str, row: Method) -> Spread | None:
+    """Mean and deviation over training seeds, each taken at its mean over sampling seeds."""
+    values = results.values(metric, row)
+    return None if values is None else spread_of(values.groupby(level=0, dropna=False).mean())
+
+
+def _row_of(results: Results, variant: str) -> Method | None:
+    """A variant's row, the one with the fewest evaluations where it has several."""
+    rows = [row for row in results.rows if row.variant == variant]
+    return min(rows, key=lambda row: row.nfe or 0) if rows else None
+
+
+def ablation_table(results: Results, ablation: Ablation | None) -> Table:
+    """The base and every change, by question."""
+    columns = [
+        Column("axis", "Question"),
+        Column("change", "Change"),
+        *metric_columns(results, MEASURES),
+        Column("network_evaluations", "Training: network evaluations", "count"),
+        Column("wall_clock_s", "Training: wall-clock", "duration"),
+    ]
+    rows: list[list[Cell]] = []
+    base = _row_of(results, ablation.base) if ablation else None
+
+    def add(axis: str, variant: str, change: str) -> None:
+        row = _row_of(results, variant)
+        if row is None:
+            return
+        cells = []
+        for metric in MEASURES:
+            spread = training_spread(results, metric, row)
+            against = training_spread(results, metric, base) if base else None
+            best = (
+                spread is not None
+                and against is not None
+                and min(spread.n, against.n) >= 3
+                and compare(spread, against, LOWER_IS_BETTER[metric]) == "better"
+            )
+            cells.append(Cell(spread.mean, spread.sd, spread.n, best) if spread else Cell())
+        cost = [Cell(results.cost_of(row, key)) for key in ("network_evaluations", "wall_clock_s")]
+        rows.append([Cell(axis), Cell(change), *cells, *cost])
+
+    if ablation is not None:
+        add("base", ablation.base, MISSING)
+        for axis, variants in ablation.axes.items():
+            for variant in variants:
+                add(axis, variant, ablation.changes[variant])
+    table = Table(
+        "ablation",
+        "One change at a time",
+        "Each row is the base but for one change. Mean ± standard deviation over training seeds, each at its mean over "
+        "sampling seeds. Bold: better than the base by more than two standard deviations of the difference, with at "
+        "least three training seeds on each side.",
+        columns,
+        rows,
+        notes=ablation_sentences(results, ablation) if ablation else [],
+        aside=frozenset({0}) if rows else frozenset(),
+    )
+    return without_empty_columns(table, keep=("frechet_distance",))
+
+
+def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
+    """What each question's changes show, one sentence a question, from the data."""
+    base = _row_of(results, ablation.base)
+    if base is None:
+        return []
+    sentences = []
+    for axis, variants in ablation.axes.items():
+        parts = []
+        for metric, name in (("frechet_distance", results.frechet_name), ("mse_to_teacher", "the MSE to the teacher")):
+            reference = training_spread(results, metric, base)
+            found: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+            for variant in variants:
+                row = _row_of(results, variant)
+                spread = training_spread(results, metric, row) if row else None
+                if spread is not None and reference is not None:
+                    verdict = compare(spread, reference, LOWER_IS_BETTER[metric])
+                    found[verdict].append(f"{ablation.changes[variant]} ({_text(spread)})")
+            if reference is None or not any(found.values()):
+                continue
+            verdicts = [f"{verdict}: {', '.join(found[verdict])}" for verdict in found if found[verdict]]
+            parts.append(f"by {name}, against the base's {_text(reference)}, {'; '.join(verdicts)}")
+        if parts:
+            sentences.append(f"{axis}: {'. '.join(part[0].upper() + part[1:] for part in parts)}.")
+    if sentences:
+        sentences.append(
+            "Level means within two standard deviations of the difference; with one training seed the means alone "
+            "decide, and nothing is supported."
+        )
+    return sentences
+
+
+def _text(spread: Spread) -> str:
+    return format_value(spread.mean, "number", spread.sd)
+
+
+def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
+    """Fréchet distance against the cost of training, one panel a question, the base in each."""
+    if ablation is None or not ablation.axes:
+        return plots.empty_figure("No ablation in this experiment.")
+    columns = 2
+    count = math.ceil(len(ablation.axes) / columns)
+    figure, axes = plots.new_figure(1.35 * plots.WIDTH, 0.3 + 2.4 * count, count, columns)
+    with matplotlib.rc_context(plots.STYLE):
+        for panel, (axis, variants) in zip(axes.flat, ablation.axes.items(), strict=False):
+            shown = [(ablation.base, "base"), *((variant, ablation.changes[variant]) for variant in variants)]
+            for number, (variant, change) in enumerate(shown):
+                row = _row_of(results, variant)
+                spread = training_spread(results, "frechet_distance", row) if row else None
+                cost = results.cost_of(row, "network_evaluations") if row else None
+                if spread is None or not cost:
+                    continue
+                style: dict[str, Any] = {"color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
+                style["marker"] = plots.MARKERS[(number - 1) % len(plots.MARKERS)]
+                if not number:
+                    style = {"color": "#000000", "marker": "*", "markersize": 10}
+                panel.errorbar(cost, spread.mean, spread.sd or 0, label=change, linestyle="", capsize=2, **style)
+            panel.set_xscale("log")
+            panel.margins(0.2)
+            panel.set_title(axis, fontsize=9)
+            panel.set_xlabel("training evaluations", fontsize=8)
+            panel.set_ylabel("Fréchet distance", fontsize=8)
+            panel.tick_params(labelsize=7, which="both")
+            panel.legend(fontsize=6, frameon=False)
+        for panel in list(axes.flat)[len(ablation.axes) :]:
+            panel.axis("off")
+    return figure

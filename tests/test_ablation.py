@@ -1,0 +1,146 @@
+"""The ablation's block of YAML, its table and its sentences."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_configuration import TINY
+
+from diffusion.errors import UserError
+from evaluation.ablation import Ablation, ablation_figure, ablation_sentences, ablation_table, training_spread
+from evaluation.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Method, Results
+from suite.configuration import parse_experiment
+from suite.plan import Plan
+
+BLOCK = yaml.safe_load("""
+base: boot-heun
+axes:
+  delta: [{delta: 0.02}, {delta: 0.2}]
+  lambda: [{delta_in: lambda, delta: 0.5}]
+  length: [{training: {steps: 4}}]
+""")
+
+
+def experiment(**changes):
+    raw = copy.deepcopy(TINY) | {"ablation": copy.deepcopy(BLOCK) | changes}
+    return parse_experiment(raw)
+
+
+def test_every_change_becomes_a_variant_that_is_the_base_but_for_it():
+    methods = experiment().methods
+    base = methods["boot-heun"].settings
+    assert methods["delta-0.02"].settings == base.model_copy(update={"delta": 0.02})
+    assert methods["lambda-lambda_0.5"].settings == base.model_copy(update={"delta_in": "lambda", "delta": 0.5})
+    longer = base.training.model_copy(update={"steps": 4})
+    assert methods["length-4"].settings == base.model_copy(update={"training": longer})
+
+
+def test_its_names_words_and_pictures():
+    parsed = experiment()
+    assert parsed.ablation == {
+        "delta": {"delta-0.02": "delta 0.02", "delta-0.2": "delta 0.2"},
+        "lambda": {"lambda-lambda_0.5": "delta_in lambda, delta 0.5"},
+        "length": {"length-4": "steps 4"},
+    }
+    plan = Plan(parsed)
+    assert "delta-0.2" in plan.signal_variants()
+    assert "delta-0.2" not in plan.pictured_variants()
+    assert "boot-heun" in plan.pictured_variants()
+
+
+def test_a_selection_keeps_the_ablation():
+    raw = copy.deepcopy(TINY) | {"ablation": BLOCK, "select": ["ddim", "boot-heun"]}
+    assert set(parse_experiment(raw).methods) == {
+        "ddim", "boot-heun", "delta-0.02", "delta-0.2", "lambda-lambda_0.5", "length-4",
+    }  # fmt: skip
+    raw["select"] = ["ddim", "boot-euler"]
+    with pytest.raises(UserError, match=r"ablation\.base: found 'boot-heun', expected a selected variant"):
+        parse_experiment(raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"base": "nothing"}, r"ablation\.base: found 'nothing', expected a variant under methods: .*boot-heun"),
+        ({"axes": {"delta": [{"delta": 9.0}]}}, r"ablation\.axes\.delta\[0\]: methods\.delta-9\.0\.delta: found 9"),
+        ({"axes": {"delta": [{"detla": 0.1}]}}, r"ablation\.axes\.delta\[0\]: .*detla: unknown key"),
+        ({"axes": {"x": [{"delta": 0.1}, {"delta": 0.1}]}}, r"ablation\.axes\.x: two changes have the name 'x-0.1'"),
+        ({"axes": {}}, r"ablation\.axes"),
+        ({"axes": {"boot": [{"solver": "heun"}]}}, r"ablation\.axes\.boot\[0\]: the name 'boot-heun' is taken"),
+        ({"axis": {}}, r"ablation\.axis: unknown key; expected one of: base, axes"),
+    ],
+)
+def test_a_broken_ablation_is_refused(changes, expected):
+    with pytest.raises(UserError, match=expected):
+        experiment(**changes)
+
+
+def results(values):
+    """Variant to one Fréchet distance a training seed and sampling seed."""
+    rows = [
+        {
+            **dict.fromkeys(METRICS_COLUMNS, ""),
+            **{"experiment": "x", "method": "boot", "variant": variant, "nfe": 1, "metric": "frechet_distance"},
+            **{"train_seed": train_seed, "seed": seed, "value": value, "num_samples": 100},
+        }
+        for variant, by_training in values.items()
+        for train_seed, by_seed in enumerate(by_training)
+        for seed, value in enumerate(by_seed)
+    ]
+    cost = pd.DataFrame(
+        [
+            {"experiment": "x", "method": "boot", "variant": v, "network_evaluations": 1000, "real_images_seen": 0}
+            | {"wall_clock_s": 1.0, "parameters": 1, "nfe": 1, "base_variant": v}
+            for v in values
+        ],
+        columns=[*COST_COLUMNS, "nfe", "base_variant"],
+    )
+    empty = pd.DataFrame(columns=list(SPEED_COLUMNS))
+    metrics = pd.DataFrame(rows, columns=list(METRICS_COLUMNS))
+    return Results(metrics, empty, cost, pd.DataFrame(), "digits", {v: v for v in values}, ("ddim", 50))
+
+
+VALUES = {
+    "base": [[10.0, 12.0], [11.0, 13.0], [12.0, 14.0]],
+    "good": [[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]],
+    "same": [[11.0, 12.0], [11.0, 12.0], [12.0, 13.0]],
+    "bad": [[30.0, 32.0], [31.0, 33.0], [32.0, 34.0]],
+}
+ABLATION = Ablation("base", {"knob": ["good", "same", "bad"]}, {"good": "knob 1", "same": "knob 2", "bad": "knob 3"})
+
+
+def test_the_spread_is_that_over_training_seeds():
+    spread = training_spread(results(VALUES), "frechet_distance", Method("boot", "base", 1))
+    assert (spread.mean, spread.sd, spread.n) == pytest.approx((12.0, 1.0, 3))  # of the means 11, 12, 13
+    assert np.std([10, 12, 11, 13, 12, 14], ddof=1) > 1.4  # what pooling all six would have said
+
+
+def test_the_table_marks_what_beats_the_base():
+    table = ablation_table(results(VALUES), ABLATION)
+    keys = [column.key for column in table.columns]
+    cells = {row[1].value: row[keys.index("frechet_distance")] for row in table.rows}
+    assert [row[0].value for row in table.rows] == ["base", "knob", "knob", "knob"]
+    assert {change for change, cell in cells.items() if cell.best} == {"knob 1"}
+    assert table.rows[1][keys.index("network_evaluations")].value == 1000
+
+
+def test_the_sentence_says_what_the_data_say():
+    first, note = ablation_sentences(results(VALUES), ABLATION)
+    assert first.startswith("knob: By ")
+    assert "against the base's 12.0 ± 1.0" in first
+    for part in ("better: knob 1 (3.0 ± 1.0)", "level: knob 2 (11.8 ± 0.6)", "worse: knob 3 (32.0 ± 1.0)"):
+        assert part in first
+    assert note.startswith("Level means")
+
+
+def test_one_training_seed_supports_nothing():
+    table = ablation_table(results({name: values[:1] for name, values in VALUES.items()}), ABLATION)
+    assert not any(cell.best for row in table.rows for cell in row)
+
+
+def test_without_an_ablation_the_files_are_there_and_empty():
+    assert ablation_table(results(VALUES), None).rows == []
+    assert ablation_figure(results(VALUES), None) is not None
+    assert ablation_figure(results(VALUES), ABLATION) is not None
