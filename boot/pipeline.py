@@ -2,18 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import ImagePipelineOutput
 
 from boot.student import BootStudent
 from diffusion.denoiser import Condition
-from diffusion.images import to_uint8
-from diffusion.pipelines import picture_shape, prediction_type_of, schedule_of
+from diffusion.noise_pipeline import NoisePipeline
+from diffusion.pipelines import prediction_type_of, schedule_of
 
 
-class BootPipeline(DiffusionPipeline):
+class BootPipeline(NoisePipeline):
     """Draws pictures with one network evaluation.
 
     ``DiffusionPipeline.from_pretrained`` does not know this class: load the folder with
@@ -23,12 +21,6 @@ class BootPipeline(DiffusionPipeline):
         unet: the student's network.
         scheduler: any that :func:`diffusion.pipelines.schedule_of` reads, for its noise levels and prediction type.
     """
-
-    model_cpu_offload_seq = "unet"
-
-    def __init__(self, unet: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -63,15 +55,12 @@ class BootPipeline(DiffusionPipeline):
         # Timesteps count alone: the student reads its network at t_max's noise level for every t.
         schedule = schedule_of(self.scheduler)
         student = BootStudent(self.unet, schedule, prediction_type_of(self.scheduler))
-        if noise is None:
-            shape = (batch_size, *picture_shape(self.unet.config))
-            noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         time = schedule.time(torch.tensor(timestep, dtype=torch.float64))
-        signal = student(noise.to(self.device, self.unet.dtype), time, condition)
+        signal = student(self.draw_noise(batch_size, generator, noise).to(self.unet.dtype), time, condition)
         if output_type == "pt":
             images: Any = signal
         elif output_type == "np":
             images = (signal / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
         else:
-            images = self.numpy_to_pil(to_uint8(signal).astype(np.float32) / 255)
+            images = self.to_pil(signal)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

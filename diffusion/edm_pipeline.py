@@ -2,28 +2,19 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import ImagePipelineOutput
 
-from diffusion.images import to_uint8
-from diffusion.pipelines import picture_shape
+from diffusion.noise_pipeline import NoisePipeline
 
 
-class EdmPipeline(DiffusionPipeline):
+class EdmPipeline(NoisePipeline):
     """Draws pictures with the folder's own scheduler, ``EDMEulerScheduler``, one network evaluation a step.
 
     Args:
         unet: a ``UNet2DModel``.
         scheduler: an ``EDMEulerScheduler``.
     """
-
-    model_cpu_offload_seq = "unet"
-
-    def __init__(self, unet: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -54,16 +45,13 @@ class EdmPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil' or 'pt'")
-        if noise is None:
-            shape = (batch_size, *picture_shape(self.unet.config))
-            noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
         if ramp is None:
             self.scheduler.set_timesteps(num_inference_steps, device=self.device)
         else:
             self.scheduler.set_timesteps(sigmas=torch.tensor(ramp, dtype=torch.float64), device=self.device)
-        x = noise.to(self.device) * self.scheduler.sigmas[0]
+        x = self.draw_noise(batch_size, generator, noise) * self.scheduler.sigmas[0]
         for t in self.scheduler.timesteps:
             output = self.unet(self.scheduler.scale_model_input(x, t), t).sample
             x = self.scheduler.step(output, t, x).prev_sample
-        images: Any = x if output_type == "pt" else self.numpy_to_pil(to_uint8(x).astype(np.float32) / 255)
+        images: Any = x if output_type == "pt" else self.to_pil(x)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -55,6 +55,11 @@ def _row_of(results: Results, variant: str) -> Method | None:
     return min(rows, key=lambda row: row.nfe or 0) if rows else None
 
 
+def _measured(results: Results, metric: str, variant: str) -> Spread | None:
+    row = _row_of(results, variant)
+    return training_spread(results, metric, row) if row else None
+
+
 def ablation_table(results: Results, ablation: Ablation | None) -> Table:
     """The base and every change, by question."""
     columns = [
@@ -65,7 +70,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         Column("wall_clock_s", "Training: wall-clock", "duration"),
     ]
     rows: list[list[Cell]] = []
-    base = _row_of(results, ablation.base) if ablation else None
+    base = {metric: _measured(results, metric, ablation.base) for metric in MEASURES} if ablation else {}
 
     def add(axis: str, variant: str, change: str) -> None:
         row = _row_of(results, variant)
@@ -73,8 +78,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
             return
         cells = []
         for metric in MEASURES:
-            spread = training_spread(results, metric, row)
-            against = training_spread(results, metric, base) if base else None
+            spread, against = training_spread(results, metric, row), base[metric]
             best = (
                 spread is not None
                 and against is not None
@@ -106,18 +110,14 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
 
 def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
     """What each question's changes show, one sentence a question, from the data."""
-    base = _row_of(results, ablation.base)
-    if base is None:
-        return []
     sentences = []
     for axis, variants in ablation.axes.items():
         parts = []
         for metric, name in (("frechet_distance", results.frechet_name), ("mse_to_teacher", "the MSE to the teacher")):
-            reference = training_spread(results, metric, base)
+            reference = _measured(results, metric, ablation.base)
             found: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
             for variant in variants:
-                row = _row_of(results, variant)
-                spread = training_spread(results, metric, row) if row else None
+                spread = _measured(results, metric, variant)
                 if spread is not None and reference is not None:
                     verdict = compare(spread, reference, LOWER_IS_BETTER[metric])
                     found[verdict].append(f"{ablation.changes[variant]} ({_text(spread)})")

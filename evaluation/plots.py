@@ -307,9 +307,6 @@ def trajectory_figure(errors: Mapping[str, pd.DataFrame]) -> Figure:
             parts = {name: frame[frame["quantity"] == name] for name in ("student", "one_step", "near_zero")}
             student = parts["student"][parts["student"]["value"] > 0]
             above.plot(student["t"], student["value"], color=colour, marker=marker, markersize=4, label=f"{label}, 1")
-            spread = student["sd"].fillna(0)
-            low = (student["value"] - spread).clip(lower=student["value"] / 10)
-            above.fill_between(student["t"], low, student["value"] + spread, color=colour, alpha=0.2, linewidth=0)
             if len(errors) <= 4:  # more lines than that hide each other
                 step = parts["one_step"]
                 above.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")

@@ -57,7 +57,7 @@ class ReportInputs:
         costs: ``cost.json`` files with method and variant; the teacher's too, with method "teacher".
         samples: label to ``.npz`` for the grid, all drawn from the same sampling seed, in the order of the rows.
         pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``.
-        trajectory: BOOT variant to its errors along the trajectory, one table a training seed.
+        trajectory: BOOT variant to the errors of its first training seed's student along the trajectory.
         training: label to ``training.csv``.
         benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
         provenance: nested dictionary of strings and numbers; "protocols" maps a name to a sentence. The keys
@@ -75,7 +75,7 @@ class ReportInputs:
     costs: Sequence[CostFile]
     samples: Mapping[str, Path]
     pictures: Mapping[str, Path]
-    trajectory: Mapping[str, Sequence[Path]]
+    trajectory: Mapping[str, Path]
     training: Mapping[str, Path]
     benchmarks: Sequence[Path]
     provenance: Mapping[str, Any]
@@ -131,7 +131,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
     grid = sample_rows(inputs.samples)
     pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
     curves = {label: _load_curve(path) for label, path in inputs.training.items()}
-    errors = {variant: tables.load_trajectory(paths) for variant, paths in inputs.trajectory.items()}
+    errors = {variant: tables.load_trajectory(path) for variant, path in inputs.trajectory.items()}
 
     built = {
         table.name: table

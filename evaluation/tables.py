@@ -28,7 +28,7 @@ COST_COLUMNS = (
     *("wall_clock_s", "parameters"),
 )
 TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
-TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS, "sd")
+TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS)
 TABLES = ("main", "floor", "ablation", "published", "ratios", "training_cost", "libraries", "wall_clock")
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
@@ -153,22 +153,15 @@ def load_speed(path: Path) -> pd.DataFrame:
     return speed
 
 
-def load_trajectory(paths: Sequence[Path]) -> pd.DataFrame:
-    """Reads the errors of one variant's students along the trajectory, one file a training seed.
-
-    Returns:
-        Columns ``TRAJECTORY_COLUMNS`` with the mean over training seeds, and ``sd``, NaN for one seed.
+def load_trajectory(path: Path) -> pd.DataFrame:
+    """Reads the errors of one student along the trajectory, columns ``TRAJECTORY_COLUMNS``.
 
     Raises:
         UserError: as :func:`load_metrics`.
     """
-    frames = []
-    for path in paths:
-        frame = _read_csv(path, TRAJECTORY_COLUMNS)
-        _refuse_non_finite(frame, ("nfe", "t", "value"), path)
-        frames.append(frame)
-    grouped = pd.concat(frames).groupby(["quantity", "nfe", "t"], sort=False)["value"]
-    return pd.DataFrame({"value": grouped.mean(), "sd": grouped.std(ddof=1)}).reset_index()
+    frame = _read_csv(path, TRAJECTORY_COLUMNS)
+    _refuse_non_finite(frame, ("nfe", "t", "value"), path)
+    return frame
 
 
 def trajectory_table(errors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

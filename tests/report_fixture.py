@@ -165,7 +165,7 @@ def fabricate(
             for quantity, nfe, first in (("student", 1, 0), ("one_step", 1, 1), ("near_zero", 1, 0), ("ddim", 4, 0))
         ]
         pd.concat(parts).to_csv(path, index=False)
-        trajectory[variant] = [path]
+        trajectory[variant] = path
 
     training = {}
     for number, label in enumerate(("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")):

@@ -31,7 +31,8 @@ def measure(arguments: argparse.Namespace) -> None:
         if not arguments.samples.is_dir():
             files = {0: arguments.samples}
         samples = {seed: load_samples(path) for seed, path in files.items()}
-        check_resolution(arguments, samples)
+        if arguments.samples.is_file():  # brought by the user; the suite's own have it by construction
+            check_resolution(arguments, samples)
         shared = {seed: arguments.teacher_samples / f"seed-{seed}.npz" for seed in features}
         rows += quality.measure(
             identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},

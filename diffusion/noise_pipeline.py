@@ -1,0 +1,39 @@
+"""What our own `diffusers` pipelines share: a network, a scheduler, noise in and pictures out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffusion.images import to_uint8
+from diffusion.pipelines import picture_shape
+
+
+class NoisePipeline(DiffusionPipeline):
+    """A pipeline that makes pictures from standard normal noise.
+
+    Args:
+        unet: a ``UNet2DModel``.
+        scheduler: a `diffusers` scheduler; the subclass says which.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def draw_noise(
+        self, batch_size: int, generator: torch.Generator | list[torch.Generator] | None, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``noise`` where it is given, else ``batch_size`` fresh ones; shape (N, C, H, W), on the pipeline's device."""
+        if noise is None:
+            shape = (batch_size, *picture_shape(self.unet.config))
+            noise = randn_tensor(shape, generator=generator, device=self.device, dtype=torch.float32)
+        return noise.to(self.device)
+
+    def to_pil(self, images: torch.Tensor) -> Any:
+        """Pictures in [−1, 1], shape (N, C, H, W), as PIL images, quantised as everywhere else."""
+        return self.numpy_to_pil(to_uint8(images).astype(np.float32) / 255)
