@@ -7,7 +7,9 @@ import torch
 from pydantic import Field, field_validator
 from torch import nn
 
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.conditions import Condition
+from diffusion.denoiser import Denoiser
+from diffusion.guidance import guided
 from diffusion.method import Method, Sampler
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import Settings
@@ -19,7 +21,7 @@ class DdimSettings(Settings):
     """Settings of DDIM.
 
     Attributes:
-        num_inference_steps: step counts to sample with, one network evaluation a step.
+        num_inference_steps: step counts to sample with, one network evaluation a step, or two under guidance.
     """
 
     method: Literal["ddim"] = "ddim"
@@ -45,7 +47,7 @@ class Ddim(Method):
     settings: DdimSettings
 
     def evaluations(self) -> tuple[int, ...]:
-        return self.settings.num_inference_steps
+        return tuple(steps * self.guidance.evaluations for steps in self.settings.num_inference_steps)
 
     def check(self, teacher: TeacherFacts) -> None:
         most = max(self.settings.num_inference_steps)
@@ -56,12 +58,13 @@ class Ddim(Method):
             )
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, Denoiser(network, teacher.schedule, teacher.prediction_type, teacher.clip))
+        save_denoiser(folder, teacher.with_network(network))
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        denoiser = load_denoiser(folder, device)
+        denoiser = guided(load_denoiser(folder, device), self.guidance)
+        steps = nfe // self.guidance.evaluations
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return ddim_sample(denoiser, noise, nfe, condition)
+            return ddim_sample(denoiser, noise, steps, condition)
 
         return sample, denoiser.network

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
+from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.store import Split
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import Schedule, per_sample
@@ -94,7 +95,7 @@ class ProgressiveDistillation(Method):
                 settings = settings.model_copy(update={"steps": settings.steps * self.settings.last_stages_factor})
             network = student_network(teacher)
             run.count(network)
-            student = Denoiser(network, teacher.schedule, teacher.prediction_type, teacher.clip)
+            student = teacher.with_network(network)
             source = teacher  # bound now: `teacher` moves on
 
             def loss(
@@ -104,20 +105,20 @@ class ProgressiveDistillation(Method):
                 nfe: int = nfe,
                 batch: int = settings.batch_size,
             ) -> torch.Tensor:
-                x = pictures.draw(batch, step.generator)
+                x, labels = pictures.draw(batch, step.generator)
+                condition = {"class_labels": labels} if isinstance(source.conditions, ClassLabels) else None
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
-                return progressive_loss(student, source, x, noise, point, nfe)
+                return progressive_loss(student, source, x, noise, point, nfe, condition)
 
             result, cost = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
             students.append(Student(nfe, result, cost))
-            teacher = Denoiser(
-                copy.deepcopy(result).requires_grad_(False), student.schedule, student.prediction_type, student.clip
-            ).eval()
+            # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
+            teacher = student.with_network(copy.deepcopy(result).requires_grad_(False)).eval()
         return students
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, Denoiser(network, teacher.schedule, teacher.prediction_type, teacher.clip))
+        save_denoiser(folder, teacher.with_network(network))
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         denoiser = load_denoiser(folder, device)
@@ -148,7 +149,9 @@ def grid_noise_level(
 
 
 @torch.no_grad()
-def progressive_target(teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor, num_steps: int) -> torch.Tensor:
+def progressive_target(
+    teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor, num_steps: int, condition: Condition = None
+) -> torch.Tensor:
     """x̃, the picture that takes one DDIM step of the student where two of the teacher lead (algorithm 2).
 
     With t' = t − 1/(2N) and t'' = t − 1/N: x̃ = (z_{t''} − (σ_{t''}/σ_t) z_t) / (α_{t''} − (σ_{t''}/σ_t) α_t). At
@@ -163,8 +166,8 @@ def progressive_target(teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor,
     t, alpha_t, sigma_t = grid_noise_level(schedule, step, num_steps)
     middle, alpha_middle, sigma_middle = grid_noise_level(schedule, step - 0.5, num_steps)
     _, alpha_end, sigma_end = grid_noise_level(schedule, step - 1, num_steps)
-    z_middle = ddim_step(z_t, teacher(z_t, t), alpha_t, sigma_t, alpha_middle, sigma_middle)
-    z_end = ddim_step(z_middle, teacher(z_middle, middle), alpha_middle, sigma_middle, alpha_end, sigma_end)
+    z_middle = ddim_step(z_t, teacher(z_t, t, condition), alpha_t, sigma_t, alpha_middle, sigma_middle)
+    z_end = ddim_step(z_middle, teacher(z_middle, middle, condition), alpha_middle, sigma_middle, alpha_end, sigma_end)
     ratio = sigma_end / sigma_t
     return (z_end - per_sample(ratio, z_t) * z_t) / per_sample(alpha_end - ratio * alpha_t, z_t)
 
@@ -176,6 +179,7 @@ def progressive_loss(
     noise: torch.Tensor,
     step: torch.Tensor,
     num_steps: int,
+    condition: Condition = None,
 ) -> torch.Tensor:
     """E max(α²/σ², 1) ‖x̃ − x̂‖², the truncated-SNR weight (eq. 9); mean over batch and pixels, a scalar.
 
@@ -187,6 +191,6 @@ def progressive_loss(
     """
     t, alpha, sigma = grid_noise_level(student.schedule, step, num_steps)
     z_t = per_sample(alpha, x) * x + per_sample(sigma, x) * noise
-    target = progressive_target(teacher, z_t, step, num_steps)
+    target = progressive_target(teacher, z_t, step, num_steps, condition)
     weight = per_sample((alpha / sigma).square().clamp(min=1), x)
-    return (weight * (student.estimate(z_t, t) - target).square()).mean()
+    return (weight * (student.estimate(z_t, t, condition) - target).square()).mean()

@@ -56,7 +56,7 @@ def untrained(experiment: Experiment, device: torch.device) -> Denoiser:
     teacher = experiment.teacher
     network = build_network(teacher.network, experiment.data.channels, experiment.data.resolution)
     schedule = teacher.schedule.build()
-    denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.clip)
+    denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.thresholding)
     return denoiser.to(device).eval().requires_grad_(False)
 
 

@@ -130,11 +130,12 @@ class Boot(Method):
         def loss(step: Step) -> torch.Tensor:
             noise = torch.randn(shape, generator=step.generator, device=step.generator.device)
             s, t = draw_times(settings, schedule, step)
+            condition = teacher.conditions.draw(batch, step.generator)
             source = None
             if settings.bootstrap_from == "average":
                 assert step.average is not None
                 source = BootStudent(step.average, schedule, teacher.prediction_type)
-            terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source)
+            terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source, condition)
             return terms.bootstrap + settings.boundary_weight * terms.boundary
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
@@ -142,8 +143,7 @@ class Boot(Method):
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         from boot.pipeline import BootPipeline
 
-        denoiser = Denoiser(network, teacher.schedule, teacher.prediction_type, teacher.clip)
-        save_denoiser(folder, denoiser, BootPipeline)
+        save_denoiser(folder, teacher.with_network(network), BootPipeline)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         student = load_student(folder, device)

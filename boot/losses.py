@@ -8,7 +8,8 @@ import torch
 from boot.distances import Distance, squared_l2
 from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain
 from boot.student import BootStudent
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.conditions import Condition, first_of, join
+from diffusion.denoiser import Denoiser
 from diffusion.schedule import Schedule, per_sample
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
@@ -72,7 +73,7 @@ def boot_losses(
     schedule = student.schedule
     at_start = torch.full((boundary_count,), schedule.t_max, dtype=torch.float64, device=t.device)
     start_noise = noise[:boundary_count]
-    at_both = _with_first(condition, boundary_count)
+    at_both = join(condition, first_of(condition, boundary_count))
     with torch.no_grad():
         output_t = (source or student)(noise, t, condition)
         y_t = output_t if objective.target == "signal" else _signal_of(schedule, output_t, noise, t)
@@ -98,8 +99,3 @@ def boot_losses(
 def _signal_of(schedule: Schedule, state: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """y_t = (x_t − σ_t ε) / α_t, shape (N, C, H, W)."""
     return (state - per_sample(schedule.sigma(t), state) * noise) / per_sample(schedule.alpha(t), state)
-
-
-def _with_first(condition: Condition, count: int) -> Condition:
-    """The condition of a batch followed by its first ``count`` pictures again."""
-    return None if condition is None else {key: torch.cat([value, value[:count]]) for key, value in condition.items()}

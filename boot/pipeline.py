@@ -6,7 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput
 
 from boot.student import BootStudent
-from diffusion.denoiser import Condition
+from diffusion.conditions import Condition
 from diffusion.noise_pipeline import NoisePipeline
 from diffusion.pipelines import prediction_type_of, schedule_of
 

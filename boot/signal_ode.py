@@ -15,7 +15,8 @@ from typing import Literal
 
 import torch
 
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.conditions import Condition
+from diffusion.denoiser import Denoiser
 from diffusion.schedule import Schedule, per_sample
 
 Solver = Literal["euler", "heun", "etd2", "midpoint"]

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from diffusion.denoiser import Condition, PredictionType, network_input, signal_from_output
+from diffusion.conditions import Condition
+from diffusion.denoiser import PredictionType, network_input, signal_from_output
 from diffusion.schedule import Schedule, network_timesteps, per_sample
 
 

@@ -8,10 +8,13 @@ import torch
 
 from boot.signal_ode import bootstrap_target, noisy_state
 from boot.student import BootStudent
+from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
 
 
-def read_at_times(student: BootStudent, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+def read_at_times(
+    student: BootStudent, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
+) -> torch.Tensor:
     """g_θ(ε, t) for every noise and every time, in one batch.
 
     Args:
@@ -22,10 +25,14 @@ def read_at_times(student: BootStudent, noise: torch.Tensor, times: torch.Tensor
         shape (N, T, C, H, W).
     """
     repeated = noise.repeat_interleave(len(times), dim=0)
-    return student(repeated, times.repeat(len(noise))).unflatten(0, (len(noise), len(times)))
+    if condition is not None:
+        condition = {key: value.repeat_interleave(len(times), dim=0) for key, value in condition.items()}
+    return student(repeated, times.repeat(len(noise)), condition).unflatten(0, (len(noise), len(times)))
 
 
-def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, substeps: int = 16) -> torch.Tensor:
+def true_signal(
+    teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, substeps: int = 16, condition: Condition = None
+) -> torch.Tensor:
     """The teacher's own y_t: the Signal-ODE from y(t_max) = f_φ(x_M, t_max), by Heun steps.
 
     Args:
@@ -36,19 +43,21 @@ def true_signal(teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, sub
     Returns:
         shape (N, T, C, H, W).
     """
-    signal = teacher(teacher.schedule.start(noise), times[0])
+    signal = teacher(teacher.schedule.start(noise), times[0], condition)
     signals = [signal]
     for upper, lower in itertools.pairwise(times):
         grid = torch.linspace(float(upper), float(lower), substeps + 1, dtype=torch.float64)
         for t, s in itertools.pairwise(grid):
-            estimate = teacher(noisy_state(teacher.schedule, signal, noise, t), t)
-            signal = bootstrap_target(teacher, signal, estimate, noise, s, t, "heun")
+            estimate = teacher(noisy_state(teacher.schedule, signal, noise, t), t, condition)
+            signal = bootstrap_target(teacher, signal, estimate, noise, s, t, "heun", condition)
         signals.append(signal)
     return torch.stack(signals, dim=1)
 
 
-def ddim_signal(teacher: Denoiser, noise: torch.Tensor, t: torch.Tensor, evaluations: int) -> torch.Tensor:
-    """y_t by ``evaluations`` DDIM steps of the teacher from t_max down to ``t``, equal in time.
+def ddim_signal(
+    teacher: Denoiser, noise: torch.Tensor, t: torch.Tensor, num_steps: int, condition: Condition = None
+) -> torch.Tensor:
+    """y_t by ``num_steps`` DDIM steps of the teacher from t_max down to ``t``, equal in time.
 
     The first evaluation, at t_max, gives the start y = f_φ(x_M, t_max), and holding that f leaves y where it is.
 
@@ -60,12 +69,12 @@ def ddim_signal(teacher: Denoiser, noise: torch.Tensor, t: torch.Tensor, evaluat
         shape (N, C, H, W).
     """
     schedule = teacher.schedule
-    grid = torch.linspace(schedule.t_max, float(t), evaluations + 1, dtype=torch.float64)
-    signal = teacher(schedule.start(noise), grid[0])
+    grid = torch.linspace(schedule.t_max, float(t), num_steps + 1, dtype=torch.float64)
+    signal = teacher(schedule.start(noise), grid[0], condition)
     for upper, lower in itertools.pairwise(grid[1:]):
         if upper > lower:  # at t_max itself there is nowhere to go
-            estimate = teacher(noisy_state(schedule, signal, noise, upper), upper)
-            signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "euler")
+            estimate = teacher(noisy_state(schedule, signal, noise, upper), upper, condition)
+            signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "euler", condition)
     return signal
 
 
@@ -83,7 +92,7 @@ class TrajectoryErrors:
         one_step: ‖g_θ(ε, s) − target‖² with the target one solver step from g_θ(ε, t), s being the next time: what
             the student adds to the error that it has inherited. NaN at the first time, which nothing precedes.
         near_zero: share of the pixels with |f_φ(x̂_t, t) − ŷ_t| < :data:`NEAR_ZERO`, where the increment vanishes.
-        ddim: number of evaluations to ‖·‖² of the teacher's own DDIM with as many.
+        ddim: number of network evaluations to ‖·‖² of the teacher's own DDIM with as many.
     """
 
     times: torch.Tensor
@@ -98,8 +107,9 @@ def trajectory_errors(
     teacher: Denoiser,
     noise: torch.Tensor,
     times: torch.Tensor,
-    evaluations: Sequence[int] = (1, 2, 4, 8),
+    ddim_steps: Sequence[int] = (1, 2, 4, 8),
     substeps: int = 8,
+    condition: Condition = None,
 ) -> TrajectoryErrors:
     """Compares a student with the teacher's true trajectory from the same noise.
 
@@ -107,12 +117,12 @@ def trajectory_errors(
         student: of the signal y_t.
         noise: ε, shape (N, C, H, W).
         times: decreasing, times[0] = t_max, shape (T,).
-        evaluations: DDIM's numbers of steps.
+        ddim_steps: DDIM's numbers of steps.
         substeps: Heun steps of the true trajectory between two times.
     """
     schedule = teacher.schedule
-    truth = true_signal(teacher, noise, times, substeps)
-    read = read_at_times(student, noise, times)
+    truth = true_signal(teacher, noise, times, substeps, condition)
+    read = read_at_times(student, noise, times, condition)
 
     def error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b).square().mean().cpu()
@@ -120,11 +130,11 @@ def trajectory_errors(
     one_step, near_zero = [torch.tensor(float("nan"))], []
     for index, t in enumerate(times):
         y_t = read[:, index]
-        increment = teacher(noisy_state(schedule, y_t, noise, t), t) - y_t
+        increment = teacher(noisy_state(schedule, y_t, noise, t), t, condition) - y_t
         near_zero.append((increment.abs() < NEAR_ZERO).float().mean().cpu())
         if index + 1 < len(times):
             s = times[index + 1]
-            target = bootstrap_target(teacher, y_t, y_t + increment, noise, s, t, "heun")
+            target = bootstrap_target(teacher, y_t, y_t + increment, noise, s, t, "heun", condition)
             one_step.append(error(read[:, index + 1], target))
     return TrajectoryErrors(
         times=times,
@@ -132,8 +142,10 @@ def trajectory_errors(
         one_step=torch.stack(one_step),
         near_zero=torch.stack(near_zero),
         ddim={
-            count: torch.stack([error(ddim_signal(teacher, noise, t, count), truth[:, i]) for i, t in enumerate(times)])
-            for count in evaluations
+            count * teacher.evaluations: torch.stack(
+                [error(ddim_signal(teacher, noise, t, count, condition), truth[:, i]) for i, t in enumerate(times)]
+            )
+            for count in ddim_steps
         },
     )
 

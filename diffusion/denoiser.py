@@ -1,19 +1,16 @@
 """A denoiser: a network, the schedule it was trained on, and what its output means."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import nn
 
+from diffusion.conditions import Condition, Conditions, Unconditional
 from diffusion.schedule import EdmSchedule, Schedule, network_timesteps, per_sample
+from diffusion.thresholding import STATIC, Thresholding
 
 # "edm" is the preconditioned output of Karras et al. 2022, which belongs to their schedule.
 PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
-
-# What a network is told beside the noisy picture and the time: keyword arguments of the network's forward call,
-# for instance {"class_labels": labels} or {"encoder_hidden_states": text}. None is an unconditional network.
-Condition = Mapping[str, torch.Tensor] | None
 
 
 def network_input(
@@ -58,16 +55,30 @@ def signal_from_output(
 class Denoiser(nn.Module):
     """f_φ(x_t, t): the estimate of the clean picture x by any network of any prediction type.
 
-    ``clip`` bounds the estimate to [−1, 1]; every loss, reference trajectory and sampler goes through this class,
-    so all of them see the same clipped teacher.
+    Every loss, reference trajectory and sampler goes through this class, so all of them see the same bounded teacher.
+
+    Args:
+        thresholding: bounds the estimate.
+        conditions: what it can be told beside the picture and the time.
     """
 
+    evaluations = 1  # of the network, for one estimate
+
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType, clip: bool = True
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction_type: PredictionType,
+        thresholding: Thresholding = STATIC,
+        conditions: Conditions | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.schedule = network, schedule
-        self.prediction_type, self.clip = prediction_type, clip
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+        self.thresholding, self.conditions = thresholding, conditions or Unconditional()
+
+    def with_network(self, network: nn.Module) -> "Denoiser":
+        """A denoiser, without guidance, that reads ``network`` as this one reads its own."""
+        return Denoiser(network, self.schedule, self.prediction_type, self.thresholding, self.conditions)
 
     def raw(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """The network's own output F in float32: ε, v = α ε − σ x, x, or EDM's, as ``prediction_type`` says.
@@ -81,11 +92,10 @@ class Denoiser(nn.Module):
         return self.network(fed, timestep, return_dict=False, **(condition or {}))[0].float()
 
     def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        """x̂ before clipping, shape (N, C, H, W): what a training loss compares, with gradients everywhere."""
+        """x̂ before it is bounded, shape (N, C, H, W): what a training loss compares, with gradients everywhere."""
         output = self.raw(x_t, t, condition)
         return signal_from_output(self.schedule, self.prediction_type, output, x_t, t)
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        """x̂ = f_φ(x_t, t), clipped to [−1, 1] if the denoiser clips; shape (N, C, H, W)."""
-        estimate = self.estimate(x_t, t, condition)
-        return estimate.clamp(-1, 1) if self.clip else estimate
+        """x̂ = f_φ(x_t, t), bounded as ``thresholding`` says; shape (N, C, H, W)."""
+        return self.thresholding(self.estimate(x_t, t, condition))

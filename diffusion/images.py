@@ -39,10 +39,12 @@ def from_uint8(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     return tensor.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
-def save_samples(path: Path | str, images: np.ndarray) -> None:
-    """Stores uint8 pictures (N, H, W, C) as ``.npz`` under ``arr_0``, the convention of the ADM evaluators."""
+def save_samples(path: Path | str, images: np.ndarray, labels: np.ndarray | torch.Tensor | None = None) -> None:
+    """Stores uint8 pictures (N, H, W, C) as ``.npz`` under ``arr_0``, and the classes that were asked for, if any,
+    under ``arr_1``: the convention of the ADM evaluators."""
+    arrays = {"arr_0": images} | ({} if labels is None else {"arr_1": np.asarray(labels, dtype=np.int64)})
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, arr_0=images)
+        np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
 
 
 def load_samples(path: Path | str) -> np.ndarray:
@@ -67,3 +69,18 @@ def load_samples(path: Path | str) -> np.ndarray:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise UserError(f"{path}: 'arr_0' is {images.dtype} of shape {images.shape}; {expected}.")
     return images
+
+
+def load_labels(path: Path | str) -> np.ndarray | None:
+    """The classes stored with the pictures of :func:`load_samples`, int64 (N,); None where there are none.
+
+    Raises:
+        UserError: they are not one integer a picture.
+    """
+    with np.load(path, allow_pickle=False) as archive:
+        if "arr_1" not in archive:
+            return None
+        labels, count = archive["arr_1"], len(archive["arr_0"])
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{path}: 'arr_1' is {labels.dtype} of shape {labels.shape}; expected {count} integers.")
+    return labels.astype(np.int64)

@@ -14,8 +14,10 @@ import torch
 from pydantic import model_validator
 from torch import nn
 
+from diffusion.conditions import Condition
 from diffusion.data.store import Split
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.denoiser import Denoiser
+from diffusion.guidance import Guidance
 from diffusion.settings import Settings
 from diffusion.teacher import TeacherFacts
 from diffusion.training import TrainingRun
@@ -76,8 +78,9 @@ class Method(ABC):
     follows_teacher: ClassVar[bool] = True
     TINY: ClassVar[dict[str, Any]]
 
-    def __init__(self, settings: Any) -> None:
-        self.settings = settings
+    def __init__(self, settings: Any, guidance: Guidance | None = None) -> None:
+        """Args: guidance: of the teacher. Students have learnt it; samplers of the teacher must apply it."""
+        self.settings, self.guidance = settings, guidance or Guidance()
 
     @abstractmethod
     def evaluations(self) -> tuple[int, ...]:
@@ -91,7 +94,7 @@ class Method(ABC):
         """Trains one student for each of :meth:`evaluations`.
 
         Args:
-            teacher: frozen, in evaluation mode, on the run's device.
+            teacher: frozen, guided, in evaluation mode, on the run's device.
             data: the training part of the data set; None for methods that do not need it.
         """
         raise NotImplementedError(f"{self.name} samples the teacher itself")

@@ -51,8 +51,13 @@ class NetworkSettings(Settings):
                 raise ValueError(f"attention_resolutions: {size} is not one of the feature-map sizes {sizes}")
 
 
-def build_network(settings: NetworkSettings, channels: int, resolution: int) -> nn.Module:
+def build_network(
+    settings: NetworkSettings, channels: int, resolution: int, num_class_embeds: int | None = None
+) -> nn.Module:
     """A fresh network for pictures of shape (channels, resolution, resolution).
+
+    Args:
+        num_class_embeds: labels of a class-conditional network, the one for no class included.
 
     Raises:
         ValueError: the picture does not fit the network's levels.
@@ -74,4 +79,5 @@ def build_network(settings: NetworkSettings, channels: int, resolution: int) -> 
         attention_head_dim=settings.attention_head_dim,
         norm_num_groups=settings.norm_num_groups,
         dropout=settings.dropout,
+        num_class_embeds=num_class_embeds,
     )

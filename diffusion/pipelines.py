@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import CheckpointError, UserError
 from diffusion.files import read_json, write_json
 from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 _EXACT_SCHEDULE = "schedule.json"
 _EDM = "EDMEulerScheduler"
+_NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
     "DDIMScheduler",
@@ -53,7 +56,10 @@ def build_scheduler(denoiser: Denoiser) -> Any:
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas().tolist(),
         prediction_type=denoiser.prediction_type,
-        clip_sample=denoiser.clip,
+        clip_sample=denoiser.thresholding.kind == "static",
+        thresholding=denoiser.thresholding.kind == "dynamic",
+        dynamic_thresholding_ratio=denoiser.thresholding.ratio,
+        sample_max_value=denoiser.thresholding.maximum or _NO_MAXIMUM,
         timestep_spacing="trailing",
         set_alpha_to_one=True,
         steps_offset=0,
@@ -63,8 +69,9 @@ def build_scheduler(denoiser: Denoiser) -> Any:
 def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None) -> None:
     """Writes a `diffusers` pipeline folder.
 
-    Its class is ``DDIMPipeline``, or :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule, which `diffusers`
-    has no pipeline for; unless another class is given.
+    Its class is ``DDIMPipeline``, unless another is given; and where `diffusers` has no pipeline,
+    :class:`diffusion.conditional_pipeline.ClassConditionalPipeline` for a network that is told a class, and
+    :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule.
 
     Raises:
         OSError: the weights could not be written, for instance on a full disk.
@@ -72,16 +79,26 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
     from diffusers import DDIMPipeline
     from safetensors import SafetensorError
 
-    if pipeline_class is None and isinstance(denoiser.schedule, EdmSchedule):
-        from diffusion.edm_pipeline import EdmPipeline as pipeline_class
-    pipeline = (pipeline_class or DDIMPipeline)(unet=denoiser.network, scheduler=build_scheduler(denoiser))
+    own_class: Any = DDIMPipeline
+    parts: dict[str, Any] = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
+    if isinstance(denoiser.conditions, ClassLabels):
+        from diffusion.conditional_pipeline import ClassConditionalPipeline
+
+        own_class = ClassConditionalPipeline
+        parts["num_classes"] = denoiser.conditions.num_classes
+    elif isinstance(denoiser.schedule, EdmSchedule):
+        from diffusion.edm_pipeline import EdmPipeline
+
+        own_class = EdmPipeline
+    pipeline = (pipeline_class or own_class)(**parts)
     try:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
         raise OSError(str(error)) from error
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
-    # EDM's scheduler has no place for the clipping.
-    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | {"clip": denoiser.clip})
+    # EDM's scheduler has no place for the thresholding.
+    thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
+    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | thresholding)
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -91,13 +108,59 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
         CheckpointError: the weights are missing, truncated or belong to another network.
         UserError: the folder is not such a pipeline.
     """
-    schedule, prediction_type, clip = load_schedule(folder)
-    denoiser = Denoiser(load_network(folder / "unet"), schedule, prediction_type, clip)
+    schedule, prediction_type, thresholding = load_schedule(folder)
+    conditions = load_conditions(folder)
+    denoiser = Denoiser(load_network(folder / "unet"), schedule, prediction_type, thresholding, conditions)
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
-    """The schedule of a pipeline folder, its prediction type, and whether x̂ is clipped.
+def denoiser_of(network: Any, scheduler: Any, num_classes: int | None = None) -> Denoiser:
+    """The denoiser that a `diffusers` network and its scheduler are."""
+    return Denoiser(
+        network,
+        schedule_of(scheduler),
+        prediction_type_of(scheduler),
+        _thresholding_of(scheduler.config),
+        _conditions_of(network.config, num_classes),
+    )
+
+
+def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
+    """What the network of a pipeline folder can be told.
+
+    Args:
+        num_classes: how many of its labels are classes; None reads it from model_index.json, and takes all labels for
+            classes where that does not say.
+
+    Raises:
+        UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
+    """
+    path = folder / "unet" / "config.json"
+    stored = read_json(folder / "model_index.json").get("num_classes")
+    try:
+        return _conditions_of(read_json(path), num_classes or stored)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _conditions_of(config: Mapping[str, Any], num_classes: int | None) -> Conditions:
+    labels = config.get("num_class_embeds")
+    if config.get("class_embed_type") is not None:
+        raise ValueError(f"found class_embed_type {config['class_embed_type']!r}, expected none")
+    if labels is None:
+        if num_classes is not None:
+            raise ValueError(f"the network is not told any class, but num_classes is {num_classes}")
+        return Unconditional()
+    classes = labels if num_classes is None else num_classes
+    if labels - classes not in (0, 1):
+        raise ValueError(
+            f"the network has {labels} labels; expected num_classes {labels}, or {labels - 1} and no class"
+        )
+    return ClassLabels(classes, has_null=labels == classes + 1)
+
+
+def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]:
+    """The schedule of a pipeline folder, its prediction type, and how x̂ is bounded.
 
     The schedule is the stored continuous one where the folder has it, otherwise the scheduler's
     ``alphas_cumprod``, interpolated.
@@ -112,11 +175,11 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
     _check_scheduler(config, folder / "scheduler" / "scheduler_config.json")
     scheduler = _scheduler(config)
     schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
-    # Schedulers without the key (PNDM, DPM-Solver) do not clip.
-    clip = bool(config.get("clip_sample", False))
+    thresholding = _thresholding_of(config)
     if (folder / _EXACT_SCHEDULE).exists():
         stored = read_json(folder / _EXACT_SCHEDULE)
-        clip = bool(stored.pop("clip", clip))
+        if "thresholding" in stored:
+            thresholding = Thresholding.model_validate(stored.pop("thresholding"))
         exact = schedule_from_settings(stored)
         if not _same_schedule(exact, schedule):
             raise UserError(
@@ -129,7 +192,19 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, bool]:
             f"{folder}: an epsilon teacher with zero terminal signal-to-noise ratio has no estimate of x at t_max; "
             f"expected another prediction type or schedule."
         )
-    return schedule, prediction_type, clip
+    return schedule, prediction_type, thresholding
+
+
+def _thresholding_of(config: Mapping[str, Any]) -> Thresholding:
+    # `diffusers` asks in this order. Schedulers without the keys (PNDM, DPM-Solver) do not clip.
+    if config.get("thresholding"):
+        maximum = config.get("sample_max_value", 1.0)
+        return Thresholding(
+            kind="dynamic",
+            ratio=config.get("dynamic_thresholding_ratio", 0.995),
+            maximum=None if maximum >= _NO_MAXIMUM else maximum,
+        )
+    return STATIC if config.get("clip_sample", False) else NO_THRESHOLD
 
 
 def schedule_of(scheduler: Any) -> Schedule:
@@ -186,10 +261,9 @@ def _check_scheduler(config: dict[str, Any], path: Path) -> None:
         )
     if name == _EDM and config.get("sigma_schedule", "karras") != "karras":
         raise UserError(f"{path}: found sigma_schedule {config['sigma_schedule']!r}, expected 'karras'.")
-    if config.get("thresholding") or config.get("clip_sample_range", 1.0) != 1.0:
+    if config.get("clip_sample_range", 1.0) != 1.0:
         raise UserError(
-            f"{path}: found dynamic thresholding or a clip_sample_range other than 1, expected neither: the estimate "
-            f"is clipped to [-1, 1] or not at all."
+            f"{path}: found clip_sample_range {config['clip_sample_range']}, expected 1: pictures are in [-1, 1]."
         )
 
 
@@ -238,11 +312,13 @@ def stored_picture_shape(folder: Path) -> tuple[int, int, int]:
 
 
 def deciding_files(folder: Path) -> list[Path]:
-    """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule."""
+    """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule, the
+    number of classes."""
     files = [
         folder / "unet" / "diffusion_pytorch_model.safetensors",
         folder / "unet" / "config.json",
         folder / "scheduler" / "scheduler_config.json",
+        folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
     ]
     return [file for file in files if file.exists()]

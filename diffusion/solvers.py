@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from diffusion.denoiser import Condition, Denoiser
+from diffusion.conditions import Condition
+from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.schedule import Schedule, per_sample
 

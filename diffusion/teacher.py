@@ -7,13 +7,17 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from diffusion.conditions import ClassLabels, Condition, Unconditional
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
+from diffusion.errors import UserError
+from diffusion.guidance import Guidance
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_schedule, stored_picture_shape
+from diffusion.pipelines import load_conditions, load_schedule, stored_picture_shape
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
 from diffusion.settings import Settings
+from diffusion.thresholding import STATIC, Thresholding
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
@@ -32,24 +36,50 @@ class TeacherFacts:
     log_noise_to_signal: tuple[float, float]
     channels: int
     resolution: int
+    conditional: bool
 
 
-def _facts(schedule: Schedule, prediction_type: PredictionType, channels: int, resolution: int) -> TeacherFacts:
-    ends = schedule.log_noise_to_signal(torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
-    low, high = ends.tolist()
-    return TeacherFacts(
-        prediction_type, schedule.num_timesteps, schedule.t_min, schedule.t_max, (low, high), channels, resolution
-    )
+def _facts(
+    schedule: Schedule, prediction_type: PredictionType, channels: int, resolution: int, conditional: bool
+) -> TeacherFacts:
+    t_min, t_max = schedule.t_min, schedule.t_max
+    low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
+    timesteps = schedule.num_timesteps
+    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), channels, resolution, conditional)
 
 
-class TeacherSettings(Settings):
-    """A teacher that the workflow trains on the data set."""
+class _UsedTeacher(Settings):
+    """How a teacher is used, whoever trained it.
+
+    Attributes:
+        seed: of its training; the number that its rows carry in the column ``train_seed``.
+        guidance_scale: w of classifier-free guidance, wherever the teacher is evaluated; 1 is without.
+    """
+
+    seed: int = Field(0, ge=0)
+    guidance_scale: float = Field(1.0, ge=0)
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.guidance_scale)
+
+
+class TeacherSettings(_UsedTeacher):
+    """A teacher that the workflow trains on the data set.
+
+    Attributes:
+        thresholding: how its estimate is bounded.
+        labels: whether it is told the class of the picture.
+        label_dropout: share of the training pictures of which it is told no class, which guidance needs; 0 leaves that
+            label out.
+    """
 
     network: NetworkSettings = NetworkSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     prediction_type: PredictionType = "v_prediction"
-    clip: bool = True
-    seed: int = Field(0, ge=0)
+    thresholding: Thresholding = STATIC
+    labels: bool = False
+    label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
 
     @model_validator(mode="after")
@@ -61,9 +91,19 @@ class TeacherSettings(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_be_guided(self) -> "TeacherSettings":
+        if self.guidance_scale != 1 and not (self.labels and self.label_dropout):
+            lacks = "label_dropout 0" if self.labels else "labels false"
+            raise ValueError(
+                f"guidance_scale: found {self.guidance_scale} with {lacks}, expected 1: guidance needs labels and, "
+                f"learnt by label_dropout, an unconditional input"
+            )
+        return self
+
     def facts(self, channels: int, resolution: int) -> TeacherFacts:
         """What a teacher of the data set's pictures will be."""
-        return _facts(self.schedule.build(), self.prediction_type, channels, resolution)
+        return _facts(self.schedule.build(), self.prediction_type, channels, resolution, self.labels)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network does not fit the pictures."""
@@ -73,25 +113,33 @@ class TeacherSettings(Settings):
             raise ValueError(f"network: {error}") from error
 
 
-class StoredTeacher(Settings):
+class StoredTeacher(_UsedTeacher):
     """A teacher that exists: any `diffusers` folder with a ``UNet2DModel`` in safetensors.
 
     Attributes:
         path: the pipeline's folder.
-        seed: the number that its rows carry in the column ``train_seed``.
+        num_classes: how many of a class-conditional network's labels are classes; where there is one label more, it
+            stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
     """
 
     path: str = Field(min_length=1)
-    seed: int = Field(0, ge=0)
+    num_classes: int | None = Field(None, ge=1)
 
     def facts(self, channels: int, resolution: int) -> TeacherFacts:
         """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
 
         Raises:
-            UserError: the folder is not such a pipeline.
+            UserError: the folder is not such a pipeline, or cannot be guided.
         """
-        schedule, prediction_type, _clip = load_schedule(Path(self.path))
-        return _facts(schedule, prediction_type, channels, resolution)
+        schedule, prediction_type, _thresholding = load_schedule(Path(self.path))
+        conditions = load_conditions(Path(self.path), self.num_classes)
+        if self.guidance_scale != 1 and not conditions.can_be_guided:
+            raise UserError(
+                f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
+                f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
+            )
+        conditional = not isinstance(conditions, Unconditional)
+        return _facts(schedule, prediction_type, channels, resolution, conditional)
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
@@ -115,13 +163,15 @@ class RealPictures:
         self._device = device
         self._mapped = split.images
         self._held = torch.from_numpy(np.array(split.images)).to(device) if split.images.nbytes <= 2**30 else None
+        self._labels = torch.from_numpy(np.array(split.labels)).to(device)
 
-    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """``count`` pictures in [−1, 1], shape (count, C, H, W)."""
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """``count`` pictures in [−1, 1], shape (count, C, H, W), and their labels, int64, shape (count,)."""
         index = torch.randint(len(self._mapped), (count,), generator=generator, device=generator.device)
+        labels = self._labels[index]
         if self._held is not None:
-            return from_uint8(self._held[index])
-        return from_uint8(torch.from_numpy(self._mapped[index.cpu().numpy()]).to(self._device))
+            return from_uint8(self._held[index]), labels
+        return from_uint8(torch.from_numpy(self._mapped[index.cpu().numpy()]).to(self._device)), labels
 
 
 def uniform_times(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
@@ -130,7 +180,9 @@ def uniform_times(count: int, low: float, high: float, generator: torch.Generato
     return low + (high - low) * unit
 
 
-def denoising_loss(denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+def denoising_loss(
+    denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None
+) -> torch.Tensor:
     """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
 
     For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
@@ -142,7 +194,7 @@ def denoising_loss(denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: 
     """
     schedule = denoiser.schedule
     alpha, sigma = per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
-    output = denoiser.raw(alpha * x + sigma * noise, t)
+    output = denoiser.raw(alpha * x + sigma * noise, t, condition)
     if denoiser.prediction_type == "edm":
         assert isinstance(schedule, EdmSchedule)
         data = schedule.sigma_data
@@ -154,20 +206,36 @@ def denoising_loss(denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: 
 
 
 def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> tuple[Denoiser, dict[str, float]]:
-    """Trains a teacher on the real pictures of ``split``; returns it and its cost."""
+    """Trains a teacher on the real pictures of ``split``; returns it, without guidance, and its cost."""
     run.generator("initialisation", 0)  # seeds the global generator, which the network's initialisation uses
     resolution, channels = split.images.shape[1], split.images.shape[3]
-    network = build_network(settings.network, channels, resolution).to(run.device)
+    has_null = settings.label_dropout > 0
+    conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()
+    embeddings = len(split.class_names) + has_null if settings.labels else None
+    network = build_network(settings.network, channels, resolution, embeddings).to(run.device)
     schedule = settings.schedule.build()
-    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.clip)
+    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.thresholding, conditions)
     pictures = RealPictures(split, run.device)
     run.count(network)
 
     def loss(step: Step) -> torch.Tensor:
-        x = pictures.draw(settings.training.batch_size, step.generator)
+        x, labels = pictures.draw(settings.training.batch_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
         t = uniform_times(len(x), schedule.t_min, schedule.t_max, step.generator)
-        return denoising_loss(denoiser, x, noise, t)
+        condition = None
+        if isinstance(conditions, ClassLabels):
+            condition = drop_labels(conditions, labels, settings.label_dropout, step.generator)
+        return denoising_loss(denoiser, x, noise, t, condition)
 
     result, cost = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
-    return Denoiser(result, schedule, settings.prediction_type, settings.clip), cost
+    return denoiser.with_network(result), cost
+
+
+def drop_labels(
+    conditions: ClassLabels, labels: torch.Tensor, share: float, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """The labels as a condition, a random ``share`` of them replaced by no class (Ho & Salimans 2022, algorithm 1)."""
+    if share == 0:
+        return {"class_labels": labels}
+    dropped = torch.rand(len(labels), generator=generator, device=generator.device) < share
+    return {"class_labels": labels.masked_fill(dropped.to(labels.device), conditions.null)}

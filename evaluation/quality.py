@@ -198,6 +198,7 @@ def measure(
     teacher_seeds: int = 1,
     cleanfid_features: np.ndarray | None = None,
     cleanfid_reference: np.ndarray | None = None,
+    labels: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> list[dict[str, Any]]:
     """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
 
@@ -223,6 +224,7 @@ def measure(
             an FID.
         cleanfid_features: features of the first seed's samples through clean-fid.
         cleanfid_reference: features of the reference pictures through clean-fid.
+        labels: sampling seed to the classes that its samples were asked for and those that a classifier finds, (N,).
 
     Raises:
         NonFiniteError: a feature or a value is NaN or infinite.
@@ -254,6 +256,9 @@ def measure(
                     library="torch-fidelity",
                 )
             )
+        if labels and seed in labels:
+            asked, found = labels[seed]
+            rows.append(_accuracy_row(this, float(np.mean(asked == found)), len(asked)))
         if teacher_samples is not None:
             if seed not in teacher_samples:
                 raise UserError(
@@ -284,10 +289,12 @@ def measure_floor(
     extractor: str,
     cleanfid_features: np.ndarray | None = None,
     cleanfid_reference: np.ndarray | None = None,
+    label_accuracy: float | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the real test pictures against the reference: what a perfect model would get at that count.
 
-    They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None.
+    They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None. ``label_accuracy`` is the
+    classifier's own, on those pictures.
     """
     identity = {
         "experiment": experiment,
@@ -298,6 +305,8 @@ def measure_floor(
         "seed": None,
     }
     rows = _reference_rows(identity, test_features, reference, extractor, "test pictures")
+    if label_accuracy is not None:
+        rows.append(_accuracy_row(identity, label_accuracy, len(test_features)))
     return rows + _cleanfid_rows(identity, cleanfid_features, cleanfid_reference, extractor, reference.name)
 
 
@@ -338,6 +347,11 @@ def protocols(extractor_description: Mapping[str, Any], reference: str = "train"
         "pixels": (
             "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between a variant's "
             "samples and the teacher's many-step samples from the same initial noise."
+        ),
+        "classifier": (
+            "Share of the samples that a classifier, trained on the real training pictures alone, gives the class that "
+            "was asked for; for the real test pictures, their own class. Sample i is asked to be of class i modulo the "
+            "number of classes."
         ),
         "clean": (
             f"Fréchet distance by clean-fid {version('clean-fid')}, mode clean (every picture resized to "
@@ -405,6 +419,19 @@ def _cleanfid_rows(
             library="clean-fid",
         )
     ]
+
+
+def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict[str, Any]:
+    return _row(
+        identity,
+        metric="label_accuracy",
+        value=value,
+        num_samples=count,
+        protocol="classifier",
+        features="classifier",
+        reference="labels",
+        library="torchvision",
+    )
 
 
 def _row(identity: Mapping[str, Any], *, library: str, **measured: Any) -> dict[str, Any]:

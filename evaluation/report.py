@@ -38,6 +38,7 @@ _MEASURES = {
     "precision": "precision",
     "recall": "recall",
     "mse_to_teacher": "the mean squared distance to the teacher's output from the same noise",
+    "label_accuracy": "label accuracy",
 }
 # Larger files stay beside the page; the page would get heavy.
 _LARGEST_INLINE = 300_000

@@ -40,6 +40,7 @@ LOWER_IS_BETTER = {
     "precision": False,
     "recall": False,
     "mse_to_teacher": True,
+    "label_accuracy": False,
 }
 
 
@@ -418,6 +419,10 @@ class Results:
         values = self.values(metric, row, count)
         return None if values is None else spread_of(values)
 
+    def has(self, metric: str) -> bool:
+        """Whether any row has this measure."""
+        return any(measured == metric for measured, _ in self._index)
+
     def count(self, row: Method) -> int | None:
         """Number of samples behind a row's main figures."""
         groups = self._index.get(("frechet_distance", row), {})
@@ -647,6 +652,7 @@ def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
         "precision": "Precision ↑",
         "recall": "Recall ↑",
         "mse_to_teacher": "MSE to teacher ↓",
+        "label_accuracy": "Label accuracy ↑",
         "frechet_distance_to_teacher": f"{results.frechet_name} to the teacher's samples ↓",
     }
     return [Column(key, titles[key], "number", spread=True) for key in keys]
@@ -687,9 +693,11 @@ def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
 
 def main_table(results: Results) -> Table:
     """The main table, in the form of Table 1 of the BOOT paper."""
-    keys = list(LOWER_IS_BETTER)
+    # Only class-conditional samples have labels.
+    keys = [key for key in LOWER_IS_BETTER if key != "label_accuracy" or results.has("label_accuracy")]
     best: dict[str, set[Method]] = {key: set() for key in keys}
-    for key, lower in LOWER_IS_BETTER.items():
+    for key in keys:
+        lower = LOWER_IS_BETTER[key]
         for nfe in {row.nfe for row in results.rows if row.nfe is not None}:
             # What a user brought may come from another teacher: it is shown, but not ranked. Samples of another
             # number cannot be ranked either.

@@ -35,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--cleanfid-inception-weights", type=Path)
         paths(sub, "output")
 
+    def guidance(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--guidance-scale", type=float, default=1.0, help="of the teacher; 1 is without")
+
     sub = command("data", "data.prepare_data", "write the two parts of a data set")
     sub.add_argument("--settings", required=True, help="JSON")
     paths(sub, "output")
@@ -45,9 +48,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("import-teacher", "training.import_teacher", "take a stored teacher into the results")
     paths(sub, "path", "output")
+    sub.add_argument("--num-classes", type=int, help="how many of the network's labels are classes")
+
+    sub = command("classifier", "classifier.train_classifier", "train the classifier that judges labels")
+    training(sub)
+    paths(sub, "data")
 
     sub = command("distil", "training.distil", "train the students of one variant with one seed")
     training(sub)
+    guidance(sub)
     paths(sub, "teacher")
     sub.add_argument("--variant", required=True)
     sub.add_argument("--seed", type=int, required=True)
@@ -55,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("sample", "sampling.sample", "draw the samples of a variant")
     paths(sub, "source", "output")
+    guidance(sub)
     sub.add_argument("--settings", required=True, help="JSON")
     for name in ("num-samples", "batch-size"):
         sub.add_argument(f"--{name}", type=int, required=True)
@@ -74,23 +84,28 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--train-seed", type=int)
     paths(sub, "features", "samples", "real", "teacher-features", "teacher-samples", "output")
     sub.add_argument("--follows-teacher", action="store_true", help="the samples share the teacher's noise")
+    sub.add_argument("--classifier", type=Path, help="judges the labels that the samples were asked for")
 
     sub = command("measure-floor", "measuring.measure_floor", "quality of the real test pictures")
     sub.add_argument("--num-samples", type=int, required=True)
     sub.add_argument("--experiment", required=True)
     paths(sub, "real", "output")
+    sub.add_argument("--classifier", type=Path, help="its accuracy on the test pictures is a row")
 
     sub = command("pictures", "pictures.draw_pictures", "a BOOT student at every time, and between noises")
     paths(sub, "student", "teacher", "output")
+    guidance(sub)
     sub.add_argument("--seed", type=int, required=True)
 
     sub = command("trajectory", "trajectory.measure_trajectory", "errors of a BOOT student along the trajectory")
     paths(sub, "student", "teacher", "output")
+    guidance(sub)
     sub.add_argument("--seed", type=int, required=True)
 
     sub = command("speed", "speed.time_sampling", "speed of every sampler, interleaved")
     for name in ("experiment", "units", "settings", "teacher"):
         sub.add_argument(f"--{name}", required=True)
+    guidance(sub)
     paths(sub, "output")
 
     sub = command("report", "report.write_report", "render the report")

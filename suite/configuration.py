@@ -12,9 +12,11 @@ from pydantic import Field, field_validator
 import evaluation
 from diffusion.data import parse_settings
 from diffusion.errors import UserError
+from diffusion.guidance import Guidance
 from diffusion.method import Method
 from diffusion.settings import Settings
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
+from evaluation.classifier import ClassifierSettings
 from suite.registry import method_class, method_modules
 
 # evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
@@ -41,7 +43,8 @@ class EvaluationSettings(Settings):
         features: the feature extractor.
         inception_weights, cleanfid_inception_weights: files with torch-fidelity's and clean-fid's own copy of the FID
             Inception; null looks in the usual cache and downloads where the network allows.
-        teacher: which sampler stands for the teacher.
+        classifier: how the judge of class-conditional samples is trained.
+        teacher: which sampler stands for the teacher, by its network evaluations; a guided step takes two.
         external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
     """
 
@@ -51,6 +54,7 @@ class EvaluationSettings(Settings):
     features: ExtractorName = "efficientnet-lite0-64"
     inception_weights: str | None = None
     cleanfid_inception_weights: str | None = None
+    classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
     external: dict[str, str] = Field(default_factory=dict)
 
@@ -169,6 +173,7 @@ class Experiment:
         methods: the selected variants in the file's order, name to configured method.
         published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
+        conditional: whether the teacher is told a class, so that samples have labels.
         ablation_base: the variant that those differ from.
         labels: what the report calls each variant: its method's title, and its own name where several share a method.
     """
@@ -180,6 +185,7 @@ class Experiment:
         data: pydantic.BaseModel,
         teacher: TeacherSettings | StoredTeacher,
         methods: dict[str, Method],
+        conditional: bool,
     ) -> None:
         self.raw = raw
         self.name = layout.experiment
@@ -187,6 +193,7 @@ class Experiment:
         self.data: Any = data
         self.teacher = teacher
         self.methods = methods
+        self.conditional = conditional
         self.published_as = layout.published_as
         self.labels = _labels(methods)
         self.ablation_base = layout.ablation.base if layout.ablation else None
@@ -217,7 +224,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     blocks, of_ablation = _blocks(layout)
     for name, block in blocks.items():
         try:
-            methods[name] = _parse_method(name, block, facts)
+            methods[name] = _parse_method(name, block, facts, teacher.guidance)
         except UserError as error:
             where = of_ablation.get(name)
             problems.append(f"{where}: {error}" if where else str(error))
@@ -235,7 +242,8 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
     if problems:
         raise UserError("\n".join(problems))
-    return Experiment(raw, layout, data, teacher, {name: methods[name] for name in blocks if name in selected})
+    chosen = {name: methods[name] for name in blocks if name in selected}
+    return Experiment(raw, layout, data, teacher, chosen, facts.conditional)
 
 
 def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -287,7 +295,7 @@ def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
         raise UserError(_problems(error, model, "teacher")) from error
 
 
-def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts) -> Method:
+def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, guidance: Guidance) -> Method:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise UserError(
@@ -298,7 +306,7 @@ def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts) ->
         raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
     method_type = method_class(kind)
     try:
-        method = method_type(method_type.Settings.model_validate(dict(block)))
+        method = method_type(method_type.Settings.model_validate(dict(block)), guidance)
     except pydantic.ValidationError as error:
         raise UserError(_problems(error, method_type.Settings, key)) from error
     try:

@@ -4,6 +4,7 @@ import torch
 
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import Schedule, per_sample
+from diffusion.thresholding import NO_THRESHOLD
 
 
 class GaussianTeacher(Denoiser):
@@ -13,7 +14,7 @@ class GaussianTeacher(Denoiser):
     """
 
     def __init__(self, schedule: Schedule, mean: float = 0.3, scale: float = 0.5) -> None:
-        super().__init__(torch.nn.Identity(), schedule, "sample", clip=False)
+        super().__init__(torch.nn.Identity(), schedule, "sample", NO_THRESHOLD)
         self.mean, self.scale = mean, scale
 
     def estimate(self, x_t, t, condition=None):
@@ -43,7 +44,7 @@ class MixtureTeacher(Denoiser):
     """f(x_t, t) = E[x | x_t] for pixels that are ±0.6 with a deviation of 0.2, each sign with one half."""
 
     def __init__(self, schedule: Schedule, mean: float = 0.6, scale: float = 0.2) -> None:
-        super().__init__(torch.nn.Identity(), schedule, "sample", clip=False)
+        super().__init__(torch.nn.Identity(), schedule, "sample", NO_THRESHOLD)
         self.mean, self.scale = mean, scale
 
     def estimate(self, x_t, t, condition=None):

@@ -17,6 +17,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.pipelines import alphas_cumprod_of
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.thresholding import NO_THRESHOLD
 
 NOISE = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -89,7 +90,7 @@ def test_edm_by_hand():
 
     at_one = schedule.time_of(torch.zeros((), dtype=torch.float64))
     x = torch.full((2, 1, 1, 1), 2.0)
-    estimate = Denoiser(Spy(), schedule, "edm", clip=False)(x, at_one)
+    estimate = Denoiser(Spy(), schedule, "edm", NO_THRESHOLD)(x, at_one)
     torch.testing.assert_close(seen[0][0], x / 1.25**0.5)
     torch.testing.assert_close(seen[0][1], torch.zeros(2), rtol=0, atol=1e-6)
     torch.testing.assert_close(estimate, 0.2 * x + 3 * 0.5 / 1.25**0.5)
@@ -99,7 +100,7 @@ def test_edm_by_hand():
 def test_the_network_of_every_prediction_type_reads_as_the_exact_teacher(name, kind):
     schedule = SCHEDULES[name]
     exact = GaussianTeacher(schedule)
-    teacher = Denoiser(Reads(exact, kind), schedule, kind, clip=False)
+    teacher = Denoiser(Reads(exact, kind), schedule, kind, NO_THRESHOLD)
     x = NOISE.float()
     for share in (0.02, 0.3, 0.7, 1.0):
         t = torch.tensor(schedule.t_min + share * (schedule.t_max - schedule.t_min), dtype=torch.float64)
@@ -111,7 +112,7 @@ def test_the_network_of_every_prediction_type_reads_as_the_exact_teacher(name, k
 def test_the_bootstrapped_target_follows_the_true_signal(name, kind):
     schedule = SCHEDULES[name]
     exact = GaussianTeacher(schedule)
-    teacher = Denoiser(Reads(exact, kind), schedule, kind, clip=False)
+    teacher = Denoiser(Reads(exact, kind), schedule, kind, NO_THRESHOLD)
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
     times = lambda_uniform_times(schedule, 128)
     found = bootstrapped(teacher, NOISE.float(), times, "heun")
@@ -199,7 +200,7 @@ def test_a_student_started_from_the_teacher_is_on_the_trajectory_at_t_max(name, 
     if kind == "epsilon":  # read as ε − σ_M F = α_M x̂ + (1 − …) ε: finite, and not the teacher's estimate
         assert float(at_start.abs().max()) < 2
     else:
-        teacher = Denoiser(student.network, schedule, kind, clip=False)
+        teacher = Denoiser(student.network, schedule, kind, NO_THRESHOLD)
         torch.testing.assert_close(at_start, teacher(schedule.start(NOISE.float()), t_max), rtol=0, atol=0)
 
 

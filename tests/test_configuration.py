@@ -50,7 +50,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("data.kind", "celeba", ["data.kind: found 'celeba'", "digits", "images"]),
         ("data.colour", 1, ["data.colour", "unknown"]),
         ("teacher.training", DELETED, ["teacher.training: missing"]),
-        ("teacher.path", "nowhere", ["teacher.network: unknown key", "path, seed"]),
+        ("teacher.path", "nowhere", ["teacher.network: unknown key", "seed, guidance_scale, path, num_classes"]),
         ("teacher.training.steps", "many", ["teacher.training.steps: found 'many'", "integer"]),
         ("teacher.training.steps", 0, ["teacher.training.steps: found 0", "greater than or equal to 1"]),
         ("teacher.training.stepz", 5, ["teacher.training.stepz: unknown key", "batch_size"]),

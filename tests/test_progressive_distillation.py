@@ -16,6 +16,7 @@ from baselines.progressive_distillation import (
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.thresholding import NO_THRESHOLD
 
 SCHEDULE = CosineSchedule()
 NOISE = torch.randn(32, 1, 2, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
@@ -25,7 +26,7 @@ class Perfect(Denoiser):
     """The student that reproduces its target exactly, at the grid points of its own number of steps."""
 
     def __init__(self, teacher: Denoiser, num_steps: int) -> None:
-        super().__init__(torch.nn.Identity(), teacher.schedule, "sample", clip=False)
+        super().__init__(torch.nn.Identity(), teacher.schedule, "sample", NO_THRESHOLD)
         self.teacher, self.num_steps = teacher, num_steps
 
     def estimate(self, x_t, t, condition=None):

@@ -8,6 +8,7 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teacher import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
+from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training import TrainingRun
 
 SCHEDULE = CosineSchedule()
@@ -63,7 +64,7 @@ def test_clipping_is_for_the_estimate_and_not_for_the_loss():
     denoiser = Denoiser(Says(3 * torch.ones_like(X)), SCHEDULE, "sample")
     assert (denoiser(X, T) == 1).all()
     assert (denoiser.estimate(X, T) == 3).all()
-    assert (Denoiser(Says(3 * torch.ones_like(X)), SCHEDULE, "sample", clip=False)(X, T) == 3).all()
+    assert (Denoiser(Says(3 * torch.ones_like(X)), SCHEDULE, "sample", NO_THRESHOLD)(X, T) == 3).all()
 
 
 def test_networks_get_fractional_timesteps_as_a_tensor_of_floats():
@@ -84,7 +85,7 @@ def test_conditions_reach_the_network():
         def forward(self, x, timestep, return_dict=False, class_labels=None):
             return (class_labels.view(-1, 1, 1, 1) * torch.ones_like(x),)
 
-    denoiser = Denoiser(Conditional(X), SCHEDULE, "sample", clip=False)
+    denoiser = Denoiser(Conditional(X), SCHEDULE, "sample", NO_THRESHOLD)
     labels = torch.arange(4.0)
     assert denoiser(X, T, {"class_labels": labels}).mean(dim=(1, 2, 3)).tolist() == labels.tolist()
 
@@ -106,7 +107,7 @@ def test_training_lowers_the_loss_and_counts_its_cost(tmp_path):
     with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
         denoiser, cost = train_teacher(settings, split, run)
     assert cost["network_evaluations"] == cost["real_images_seen"] == 480
-    x = RealPictures(split, torch.device("cpu")).draw(64, torch.Generator().manual_seed(2))
+    x, _ = RealPictures(split, torch.device("cpu")).draw(64, torch.Generator().manual_seed(2))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
     t = torch.linspace(0.01, 0.99, 64, dtype=torch.float64)
     with torch.no_grad():
@@ -120,6 +121,7 @@ def test_pictures_too_large_to_hold_are_drawn_from_the_map(tmp_path):
     cpu = torch.device("cpu")
     held, mapped = RealPictures(split, cpu), RealPictures(split, cpu)
     mapped._held = None
-    one, two = (source.draw(5, torch.Generator().manual_seed(4)) for source in (held, mapped))
+    (one, labels), (two, same_labels) = (source.draw(5, torch.Generator().manual_seed(4)) for source in (held, mapped))
     assert torch.equal(one, two)
+    assert torch.equal(labels, same_labels)
     assert one.shape == (5, 1, 8, 8)

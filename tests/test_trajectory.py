@@ -39,7 +39,7 @@ def test_the_exact_student_has_no_error_and_one_that_is_off_has_its_square():
 
 
 def test_ddim_with_more_evaluations_is_nearer_and_with_one_it_is_the_teachers_first_estimate():
-    errors = trajectory_errors(Exact(), TEACHER, NOISE, TIMES, evaluations=(1, 2, 4, 8, 64), substeps=32)
+    errors = trajectory_errors(Exact(), TEACHER, NOISE, TIMES, ddim_steps=(1, 2, 4, 8, 64), substeps=32)
     at_the_end = [float(values[-1]) for values in errors.ddim.values()]
     assert at_the_end == sorted(at_the_end, reverse=True)
     assert at_the_end[-1] < 0.01 * at_the_end[0]

@@ -7,6 +7,7 @@ from diffusion.data.store import Splits
 from diffusion.denoiser import Denoiser
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.thresholding import NO_THRESHOLD, STATIC
 
 SCHEDULE = {"num_timesteps": 200}
 NETWORK = {"block_out_channels": [16, 16], "norm_num_groups": 8, "attention_resolutions": [4]}
@@ -21,7 +22,7 @@ def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1)
     torch.manual_seed(seed)
     network = build_network(NetworkSettings.model_validate(NETWORK), channels=channels, resolution=8)
     schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
-    denoiser = Denoiser(network, schedule, prediction_type, clip)
+    denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
     return denoiser.eval().requires_grad_(False)
 
 

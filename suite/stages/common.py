@@ -6,7 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from diffusion.denoiser import Denoiser
 from diffusion.files import atomic_path
+from diffusion.guidance import Guidance, guided
+from diffusion.pipelines import load_denoiser
 from suite.registry import method_class
 
 
@@ -28,11 +33,16 @@ def weights_file(folder: Path) -> Path:
     return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
 
-def configured_method(settings: str) -> Any:
-    """The method that a block of settings, as JSON, describes."""
+def configured_method(settings: str, guidance_scale: float = 1.0) -> Any:
+    """The method that a block of settings, as JSON, describes, for a teacher under that guidance."""
     raw = json.loads(settings)
     method_type = method_class(raw["method"])
-    return method_type(method_type.Settings.model_validate(raw))
+    return method_type(method_type.Settings.model_validate(raw), Guidance(guidance_scale))
+
+
+def load_teacher(folder: Path, guidance_scale: float, device: torch.device) -> Denoiser:
+    """The experiment's teacher as its methods see it."""
+    return guided(load_denoiser(folder, device), Guidance(guidance_scale))
 
 
 def number_in(name: str) -> int:

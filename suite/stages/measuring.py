@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json
-from diffusion.images import load_samples
+from diffusion.images import load_labels, load_samples
 from evaluation import quality
+from evaluation.classifier import classify, load_classifier
 from suite.provenance import write_provenance
 from suite.stages.common import number_in
 
@@ -24,6 +26,7 @@ def measure(arguments: argparse.Namespace) -> None:
     teacher = _under(_load_features(arguments.teacher_features), arguments.teacher_samples.name)
     identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
     reference = quality.Reference("train", real["train"])
+    classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
     rows = []
     for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
         features = _under(own, group)
@@ -34,6 +37,10 @@ def measure(arguments: argparse.Namespace) -> None:
         if arguments.samples.is_file():  # brought by the user; the suite's own have it by construction
             check_resolution(arguments, samples)
         shared = {seed: arguments.teacher_samples / f"seed-{seed}.npz" for seed in features}
+        labels = {}
+        if classifier is not None:
+            asked = {seed: load_labels(path) for seed, path in files.items()}
+            labels = {s: (told, classify(classifier, samples[s])) for s, told in asked.items() if told is not None}
         rows += quality.measure(
             identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},
             features,
@@ -46,6 +53,7 @@ def measure(arguments: argparse.Namespace) -> None:
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
             cleanfid_features=next(iter(_under(own, f"cleanfid/{group}".rstrip("/")).values()), None),
             cleanfid_reference=real.get("cleanfid-train"),
+            labels=labels,
         )
     inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
     _write_rows(arguments, rows, inputs)
@@ -79,6 +87,9 @@ def measure_floor(arguments: argparse.Namespace) -> None:
         extractor=_extractor(arguments.real)["name"],
         cleanfid_features=real.get("cleanfid-test"),
         cleanfid_reference=real.get("cleanfid-train"),
+        label_accuracy=read_json(arguments.classifier / "classifier.json")["test_accuracy"]
+        if arguments.classifier
+        else None,
     )
     _write_rows(arguments, rows, {"real": arguments.real})
 

@@ -11,7 +11,7 @@ import torch
 from diffusion.device import default_device, gpu_lock
 from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape
+from diffusion.pipelines import load_conditions, stored_picture_shape
 from evaluation import speed
 from suite.configuration import SpeedSettings
 from suite.provenance import write_provenance
@@ -24,10 +24,13 @@ def time_sampling(arguments: argparse.Namespace) -> None:
     settings, device = SpeedSettings.model_validate_json(arguments.settings), default_device()
     samplers, identities, weights = {}, {}, {}
     for variant, nfe, source, raw in json.loads(arguments.units):
-        key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw))
+        key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw), arguments.guidance_scale)
         folder = network_folder(method, Path(source), nfe)
         sampler, _network = method.sampler(folder, nfe, device)
-        samplers[key] = lambda noise, sampler=sampler: sampler(noise, None)
+        conditions = load_conditions(folder)
+        samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
+            noise, conditions.of_samples(range(len(noise)), device)
+        )
         identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
         weights[key] = weights_file(folder)
     shape = stored_picture_shape(folder)

@@ -15,12 +15,12 @@ from diffusion.data import load_split
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, sha256_file, write_json
-from diffusion.pipelines import deciding_files, load_denoiser, save_denoiser
+from diffusion.pipelines import deciding_files, load_conditions, load_denoiser, save_denoiser
 from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, result_folder, weights_file
+from suite.stages.common import configured_method, load_teacher, result_folder, weights_file
 
 _TRAINING_CODE = ("diffusion", "boot", "baselines")
 
@@ -30,7 +30,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     settings = TeacherSettings.model_validate_json(arguments.settings)
     split = load_split(arguments.data, "train")
     inputs = {"data": arguments.data / "manifest.json"}
-    with _training_run(arguments, "teacher", settings.seed, inputs) as run:
+    with training_run(arguments, "teacher", settings.seed, inputs) as run:
         denoiser, cost = fit_teacher(settings, split, run)
         with result_folder(arguments.output) as folder:
             save_denoiser(folder, denoiser)
@@ -45,6 +45,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 def import_teacher(arguments: argparse.Namespace) -> None:
     """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file."""
     denoiser = load_denoiser(arguments.path)
+    denoiser.conditions = load_conditions(arguments.path, arguments.num_classes)
     with result_folder(arguments.output) as folder:
         save_denoiser(folder, denoiser)
         write_provenance(
@@ -54,17 +55,17 @@ def import_teacher(arguments: argparse.Namespace) -> None:
 
 def distil(arguments: argparse.Namespace) -> None:
     """Trains the students of one variant with one seed. The data set is read only if the method says it needs it."""
-    method = configured_method(arguments.settings)
+    method = configured_method(arguments.settings, arguments.guidance_scale)
     if method.needs_data != (arguments.data is not None):
         needs = "needs" if method.needs_data else "must not see"
         raise UserError(f"--data: the method {method.name} {needs} the data set.")
-    teacher = load_denoiser(arguments.teacher, default_device())
+    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     split = None
     if arguments.data is not None:
         split = load_split(arguments.data, "train")
         inputs["data"] = arguments.data / "manifest.json"
-    with _training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
+    with training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
         students = method.distil(teacher, run, split)
         with result_folder(arguments.output) as folder:
             for student in students:
@@ -74,20 +75,24 @@ def distil(arguments: argparse.Namespace) -> None:
             ]
             _write_training_facts(folder, method.name, arguments.variant, costs, run.log)
             write_provenance(
-                folder / "provenance.json", inputs, settings=json.loads(arguments.settings), seed=arguments.seed
+                folder / "provenance.json",
+                inputs,
+                settings=json.loads(arguments.settings),
+                guidance_scale=arguments.guidance_scale,
+                seed=arguments.seed,
             )
         run.deliver()
 
 
 @contextmanager
-def _training_run(
-    arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]
-) -> Iterator[TrainingRun]:
+def training_run(arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]) -> Iterator[TrainingRun]:
+    """A resumable run of the stage whose command line ``arguments`` is."""
     # Keyed by all that decides the weights, code included, so that a change starts afresh instead of resuming.
     code = [file for module in _TRAINING_CODE for file in sorted((Path(__file__).parents[2] / module).glob("*.py"))]
     identity = [
         name,
         arguments.settings,
+        getattr(arguments, "guidance_scale", None),
         seed,
         {role: sha256_file(file) for role, file in inputs.items()},
         [sha256_file(file) for file in code],

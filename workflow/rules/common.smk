@@ -10,7 +10,10 @@ GPU = int(DEVICE.type == "cuda")
 
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
-CORE = ["denoiser.py", "schedule.py", "pipelines.py"]
+CORE = ["denoiser.py", "schedule.py", "pipelines.py", "conditions.py", "thresholding.py", "guidance.py"]
+
+# How the teacher is guided wherever it is evaluated.
+GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
 
 
 def code(*files):
@@ -27,9 +30,9 @@ def stage_code(name):
     return code(f"suite/stages/{name}.py")
 
 
-def settings(model):
+def settings(model, leave_out=None):
     """A block of the configuration as one canonical text: params are compared as text."""
-    return canonical_json(model.model_dump(mode="json"))
+    return canonical_json(model.model_dump(mode="json", exclude=leave_out))
 
 
 def fingerprint(path):

@@ -1,7 +1,10 @@
 """Samples, features, quality, speed, pictures."""
 
 TRAINED = "{variant}/train-{train_seed}"
+# The classifier where samples have labels to be judged.
+CLASSIFIER = [ROOT / "classifier"] if EXPERIMENT.conditional else []
 TEACHER_UNIT = PLAN.teacher_unit()
+CLASSIFIER_OPTION = [option for folder in CLASSIFIER for option in ("--classifier", str(folder))]
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 
 
@@ -26,11 +29,13 @@ rule sample:
         gpu=GPU,
     params:
         settings=method_settings,
+        # A student has learnt it.
+        guidance=lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
         seeds=EVALUATION.seeds,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
     shell:
-        "python -m suite.cli sample --settings {params.settings:q} --source {input.source:q} --seeds {params.seeds} "
+        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
 
 
@@ -73,6 +78,34 @@ use rule features as features_external with:
         name=one_of(EVALUATION.external),
 
 
+# Judges the labels of class-conditional samples; other experiments do without.
+rule classifier:
+    input:
+        data=ROOT / "data",
+        code=code(
+            "evaluation/classifier.py",
+            *(f"diffusion/{file}" for file in ["training.py", "teacher.py", "images.py", "data/store.py"]),
+        )
+        + stage_code("classifier"),
+    output:
+        directory(ROOT / "classifier"),
+    log:
+        ROOT / "logs/classifier.log",
+    benchmark:
+        ROOT / "benchmarks/classifier/classifier.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        settings=settings(EVALUATION.classifier),
+        state=ROOT / "state",
+    shell:
+        "python -m suite.cli classifier --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+        "--output {output:q} > {log:q} 2>&1"
+
+
 rule features_real:
     input:
         data=ROOT / "data",
@@ -102,7 +135,8 @@ rule measure:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
+        classifier=CLASSIFIER,
+        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
         facts=ROOT / "measures" / f"{TRAINED}.json",
@@ -119,11 +153,12 @@ rule measure:
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
         follows=lambda wildcards: ("--follows-teacher" if EXPERIMENT.methods[wildcards.variant].follows_teacher else ""),
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
+        classifier=CLASSIFIER_OPTION,
     shell:
         "python -m suite.cli measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
-        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
+        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
@@ -134,7 +169,8 @@ rule measure_external:
         real=rules.features_real.output.features,
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
+        classifier=CLASSIFIER,
+        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures/external/{name}.csv",
         facts=ROOT / "measures/external/{name}.json",
@@ -150,10 +186,11 @@ rule measure_external:
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
+        classifier=CLASSIFIER_OPTION,
     shell:
         "python -m suite.cli measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
-        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} "
+        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
@@ -161,7 +198,8 @@ rule measure_external:
 rule measure_floor:
     input:
         real=rules.features_real.output.features,
-        code=code("evaluation/quality.py", "diffusion/images.py") + stage_code("measuring"),
+        classifier=CLASSIFIER,
+        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
     output:
         table=ROOT / "measures/real.csv",
         facts=ROOT / "measures/real.json",
@@ -175,8 +213,10 @@ rule measure_floor:
     params:
         experiment=EXPERIMENT.name,
         num_samples=EVALUATION.num_samples,
+        classifier=CLASSIFIER_OPTION,
     shell:
         "python -m suite.cli measure-floor --experiment {params.experiment:q} --num-samples {params.num_samples} --real {input.real:q} "
+        "{params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
@@ -208,9 +248,10 @@ rule speed:
         settings=settings(EXPERIMENT.speed),
         experiment=EXPERIMENT.name,
         teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
+        guidance=GUIDANCE,
     shell:
         "python -m suite.cli speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
-        "--teacher {params.teacher:q} --output {output.table:q} > {log:q} 2>&1"
+        "--teacher {params.teacher:q} {params.guidance} --output {output.table:q} > {log:q} 2>&1"
 
 
 # The student read at all times at once, and between two noises.
@@ -232,8 +273,9 @@ rule pictures:
         gpu=GPU,
     params:
         seed=min(EVALUATION.seeds),
+        guidance=GUIDANCE,
     shell:
-        "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
+        "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
         "--output {output:q} > {log:q} 2>&1"
 
 
@@ -259,6 +301,7 @@ rule trajectory:
         gpu=GPU,
     params:
         seed=min(EVALUATION.seeds),
+        guidance=GUIDANCE,
     shell:
-        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} --seed {params.seed} "
+        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
         "--output {output.table:q} > {log:q} 2>&1"

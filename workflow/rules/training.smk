@@ -37,8 +37,11 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
         threads: 1
         params:
             path=EXPERIMENT.teacher.path,
+            classes=(
+                "" if EXPERIMENT.teacher.num_classes is None else f"--num-classes {EXPERIMENT.teacher.num_classes}"
+            ),
         shell:
-            "python -m suite.cli import-teacher --path {params.path:q} --output {output:q} > {log:q} 2>&1"
+            "python -m suite.cli import-teacher --path {params.path:q} {params.classes} --output {output:q} > {log:q} 2>&1"
 
 else:
 
@@ -60,7 +63,7 @@ else:
         resources:
             gpu=GPU,
         params:
-            settings=settings(EXPERIMENT.teacher),
+            settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
             state=ROOT / "state",
         shell:
             "python -m suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
@@ -91,9 +94,11 @@ rule distil:
         gpu=GPU,
     params:
         settings=method_settings,
+        guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
         "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "{params.guidance} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
@@ -120,8 +125,10 @@ rule distil_with_data:
         gpu=GPU,
     params:
         settings=method_settings,
+        guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
         "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "{params.guidance} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,116 @@
+"""What a denoiser is told beside the noisy picture and the time: nothing, or a class."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Keyword arguments of the network's forward call, for instance {"class_labels": labels} or
+# {"encoder_hidden_states": text}, each with one entry a picture. None is an unconditional network.
+Condition = Mapping[str, torch.Tensor] | None
+
+
+def join(*conditions: Condition) -> Condition:
+    """The condition of several batches of one denoiser, one after the other."""
+    first, *others = conditions
+    if first is None:
+        return None
+    return {key: torch.cat([value, *(other[key] for other in others if other)]) for key, value in first.items()}
+
+
+def first_of(condition: Condition, count: int) -> Condition:
+    """The condition of a batch's first ``count`` pictures."""
+    return None if condition is None else {key: value[:count] for key, value in condition.items()}
+
+
+class Conditions(ABC):
+    """The conditions that a denoiser can be given."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Condition:
+        """``count`` conditions for distillation, drawn without any data, on the generator's device."""
+
+    @abstractmethod
+    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+        """The conditions of the samples with these indices: the same for every method and sampling seed."""
+
+    @abstractmethod
+    def unconditional(self, count: int, device: torch.device | str) -> Condition:
+        """∅, ``count`` times.
+
+        Raises:
+            ValueError: the denoiser has no unconditional input.
+        """
+
+    @property
+    @abstractmethod
+    def can_be_guided(self) -> bool:
+        """Whether there are both a condition and an unconditional input."""
+
+
+class Unconditional(Conditions):
+    """No condition at all."""
+
+    can_be_guided = False
+
+    def draw(self, count: int, generator: torch.Generator) -> Condition:
+        return None
+
+    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+        return None
+
+    def unconditional(self, count: int, device: torch.device | str) -> Condition:
+        return None
+
+
+@dataclass(frozen=True)
+class ClassLabels(Conditions):
+    """One of ``num_classes`` classes, as the ``class_labels`` of a `diffusers` network.
+
+    Attributes:
+        num_classes: classes of pictures, labels 0 … num_classes − 1.
+        has_null: whether the network has one more label, ``num_classes``, that stands for no class.
+    """
+
+    num_classes: int
+    has_null: bool
+
+    @property
+    def can_be_guided(self) -> bool:
+        return self.has_null
+
+    @property
+    def null(self) -> int:
+        """The label of no class."""
+        return self.num_classes
+
+    def draw(self, count: int, generator: torch.Generator) -> Condition:
+        """Uniform over the classes."""
+        labels = torch.randint(self.num_classes, (count,), generator=generator, device=generator.device)
+        return {"class_labels": labels}
+
+    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+        """Sample i is of class i mod num_classes, so that the classes are as even as the count allows."""
+        return {"class_labels": torch.arange(indices.start, indices.stop, device=device) % self.num_classes}
+
+    def unconditional(self, count: int, device: torch.device | str) -> Condition:
+        if not self.has_null:
+            raise ValueError("the network has no label for no class")
+        return {"class_labels": torch.full((count,), self.null, device=device)}
+
+
+class MixedClasses(nn.Module):
+    """A class embedding that takes weights over the labels, shape (N, labels), in place of one label a picture.
+
+    What lies between two classes is not defined by the network; a straight line between their embeddings is the usual
+    answer.
+    """
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(self, weights: torch.Tensor) -> torch.Tensor:
+        return weights.to(self.embedding.weight.dtype) @ self.embedding.weight

@@ -1,0 +1,62 @@
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): the one place that knows how a teacher is guided."""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion.conditions import Condition, join
+from diffusion.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How a teacher is guided wherever it is evaluated: in samplers, in losses and in reference trajectories.
+
+    Attributes:
+        scale: w of f(∅) + w (f(c) − f(∅)). 1 is the condition alone and costs one evaluation, all others cost two.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations that one estimate of the teacher takes."""
+        return 1 if self.scale == 1 else 2
+
+
+class GuidedDenoiser(Denoiser):
+    """f̃ = f(∅) + w (f(c) − f(∅)), bounded afterwards, from one batch of twice the size.
+
+    The estimate is guided, which is the same as guiding the network's output: all prediction types are linear in it,
+    with coefficients that the two share.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        super().__init__(
+            denoiser.network,
+            denoiser.schedule,
+            denoiser.prediction_type,
+            denoiser.thresholding,
+            denoiser.conditions,
+        )
+        self.scale, self.evaluations = scale, 2
+
+    def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        both = join(condition, self.conditions.unconditional(len(x_t), x_t.device))
+        conditional, unconditional = (
+            super().estimate(torch.cat([x_t, x_t]), t if t.ndim == 0 else torch.cat([t, t]), both).chunk(2)
+        )
+        return unconditional + self.scale * (conditional - unconditional)
+
+
+def guided(denoiser: Denoiser, guidance: Guidance) -> Denoiser:
+    """``denoiser`` under guidance.
+
+    Raises:
+        ValueError: it has no condition, or no unconditional input.
+    """
+    if guidance.scale == 1:
+        return denoiser
+    if not denoiser.conditions.can_be_guided:
+        raise ValueError("guidance needs a denoiser with a condition and with an unconditional input")
+    return GuidedDenoiser(denoiser, guidance.scale).eval()

@@ -1,0 +1,107 @@
+"""Label accuracy of class-conditional samples, by a classifier that is trained on the real pictures alone."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffusion.data.store import Split
+from diffusion.errors import CheckpointError
+from diffusion.files import read_json, write_json
+from diffusion.images import from_uint8
+from diffusion.settings import Settings
+from diffusion.teacher import RealPictures
+from diffusion.training import Step, TrainingRun, TrainingSettings
+
+
+class ClassifierSettings(Settings):
+    """How the classifier is trained.
+
+    Attributes:
+        training: as for every other network.
+    """
+
+    training: TrainingSettings = TrainingSettings(
+        steps=200, batch_size=64, learning_rate=1e-3, warmup_steps=20, decay="cosine", weight_decay=0.01
+    )
+
+
+def build_classifier(num_classes: int, channels: int) -> nn.Module:
+    """torchvision's ResNet-18 (He et al. 2016) with the stem for small pictures: 3×3 without stride, no pooling."""
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=num_classes)
+    network.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def train_classifier(
+    settings: ClassifierSettings, split: Split, run: TrainingRun
+) -> tuple[nn.Module, dict[str, float]]:
+    """Trains a classifier on ``split``; returns it in evaluation mode, and its cost."""
+    run.generator("initialisation", 0)  # seeds the global generator, which the initialisation uses
+    network = build_classifier(len(split.class_names), split.images.shape[3]).to(run.device)
+    pictures = RealPictures(split, run.device)
+    run.count(network)
+
+    def loss(step: Step) -> torch.Tensor:
+        x, labels = pictures.draw(settings.training.batch_size, step.generator)
+        return nn.functional.cross_entropy(network(x), labels)
+
+    return run.fit("classifier", network, loss, settings.training, real_images=True)
+
+
+def classify(network: nn.Module, images: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    """The most likely label of each picture, int64, shape (N,).
+
+    Args:
+        images: uint8, shape (N, H, W, C).
+    """
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+        return np.concatenate([network(from_uint8(b).to(device)).argmax(dim=1).cpu().numpy() for b in batches])
+
+
+def save_classifier(folder: Path, network: nn.Module, class_names: tuple[str, ...], test_accuracy: float) -> None:
+    """Writes ``model.safetensors`` and ``classifier.json`` into an existing folder.
+
+    Args:
+        test_accuracy: share of the held-out real pictures that it labels rightly: no samples can be expected to do
+            better.
+    """
+    from safetensors.torch import save_file
+
+    save_file(network.state_dict(), folder / "model.safetensors")
+    write_json(
+        folder / "classifier.json",
+        {
+            "architecture": "torchvision ResNet-18, 3x3 stem",
+            "class_names": list(class_names),
+            "channels": int(network.get_parameter("conv1.weight").shape[1]),
+            "test_accuracy": test_accuracy,
+        },
+    )
+
+
+def load_classifier(folder: Path, device: torch.device | str = "cpu") -> nn.Module:
+    """Reads what :func:`save_classifier` wrote; in evaluation mode.
+
+    Raises:
+        CheckpointError: the weights are truncated, or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    facts = read_json(folder / "classifier.json")
+    network = build_classifier(len(facts["class_names"]), facts["channels"])
+    try:
+        network.load_state_dict(load_file(folder / "model.safetensors"))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'}: truncated, or weights of another network. Delete the folder and run the "
+            f"rule again."
+        ) from error
+    return network.to(device).eval()

@@ -1,0 +1,33 @@
+"""The classifier that judges the labels of class-conditional samples."""
+
+import argparse
+
+import numpy as np
+
+from diffusion.data import load_split
+from diffusion.device import default_device
+from evaluation.classifier import ClassifierSettings, classify, save_classifier
+from evaluation.classifier import train_classifier as fit_classifier
+from suite.provenance import write_provenance
+from suite.stages.common import result_folder
+from suite.stages.training import training_run
+
+
+def train_classifier(arguments: argparse.Namespace) -> None:
+    """Trains the classifier on the training part and counts its right answers on the test part."""
+    settings = ClassifierSettings.model_validate_json(arguments.settings)
+    train, test = load_split(arguments.data, "train"), load_split(arguments.data, "test")
+    inputs = {"data": arguments.data / "manifest.json"}
+    with training_run(arguments, "classifier", 0, inputs) as run:
+        network, cost = fit_classifier(settings, train, run)
+        accuracy = float(np.mean(classify(network, np.asarray(test.images)) == test.labels))
+        with result_folder(arguments.output) as folder:
+            save_classifier(folder, network, train.class_names, accuracy)
+            write_provenance(
+                folder / "provenance.json",
+                inputs,
+                settings=settings.model_dump(mode="json"),
+                device=str(default_device()),
+                **cost,
+            )
+        run.deliver()

@@ -1,0 +1,280 @@
+"""Class conditions, classifier-free guidance and thresholding."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import NETWORK, tiny_splits
+
+from baselines.ddim import Ddim, DdimSettings
+from boot.losses import BootObjective, boot_losses
+from boot.student import BootStudent
+from boot.trajectory import ddim_signal, read_at_times, trajectory_errors
+from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
+from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.denoiser import Denoiser
+from diffusion.errors import UserError
+from diffusion.guidance import Guidance, guided
+from diffusion.networks import NetworkSettings, build_network
+from diffusion.pipelines import load_conditions, load_denoiser, save_denoiser
+from diffusion.schedule import CosineSchedule
+from diffusion.solvers import ddim_sample
+from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train_teacher
+from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
+from diffusion.training import TrainingRun
+
+SCHEDULE = CosineSchedule(num_timesteps=200)
+NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+T = torch.full((6,), 0.5, dtype=torch.float64)
+LABELS = {"class_labels": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+def conditional_denoiser(num_classes=3, has_null=True, prediction_type="v_prediction", thresholding=NO_THRESHOLD):
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, num_classes + has_null)
+    conditions = ClassLabels(num_classes, has_null)
+    denoiser = Denoiser(network, SCHEDULE, prediction_type, thresholding, conditions)
+    return denoiser.eval().requires_grad_(False)
+
+
+class Counts:
+    """Evaluations of a network, by a hook."""
+
+    def __init__(self, network):
+        self.calls = self.pictures = 0
+        network.register_forward_pre_hook(self)
+
+    def __call__(self, _module, arguments):
+        self.calls += 1
+        self.pictures += len(arguments[0])
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
+def test_guidance_is_the_formula_on_the_networks_own_output(prediction_type, scale):
+    """Guiding F and guiding x̂ are the same, from one batch of twice the size."""
+    denoiser = conditional_denoiser(prediction_type=prediction_type)
+    null = {"class_labels": torch.full((6,), 3)}
+    conditional, unconditional = denoiser.raw(NOISE, T, LABELS), denoiser.raw(NOISE, T, null)
+
+    class Says(torch.nn.Module):
+        def forward(self, *_arguments, **_keywords):
+            return (unconditional + scale * (conditional - unconditional),)
+
+    expected = Denoiser(Says(), SCHEDULE, prediction_type, NO_THRESHOLD)(NOISE, T)
+    teacher, counts = guided(denoiser, Guidance(scale)), Counts(denoiser.network)
+    torch.testing.assert_close(teacher(NOISE, T, LABELS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(teacher(NOISE, torch.tensor(0.5), LABELS), expected, rtol=1e-5, atol=1e-5)
+    assert (counts.calls, counts.pictures) == (2, 24)
+    assert not torch.allclose(expected, denoiser(NOISE, T, LABELS))
+
+
+def test_no_guidance_costs_nothing():
+    denoiser = conditional_denoiser()
+    assert guided(denoiser, Guidance(1.0)) is denoiser
+    assert (Guidance(1.0).evaluations, Guidance(2.0).evaluations) == (1, 2)
+
+
+def test_guidance_is_bounded_afterwards():
+    unbounded = guided(conditional_denoiser(), Guidance(40.0))(NOISE, T, LABELS)
+    bounded = guided(conditional_denoiser(thresholding=STATIC), Guidance(40.0))(NOISE, T, LABELS)
+    assert unbounded.abs().max() > 1
+    assert torch.equal(bounded, unbounded.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("denoiser", [conditional_denoiser(has_null=False), None])
+def test_guidance_without_an_unconditional_input_is_refused(denoiser):
+    if denoiser is None:
+        denoiser = Denoiser(torch.nn.Identity(), SCHEDULE, "sample")
+    with pytest.raises(ValueError, match="unconditional input"):
+        guided(denoiser, Guidance(2.0))
+
+
+def test_dynamic_thresholding_by_hand():
+    """Saharia et al. 2022: the quantile of |x̂|, at least 1, clips and divides each picture by itself."""
+    calm, wild = torch.linspace(-0.9, 0.9, 101), torch.linspace(-5, 5, 101)
+    x = torch.stack([calm, wild]).reshape(2, 1, 1, 101)
+    result = Thresholding(kind="dynamic", ratio=0.8)(x)
+    assert torch.equal(result[0].flatten(), calm)
+    torch.testing.assert_close(result[1].flatten(), (wild / 4).clamp(-1, 1), rtol=1e-5, atol=1e-6)
+    limited = Thresholding(kind="dynamic", ratio=0.8, maximum=1.5)(x)
+    torch.testing.assert_close(limited[1].flatten(), (wild / 1.5).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("maximum", [None, 1.5])
+def test_dynamic_thresholding_is_diffusers_own(tmp_path, maximum):
+    denoiser = conditional_denoiser(thresholding=Thresholding(kind="dynamic", ratio=0.9, maximum=maximum))
+    save_denoiser(tmp_path, denoiser)
+    assert load_denoiser(tmp_path).thresholding == denoiser.thresholding
+    (tmp_path / "schedule.json").unlink()
+    assert load_denoiser(tmp_path).thresholding == denoiser.thresholding
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "scheduler")
+    x = 3 * NOISE
+    torch.testing.assert_close(scheduler._threshold_sample(x.clone()), denoiser.thresholding(x))
+
+
+def test_thresholding_numbers_belong_to_dynamic():
+    with pytest.raises(ValueError, match="expected 'dynamic'"):
+        Thresholding(kind="static", ratio=0.9)
+
+
+@pytest.mark.parametrize("has_null", [True, False])
+def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
+    from diffusion.conditional_pipeline import ClassConditionalPipeline
+
+    denoiser = conditional_denoiser(has_null=has_null, thresholding=STATIC)
+    save_denoiser(tmp_path, denoiser)
+    again = load_denoiser(tmp_path)
+    assert again.conditions == denoiser.conditions
+    scale = 2.0 if has_null else 1.0
+    with torch.no_grad():
+        expected = ddim_sample(guided(again, Guidance(scale)), NOISE, 4, LABELS)
+    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path)
+    images = pipeline(LABELS["class_labels"], scale, num_inference_steps=4, noise=NOISE, output_type="pt").images
+    torch.testing.assert_close(images, expected)
+    assert len(pipeline([0, 1]).images) == 2
+
+
+def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
+    import json
+
+    save_denoiser(tmp_path, conditional_denoiser())
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    del index["num_classes"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert load_conditions(tmp_path) == ClassLabels(4, has_null=False)
+    assert load_conditions(tmp_path, 3) == ClassLabels(3, has_null=True)
+    with pytest.raises(UserError, match="4 labels"):
+        load_conditions(tmp_path, 2)
+    with pytest.raises(UserError, match=r"teacher\.guidance_scale: found 2.0.*num_classes"):
+        StoredTeacher(path=str(tmp_path), guidance_scale=2.0).facts(1, 8)
+    assert StoredTeacher(path=str(tmp_path), guidance_scale=2.0, num_classes=3).facts(1, 8).conditional
+
+
+def test_guided_ddim_counts_two_evaluations_a_step(tmp_path):
+    save_denoiser(tmp_path, conditional_denoiser())
+    method = Ddim(DdimSettings(num_inference_steps=(1, 4)), Guidance(2.0))
+    assert method.evaluations() == (2, 8)
+    sampler, network = method.sampler(tmp_path, 8, torch.device("cpu"))
+    counts = Counts(network)
+    with torch.no_grad():
+        sampler(NOISE, LABELS)
+    assert counts.pictures == 8 * len(NOISE)
+
+
+def test_labels_of_samples_are_even_and_do_not_depend_on_the_batch():
+    conditions = ClassLabels(3, has_null=True)
+    whole = conditions.of_samples(range(9), "cpu")["class_labels"]
+    parts = [conditions.of_samples(r, "cpu")["class_labels"] for r in (range(4), range(4, 9))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert whole.bincount().tolist() == [3, 3, 3]
+    drawn = conditions.draw(3000, torch.Generator().manual_seed(0))["class_labels"]
+    assert drawn.bincount().min() > 900
+    assert len(drawn.bincount()) == 3
+    assert Unconditional().of_samples(range(9), "cpu") is None
+
+
+def test_dropped_labels_are_the_null_class():
+    conditions = ClassLabels(3, has_null=True)
+    labels = torch.arange(3000) % 3
+    generator = torch.Generator().manual_seed(0)
+    told = drop_labels(conditions, labels, 0.25, generator)["class_labels"]
+    dropped = told == conditions.null
+    assert 650 < int(dropped.sum()) < 850
+    assert torch.equal(told[~dropped], labels[~dropped])
+    assert torch.equal(drop_labels(conditions, labels, 0.0, generator)["class_labels"], labels)
+
+
+def test_a_conditional_teacher_is_trained_with_its_null_class(tmp_path):
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    settings = TeacherSettings.model_validate(
+        {"network": NETWORK, "labels": True, "label_dropout": 0.5, "training": {"steps": 3, "batch_size": 8}}
+    )
+    with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
+        before = run.generator("initialisation", 0) and build_network(settings.network, 1, 8, 3)
+        denoiser, _ = train_teacher(settings, load_split(tmp_path / "data", "train"), run)
+    assert denoiser.conditions == ClassLabels(2, has_null=True)
+    moved = (denoiser.network.class_embedding.weight - before.class_embedding.weight).abs().amax(dim=1)
+    assert (moved > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"guidance_scale": 2.0}, "labels false"),
+        ({"guidance_scale": 2.0, "labels": True, "label_dropout": 0.0}, "label_dropout 0"),
+    ],
+)
+def test_guidance_that_makes_no_sense_is_refused_in_the_yaml(change, expected):
+    with pytest.raises(ValueError, match=expected):
+        TeacherSettings.model_validate({"training": {"steps": 1}} | change)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "etd2", "midpoint"])
+def test_boot_losses_follow_the_guided_teacher(solver):
+    """All evaluations carry their pictures' labels: a batch's losses are the mean of those of its labels alone."""
+    teacher = guided(conditional_denoiser(thresholding=STATIC), Guidance(2.0))
+    student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+    s, t = torch.linspace(0.1, 0.8, 6, dtype=torch.float64), torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
+    objective = BootObjective(solver=solver)
+
+    def losses(rows, condition):
+        with torch.no_grad():
+            terms = boot_losses(student, teacher, NOISE[rows], s[rows], t[rows], objective, len(rows), None, condition)
+        return torch.stack([terms.bootstrap, terms.boundary])
+
+    rows = list(range(6))
+    apart = [losses([row], {"class_labels": LABELS["class_labels"][[row]]}) for row in rows]
+    torch.testing.assert_close(losses(rows, LABELS), torch.stack(apart).mean(dim=0), rtol=1e-4, atol=1e-6)
+    other = {"class_labels": LABELS["class_labels"].roll(1)}
+    assert not torch.allclose(losses(rows, LABELS), losses(rows, other))
+
+
+def test_trajectories_follow_the_guided_teacher():
+    teacher = guided(conditional_denoiser(thresholding=STATIC), Guidance(2.0))
+    t = torch.tensor(SCHEDULE.t_min, dtype=torch.float64)
+    with torch.no_grad():
+        start = ddim_signal(teacher, NOISE, torch.tensor(SCHEDULE.t_max), 1, LABELS)
+        torch.testing.assert_close(start, teacher(NOISE, torch.tensor(SCHEDULE.t_max), LABELS))
+        student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+        times = torch.linspace(SCHEDULE.t_max, float(t), 3, dtype=torch.float64)
+        read = read_at_times(student, NOISE, times, LABELS)
+        torch.testing.assert_close(read[:, 2], student(NOISE, times[2], LABELS), rtol=1e-4, atol=1e-5)
+        errors = trajectory_errors(student, teacher, NOISE, times, (1, 2), 2, LABELS)
+    assert set(errors.ddim) == {2, 4}
+
+
+def test_conditions_join_and_split():
+    joined = join(LABELS, first_of(LABELS, 2))
+    assert joined["class_labels"].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert join(None, None) is None
+
+
+def test_mixed_classes_are_the_classes_at_the_ends():
+    network = conditional_denoiser().network
+    mixed = MixedClasses(network.class_embedding)
+    weights = torch.eye(4)[[1, 3]]
+    assert torch.equal(mixed(weights), network.class_embedding(torch.tensor([1, 3])))
+
+
+def test_the_classifier_learns_and_is_stored(tmp_path):
+    from diffusion.data import prepare
+    from evaluation.classifier import ClassifierSettings, classify, load_classifier, save_classifier, train_classifier
+
+    settings = parse_settings({"kind": "digits"})
+    write_dataset(tmp_path / "data", prepare(settings), settings)
+    train, test = load_split(tmp_path / "data", "train"), load_split(tmp_path / "data", "test")
+    chosen = ClassifierSettings.model_validate({"training": {"steps": 25, "batch_size": 32, "learning_rate": 1e-3}})
+    with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
+        network, cost = train_classifier(chosen, train, run)
+    assert cost["real_images_seen"] == 800
+    found = classify(network, np.asarray(test.images))
+    assert np.mean(found == test.labels) > 0.5
+    (tmp_path / "classifier").mkdir()
+    save_classifier(tmp_path / "classifier", network, train.class_names, 0.9)
+    again = load_classifier(tmp_path / "classifier")
+    assert np.array_equal(classify(again, np.asarray(test.images), batch_size=7), found)
+    (tmp_path / "classifier" / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="truncated"):
+        load_classifier(tmp_path / "classifier")
