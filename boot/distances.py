@@ -13,7 +13,7 @@ from diffusion.settings import Settings
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Backbone = Literal["vgg", "alex", "squeeze"]
+Backbone = Literal["vgg", "alex", "squeeze", "efficientnet-lite0"]
 
 # torchvision's ImageNet weights: the file, and the first digits of its SHA-256, which its name ends in.
 _FILES: dict[Backbone, tuple[str, str]] = {
@@ -24,7 +24,7 @@ _FILES: dict[Backbone, tuple[str, str]] = {
 _URL = "https://download.pytorch.org/models/"
 
 # Below these sizes the last feature map of a backbone would have no pixel left.
-SMALLEST: dict[Backbone, int] = {"vgg": 16, "alex": 32, "squeeze": 32}
+SMALLEST: dict[Backbone, int] = {"vgg": 16, "alex": 32, "squeeze": 32, "efficientnet-lite0": 32}
 
 
 def squared_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,8 @@ class LpipsSettings(Settings):
     """The LPIPS distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
 
     Attributes:
-        backbone: the network whose features are compared.
+        backbone: the network whose features are compared. The first three are the package's; "efficientnet-lite0" needs
+            no download, but no layer weights were ever fitted for it: :class:`UncalibratedLpips`.
         weights: file with torchvision's ImageNet weights of the backbone; null looks in the usual cache and downloads
             where the network allows.
         resize: side in pixels to which pictures are resized first (bilinear); null leaves them as they are.
@@ -59,6 +60,8 @@ class LpipsSettings(Settings):
                 f"lpips.resize: found {self.resize} with pictures of {resolution} pixels, expected at least "
                 f"{SMALLEST[self.backbone]} for the backbone {self.backbone!r}"
             )
+        if self.weights is not None and self.backbone not in _FILES:
+            raise ValueError(f"lpips.weights: given, but those of the backbone {self.backbone!r} are installed")
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"lpips.weights: found {self.weights!r}, expected an existing file")
 
@@ -87,12 +90,46 @@ class LpipsDistance(nn.Module):
         return nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+class UncalibratedLpips(nn.Module):
+    """LPIPS without fitted layer weights (the "baseline" of its paper, sec. 3) on EfficientNet-Lite0.
+
+    Activations at the end of every resolution, of unit length over the channels; their squared difference, summed over
+    channels and layers and averaged over space.
+    """
+
+    # The last block before each halving of the resolution.
+    _TAPS = (0, 2, 4, 10, 15)
+
+    def __init__(self) -> None:
+        super().__init__()
+        from diffusion.efficientnet import load_efficientnet
+
+        self.backbone = load_efficientnet()
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Distances of pictures in [−1, 1], shape (N, 3, H, W), shape (N,)."""
+        pairs = zip(self._activations(a), self._activations(b), strict=True)
+        return torch.stack([(one - other).square().sum(dim=1).mean(dim=(1, 2)) for one, other in pairs]).sum(dim=0)
+
+    def _activations(self, images: torch.Tensor) -> list[torch.Tensor]:
+        x = (images * 127.5 + 0.5) / 128  # the network was trained on (uint8 − 127) / 128
+        x = self.backbone._swish(self.backbone._bn0(self.backbone._conv_stem(x)))
+        kept = []
+        for index, block in enumerate(self.backbone._blocks):
+            x = block(x)
+            if index in self._TAPS:
+                kept.append(nn.functional.normalize(x, dim=1, eps=1e-10))
+        return kept
+
+
 def load_lpips(settings: LpipsSettings, device: torch.device) -> LpipsDistance:
-    """The `lpips` package's network with its own linear layers and torchvision's backbone.
+    """The `lpips` package's network with its own linear layers and torchvision's backbone, or the installed one.
 
     Raises:
         UserError: the backbone's weights are missing, or not the published ones; says how to get them.
     """
+    if settings.backbone == "efficientnet-lite0":
+        return LpipsDistance(UncalibratedLpips(), settings.resize).to(device)
     import lpips
 
     file, digits = _FILES[settings.backbone]

@@ -25,6 +25,9 @@ from evaluation.tables import (
     without_empty_columns,
 )
 
+# Training seeds that differ by more than that share of their mean decide nothing.
+_UNDECIDED = 0.25
+
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher")
 
 
@@ -115,11 +118,13 @@ def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
         parts = []
         for metric, name in (("frechet_distance", results.frechet_name), ("mse_to_teacher", "the MSE to the teacher")):
             reference = _measured(results, metric, ablation.base)
-            found: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+            found: dict[str, list[str]] = {"better": [], "level": [], "worse": [], "undecided": []}
             for variant in variants:
                 spread = _measured(results, metric, variant)
                 if spread is not None and reference is not None:
                     verdict = compare(spread, reference, LOWER_IS_BETTER[metric])
+                    if verdict == "level" and (spread.sd or 0) > _UNDECIDED * spread.mean:
+                        verdict = "undecided"
                     found[verdict].append(f"{ablation.changes[variant]} ({_text(spread)})")
             if reference is None or not any(found.values()):
                 continue
@@ -129,8 +134,9 @@ def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
             sentences.append(f"{axis}: {'. '.join(part[0].upper() + part[1:] for part in parts)}.")
     if sentences:
         sentences.append(
-            "Level means within two standard deviations of the difference; with one training seed the means alone "
-            "decide, and nothing is supported."
+            "Level means within two standard deviations of the difference, undecided the same where the training "
+            f"seeds of the change differ by more than {_UNDECIDED:.0%} of their mean; with one training seed the means "
+            "alone decide, and nothing is supported."
         )
     return sentences
 

