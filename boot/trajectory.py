@@ -8,7 +8,7 @@ import torch
 
 from boot.signal_ode import bootstrap_target, noisy_state
 from boot.student import BootStudent
-from diffusion.conditions import Condition
+from diffusion.conditions import ClassLabels, Condition, MixedClasses
 from diffusion.denoiser import Denoiser
 
 
@@ -167,3 +167,29 @@ def interpolate_noise(start: torch.Tensor, end: torch.Tensor, count: int) -> tor
         from_start, from_end = torch.sin((1 - weight) * angle), torch.sin(weight * angle)
         points.append((from_start * start + from_end * end) / torch.sin(angle))
     return torch.stack(points, dim=1)
+
+
+def between_classes(student: BootStudent, conditions: ClassLabels, noise: torch.Tensor, count: int) -> torch.Tensor:
+    """Samples of one noise on the way from one class to the next, along the line between their embeddings.
+
+    Args:
+        noise: shape (N, C, H, W); noise n goes from class n to class n + 1, modulo the number of classes.
+        count: number of points, both ends included, ≥ 2.
+
+    Returns:
+        shape (N, count, C, H, W).
+    """
+    embedding = student.network.class_embedding
+    assert isinstance(embedding, torch.nn.Embedding)
+    labels = embedding.num_embeddings
+    first = torch.arange(len(noise), device=noise.device) % conditions.num_classes
+    one_hot = torch.nn.functional.one_hot
+    start, end = one_hot(first, labels).float(), one_hot((first + 1) % conditions.num_classes, labels).float()
+    share = torch.linspace(0, 1, count, device=noise.device).reshape(1, -1, 1)
+    weights = torch.lerp(start[:, None], end[:, None], share).flatten(0, 1)
+    student.network.class_embedding = MixedClasses(embedding)
+    try:
+        pictures = student.sample(noise.repeat_interleave(count, dim=0), {"class_labels": weights})
+    finally:
+        student.network.class_embedding = embedding
+    return pictures.unflatten(0, (len(noise), count))

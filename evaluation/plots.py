@@ -16,7 +16,7 @@ from PIL import Image
 from evaluation.tables import Method, Results, format_value
 
 FIGURES = (
-    *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation"),
+    *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation", "neighbours"),
     *("trajectory", "ablation", "training", "cost", "wall_clock"),
 )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from diffusion.errors import UserError
-from diffusion.files import atomic_path
+from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
 from evaluation import plots, tables
 from evaluation.ablation import Ablation, ablation_figure, ablation_table
@@ -57,7 +57,9 @@ class ReportInputs:
         speed: the speed table.
         costs: ``cost.json`` files with method and variant; the teacher's too, with method "teacher".
         samples: label to ``.npz`` for the grid, all drawn from the same sampling seed, in the order of the rows.
-        pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``.
+        pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``,
+            and ``classes`` where the student is told a class.
+        neighbours: the ``.npz`` with ``samples-<i>`` and ``nearest-<i>`` of the row i of the JSON beside it.
         trajectory: BOOT variant to the errors of its first training seed's student along the trajectory.
         training: label to ``training.csv``.
         benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
@@ -76,6 +78,7 @@ class ReportInputs:
     costs: Sequence[CostFile]
     samples: Mapping[str, Path]
     pictures: Mapping[str, Path]
+    neighbours: Path
     trajectory: Mapping[str, Path]
     training: Mapping[str, Path]
     benchmarks: Sequence[Path]
@@ -149,6 +152,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
     }
     times = _all_times(pictures, results)
     interpolation = _interpolation(pictures, results)
+    near = _neighbours(inputs.neighbours)
     figures = {
         "quality_vs_evaluations": plots.quality_figure(results, "evaluations"),
         "quality_vs_latency": plots.quality_figure(results, "latency"),
@@ -158,6 +162,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             times[0].columns if times else (),
         ),
         "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
+        "neighbours": plots.grid_figure([(s.label, s.images) for group in near for s in group.strips]),
         "trajectory": plots.trajectory_figure({results.labels.get(v, v): frame for v, frame in errors.items()}),
         "ablation": ablation_figure(results, inputs.ablation),
         "training": plots.training_figure(curves),
@@ -175,7 +180,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.write_table(table, folder / "tables")
         for name, figure in figures.items():
             plots.write_figure(figure, folder / "figures", name)
-        page = _page(inputs, results, built, grid, times, interpolation, folder)
+        page = _page(inputs, results, built, grid, times, interpolation, near, folder)
         (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -348,13 +353,15 @@ def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
     return strips
 
 
+# Figures whose pictures the page shows as rows of its own.
+_PICTURE_FIGURES = ("samples", "all_times", "interpolation", "neighbours")
 _PICTURES = ("times", "all_times", "trajectory", "interpolation")
 
 
 def _load_pictures(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in _PICTURES}
+            content = {name: archive[name] for name in (*_PICTURES, *({"classes"} & set(archive)))}
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
     except (KeyError, ValueError, EOFError, OSError) as error:
@@ -396,7 +403,28 @@ def _interpolation(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Re
     for variant, content in pictures.items():
         label = results.labels.get(variant, variant)
         strips = [Strip(f"{label}, pair {n + 1}", row) for n, row in enumerate(content["interpolation"][:4])]
-        groups.append(StripGroup(label, strips))
+        groups.append(StripGroup(f"{label}, between two noises", strips))
+        if "classes" in content:
+            count = len(content["classes"])
+            strips = [Strip(f"{label}, classes {n} to {n + 1}", row) for n, row in enumerate(content["classes"][:4])]
+            groups.append(StripGroup(f"{label}, between two classes at one noise", strips[:count]))
+    return groups
+
+
+def _neighbours(path: Path) -> list[StripGroup]:
+    """Samples above their nearest training pictures, with how near all samples of the row come."""
+    rows = read_json(path.with_suffix(".json"))["rows"]
+    groups = []
+    with np.load(path, allow_pickle=False) as archive:
+        for number, (label, facts) in enumerate(rows.items()):
+            title = (
+                f"{label}: median distance {facts['relative']:.3g} times that of held-out real pictures; "
+                f"{facts['suspicious']:.2%} of the samples nearer than 99 of 100 of those"
+            )
+            samples, nearest = archive[f"samples-{number}"], archive[f"nearest-{number}"]
+            shown = 16 if samples.shape[1] <= 32 else 8
+            strips = [Strip(label, samples[:shown]), Strip("nearest training picture", nearest[:shown])]
+            groups.append(StripGroup(title, strips))
     return groups
 
 
@@ -466,6 +494,7 @@ def _page(
     grid: Sequence[Strip],
     times: Sequence[StripGroup],
     interpolation: Sequence[StripGroup],
+    neighbours: Sequence[StripGroup],
     folder: Path,
 ) -> str:
     environment = jinja2.Environment(
@@ -485,9 +514,9 @@ def _page(
             "downloads": [_download(folder, f"figures/{name}.{suffix}") for suffix in ("svg", "png")],
         }
         for name in FIGURES
-        if name not in ("samples", "all_times", "interpolation")
+        if name not in _PICTURE_FIGURES
     }
-    for name in ("samples", "all_times", "interpolation"):
+    for name in _PICTURE_FIGURES:
         figures[name] = {"downloads": [_download(folder, f"figures/{name}.{s}") for s in ("svg", "png")]}
     return environment.get_template("report.html.j2").render(
         experiment=inputs.experiment,
@@ -505,6 +534,7 @@ def _page(
         grid=grid,
         times=times,
         interpolation=interpolation,
+        neighbours=neighbours,
         cell_text=tables.cell_text,
         front=_front_text(results),
         ablation=inputs.ablation,

@@ -102,6 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     guidance(sub)
     sub.add_argument("--seed", type=int, required=True)
 
+    sub = command("neighbours", "neighbours.find_neighbours", "the nearest training pictures of samples")
+    sub.add_argument("--rows", required=True, help="JSON: label, samples, features and the features' group, of each")
+    paths(sub, "real", "data", "output")
+
     sub = command("speed", "speed.time_sampling", "speed of every sampler, interleaved")
     for name in ("experiment", "units", "settings", "teacher"):
         sub.add_argument(f"--{name}", required=True)

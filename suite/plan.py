@@ -72,6 +72,20 @@ class Plan:
         changed = {name for variants in (self.experiment.ablation or {}).values() for name in variants}
         return [name for name in self.signal_variants() if name not in changed]
 
+    def neighboured_units(self) -> list[Unit]:
+        """Those whose nearest training pictures are shown: the teacher, and every method at its fewest evaluations."""
+        changed = {name for variants in (self.experiment.ablation or {}).values() for name in variants}
+        first: dict[str, Unit] = {}
+        for unit in self.timed_units():
+            trained = self.experiment.methods[unit.variant].trains
+            if trained and unit.variant not in changed and unit.nfe <= first.get(unit.variant, unit).nfe:
+                first[unit.variant] = unit
+        return [self.teacher_unit(), *first.values()]
+
+    def features(self, variant: str, train_seed: int) -> Path:
+        """The features of a variant's samples, one array ``nfe-<n>/seed-<s>`` a set."""
+        return self.root / "features" / variant / f"train-{train_seed}.npz"
+
     def trajectory(self, variant: str, train_seed: int) -> Path:
         """The errors of a student along the teacher's trajectory."""
         return self.root / "trajectory" / variant / f"train-{train_seed}.csv"

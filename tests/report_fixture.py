@@ -151,7 +151,16 @@ def fabricate(
         shown[variant] = folder / "pictures" / f"{number}.npz"
         shown[variant].parent.mkdir(parents=True, exist_ok=True)
         parts = {"all_times": pictures(4, 9), "trajectory": pictures(4, 9), "interpolation": pictures(4, 8)}
+        if number == 0:
+            parts["classes"] = pictures(4, 8)
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
+
+    neighbours = folder / "neighbours.npz"
+    rows = {"DDIM, NFE 50": 0.97, "BOOT (Heun), NFE 1": 1.2}
+    parts = {f"{kind}-{number}": pictures(20) for number in range(len(rows)) for kind in ("samples", "nearest")}
+    np.savez(neighbours, **parts)
+    facts = {name: {"median_distance": 3.0, "relative": ratio, "suspicious": 0.02} for name, ratio in rows.items()}
+    write_json(neighbours.with_suffix(".json"), {"rows": facts})
 
     trajectory = {}
     for number, variant in enumerate(boot):
@@ -214,6 +223,7 @@ def fabricate(
         costs=costs,
         samples=samples,
         pictures=shown,
+        neighbours=neighbours,
         trajectory=trajectory,
         ablation=Ablation(next(iter(boot)), {"steps": ["progressive"]}, {"progressive": "steps by halves"})
         if boot

@@ -8,7 +8,7 @@ from tiny import NETWORK, tiny_splits
 from baselines.ddim import Ddim, DdimSettings
 from boot.losses import BootObjective, boot_losses
 from boot.student import BootStudent
-from boot.trajectory import ddim_signal, read_at_times, trajectory_errors
+from boot.trajectory import between_classes, ddim_signal, read_at_times, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
@@ -21,6 +21,7 @@ from diffusion.solvers import ddim_sample
 from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training import TrainingRun
+from evaluation.neighbours import closeness, nearest
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -278,3 +279,27 @@ def test_the_classifier_learns_and_is_stored(tmp_path):
     (tmp_path / "classifier" / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="truncated"):
         load_classifier(tmp_path / "classifier")
+
+
+def test_between_classes_ends_in_the_classes():
+    student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+    embedding = student.network.class_embedding
+    with torch.no_grad():
+        pictures = between_classes(student, ClassLabels(3, has_null=True), NOISE[:3], 5)
+        assert pictures.shape == (3, 5, 1, 8, 8)
+        for column, labels in ((0, [0, 1, 2]), (-1, [1, 2, 0])):
+            expected = student.sample(NOISE[:3], {"class_labels": torch.tensor(labels)})
+            torch.testing.assert_close(pictures[:, column], expected, rtol=1e-4, atol=1e-5)
+    assert student.network.class_embedding is embedding
+
+
+def test_nearest_training_pictures_by_hand():
+    training = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    found = nearest(np.array([[9.0, 0.0], [0.0, 6.0]]), training)
+    assert found.index.tolist() == [1, 2]
+    assert found.distance.tolist() == [1.0, 4.0]
+    held_out = nearest(np.arange(1.0, 201.0)[:, None] * [[0.0, -1.0]], training)
+    facts = closeness({"copies": nearest(training, training), "far": found}, held_out)
+    assert facts["copies"] == {"median_distance": 0.0, "relative": 0.0, "suspicious": 1.0}
+    assert facts["far"]["relative"] == pytest.approx(2.5 / 100.5)
+    assert facts["far"]["suspicious"] == 0.5

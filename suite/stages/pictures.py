@@ -6,32 +6,42 @@ import numpy as np
 import torch
 
 from boot.distillation import load_student
-from boot.trajectory import interpolate_noise, read_at_times, true_signal
+from boot.trajectory import between_classes, interpolate_noise, read_at_times, true_signal
+from diffusion.conditions import ClassLabels
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_denoiser, stored_picture_shape
+from diffusion.pipelines import stored_picture_shape
 from suite.provenance import write_provenance
-from suite.stages.common import weights_file
+from suite.stages.common import load_teacher, weights_file
 
 
 def draw_pictures(arguments: argparse.Namespace) -> None:
-    """The BOOT student read at every time beside the teacher's trajectory, and between two noises."""
+    """The BOOT student read at every time beside the teacher's trajectory, between two noises, and between two classes.
+
+    The rows of a class-conditional student are of different classes; between two noises the class stays.
+    """
     rows, columns, device = 6, 12, default_device()
     folder = arguments.student / "nfe-1"
-    student, teacher = load_student(folder, device), load_denoiser(arguments.teacher, device)
+    student = load_student(folder, device)
+    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
+    conditions = teacher.conditions
+    told = conditions.of_samples(range(rows), device)
     channels, height, width = stored_picture_shape(folder)
     noise = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device)
     schedule = teacher.schedule
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
     with torch.inference_mode():
         between = interpolate_noise(noise[:rows], noise[rows:], columns)
+        repeated = told and {key: value.repeat_interleave(columns, dim=0) for key, value in told.items()}
         pictures = {
-            "all_times": read_at_times(student, noise[:rows], times),
-            "trajectory": true_signal(teacher, noise[:rows], times),
-            "interpolation": student.sample(between.flatten(0, 1)).unflatten(0, (rows, columns)),
+            "all_times": read_at_times(student, noise[:rows], times, told),
+            "trajectory": true_signal(teacher, noise[:rows], times, condition=told),
+            "interpolation": student.sample(between.flatten(0, 1), repeated).unflatten(0, (rows, columns)),
         }
+        if isinstance(conditions, ClassLabels):
+            pictures["classes"] = between_classes(student, conditions, noise[:rows], columns)
     arrays = {
         name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels)
         for name, value in pictures.items()

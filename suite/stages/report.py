@@ -55,6 +55,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             }
             | {name: Path(path) for name, path in external.items()},
             pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
+            neighbours=root / "neighbours" / "neighbours.npz",
             trajectory={name: plan.trajectory(name, first_seed) for name in plan.signal_variants()},
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
@@ -96,7 +97,17 @@ def write_report(arguments: argparse.Namespace) -> None:
 def _benchmarks(plan: Plan) -> list[Path]:
     """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
     trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
-    single = ("data/data", "teacher/teacher", "features_real/real", "measure_floor/real", "speed/speed")
+    single = (
+        "neighbours/neighbours",
+        "classifier/classifier",
+        "data/data",
+        "teacher/teacher",
+        "features_real/real",
+        "measure_floor/real",
+        "speed/speed",
+        "neighbours/neighbours",
+        "classifier/classifier",
+    )
     files = [
         *(f"{name}.tsv" for name in single),
         *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),

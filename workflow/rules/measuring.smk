@@ -305,3 +305,38 @@ rule trajectory:
     shell:
         "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
         "--output {output.table:q} > {log:q} 2>&1"
+
+
+# Would a student that repeats its training pictures be seen?
+rule neighbours:
+    input:
+        samples=[PLAN.samples(unit)[min(EVALUATION.seeds)].parents[1] for unit in PLAN.neighboured_units()],
+        features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
+        real=rules.features_real.output.features,
+        data=ROOT / "data",
+        code=code("evaluation/neighbours.py") + stage_code("neighbours"),
+    output:
+        pictures=ROOT / "neighbours/neighbours.npz",
+        facts=ROOT / "neighbours/neighbours.json",
+    log:
+        ROOT / "logs/neighbours.log",
+    benchmark:
+        ROOT / "benchmarks/neighbours/neighbours.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        rows=json.dumps(
+            [
+                [
+                    f"{EXPERIMENT.labels[unit.variant]}, NFE {unit.nfe}",
+                    str(PLAN.samples(unit)[min(EVALUATION.seeds)]),
+                    str(PLAN.features(unit.variant, unit.train_seed)),
+                    f"nfe-{unit.nfe}/seed-{min(EVALUATION.seeds)}",
+                ]
+                for unit in PLAN.neighboured_units()
+            ]
+        ),
+    shell:
+        "python -m suite.cli neighbours --rows {params.rows:q} --real {input.real:q} --data {input.data:q} "
+        "--output {output.pictures:q} > {log:q} 2>&1"

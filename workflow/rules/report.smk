@@ -26,6 +26,7 @@ rule report:
             variant=PLAN.signal_variants(),
             train_seed=EXPERIMENT.train_seeds[0],
         ),
+        neighbours=rules.neighbours.output.pictures,
         data=ROOT / "data",
         code=code(
             "suite/stages/report.py",
