@@ -1,6 +1,8 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): halve the number of DDIM steps again and again."""
 
 import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -98,9 +100,11 @@ class ProgressiveDistillation(Method):
             student = teacher.with_network(network)
             source = teacher  # bound now: `teacher` moves on
 
+            compute = run.compiled(functools.partial(progressive_loss, student, source, num_steps=nfe), settings)
+
             def loss(
                 step: Step,
-                student: Denoiser = student,
+                compute: Callable[..., torch.Tensor] = compute,
                 source: Denoiser = source,
                 nfe: int = nfe,
                 batch: int = settings.batch_size,
@@ -109,7 +113,7 @@ class ProgressiveDistillation(Method):
                 condition = {"class_labels": labels} if isinstance(source.conditions, ClassLabels) else None
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
-                return progressive_loss(student, source, x, noise, point, nfe, condition)
+                return compute(x, noise, point, condition=condition)
 
             result, cost = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
             students.append(Student(nfe, result, cost))

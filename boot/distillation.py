@@ -12,6 +12,7 @@ from boot.distances import LpipsSettings, load_lpips, squared_l2
 from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
 from boot.student import BootStudent
+from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
@@ -127,16 +128,22 @@ class Boot(Method):
         distance = squared_l2 if settings.distance == "l2" else load_lpips(settings.lpips, run.device)
         objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
 
-        def loss(step: Step) -> torch.Tensor:
-            noise = torch.randn(shape, generator=step.generator, device=step.generator.device)
-            s, t = draw_times(settings, schedule, step)
-            condition = teacher.conditions.draw(batch, step.generator)
-            source = None
-            if settings.bootstrap_from == "average":
-                assert step.average is not None
-                source = BootStudent(step.average, schedule, teacher.prediction_type)
+        source = None
+
+        def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source, condition)
             return terms.bootstrap + settings.boundary_weight * terms.boundary
+
+        compute = run.compiled(compute, settings.training)
+
+        def loss(step: Step) -> torch.Tensor:
+            nonlocal source
+            if settings.bootstrap_from == "average" and source is None:
+                assert step.average is not None
+                source = BootStudent(step.average, schedule, teacher.prediction_type)
+            noise = torch.randn(shape, generator=step.generator, device=step.generator.device)
+            s, t = draw_times(settings, schedule, step)
+            return compute(noise, s, t, teacher.conditions.draw(batch, step.generator))
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
 

@@ -21,7 +21,9 @@ class BootStudent(nn.Module):
     def __init__(self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self._t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
+        # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
+        device = next((parameter.device for parameter in network.parameters()), None)
+        self._t_max = torch.tensor(schedule.t_max, dtype=torch.float64, device=device)
 
     def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """y_t, unclipped.

@@ -174,10 +174,17 @@ class DiscreteSchedule(Schedule):
         self._alphas_cumprod = alphas_cumprod
         alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
         self._by_angle = bool(alphas_cumprod[-1] == 0)
+        # On every device that asked: a copy in every step would make the host wait.
+        self._knots_on: dict[torch.device, torch.Tensor] = {}
         self._knots = torch.from_numpy(np.arctan2(sigma, alpha) if self._by_angle else np.log(sigma / alpha))
 
+    def _knots_beside(self, t: torch.Tensor) -> torch.Tensor:
+        if t.device not in self._knots_on:
+            self._knots_on[t.device] = self._knots.to(t.device)
+        return self._knots_on[t.device]
+
     def _interpolated(self, t: torch.Tensor) -> torch.Tensor:
-        knots = self._knots.to(t.device)
+        knots = self._knots_beside(t)
         position = self.timestep(t).clamp(0, self.num_timesteps - 1)
         below = position.floor().long().clamp(max=self.num_timesteps - 2)
         return torch.lerp(knots[below], knots[below + 1], position - below)
@@ -192,7 +199,7 @@ class DiscreteSchedule(Schedule):
         return torch.sin(value) if self._by_angle else torch.sigmoid(2 * value).sqrt()
 
     def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
-        knots = self._knots.to(log_noise_to_signal.device)
+        knots = self._knots_beside(log_noise_to_signal)
         value = log_noise_to_signal.double()
         value = (torch.arctan(torch.exp(value)) if self._by_angle else value).clamp(knots[0], knots[-1])
         above = torch.searchsorted(knots, value.contiguous()).clamp(1, self.num_timesteps - 1)

@@ -218,6 +218,11 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     pictures = RealPictures(split, run.device)
     run.count(network)
 
+    def compute(x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        return denoising_loss(denoiser, x, noise, t, condition)
+
+    compute = run.compiled(compute, settings.training)
+
     def loss(step: Step) -> torch.Tensor:
         x, labels = pictures.draw(settings.training.batch_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
@@ -225,7 +230,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
         condition = None
         if isinstance(conditions, ClassLabels):
             condition = drop_labels(conditions, labels, settings.label_dropout, step.generator)
-        return denoising_loss(denoiser, x, noise, t, condition)
+        return compute(x, noise, t, condition)
 
     result, cost = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
     return denoiser.with_network(result), cost

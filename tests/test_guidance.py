@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import NETWORK, tiny_splits
+from tiny import NETWORK, tiny_conditional, tiny_splits
 
 from baselines.ddim import Ddim, DdimSettings
 from boot.losses import BootObjective, boot_losses
@@ -14,7 +14,7 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance, guided
-from diffusion.networks import NetworkSettings, build_network
+from diffusion.networks import build_network
 from diffusion.pipelines import load_conditions, load_denoiser, save_denoiser
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
@@ -27,14 +27,6 @@ SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 T = torch.full((6,), 0.5, dtype=torch.float64)
 LABELS = {"class_labels": torch.tensor([0, 1, 2, 0, 1, 2])}
-
-
-def conditional_denoiser(num_classes=3, has_null=True, prediction_type="v_prediction", thresholding=NO_THRESHOLD):
-    torch.manual_seed(0)
-    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, num_classes + has_null)
-    conditions = ClassLabels(num_classes, has_null)
-    denoiser = Denoiser(network, SCHEDULE, prediction_type, thresholding, conditions)
-    return denoiser.eval().requires_grad_(False)
 
 
 class Counts:
@@ -53,7 +45,7 @@ class Counts:
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
 def test_guidance_is_the_formula_on_the_networks_own_output(prediction_type, scale):
     """Guiding F and guiding x̂ are the same, from one batch of twice the size."""
-    denoiser = conditional_denoiser(prediction_type=prediction_type)
+    denoiser = tiny_conditional(prediction_type=prediction_type)
     null = {"class_labels": torch.full((6,), 3)}
     conditional, unconditional = denoiser.raw(NOISE, T, LABELS), denoiser.raw(NOISE, T, null)
 
@@ -70,19 +62,19 @@ def test_guidance_is_the_formula_on_the_networks_own_output(prediction_type, sca
 
 
 def test_no_guidance_costs_nothing():
-    denoiser = conditional_denoiser()
+    denoiser = tiny_conditional()
     assert guided(denoiser, Guidance(1.0)) is denoiser
     assert (Guidance(1.0).evaluations, Guidance(2.0).evaluations) == (1, 2)
 
 
 def test_guidance_is_bounded_afterwards():
-    unbounded = guided(conditional_denoiser(), Guidance(40.0))(NOISE, T, LABELS)
-    bounded = guided(conditional_denoiser(thresholding=STATIC), Guidance(40.0))(NOISE, T, LABELS)
+    unbounded = guided(tiny_conditional(), Guidance(40.0))(NOISE, T, LABELS)
+    bounded = guided(tiny_conditional(thresholding=STATIC), Guidance(40.0))(NOISE, T, LABELS)
     assert unbounded.abs().max() > 1
     assert torch.equal(bounded, unbounded.clamp(-1, 1))
 
 
-@pytest.mark.parametrize("denoiser", [conditional_denoiser(has_null=False), None])
+@pytest.mark.parametrize("denoiser", [tiny_conditional(has_null=False), None])
 def test_guidance_without_an_unconditional_input_is_refused(denoiser):
     if denoiser is None:
         denoiser = Denoiser(torch.nn.Identity(), SCHEDULE, "sample")
@@ -103,7 +95,7 @@ def test_dynamic_thresholding_by_hand():
 
 @pytest.mark.parametrize("maximum", [None, 1.5])
 def test_dynamic_thresholding_is_diffusers_own(tmp_path, maximum):
-    denoiser = conditional_denoiser(thresholding=Thresholding(kind="dynamic", ratio=0.9, maximum=maximum))
+    denoiser = tiny_conditional(thresholding=Thresholding(kind="dynamic", ratio=0.9, maximum=maximum))
     save_denoiser(tmp_path, denoiser)
     assert load_denoiser(tmp_path).thresholding == denoiser.thresholding
     (tmp_path / "schedule.json").unlink()
@@ -124,7 +116,7 @@ def test_thresholding_numbers_belong_to_dynamic():
 def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
     from diffusion.conditional_pipeline import ClassConditionalPipeline
 
-    denoiser = conditional_denoiser(has_null=has_null, thresholding=STATIC)
+    denoiser = tiny_conditional(has_null=has_null, thresholding=STATIC)
     save_denoiser(tmp_path, denoiser)
     again = load_denoiser(tmp_path)
     assert again.conditions == denoiser.conditions
@@ -140,7 +132,7 @@ def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
 def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
     import json
 
-    save_denoiser(tmp_path, conditional_denoiser())
+    save_denoiser(tmp_path, tiny_conditional())
     index = json.loads((tmp_path / "model_index.json").read_text())
     del index["num_classes"]
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -154,7 +146,7 @@ def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
 
 
 def test_guided_ddim_counts_two_evaluations_a_step(tmp_path):
-    save_denoiser(tmp_path, conditional_denoiser())
+    save_denoiser(tmp_path, tiny_conditional())
     method = Ddim(DdimSettings(num_inference_steps=(1, 4)), Guidance(2.0))
     assert method.evaluations() == (2, 8)
     sampler, network = method.sampler(tmp_path, 8, torch.device("cpu"))
@@ -215,8 +207,8 @@ def test_guidance_that_makes_no_sense_is_refused_in_the_yaml(change, expected):
 @pytest.mark.parametrize("solver", ["euler", "heun", "etd2", "midpoint"])
 def test_boot_losses_follow_the_guided_teacher(solver):
     """All evaluations carry their pictures' labels: a batch's losses are the mean of those of its labels alone."""
-    teacher = guided(conditional_denoiser(thresholding=STATIC), Guidance(2.0))
-    student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+    teacher = guided(tiny_conditional(thresholding=STATIC), Guidance(2.0))
+    student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     s, t = torch.linspace(0.1, 0.8, 6, dtype=torch.float64), torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
     objective = BootObjective(solver=solver)
 
@@ -233,12 +225,12 @@ def test_boot_losses_follow_the_guided_teacher(solver):
 
 
 def test_trajectories_follow_the_guided_teacher():
-    teacher = guided(conditional_denoiser(thresholding=STATIC), Guidance(2.0))
+    teacher = guided(tiny_conditional(thresholding=STATIC), Guidance(2.0))
     t = torch.tensor(SCHEDULE.t_min, dtype=torch.float64)
     with torch.no_grad():
         start = ddim_signal(teacher, NOISE, torch.tensor(SCHEDULE.t_max), 1, LABELS)
         torch.testing.assert_close(start, teacher(NOISE, torch.tensor(SCHEDULE.t_max), LABELS))
-        student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+        student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
         times = torch.linspace(SCHEDULE.t_max, float(t), 3, dtype=torch.float64)
         read = read_at_times(student, NOISE, times, LABELS)
         torch.testing.assert_close(read[:, 2], student(NOISE, times[2], LABELS), rtol=1e-4, atol=1e-5)
@@ -253,7 +245,7 @@ def test_conditions_join_and_split():
 
 
 def test_mixed_classes_are_the_classes_at_the_ends():
-    network = conditional_denoiser().network
+    network = tiny_conditional().network
     mixed = MixedClasses(network.class_embedding)
     weights = torch.eye(4)[[1, 3]]
     assert torch.equal(mixed(weights), network.class_embedding(torch.tensor([1, 3])))
@@ -282,7 +274,7 @@ def test_the_classifier_learns_and_is_stored(tmp_path):
 
 
 def test_between_classes_ends_in_the_classes():
-    student = BootStudent(conditional_denoiser().network, SCHEDULE, "v_prediction")
+    student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     embedding = student.network.class_embedding
     with torch.no_grad():
         pictures = between_classes(student, ClassLabels(3, has_null=True), NOISE[:3], 5)

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from tiny import TEACHER, tiny_denoiser, tiny_splits
+from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.errors import UserError
+from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
+from diffusion.pipelines import load_conditions
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun
 from suite.registry import method_class, method_file, method_modules
@@ -19,9 +21,9 @@ METHODS = list(method_modules())
 TRAINED = [name for name in METHODS if method_class(name).trains]
 
 
-def build(name):
+def build(name, guidance=None):
     kind = method_class(name)
-    return kind(kind.Settings.model_validate({"method": name, **kind.TINY}))
+    return kind(kind.Settings.model_validate({"method": name, **kind.TINY}), guidance)
 
 
 @pytest.fixture
@@ -30,9 +32,9 @@ def data(tmp_path):
     return load_split(tmp_path / "data", "train")
 
 
-def distil(method, folder, data, key="key", seed=0, stop_after=None):
+def distil(method, folder, data, key="key", seed=0, stop_after=None, teacher=None):
     """Trains the method's tiny students from the tiny teacher; may stop after some evaluations of the teacher."""
-    teacher = tiny_denoiser()
+    teacher = teacher or tiny_denoiser()
     calls = 0
 
     def interrupt(_module, _inputs):
@@ -134,3 +136,32 @@ def test_saved_folders_load_with_a_diffusers_pipeline(name, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     steps = {} if pipeline is BootPipeline else {"num_inference_steps": 2}
     assert len(loaded(batch_size=2, **steps).images) == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_guided_class_conditional_teacher_works_with_every_method(name, tmp_path, data):
+    """The students take the class, not the guidance: exactly nfe evaluations, and other pictures for other classes."""
+    teacher, guidance = tiny_conditional(num_classes=2), Guidance(2.0)
+    method = build(name, guidance)
+    folders = {nfe: tmp_path / f"nfe-{nfe}" for nfe in method.evaluations()}
+    if method.trains:
+        for student in distil(method, tmp_path / "state", data, teacher=guided(teacher, guidance)):
+            method.save(folders[student.nfe], student.network, teacher)
+    else:
+        for folder in folders.values():
+            method.save(folder, teacher.network, teacher)
+    for nfe, folder in folders.items():
+        assert load_conditions(folder) == teacher.conditions
+        sampler, network = method.sampler(folder, nfe, CPU)
+        counted = 0
+
+        def count(_module, inputs):
+            nonlocal counted
+            counted += len(inputs[0])
+
+        network.register_forward_pre_hook(count)
+        with torch.inference_mode():
+            one, other = (sampler(NOISE, {"class_labels": torch.full((len(NOISE),), label)}) for label in (0, 1))
+        assert counted == 2 * nfe * len(NOISE)
+        assert torch.isfinite(one).all()
+        assert not torch.equal(one, other)

@@ -307,3 +307,37 @@ def test_a_users_own_pictures_and_a_stored_teacher(tmp_path):
     files = [tmp_path / f"results/{name}/students/boot-heun/train-0/nfe-1/unet" for name in ("mine", "again")]
     one, two = (sha256_file(folder / "diffusion_pytorch_model.safetensors") for folder in files)
     assert one == two
+
+
+@pytest.mark.slow
+def test_a_guided_class_conditional_experiment(tmp_path):
+    """Labels are judged, guided samplers count two evaluations a step, and another scale does not train the teacher."""
+    raw = yaml.safe_load(TINY.read_text()) | {"experiment": "classes", "select": ["ddim", "boot-heun", "progressive"]}
+    raw["teacher"] |= {"labels": True, "guidance_scale": 2.0}
+    raw["evaluation"] |= {
+        "seeds": [0],
+        "teacher": {"variant": "ddim", "nfe": 8},
+        "classifier": {"training": {"steps": 4, "batch_size": 16}},
+    }
+    snakemake(tmp_path, config=write(tmp_path, raw))
+    metrics = pd.read_csv(tmp_path / "results/classes/report/metrics.csv")
+    judged = metrics[metrics["metric"] == "label_accuracy"]
+    assert set(judged.dropna(subset="nfe")["nfe"].astype(int)) == {1, 2, 4, 8}
+    assert set(judged["method"]) == {"ddim", "boot", "progressive_distillation", "real"}
+    assert "Label accuracy" in (tmp_path / "results/classes/report/tables/main.md").read_text()
+    with np.load(tmp_path / "results/classes/samples/boot-heun/train-0/nfe-1/seed-0.npz") as archive:
+        assert archive["arr_1"].tolist() == [index % 10 for index in range(48)]
+    with np.load(tmp_path / "results/classes/pictures/boot-heun/train-0.npz") as archive:
+        assert archive["classes"].shape == archive["interpolation"].shape
+
+    raw["teacher"]["guidance_scale"] = 3.0
+    done = snakemake(tmp_path, "--dry-run", config=write(tmp_path, raw))
+    planned_rules = {line.split()[1].rstrip(":") for line in done.stdout.splitlines() if line.startswith("rule ")}
+    assert {"distil", "sample"} <= planned_rules
+    assert not {"teacher", "classifier", "data"} & planned_rules
+
+
+def write(folder, raw):
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    return path

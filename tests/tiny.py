@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from diffusion.conditions import ClassLabels
 from diffusion.data.store import Splits
 from diffusion.denoiser import Denoiser
 from diffusion.networks import NetworkSettings, build_network
@@ -23,6 +24,14 @@ def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1)
     network = build_network(NetworkSettings.model_validate(NETWORK), channels=channels, resolution=8)
     schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
     denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
+    return denoiser.eval().requires_grad_(False)
+
+
+def tiny_conditional(num_classes=3, has_null=True, prediction_type="v_prediction", thresholding=NO_THRESHOLD):
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, num_classes + has_null)
+    conditions = ClassLabels(num_classes, has_null)
+    denoiser = Denoiser(network, CosineSchedule(num_timesteps=200), prediction_type, thresholding, conditions)
     return denoiser.eval().requires_grad_(False)
 
 

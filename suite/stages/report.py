@@ -98,15 +98,8 @@ def _benchmarks(plan: Plan) -> list[Path]:
     """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
     trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
     single = (
-        "neighbours/neighbours",
-        "classifier/classifier",
-        "data/data",
-        "teacher/teacher",
-        "features_real/real",
-        "measure_floor/real",
-        "speed/speed",
-        "neighbours/neighbours",
-        "classifier/classifier",
+        *("data/data", "teacher/teacher", "features_real/real", "measure_floor/real"),
+        *("speed/speed", "neighbours/neighbours", "classifier/classifier"),
     )
     files = [
         *(f"{name}.tsv" for name in single),

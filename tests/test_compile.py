@@ -1,0 +1,75 @@
+"""Compiled steps: the same losses, the same counts, refused where the device cannot."""
+
+import shutil
+
+import pytest
+import torch
+from tiny import NETWORK, tiny_denoiser, tiny_splits
+
+from baselines.progressive_distillation import ProgressiveDistillation, ProgressiveSettings
+from boot.distillation import Boot, BootSettings
+from diffusion.conditions import ClassLabels
+from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.errors import UserError
+from diffusion.teacher import TeacherSettings, train_teacher
+from diffusion.training import TrainingRun
+
+CPU = torch.device("cpu")
+TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}
+needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def boot(folder, mode, device=CPU, **options):
+    with TrainingRun(folder / mode, "key", 0, device) as run:
+        method = Boot(BootSettings.model_validate({"training": TRAINING | {"compile": mode}, **options}))
+        student = method.distil(tiny_denoiser().to(device), run, None)[0]
+    return [row["loss"] for row in run.log], student.cost["network_evaluations"], student.network
+
+
+@needs_a_compiler
+def test_a_compiled_step_of_boot_has_the_same_losses_and_counts(tmp_path):
+    options = {"bootstrap_from": "average", "solver": "etd2"}
+    eager, compiled = boot(tmp_path, "off", **options), boot(tmp_path, "default", **options)
+    assert compiled[0] == pytest.approx(eager[0], rel=1e-4)
+    assert compiled[1] == eager[1] == 4 * (8 + 2 + 8 + 8 + 2 + 8)
+    for one, other in zip(eager[2].parameters(), compiled[2].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@needs_a_compiler
+def test_compiled_teachers_and_progressive_students_have_the_same_losses(tmp_path):
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    split = load_split(tmp_path / "data", "train")
+
+    def losses(mode):
+        training = TRAINING | {"compile": mode, "steps": 2}
+        settings = TeacherSettings.model_validate({"network": NETWORK, "labels": True, "training": training})
+        with TrainingRun(tmp_path / f"teacher-{mode}", "key", 0, CPU) as run:
+            teacher, cost = train_teacher(settings, split, run)
+        teacher.requires_grad_(False)
+        assert teacher.conditions == ClassLabels(2, has_null=True)
+        assert cost["network_evaluations"] == 16
+        method = ProgressiveDistillation(
+            ProgressiveSettings.model_validate({"start_steps": 2, "training": training | {"ema_decay": None}})
+        )
+        with TrainingRun(tmp_path / f"progressive-{mode}", "key", 0, CPU) as other:
+            students = method.distil(teacher, other, split)
+        assert students[-1].cost["network_evaluations"] % (3 * 8) == 0
+        return [row["loss"] for row in run.log + other.log]
+
+    assert losses("default") == pytest.approx(losses("off"), rel=1e-3)
+
+
+def test_cuda_graphs_without_a_cuda_device_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"training\.compile: found 'cudagraphs'"):
+        boot(tmp_path, "cudagraphs")
+
+
+@needs_cuda
+@pytest.mark.parametrize("mode", ["default", "cudagraphs"])
+def test_on_a_gpu(tmp_path, mode):
+    device = torch.device("cuda", 0)
+    eager, fast = boot(tmp_path, "off", device), boot(tmp_path, mode, device)
+    assert fast[0] == pytest.approx(eager[0], rel=1e-3)
+    assert fast[1] == eager[1]
