@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from evaluation import plots
 from evaluation.tables import (
@@ -168,6 +169,11 @@ def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
                 panel.errorbar(cost, spread.mean, spread.sd or 0, label=change, linestyle="", capsize=2, **style)
             panel.set_xscale("log")
             panel.margins(0.2)
+            low, high = panel.get_xlim()
+            panel.set_xlim(low / 2, high * 2)
+            panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, "count")))
+            panel.xaxis.set_minor_formatter(NullFormatter())
             panel.set_title(axis, fontsize=9)
             panel.set_xlabel("training evaluations", fontsize=8)
             panel.set_ylabel("Fréchet distance", fontsize=8)

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
@@ -285,44 +286,62 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
 # --- along the trajectory ----------------------------------------------------------------------------------
 
 
-def trajectory_figure(errors: Mapping[str, pd.DataFrame]) -> Figure:
+def trajectory_figure(
+    errors: Mapping[str, pd.DataFrame], questions: Mapping[str, Sequence[str]] | None = None
+) -> Figure:
     """Errors against time, late times on the left; below, the share of increments that vanish.
 
     Args:
         errors: label of a BOOT variant to what :func:`evaluation.tables.load_trajectory` returns.
+        questions: of an ablation: question to the labels in its panel, the base first.
     """
     if not errors:
         return empty_figure("No BOOT student in this experiment.")
-    figure, axes = new_figure(WIDTH, 5.6, 2, 1)
+    panels = dict(questions or {"": tuple(errors)})
+    columns = 1 if len(panels) == 1 else 2
+    rows = math.ceil(len(panels) / columns) + 1
+    figure, axes = new_figure(WIDTH, 2.8 * rows, rows, columns)
     with matplotlib.rc_context(STYLE):
-        above, below = axes.flat
-        teacher = next(iter(errors.values()))
-        teacher = teacher[teacher["quantity"] == "ddim"]
-        for place, (count, curve) in enumerate(teacher.groupby("nfe")):
-            shade = str(0.75 - 0.6 * place / max(1, teacher["nfe"].nunique() - 1))
-            good = curve[curve["value"] > 0]
-            above.plot(good["t"], good["value"], color=shade, linewidth=1, label=f"DDIM, {int(count)}")
-        for number, (label, frame) in enumerate(errors.items()):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            parts = {name: frame[frame["quantity"] == name] for name in ("student", "one_step", "near_zero")}
-            student = parts["student"][parts["student"]["value"] > 0]
-            above.plot(student["t"], student["value"], color=colour, marker=marker, markersize=4, label=f"{label}, 1")
-            if len(errors) <= 4:  # more lines than that hide each other
-                step = parts["one_step"]
-                above.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
-            below.plot(
-                parts["near_zero"]["t"], 100 * parts["near_zero"]["value"], color=colour, marker=marker, markersize=4
-            )
-        above.set_yscale("log")
-        above.set_ylabel("mean squared error of the signal")
-        above.legend(fontsize=7 if len(errors) <= 4 else 4.5, ncols=2 if len(errors) <= 4 else 3, frameon=False)
+        places = list(axes.flat)
+        for axis, (question, labels) in zip(places, panels.items(), strict=False):
+            _errors_panel(axis, {label: errors[label] for label in labels if label in errors}, columns == 1)
+            axis.set_title(question, fontsize=9)
+            axis.set_ylabel("MSE of the signal")
+        below = places[len(panels)]
+        for number, frame in enumerate(errors.values()):
+            share = frame[frame["quantity"] == "near_zero"]
+            style = {"color": COLOURS[number % len(COLOURS)] if columns == 1 else "#888888"}
+            style["marker"] = MARKERS[number % len(MARKERS)]
+            below.plot(share["t"], 100 * share["value"], markersize=3, **style)
+        below.set_title("" if columns == 1 else "all students", fontsize=9)
         below.set_ylabel("vanishing increments, %")
         below.set_ylim(0, 100)
-        below.set_xlabel("time t")
-        for axis in (above, below):
+        for axis in places[: len(panels) + 1]:
+            axis.set_xlabel("time t")
             axis.invert_xaxis()
             axis.tick_params(labelsize=8)
+        for axis in places[len(panels) + 1 :]:
+            axis.set_axis_off()
     return figure
+
+
+def _errors_panel(axis: Axes, errors: Mapping[str, pd.DataFrame], with_steps: bool) -> None:
+    """The teacher's DDIM in grey, the students in colour; what each step adds, dashed, where there is room for it."""
+    teacher = next(iter(errors.values()))
+    teacher = teacher[teacher["quantity"] == "ddim"]
+    for place, (count, curve) in enumerate(teacher.groupby("nfe")):
+        shade = str(0.75 - 0.6 * place / max(1, teacher["nfe"].nunique() - 1))
+        good = curve[curve["value"] > 0]
+        axis.plot(good["t"], good["value"], color=shade, linewidth=1, label=f"DDIM, {int(count)}")
+    for number, (label, frame) in enumerate(errors.items()):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        student = frame[(frame["quantity"] == "student") & (frame["value"] > 0)]
+        axis.plot(student["t"], student["value"], color=colour, marker=marker, markersize=3, label=f"{label}, 1")
+        if with_steps and len(errors) <= 4:  # more lines than that hide each other
+            step = frame[frame["quantity"] == "one_step"]
+            axis.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
+    axis.set_yscale("log")
+    axis.legend(fontsize=7 if with_steps else 5.5, ncols=2, frameon=False)
 
 
 # --- training, cost, time ----------------------------------------------------------------------------------

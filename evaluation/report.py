@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json
@@ -163,7 +164,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         ),
         "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
         "neighbours": plots.grid_figure([(s.label, s.images) for group in near for s in group.strips]),
-        "trajectory": plots.trajectory_figure({results.labels.get(v, v): frame for v, frame in errors.items()}),
+        "trajectory": _trajectory(inputs, results, errors),
         "ablation": ablation_figure(results, inputs.ablation),
         "training": plots.training_figure(curves),
         "cost": plots.cost_figure(results),
@@ -409,6 +410,20 @@ def _interpolation(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Re
             strips = [Strip(f"{label}, classes {n} to {n + 1}", row) for n, row in enumerate(content["classes"][:4])]
             groups.append(StripGroup(f"{label}, between two classes at one noise", strips[:count]))
     return groups
+
+
+def _trajectory(inputs: ReportInputs, results: Results, errors: Mapping[str, pd.DataFrame]) -> Figure:
+    """One panel, or of an ablation one a question, each with the base."""
+    if inputs.ablation is None:
+        return plots.trajectory_figure({results.labels.get(v, v): frame for v, frame in errors.items()})
+    names = {v: inputs.ablation.changes.get(v, results.labels.get(v, v)) for v in errors}
+    names[inputs.ablation.base] = "base"
+    questions = {
+        axis: [names[v] for v in (inputs.ablation.base, *variants) if v in errors]
+        for axis, variants in inputs.ablation.axes.items()
+        if any(v in errors for v in variants)
+    }
+    return plots.trajectory_figure({names[v]: frame for v, frame in errors.items()}, questions)
 
 
 def _neighbours(path: Path) -> list[StripGroup]:

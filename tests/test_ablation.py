@@ -135,6 +135,14 @@ def test_the_sentence_says_what_the_data_say():
     assert note.startswith("Level means")
 
 
+def test_a_change_whose_seeds_differ_too_much_is_undecided():
+    values = VALUES | {"same": [[2.0], [30.0], [15.0]]}
+    first, note = ablation_sentences(results(values), ABLATION)
+    assert "undecided: knob 2 (16 ± 14)" in first
+    assert "level" not in first
+    assert "25%" in note
+
+
 def test_one_training_seed_supports_nothing():
     table = ablation_table(results({name: values[:1] for name, values in VALUES.items()}), ABLATION)
     assert not any(cell.best for row in table.rows for cell in row)
