@@ -431,7 +431,8 @@ def _neighbours(path: Path) -> list[StripGroup]:
     rows = read_json(path.with_suffix(".json"))["rows"]
     groups = []
     with np.load(path, allow_pickle=False) as archive:
-        for number, (label, facts) in enumerate(rows.items()):
+        for number, facts in enumerate(rows):
+            label = facts["label"]
             title = (
                 f"{label}: median distance {facts['relative']:.3g} times that of held-out real pictures; "
                 f"{facts['suspicious']:.2%} of the samples nearer than 99 of 100 of those"

@@ -159,7 +159,9 @@ def fabricate(
     rows = {"DDIM, NFE 50": 0.97, "BOOT (Heun), NFE 1": 1.2}
     parts = {f"{kind}-{number}": pictures(20) for number in range(len(rows)) for kind in ("samples", "nearest")}
     np.savez(neighbours, **parts)
-    facts = {name: {"median_distance": 3.0, "relative": ratio, "suspicious": 0.02} for name, ratio in rows.items()}
+    facts = [
+        {"label": name, "median_distance": 3.0, "relative": ratio, "suspicious": 0.02} for name, ratio in rows.items()
+    ]
     write_json(neighbours.with_suffix(".json"), {"rows": facts})
 
     trajectory = {}

@@ -1,5 +1,8 @@
 """Class conditions, classifier-free guidance and thresholding."""
 
+import argparse
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +25,7 @@ from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training import TrainingRun
 from evaluation.neighbours import closeness, nearest
+from suite.stages.neighbours import find_neighbours
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -130,8 +134,6 @@ def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
 
 
 def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
-    import json
-
     save_denoiser(tmp_path, tiny_conditional())
     index = json.loads((tmp_path / "model_index.json").read_text())
     del index["num_classes"]
@@ -295,3 +297,31 @@ def test_nearest_training_pictures_by_hand():
     assert facts["copies"] == {"median_distance": 0.0, "relative": 0.0, "suspicious": 1.0}
     assert facts["far"]["relative"] == pytest.approx(2.5 / 100.5)
     assert facts["far"]["suspicious"] == 0.5
+
+
+def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
+    """In the order of the rows, which is not that of their names."""
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    train, test = load_split(tmp_path / "data", "train"), load_split(tmp_path / "data", "test")
+    flat = {
+        name: part.images.reshape(len(part.images), -1).astype(float)
+        for name, part in (("train", train), ("test", test))
+    }
+    np.savez(tmp_path / "real.npz", **flat)
+    rows = []
+    for label, pictures in (("z", train.images[::-1]), ("a", test.images)):
+        np.savez(tmp_path / f"{label}.npz", arr_0=pictures)
+        features = np.asarray(pictures).reshape(len(pictures), -1).astype(float)
+        np.savez(tmp_path / f"{label}-features.npz", **{"nfe-1/seed-0": features})
+        rows.append([label, str(tmp_path / f"{label}.npz"), str(tmp_path / f"{label}-features.npz"), "nfe-1/seed-0"])
+    output = tmp_path / "neighbours.npz"
+    find_neighbours(
+        argparse.Namespace(rows=json.dumps(rows), real=tmp_path / "real.npz", data=tmp_path / "data", output=output)
+    )
+    facts = json.loads(output.with_suffix(".json").read_text())["rows"]
+    assert [row["label"] for row in facts] == ["z", "a"]
+    assert [row["relative"] for row in facts] == [0.0, 1.0]
+    with np.load(output) as archive:
+        assert np.array_equal(archive["samples-0"], train.images[::-1])
+        assert np.array_equal(archive["nearest-0"], train.images[::-1])
+        assert np.array_equal(archive["samples-1"], test.images)

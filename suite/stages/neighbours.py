@@ -33,6 +33,6 @@ def find_neighbours(arguments: argparse.Namespace) -> None:
     write_provenance(
         arguments.output.with_suffix(".json"),
         inputs,
-        rows=closeness(found, held_out),
+        rows=[{"label": label, **facts} for label, facts in closeness(found, held_out).items()],
         held_out={"median_distance": float(np.median(held_out.distance)), "count": len(held_out.distance)},
     )
