@@ -299,14 +299,15 @@ def trajectory_figure(
         return empty_figure("No BOOT student in this experiment.")
     panels = dict(questions or {"": tuple(errors)})
     columns = 1 if len(panels) == 1 else 2
-    rows = math.ceil(len(panels) / columns) + 1
-    figure, axes = new_figure(WIDTH, 2.8 * rows, rows, columns)
+    rows = math.ceil((len(panels) + 1) / columns)
+    width = WIDTH if columns == 1 else 1.35 * WIDTH
+    figure, axes = new_figure(width, 2.8 * rows, rows, columns)
     with matplotlib.rc_context(STYLE):
         places = list(axes.flat)
         for axis, (question, labels) in zip(places, panels.items(), strict=False):
             _errors_panel(axis, {label: errors[label] for label in labels if label in errors}, columns == 1)
             axis.set_title(question, fontsize=9)
-            axis.set_ylabel("MSE of the signal")
+            axis.set_ylabel("MSE of the signal", fontsize=9)
         below = places[len(panels)]
         for number, frame in enumerate(errors.values()):
             share = frame[frame["quantity"] == "near_zero"]
@@ -314,10 +315,10 @@ def trajectory_figure(
             style["marker"] = MARKERS[number % len(MARKERS)]
             below.plot(share["t"], 100 * share["value"], markersize=3, **style)
         below.set_title("" if columns == 1 else "all students", fontsize=9)
-        below.set_ylabel("vanishing increments, %")
+        below.set_ylabel("vanishing increments, %", fontsize=9)
         below.set_ylim(0, 100)
         for axis in places[: len(panels) + 1]:
-            axis.set_xlabel("time t")
+            axis.set_xlabel("time t", fontsize=9)
             axis.invert_xaxis()
             axis.tick_params(labelsize=8)
         for axis in places[len(panels) + 1 :]:
@@ -332,16 +333,23 @@ def _errors_panel(axis: Axes, errors: Mapping[str, pd.DataFrame], with_steps: bo
     for place, (count, curve) in enumerate(teacher.groupby("nfe")):
         shade = str(0.75 - 0.6 * place / max(1, teacher["nfe"].nunique() - 1))
         good = curve[curve["value"] > 0]
-        axis.plot(good["t"], good["value"], color=shade, linewidth=1, label=f"DDIM, {int(count)}")
+        name = f"DDIM, {int(count)}" if with_steps else None
+        axis.plot(good["t"], good["value"], color=shade, linewidth=1, label=name)
+        if not with_steps:  # written at its end, where a legend in every panel would hide the curves
+            end = good.loc[good["t"].idxmin()]
+            axis.annotate(
+                f"DDIM, {int(count)}", (end["t"], end["value"]), fontsize=5, color="#555555", va="top", ha="right"
+            )
     for number, (label, frame) in enumerate(errors.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        shown = f"{label}, 1" if with_steps else label.replace(", ", "\n")
         student = frame[(frame["quantity"] == "student") & (frame["value"] > 0)]
-        axis.plot(student["t"], student["value"], color=colour, marker=marker, markersize=3, label=f"{label}, 1")
+        axis.plot(student["t"], student["value"], color=colour, marker=marker, markersize=3, label=shown)
         if with_steps and len(errors) <= 4:  # more lines than that hide each other
             step = frame[frame["quantity"] == "one_step"]
             axis.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
     axis.set_yscale("log")
-    axis.legend(fontsize=7 if with_steps else 5.5, ncols=2, frameon=False)
+    axis.legend(fontsize=7 if with_steps else 6, ncols=2 if with_steps else 1, frameon=False)
 
 
 # --- training, cost, time ----------------------------------------------------------------------------------
