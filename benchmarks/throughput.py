@@ -60,15 +60,16 @@ def untrained(experiment: Experiment, device: torch.device) -> Denoiser:
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def training(experiment: Experiment, folder: Path, rounds: int, device: torch.device) -> None:
+def training(experiment: Experiment, folder: Path, rounds: int, device: torch.device, compiled: str) -> None:
     write_dataset(folder / "data", prepare(experiment.data), experiment.data)
     split = load_split(folder / "data", "train")
 
     def seconds_a_step(train: Callable[[TrainingRun, TrainingSettings], Any], settings: TrainingSettings) -> Any:
         # One-step and many-step runs through the real loop; the difference has no start-up in it.
         found = {}
-        for steps in (1, rounds + 1):
-            short = settings.model_copy(update={"steps": steps, "warmup_steps": 0})
+        # A compiled step is compiled in every run; after the first from a cache, so that it cancels.
+        for steps in (1, 1, rounds + 1) if compiled != "off" else (1, rounds + 1):
+            short = settings.model_copy(update={"steps": steps, "warmup_steps": 0, "compile": compiled})
             with TrainingRun(Path(tempfile.mkdtemp(dir=folder)), "benchmark", 0, device, 1e9) as run:
                 start = synchronised_time(device)
                 train(run, short)
@@ -176,13 +177,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128, help="of sampling")
+    parser.add_argument("--compile", choices=("off", "default", "cudagraphs"), default="off", help="of training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = default_device()
     experiment = parse_experiment(yaml.safe_load(arguments.config.read_text()))
+    if experiment.conditional:
+        parser.error(f"--config: {arguments.config} has a class-conditional teacher, expected an unconditional one")
     print(f"{experiment.name} on {device}, {torch.get_num_threads()} threads, medians of {arguments.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
-        training(experiment, Path(folder), arguments.rounds, device)
+        training(experiment, Path(folder), arguments.rounds, device, arguments.compile)
         sampling(experiment, Path(folder), arguments.rounds, device, arguments.batch_size)
     features(experiment, device, arguments.rounds)
 

@@ -206,7 +206,16 @@ def denoising_loss(
 
 
 def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> tuple[Denoiser, dict[str, float]]:
-    """Trains a teacher on the real pictures of ``split``; returns it, without guidance, and its cost."""
+    """Trains a teacher on the real pictures of ``split``; returns it, without guidance, and its cost.
+
+    Raises:
+        UserError: labels are asked for, and the data set has one class.
+    """
+    if settings.labels and len(split.class_names) < 2:
+        raise UserError(
+            f"teacher.labels: found true, expected false: the data set has one class, {split.class_names[0]!r}; put "
+            f"the pictures of each class into a folder of its own."
+        )
     run.generator("initialisation", 0)  # seeds the global generator, which the network's initialisation uses
     resolution, channels = split.images.shape[1], split.images.shape[3]
     has_null = settings.label_dropout > 0

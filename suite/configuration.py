@@ -239,6 +239,10 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     if layout.ablation and layout.ablation.base not in selected:
         problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
     problems += _published_problems(layout.published_as)
+    if layout.evaluation.classifier != ClassifierSettings() and not facts.conditional:
+        problems.append(
+            "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
+        )
     problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
     if problems:
         raise UserError("\n".join(problems))

@@ -1,6 +1,7 @@
 """Class conditions, classifier-free guidance and thresholding."""
 
 import argparse
+import dataclasses
 import json
 
 import numpy as np
@@ -25,6 +26,7 @@ from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training import TrainingRun
 from evaluation.neighbours import closeness, nearest
+from suite.stages.measuring import _check_labels
 from suite.stages.neighbours import find_neighbours
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
@@ -325,3 +327,24 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
         assert np.array_equal(archive["samples-0"], train.images[::-1])
         assert np.array_equal(archive["nearest-0"], train.images[::-1])
         assert np.array_equal(archive["samples-1"], test.images)
+
+
+def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
+    (tmp_path / "classifier.json").write_text(json.dumps({"class_names": ["a", "b"]}))
+    arguments = argparse.Namespace(classifier=tmp_path, samples=tmp_path / "samples.npz")
+    _check_labels(arguments, {0: np.array([0, 1]), 1: None})
+    with pytest.raises(UserError, match="classes 0 to 2, but the data set has 2"):
+        _check_labels(arguments, {0: np.array([0, 2])})
+
+
+def test_labels_of_a_data_set_of_one_class_are_refused(tmp_path):
+    splits = dataclasses.replace(tiny_splits(), class_names=("only",), train_labels=np.zeros(12, dtype=np.int64))
+    splits = dataclasses.replace(splits, test_labels=np.zeros(12, dtype=np.int64))
+    write_dataset(tmp_path / "data", splits, parse_settings({"kind": "digits"}))
+    settings = TeacherSettings.model_validate({"network": NETWORK, "labels": True, "training": {"steps": 1}})
+    expected = r"teacher\.labels: found true.*one class, 'only'"
+    with (
+        TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run,
+        pytest.raises(UserError, match=expected),
+    ):
+        train_teacher(settings, load_split(tmp_path / "data", "train"), run)

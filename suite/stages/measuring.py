@@ -40,6 +40,7 @@ def measure(arguments: argparse.Namespace) -> None:
         labels = {}
         if classifier is not None:
             asked = {seed: load_labels(path) for seed, path in files.items()}
+            _check_labels(arguments, asked)
             labels = {s: (told, classify(classifier, samples[s])) for s, told in asked.items() if told is not None}
         rows += quality.measure(
             identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},
@@ -71,6 +72,16 @@ def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarra
             raise UserError(
                 f"{arguments.samples}: pictures of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
                 f"{expected[0]}×{expected[1]}. Bring samples of that resolution."
+            )
+
+
+def _check_labels(arguments: argparse.Namespace, asked: dict[int, np.ndarray | None]) -> None:
+    names = read_json(arguments.classifier / "classifier.json")["class_names"]
+    for labels in asked.values():
+        if labels is not None and not 0 <= labels.min() <= labels.max() < len(names):
+            raise UserError(
+                f"{arguments.samples}: classes {labels.min()} to {labels.max()}, but the data set has {len(names)}, "
+                f"0 to {len(names) - 1}. The teacher was trained on other classes, or the file's 'arr_1' is not labels."
             )
 
 
