@@ -60,8 +60,8 @@ def boot_losses(
     Boundary: E d(g_θ(ε, t_max), f_φ(x_M, t_max)), the start of the trajectory. Both are means over batch and pixels.
 
     The evaluations at s and t_max share one batch, and so do the teacher's at t and t_max; a step has
-    N + B student evaluations with gradient and N without, and N + B (Euler) or 2N + B (second order) of the teacher,
-    B being ``boundary_count``.
+    N + B student evaluations with gradient and N without, and N + B (Euler) or 2N + B (second order) estimates of the
+    teacher, B being ``boundary_count``.
 
     Args:
         noise: ε, shape (N, C, H, W).

@@ -50,10 +50,10 @@ class ClassConditionalPipeline(NoisePipeline):
         if output_type not in ("pil", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil' or 'pt'")
         labels = torch.as_tensor(class_labels, device=self.device)
-        denoiser = denoiser_of(self.unet, self.scheduler, self.config.num_classes)
+        denoiser = denoiser_of(self.unet, self.scheduler, self.config.num_classes, self.config.thresholding)
         x = ddim_sample(
             guided(denoiser, Guidance(guidance_scale)),
-            self.draw_noise(len(labels), generator, noise),
+            self.draw_noise(len(labels), generator, noise).to(self.unet.dtype),
             num_inference_steps,
             {"class_labels": labels},
         )

@@ -77,10 +77,13 @@ def load_labels(path: Path | str) -> np.ndarray | None:
     Raises:
         UserError: they are not one integer a picture.
     """
-    with np.load(path, allow_pickle=False) as archive:
-        if "arr_1" not in archive:
-            return None
-        labels, count = archive["arr_1"], len(archive["arr_0"])
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if "arr_1" not in archive:
+                return None
+            labels, count = archive["arr_1"], len(archive["arr_0"])
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: 'arr_1' cannot be read ({error}); expected one integer a picture.") from error
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: 'arr_1' is {labels.dtype} of shape {labels.shape}; expected {count} integers.")
     return labels.astype(np.int64)

@@ -17,15 +17,17 @@ class NoisePipeline(DiffusionPipeline):
     Args:
         unet: a ``UNet2DModel``.
         scheduler: a `diffusers` scheduler; the subclass says which.
-        num_classes: of a class-conditional network; stored in model_index.json.
+        num_classes, thresholding: of a class-conditional denoiser; stored in model_index.json.
     """
 
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: Any, scheduler: Any, num_classes: int | None = None) -> None:
+    def __init__(
+        self, unet: Any, scheduler: Any, num_classes: int | None = None, thresholding: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.register_to_config(num_classes=num_classes)
+        self.register_to_config(num_classes=num_classes, thresholding=thresholding)
 
     def draw_noise(
         self, batch_size: int, generator: torch.Generator | list[torch.Generator] | None, noise: torch.Tensor | None

@@ -86,6 +86,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
 
         own_class = ClassConditionalPipeline
         parts["num_classes"] = denoiser.conditions.num_classes
+        parts["thresholding"] = denoiser.thresholding.model_dump(mode="json")
     elif isinstance(denoiser.schedule, EdmSchedule):
         from diffusion.edm_pipeline import EdmPipeline
 
@@ -114,13 +115,20 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     return denoiser.to(device).eval().requires_grad_(False)
 
 
-def denoiser_of(network: Any, scheduler: Any, num_classes: int | None = None) -> Denoiser:
-    """The denoiser that a `diffusers` network and its scheduler are."""
+def denoiser_of(
+    network: Any, scheduler: Any, num_classes: int | None = None, thresholding: Mapping[str, Any] | None = None
+) -> Denoiser:
+    """The denoiser that a `diffusers` network and its scheduler are.
+
+    Args:
+        num_classes: as in :func:`load_conditions`.
+        thresholding: settings of :class:`diffusion.thresholding.Thresholding`; None asks the scheduler.
+    """
     return Denoiser(
         network,
         schedule_of(scheduler),
         prediction_type_of(scheduler),
-        _thresholding_of(scheduler.config),
+        Thresholding.model_validate(thresholding) if thresholding else _thresholding_of(scheduler.config),
         _conditions_of(network.config, num_classes),
     )
 
@@ -178,9 +186,15 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     thresholding = _thresholding_of(config)
     if (folder / _EXACT_SCHEDULE).exists():
         stored = read_json(folder / _EXACT_SCHEDULE)
-        if "thresholding" in stored:
-            thresholding = Thresholding.model_validate(stored.pop("thresholding"))
-        exact = schedule_from_settings(stored)
+        try:
+            if "thresholding" in stored:
+                thresholding = Thresholding.model_validate(stored.pop("thresholding"))
+            exact = schedule_from_settings(stored)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder / _EXACT_SCHEDULE}: cannot be read ({error}); expected what this suite writes. Delete it to "
+                f"use the scheduler's own schedule."
+            ) from error
         if not _same_schedule(exact, schedule):
             raise UserError(
                 f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "

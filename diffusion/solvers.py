@@ -68,7 +68,7 @@ def ddim_trajectory(
         times: decreasing from t_max, shape (number of steps,).
 
     Yields:
-        tensors of shape (N, C, H, W), one a step, one network evaluation each.
+        tensors of shape (N, C, H, W), one a step, one estimate of the denoiser each.
     """
     alpha, sigma = noise_levels(denoiser.schedule, times)
     x = denoiser.schedule.start(noise)
@@ -80,7 +80,7 @@ def ddim_trajectory(
 def ddim_sample(
     denoiser: Denoiser, noise: torch.Tensor, num_inference_steps: int, condition: Condition = None
 ) -> torch.Tensor:
-    """Deterministic DDIM (η = 0) from ``noise``, shape (N, C, H, W), with ``num_inference_steps`` evaluations."""
+    """Deterministic DDIM (η = 0) from ``noise``, shape (N, C, H, W), with ``num_inference_steps`` estimates."""
     x = noise
     times = sampling_times(denoiser.schedule, num_inference_steps)
     for x in ddim_trajectory(denoiser, noise, times, condition):  # noqa: B007 - the last state is the sample

@@ -361,6 +361,8 @@ class TrainingRun:
                 f"graphs need a CUDA device."
             )
         mode = "reduce-overhead" if settings.compile == "cudagraphs" else "default"
+        # Stages share their code, and dynamo compiles one piece of code a few times only; earlier stages are done.
+        torch._dynamo.reset()
         fast = torch.compile(function, mode=mode, dynamic=False)
         per_call: int | None = None
 
@@ -368,7 +370,8 @@ class TrainingRun:
             nonlocal per_call
             if per_call is None:
                 before = self.evaluations
-                with torch.no_grad():
+                devices = [self.device] if self.device.type == "cuda" else []
+                with torch.no_grad(), torch.random.fork_rng(devices=devices):  # dropout's draws are the step's
                     function(*arguments, **keywords)  # only counted: a pass of every network, once a process
                 per_call, self.evaluations = self.evaluations - before, before
             self.counting = False

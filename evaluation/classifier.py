@@ -46,9 +46,13 @@ def train_classifier(
     pictures = RealPictures(split, run.device)
     run.count(network)
 
-    def loss(step: Step) -> torch.Tensor:
-        x, labels = pictures.draw(settings.training.batch_size, step.generator)
+    def compute(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(network(x), labels)
+
+    compute = run.compiled(compute, settings.training)
+
+    def loss(step: Step) -> torch.Tensor:
+        return compute(*pictures.draw(settings.training.batch_size, step.generator))
 
     return run.fit("classifier", network, loss, settings.training, real_images=True)
 
@@ -65,12 +69,15 @@ def classify(network: nn.Module, images: np.ndarray, batch_size: int = 256) -> n
         return np.concatenate([network(from_uint8(b).to(device)).argmax(dim=1).cpu().numpy() for b in batches])
 
 
-def save_classifier(folder: Path, network: nn.Module, class_names: tuple[str, ...], test_accuracy: float) -> None:
+def save_classifier(
+    folder: Path, network: nn.Module, class_names: tuple[str, ...], test_accuracy: float, test_count: int
+) -> None:
     """Writes ``model.safetensors`` and ``classifier.json`` into an existing folder.
 
     Args:
         test_accuracy: share of the held-out real pictures that it labels rightly: no samples can be expected to do
             better.
+        test_count: how many those are.
     """
     from safetensors.torch import save_file
 
@@ -82,6 +89,7 @@ def save_classifier(folder: Path, network: nn.Module, class_names: tuple[str, ..
             "class_names": list(class_names),
             "channels": int(network.get_parameter("conv1.weight").shape[1]),
             "test_accuracy": test_accuracy,
+            "test_count": test_count,
         },
     )
 

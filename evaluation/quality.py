@@ -289,12 +289,12 @@ def measure_floor(
     extractor: str,
     cleanfid_features: np.ndarray | None = None,
     cleanfid_reference: np.ndarray | None = None,
-    label_accuracy: float | None = None,
+    label_accuracy: tuple[float, int] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the real test pictures against the reference: what a perfect model would get at that count.
 
     They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None. ``label_accuracy`` is the
-    classifier's own, on those pictures.
+    classifier's own on the real test pictures, and their number.
     """
     identity = {
         "experiment": experiment,
@@ -306,7 +306,7 @@ def measure_floor(
     }
     rows = _reference_rows(identity, test_features, reference, extractor, "test pictures")
     if label_accuracy is not None:
-        rows.append(_accuracy_row(identity, label_accuracy, len(test_features)))
+        rows.append(_accuracy_row(identity, *label_accuracy))
     return rows + _cleanfid_rows(identity, cleanfid_features, cleanfid_reference, extractor, reference.name)
 
 

@@ -362,7 +362,7 @@ _PICTURES = ("times", "all_times", "trajectory", "interpolation")
 def _load_pictures(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in (*_PICTURES, *({"classes"} & set(archive)))}
+            content = {name: archive[name] for name in (*_PICTURES, *({"classes", "class_pairs"} & set(archive)))}
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
     except (KeyError, ValueError, EOFError, OSError) as error:
@@ -406,9 +406,9 @@ def _interpolation(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Re
         strips = [Strip(f"{label}, pair {n + 1}", row) for n, row in enumerate(content["interpolation"][:4])]
         groups.append(StripGroup(f"{label}, between two noises", strips))
         if "classes" in content:
-            count = len(content["classes"])
-            strips = [Strip(f"{label}, classes {n} to {n + 1}", row) for n, row in enumerate(content["classes"][:4])]
-            groups.append(StripGroup(f"{label}, between two classes at one noise", strips[:count]))
+            pairs = zip(content["class_pairs"][:4], content["classes"], strict=False)
+            strips = [Strip(f"{label}, classes {first} to {last}", row) for (first, last), row in pairs]
+            groups.append(StripGroup(f"{label}, between two classes at one noise", strips))
     return groups
 
 

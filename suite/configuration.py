@@ -332,7 +332,8 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
         ]
         problems.append(
             f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}, expected a selected "
-            f"sampler of the teacher and one of its step counts ({'; '.join(untrained) or 'none is selected'})."
+            f"sampler of the teacher and one of its numbers of network evaluations, two a guided step "
+            f"({'; '.join(untrained) or 'none is selected'})."
         )
     problems += _weights_problems(layout.evaluation)
     for name in layout.evaluation.external:

@@ -152,7 +152,7 @@ def fabricate(
         shown[variant].parent.mkdir(parents=True, exist_ok=True)
         parts = {"all_times": pictures(4, 9), "trajectory": pictures(4, 9), "interpolation": pictures(4, 8)}
         if number == 0:
-            parts["classes"] = pictures(4, 8)
+            parts |= {"classes": pictures(4, 8), "class_pairs": np.array([[0, 1], [1, 2], [2, 0], [0, 1]])}
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
 
     neighbours = folder / "neighbours.npz"

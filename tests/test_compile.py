@@ -12,7 +12,7 @@ from diffusion.conditions import ClassLabels
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.teacher import TeacherSettings, train_teacher
-from diffusion.training import TrainingRun
+from diffusion.training import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}
@@ -59,6 +59,27 @@ def test_compiled_teachers_and_progressive_students_have_the_same_losses(tmp_pat
         return [row["loss"] for row in run.log + other.log]
 
     assert losses("default") == pytest.approx(losses("off"), rel=1e-3)
+
+
+class Counted(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x).sum()
+
+
+def test_counting_a_compiled_step_draws_nothing(tmp_path, monkeypatch):
+    """Dropout draws from the step's own seed, the first step of a process included."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    settings = TrainingSettings(steps=1, compile="default")
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        network = Counted()
+        run.count(network)
+        step = run.compiled(lambda x: network(x), settings)
+        values = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            values.append(float(step(torch.ones(8, 4))))
+        torch.manual_seed(0)
+        assert values == [float(network(torch.ones(8, 4)))] * 2
 
 
 def test_cuda_graphs_without_a_cuda_device_are_refused(tmp_path):

@@ -18,9 +18,10 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance, guided
-from diffusion.networks import build_network
+from diffusion.images import load_labels
+from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_denoiser, save_denoiser
-from diffusion.schedule import CosineSchedule
+from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
@@ -28,6 +29,7 @@ from diffusion.training import TrainingRun
 from evaluation.neighbours import closeness, nearest
 from suite.stages.measuring import _check_labels
 from suite.stages.neighbours import find_neighbours
+from suite.stages.training import check_classes
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -269,7 +271,7 @@ def test_the_classifier_learns_and_is_stored(tmp_path):
     found = classify(network, np.asarray(test.images))
     assert np.mean(found == test.labels) > 0.5
     (tmp_path / "classifier").mkdir()
-    save_classifier(tmp_path / "classifier", network, train.class_names, 0.9)
+    save_classifier(tmp_path / "classifier", network, train.class_names, 0.9, 360)
     again = load_classifier(tmp_path / "classifier")
     assert np.array_equal(classify(again, np.asarray(test.images), batch_size=7), found)
     (tmp_path / "classifier" / "model.safetensors").write_bytes(b"broken")
@@ -330,11 +332,53 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
 
 
 def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
-    (tmp_path / "classifier.json").write_text(json.dumps({"class_names": ["a", "b"]}))
+    (tmp_path / "classifier.json").write_text(json.dumps({"class_names": ["a", "b"], "channels": 1}))
     arguments = argparse.Namespace(classifier=tmp_path, samples=tmp_path / "samples.npz")
-    _check_labels(arguments, {0: np.array([0, 1]), 1: None})
+    grey, colour = np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 3))
+    _check_labels(arguments, {0: grey, 1: colour}, {0: np.array([0, 1]), 1: None})
     with pytest.raises(UserError, match="classes 0 to 2, but the data set has 2"):
-        _check_labels(arguments, {0: np.array([0, 2])})
+        _check_labels(arguments, {0: grey}, {0: np.array([0, 2])})
+    with pytest.raises(UserError, match="3 channels; expected the data set's 1"):
+        _check_labels(arguments, {0: colour}, {0: np.array([0, 1])})
+
+
+def test_a_teacher_of_other_classes_than_the_data_sets_is_refused(tmp_path):
+    check_classes(tiny_conditional(num_classes=3), tmp_path, 3)
+    check_classes(Denoiser(torch.nn.Identity(), SCHEDULE, "sample"), tmp_path, 7)
+    for found in (1, 2, 4):
+        with pytest.raises(UserError, match=f"{found} classes, but the teacher is told one of 3"):
+            check_classes(tiny_conditional(num_classes=3), tmp_path, found)
+
+
+def test_broken_labels_are_refused(tmp_path):
+    for labels in (np.array([{}, {}]), np.array([0.5, 1.0]), np.array([0])):
+        np.savez(tmp_path / "x.npz", arr_0=np.zeros((2, 8, 8, 1), np.uint8), arr_1=labels)
+        with pytest.raises(UserError, match="arr_1"):
+            load_labels(tmp_path / "x.npz")
+
+
+def test_a_broken_schedule_file_is_refused(tmp_path):
+    save_denoiser(tmp_path, tiny_conditional())
+    for change in ({"clip": True}, {"thresholding": {"kind": "soft"}}):
+        stored = json.loads((tmp_path / "schedule.json").read_text())
+        (tmp_path / "schedule.json").write_text(json.dumps(stored | change))
+        with pytest.raises(UserError, match=r"schedule\.json: cannot be read"):
+            load_denoiser(tmp_path)
+
+
+def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
+    from diffusion.conditional_pipeline import ClassConditionalPipeline
+
+    torch.manual_seed(0)
+    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, 4)
+    denoiser = Denoiser(network, EdmSchedule(num_timesteps=200), "edm", STATIC, ClassLabels(3, has_null=True))
+    save_denoiser(tmp_path, denoiser)
+    with torch.no_grad():
+        expected = ddim_sample(guided(load_denoiser(tmp_path), Guidance(3.0)), NOISE, 3, LABELS)
+    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path)
+    images = pipeline(LABELS["class_labels"], 3.0, num_inference_steps=3, noise=NOISE, output_type="pt").images
+    torch.testing.assert_close(images, expected)
+    assert float(images.abs().max()) <= 1
 
 
 def test_labels_of_a_data_set_of_one_class_are_refused(tmp_path):

@@ -1,9 +1,11 @@
 """The classifier that judges the labels of class-conditional samples."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
+import evaluation.classifier
 from diffusion.data import load_split
 from diffusion.device import default_device
 from evaluation.classifier import ClassifierSettings, classify, save_classifier
@@ -18,11 +20,12 @@ def train_classifier(arguments: argparse.Namespace) -> None:
     settings = ClassifierSettings.model_validate_json(arguments.settings)
     train, test = load_split(arguments.data, "train"), load_split(arguments.data, "test")
     inputs = {"data": arguments.data / "manifest.json"}
-    with training_run(arguments, "classifier", 0, inputs) as run:
+    code = [Path(str(evaluation.classifier.__file__))]
+    with training_run(arguments, "classifier", 0, inputs, code) as run:
         network, cost = fit_classifier(settings, train, run)
         accuracy = float(np.mean(classify(network, np.asarray(test.images)) == test.labels))
         with result_folder(arguments.output) as folder:
-            save_classifier(folder, network, train.class_names, accuracy)
+            save_classifier(folder, network, train.class_names, accuracy, len(test.labels))
             write_provenance(
                 folder / "provenance.json",
                 inputs,

@@ -40,7 +40,7 @@ def measure(arguments: argparse.Namespace) -> None:
         labels = {}
         if classifier is not None:
             asked = {seed: load_labels(path) for seed, path in files.items()}
-            _check_labels(arguments, asked)
+            _check_labels(arguments, samples, asked)
             labels = {s: (told, classify(classifier, samples[s])) for s, told in asked.items() if told is not None}
         rows += quality.measure(
             identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},
@@ -57,7 +57,7 @@ def measure(arguments: argparse.Namespace) -> None:
             labels=labels,
         )
     inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
-    _write_rows(arguments, rows, inputs)
+    _write_rows(arguments, rows, inputs | _judge(arguments))
 
 
 def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarray]) -> None:
@@ -75,9 +75,18 @@ def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarra
             )
 
 
-def _check_labels(arguments: argparse.Namespace, asked: dict[int, np.ndarray | None]) -> None:
-    names = read_json(arguments.classifier / "classifier.json")["class_names"]
-    for labels in asked.values():
+def _check_labels(
+    arguments: argparse.Namespace, samples: dict[int, np.ndarray], asked: dict[int, np.ndarray | None]
+) -> None:
+    facts = read_json(arguments.classifier / "classifier.json")
+    names = facts["class_names"]
+    for seed, labels in asked.items():
+        channels = samples[seed].shape[-1]
+        if labels is not None and channels != facts["channels"]:
+            raise UserError(
+                f"{arguments.samples}: {channels} channels; expected the data set's {facts['channels']}, so that the "
+                f"classifier can judge the labels; or leave out 'arr_1'."
+            )
         if labels is not None and not 0 <= labels.min() <= labels.max() < len(names):
             raise UserError(
                 f"{arguments.samples}: classes {labels.min()} to {labels.max()}, but the data set has {len(names)}, "
@@ -91,6 +100,7 @@ def measure_floor(arguments: argparse.Namespace) -> None:
     # At the methods' count where the test part is larger; drawn, because the pictures may be sorted by class.
     count = min(len(real["test"]), arguments.num_samples)
     drawn = np.random.default_rng(0).permutation(len(real["test"]))[:count]
+    facts = read_json(arguments.classifier / "classifier.json") if arguments.classifier else None
     rows = quality.measure_floor(
         arguments.experiment,
         real["test"][np.sort(drawn)],
@@ -98,11 +108,14 @@ def measure_floor(arguments: argparse.Namespace) -> None:
         extractor=_extractor(arguments.real)["name"],
         cleanfid_features=real.get("cleanfid-test"),
         cleanfid_reference=real.get("cleanfid-train"),
-        label_accuracy=read_json(arguments.classifier / "classifier.json")["test_accuracy"]
-        if arguments.classifier
-        else None,
+        label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,
     )
-    _write_rows(arguments, rows, {"real": arguments.real})
+    _write_rows(arguments, rows, {"real": arguments.real} | _judge(arguments))
+
+
+def _judge(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The classifier's weights, where there is one, as an input of the result."""
+    return {"classifier": arguments.classifier / "model.safetensors"} if arguments.classifier else {}
 
 
 def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], inputs: dict[str, Path]) -> None:

@@ -42,12 +42,15 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
         }
         if isinstance(conditions, ClassLabels):
             pictures["classes"] = between_classes(student, conditions, noise[:rows], columns)
+    pairs = {}
+    if isinstance(conditions, ClassLabels):
+        pairs = {"class_pairs": (np.arange(rows)[:, None] + [0, 1]) % conditions.num_classes}
     arrays = {
         name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels)
         for name, value in pictures.items()
     }
     with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, times=times.numpy(), **arrays)  # type: ignore[arg-type]  # see _extract
+        np.savez(handle, times=times.numpy(), **arrays, **pairs)  # type: ignore[arg-type]  # see _extract
     write_provenance(
         arguments.output.with_suffix(".json"),
         {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},

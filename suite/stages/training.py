@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from diffusion.conditions import ClassLabels
 from diffusion.data import load_split
+from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, sha256_file, write_json
@@ -65,6 +67,7 @@ def distil(arguments: argparse.Namespace) -> None:
     if arguments.data is not None:
         split = load_split(arguments.data, "train")
         inputs["data"] = arguments.data / "manifest.json"
+        check_classes(teacher, arguments.data, len(split.class_names))
     with training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
         students = method.distil(teacher, run, split)
         with result_folder(arguments.output) as folder:
@@ -84,18 +87,39 @@ def distil(arguments: argparse.Namespace) -> None:
         run.deliver()
 
 
+def check_classes(teacher: Denoiser, data: Path, found: int) -> None:
+    """Refuses a data set whose labels mean other classes than the teacher's.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if isinstance(teacher.conditions, ClassLabels) and teacher.conditions.num_classes != found:
+        raise UserError(
+            f"{data / 'manifest.json'}: {found} classes, but the teacher is told one of "
+            f"{teacher.conditions.num_classes}; expected the data set that the teacher was trained on (or "
+            f"teacher.num_classes, where its last label stands for no class)."
+        )
+
+
 @contextmanager
-def training_run(arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path]) -> Iterator[TrainingRun]:
-    """A resumable run of the stage whose command line ``arguments`` is."""
+def training_run(
+    arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path], code: Sequence[Path] = ()
+) -> Iterator[TrainingRun]:
+    """A resumable run of the stage whose command line ``arguments`` is.
+
+    Args:
+        code: what decides the weights beside the packages that train.
+    """
     # Keyed by all that decides the weights, code included, so that a change starts afresh instead of resuming.
-    code = [file for module in _TRAINING_CODE for file in sorted((Path(__file__).parents[2] / module).glob("*.py"))]
+    files = [file for module in _TRAINING_CODE for file in sorted((Path(__file__).parents[2] / module).glob("*.py"))]
+    files += code
     identity = [
         name,
         arguments.settings,
         getattr(arguments, "guidance_scale", None),
         seed,
         {role: sha256_file(file) for role, file in inputs.items()},
-        [sha256_file(file) for file in code],
+        [sha256_file(file) for file in files],
     ]
     key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
     folder = arguments.state / f"{name}-seed-{seed}-{key}"

@@ -26,8 +26,8 @@ def core_code(*files):
 
 
 def stage_code(name):
-    """What runs the stage itself, as a list of one."""
-    return code(f"suite/stages/{name}.py")
+    """What runs the stage itself."""
+    return code(f"suite/stages/{name}.py", "suite/stages/common.py")
 
 
 def settings(model, leave_out=None):

@@ -42,7 +42,10 @@ rule sample:
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
+        code=code(
+            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
+        )
+        + stage_code("extraction"),
     output:
         features=ROOT / "features" / f"{TRAINED}.npz",
         facts=ROOT / "features" / f"{TRAINED}.json",
@@ -66,7 +69,10 @@ rule features:
 use rule features as features_external with:
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
+        code=code(
+            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
+        )
+        + stage_code("extraction"),
     output:
         features=ROOT / "features/external/{name}.npz",
         facts=ROOT / "features/external/{name}.json",
@@ -109,7 +115,10 @@ rule classifier:
 rule features_real:
     input:
         data=ROOT / "data",
-        code=code("evaluation/features.py", "diffusion/images.py", "diffusion/downloads.py") + stage_code("extraction"),
+        code=code(
+            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
+        )
+        + stage_code("extraction"),
     output:
         features=ROOT / "features/real.npz",
         facts=ROOT / "features/real.json",
@@ -148,6 +157,8 @@ rule measure:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=GPU if CLASSIFIER else 0,
     params:
         experiment=EXPERIMENT.name,
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
@@ -183,6 +194,8 @@ rule measure_external:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        gpu=GPU if CLASSIFIER else 0,
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
@@ -259,7 +272,9 @@ rule pictures:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py", "images.py") + code("boot/trajectory.py", "boot/student.py") + stage_code("pictures"),
+        code=core_code("noise.py", "images.py")
+        + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+        + stage_code("pictures"),
     output:
         ROOT / "pictures/{variant}/train-{train_seed}.npz",
     log:
