@@ -1,11 +1,11 @@
 """One change at a time: the ablation's table, its sentences and its figure."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -29,7 +29,7 @@ from evaluation.tables import (
 # Training seeds that differ by more than that share of their mean decide nothing.
 _UNDECIDED = 0.25
 
-MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher")
+MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 
 
 @dataclass(frozen=True)
@@ -147,38 +147,44 @@ def _text(spread: Spread) -> str:
 
 
 def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
-    """Fréchet distance against the cost of training, one panel a question, the base in each."""
+    """Every measure against the cost of training: one row a question, one column a measure, the base in each panel."""
     if ablation is None or not ablation.axes:
         return plots.empty_figure("No ablation in this experiment.")
-    columns = 2
-    count = math.ceil(len(ablation.axes) / columns)
-    figure, axes = plots.new_figure(1.35 * plots.WIDTH, 0.3 + 2.4 * count, count, columns)
+    measures = [metric for metric in MEASURES if results.has(metric)]
+    titles = {column.key: column.title.replace(" (", "\n(") for column in metric_columns(results, measures)}
+    size = (2.3 * len(measures), 0.3 + 2.1 * len(ablation.axes))
+    figure, axes = plots.new_figure(*size, len(ablation.axes), len(measures))
     with matplotlib.rc_context(plots.STYLE):
-        for panel, (axis, variants) in zip(axes.flat, ablation.axes.items(), strict=False):
+        for row, (axis, variants) in zip(axes, ablation.axes.items(), strict=True):
             shown = [(ablation.base, "base"), *((variant, ablation.changes[variant]) for variant in variants)]
-            for number, (variant, change) in enumerate(shown):
-                row = _row_of(results, variant)
-                spread = training_spread(results, "frechet_distance", row) if row else None
-                cost = results.cost_of(row, "network_evaluations") if row else None
-                if spread is None or not cost:
-                    continue
-                style: dict[str, Any] = {"color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
-                style["marker"] = plots.MARKERS[(number - 1) % len(plots.MARKERS)]
-                if not number:
-                    style = {"color": "#000000", "marker": "*", "markersize": 10}
-                panel.errorbar(cost, spread.mean, spread.sd or 0, label=change, linestyle="", capsize=2, **style)
-            panel.set_xscale("log")
-            panel.margins(0.2)
-            low, high = panel.get_xlim()
-            panel.set_xlim(low / 2, high * 2)
-            panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, "count")))
-            panel.xaxis.set_minor_formatter(NullFormatter())
-            panel.set_title(axis, fontsize=9)
-            panel.set_xlabel("training evaluations", fontsize=8)
-            panel.set_ylabel("Fréchet distance", fontsize=8)
-            panel.tick_params(labelsize=7, which="both")
-            panel.legend(fontsize=6, frameon=False)
-        for panel in list(axes.flat)[len(ablation.axes) :]:
-            panel.axis("off")
+            for panel, metric in zip(row, measures, strict=True):
+                _measure_panel(panel, results, metric, shown)
+                panel.set_title(titles[metric], fontsize=7)
+            row[0].set_ylabel(axis, fontsize=9)
+            row[0].legend(fontsize=5.5, frameon=False)
+        for panel in axes[-1]:
+            panel.set_xlabel("training evaluations", fontsize=7)
     return figure
+
+
+def _measure_panel(panel: Axes, results: Results, metric: str, shown: Sequence[tuple[str, str]]) -> None:
+    for number, (variant, change) in enumerate(shown):
+        row = _row_of(results, variant)
+        spread = training_spread(results, metric, row) if row else None
+        cost = results.cost_of(row, "network_evaluations") if row else None
+        if spread is None or not cost:
+            continue
+        style: dict[str, Any] = {"color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
+        style |= {"marker": plots.MARKERS[(number - 1) % len(plots.MARKERS)], "markersize": 4}
+        if not number:
+            style = {"color": "#000000", "marker": "*", "markersize": 8}
+        label = change.replace(", ", "\n")
+        panel.errorbar(cost, spread.mean, spread.sd or 0, label=label, linestyle="", capsize=2, **style)
+    panel.set_xscale("log")
+    panel.margins(0.2)
+    low, high = panel.get_xlim()
+    panel.set_xlim(low / 2, high * 2)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, "count")))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.tick_params(labelsize=6, which="both")

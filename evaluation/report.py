@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,11 +221,17 @@ def standing(results: Results, row: Method, metric: str) -> Standing | None:
     return Standing(found["better"], found["level"], found["worse"], known)
 
 
-def findings(results: Results) -> list[str]:
-    """Plain sentences on what the main table says about BOOT, made from the data alone."""
+def findings(results: Results, without: Collection[str] = ()) -> list[str]:
+    """Plain sentences on what the main table says about BOOT, made from the data alone.
+
+    Args:
+        without: variants to pass over; an ablation's changes have sentences of their own.
+    """
     sampler = results.labels.get(results.teacher[0], results.teacher[0])
     sentences = []
     for row in results.boot_rows:
+        if row.variant in without:
+            continue
         name = f"one evaluation of {results.label(row)}"
         # Measures that put the student in the same place share a sentence.
         places: dict[str, list[str]] = {}
@@ -540,7 +546,7 @@ def _page(
         run=run,
         rest=[(key, flatten(value)) for key, value in provenance.items()],
         protocols=protocols,
-        findings=findings(results),
+        findings=findings(results, inputs.ablation.changes if inputs.ablation else ()),
         tables=built,
         downloads={
             name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")] for name in built

@@ -739,3 +739,10 @@ def test_the_page_has_a_dark_form(browser: Any, report: Path) -> None:
     light = browser.execute_script(colour)
     _open(browser, report, 360, dark=True)
     assert browser.execute_script(colour) != light
+
+
+def test_an_ablations_changes_are_not_findings(results: Results) -> None:
+    others = " ".join(findings(results, without=("boot-heun",)))
+    assert "BOOT (Heun)" in " ".join(findings(results))
+    assert "BOOT (Heun)" not in others
+    assert "one evaluation of" in others
