@@ -240,7 +240,7 @@ def findings(results: Results, without: Collection[str] = ()) -> list[str]:
             own = results.spread(metric, row)
             if place is None or own is None:
                 continue
-            caveat = "" if place.spread_known else ", one run"
+            caveat = "" if place.spread_known else ", one run" if own.n == 1 else f", {sampler} measured once"
             measure = _MEASURES.get(metric, _in_sentence(results.frechet_name))
             places.setdefault(_place_text(place, sampler), []).append(f"{measure} ({_spread_text(own)}{caveat})")
         sentences += [f"By {_join(measures)}, {name} {place}." for place, measures in places.items()]
