@@ -6,11 +6,10 @@ from typing import Literal
 import torch
 
 from boot.distances import Distance, squared_l2
-from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain
+from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain, signal_of
 from boot.student import BootStudent
 from diffusion.conditions import Condition, first_of, join
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule, per_sample
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
 Target = Literal["signal", "state"]
@@ -76,7 +75,7 @@ def boot_losses(
     at_both = join(condition, first_of(condition, boundary_count))
     with torch.no_grad():
         output_t = (source or student)(noise, t, condition)
-        y_t = output_t if objective.target == "signal" else _signal_of(schedule, output_t, noise, t)
+        y_t = output_t if objective.target == "signal" else signal_of(schedule, output_t, noise, t)
         states = torch.cat([noisy_state(schedule, y_t, noise, t), schedule.start(start_noise)])
         estimates = teacher(states, torch.cat([t, at_start]), at_both)
         estimate_t, target_start = estimates[: len(noise)], estimates[len(noise) :]
@@ -94,8 +93,3 @@ def boot_losses(
         # An empty mean is NaN; β = 0 then asks for no boundary sample at all.
         boundary=boundary.mean() if boundary_count else bootstrap.new_zeros(()),
     )
-
-
-def _signal_of(schedule: Schedule, state: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """y_t = (x_t − σ_t ε) / α_t, shape (N, C, H, W)."""
-    return (state - per_sample(schedule.sigma(t), state) * noise) / per_sample(schedule.alpha(t), state)

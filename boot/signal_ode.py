@@ -37,6 +37,11 @@ def noisy_state(schedule: Schedule, y: torch.Tensor, noise: torch.Tensor, t: tor
     return per_sample(schedule.alpha(t), y) * y + per_sample(schedule.sigma(t), y) * noise
 
 
+def signal_of(schedule: Schedule, state: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """y_t = (x_t − σ_t ε) / α_t, shape (N, C, H, W): the inverse of :func:`noisy_state`."""
+    return (state - per_sample(schedule.sigma(t), state) * noise) / per_sample(schedule.alpha(t), state)
+
+
 def bootstrap_target(
     teacher: Denoiser,
     y_t: torch.Tensor,

@@ -6,14 +6,29 @@ from dataclasses import dataclass
 
 import torch
 
-from boot.signal_ode import bootstrap_target, noisy_state
+from boot.signal_ode import bootstrap_target, noisy_state, signal_of
 from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Condition, MixedClasses
 from diffusion.denoiser import Denoiser
 
 
+class SignalOfState(torch.nn.Module):
+    """A student of the noisy state x_t, read as the signal that its state has.
+
+    The division by α_t multiplies its error by 1/α_t, so that little can be read next to t_max.
+    """
+
+    def __init__(self, student: BootStudent) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        """y_t, shape (N, C, H, W)."""
+        return signal_of(self.student.schedule, self.student(noise, t, condition), noise, t)
+
+
 def read_at_times(
-    student: BootStudent, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
+    student: BootStudent | SignalOfState, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
 ) -> torch.Tensor:
     """g_θ(ε, t) for every noise and every time, in one batch.
 
@@ -103,7 +118,7 @@ class TrajectoryErrors:
 
 
 def trajectory_errors(
-    student: BootStudent,
+    student: BootStudent | SignalOfState,
     teacher: Denoiser,
     noise: torch.Tensor,
     times: torch.Tensor,
@@ -114,7 +129,7 @@ def trajectory_errors(
     """Compares a student with the teacher's true trajectory from the same noise.
 
     Args:
-        student: of the signal y_t.
+        student: of the signal y_t, or read as one.
         noise: ε, shape (N, C, H, W).
         times: decreasing, times[0] = t_max, shape (T,).
         ddim_steps: DDIM's numbers of steps.

@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, required=True)
 
     sub = command("trajectory", "trajectory.measure_trajectory", "errors of a BOOT student along the trajectory")
+    sub.add_argument("--target", choices=("signal", "state"), default="signal", help="what the student predicts")
     paths(sub, "student", "teacher", "output")
     guidance(sub)
     sub.add_argument("--seed", type=int, required=True)

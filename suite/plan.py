@@ -59,6 +59,10 @@ class Plan:
             if method.trains and method.needs_data is needs_data
         ]
 
+    def boot_variants(self) -> list[str]:
+        """Names of the BOOT variants."""
+        return [name for name, method in self.experiment.methods.items() if method.name == "boot"]
+
     def signal_variants(self) -> list[str]:
         """Names of the BOOT variants whose output is the signal y_t, so that it can be read at every time."""
         return [

@@ -6,7 +6,7 @@ from gaussian import GaussianTeacher
 
 from boot.signal_ode import noisy_state
 from boot.student import BootStudent
-from boot.trajectory import NEAR_ZERO, ddim_signal, trajectory_errors
+from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 
@@ -83,3 +83,20 @@ def test_increments_that_vanish_are_counted():
 
     errors = trajectory_errors(Says(torch.nn.Identity(), SCHEDULE, "sample"), teacher, NOISE, TIMES)
     assert errors.near_zero.tolist() == pytest.approx([0.75] * len(TIMES))
+
+
+def test_a_student_of_the_state_is_read_as_its_signal():
+    """The exact state gives the exact signal, and an error of the state that of the signal over α_t."""
+
+    class State(Exact):
+        def forward(self, noise, t, condition=None):
+            return noisy_state(SCHEDULE, super().forward(noise, t, condition), noise, t)
+
+    class OffState(State):
+        def forward(self, noise, t, condition=None):
+            return super().forward(noise, t, condition) + 0.1
+
+    t = torch.full((len(NOISE),), 0.6, dtype=torch.float64)
+    torch.testing.assert_close(SignalOfState(State())(NOISE, t), Exact()(NOISE, t))
+    off = (SignalOfState(OffState())(NOISE, t) - Exact()(NOISE, t)) * SCHEDULE.alpha(t).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(off, torch.full_like(off, 0.1))

@@ -56,7 +56,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             | {name: Path(path) for name, path in external.items()},
             pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
             neighbours=root / "neighbours" / "neighbours.npz",
-            trajectory={name: plan.trajectory(name, first_seed) for name in plan.signal_variants()},
+            trajectory={name: plan.trajectory(name, first_seed) for name in plan.boot_variants()},
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
                 **{

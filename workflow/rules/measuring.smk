@@ -317,8 +317,9 @@ rule trajectory:
     params:
         seed=min(EVALUATION.seeds),
         guidance=GUIDANCE,
+        target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
     shell:
-        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
+        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --target {params.target} --seed {params.seed} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 

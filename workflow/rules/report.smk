@@ -23,7 +23,7 @@ rule report:
         ),
         trajectory=expand(
             ROOT / "trajectory/{variant}/train-{train_seed}.csv",
-            variant=PLAN.signal_variants(),
+            variant=PLAN.boot_variants(),
             train_seed=EXPERIMENT.train_seeds[0],
         ),
         neighbours=rules.neighbours.output.pictures,
