@@ -14,6 +14,7 @@ from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import ddim_sample, ddim_step
@@ -85,8 +86,8 @@ class ProgressiveDistillation(Method):
                 f"({timesteps}), so that every student's steps fall on the teacher's grid"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
-        assert data is not None, "progressive distillation trains on the data set"
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        assert isinstance(data, Split), "progressive distillation trains on the data set"
         pictures = RealPictures(data, run.device)
         run.count(teacher.network)
         students: list[Student] = []
@@ -115,10 +116,10 @@ class ProgressiveDistillation(Method):
                 point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)
 
-            result, cost = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
-            students.append(Student(nfe, result, cost))
+            trained = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
+            students.append(Student(nfe, *trained))
             # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
-            teacher = student.with_network(copy.deepcopy(result).requires_grad_(False)).eval()
+            teacher = student.with_network(copy.deepcopy(trained.network).requires_grad_(False)).eval()
         return students
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:

@@ -16,6 +16,7 @@ from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser
 from diffusion.schedule import Schedule
 from diffusion.teacher import TeacherFacts, uniform_times
@@ -113,7 +114,7 @@ class Boot(Method):
                 "larger than what the network's output can be read as"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         settings, schedule = self.settings, teacher.schedule
         network = student_network(teacher)
         if settings.initialisation == "random":

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers import ImagePipelineOutput
 
 from boot.student import BootStudent
 from diffusion.conditions import Condition
@@ -50,17 +49,9 @@ class BootPipeline(NoisePipeline):
         Raises:
             ValueError: an unknown ``output_type``.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
         # Timesteps count alone: the student reads its network at t_max's noise level for every t.
         schedule = schedule_of(self.scheduler)
         student = BootStudent(self.unet, schedule, prediction_type_of(self.scheduler))
         time = schedule.time(torch.tensor(timestep, dtype=torch.float64))
         signal = student(self.draw_noise(batch_size, generator, noise).to(self.unet.dtype), time, condition)
-        if output_type == "pt":
-            images: Any = signal
-        elif output_type == "np":
-            images = (signal / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-        else:
-            images = self.to_pil(signal)
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self.output(signal, output_type, return_dict)

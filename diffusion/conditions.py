@@ -1,7 +1,7 @@
 """What a denoiser is told beside the noisy picture and the time: nothing, or a class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ class Conditions(ABC):
         """``count`` conditions for distillation, drawn without any data, on the generator's device."""
 
     @abstractmethod
-    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+    def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
         """The conditions of the samples with these indices: the same for every method and sampling seed."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Unconditional(Conditions):
     def draw(self, count: int, generator: torch.Generator) -> Condition:
         return None
 
-    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+    def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
         return None
 
     def unconditional(self, count: int, device: torch.device | str) -> Condition:
@@ -91,9 +91,9 @@ class ClassLabels(Conditions):
         labels = torch.randint(self.num_classes, (count,), generator=generator, device=generator.device)
         return {"class_labels": labels}
 
-    def of_samples(self, indices: range, device: torch.device | str) -> Condition:
+    def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
         """Sample i is of class i mod num_classes, so that the classes are as even as the count allows."""
-        return {"class_labels": torch.arange(indices.start, indices.stop, device=device) % self.num_classes}
+        return {"class_labels": torch.tensor([int(i) % self.num_classes for i in indices], device=device)}
 
     def unconditional(self, count: int, device: torch.device | str) -> Condition:
         if not self.has_null:

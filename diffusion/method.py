@@ -18,9 +18,10 @@ from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance
+from diffusion.pairs import Pairs, PairsSettings
 from diffusion.settings import Settings
 from diffusion.teacher import TeacherFacts
-from diffusion.training import TrainingRun
+from diffusion.training import Snapshot, TrainingRun
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
@@ -28,11 +29,13 @@ Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
 
 @dataclass(frozen=True)
 class Student:
-    """A trained student: its network, the evaluations it samples with, and what it cost to get."""
+    """A trained student: its network, the (fewest) evaluations it samples with, what it cost to get, and what it was
+    earlier on."""
 
     nfe: int
     network: nn.Module
     cost: dict[str, float]
+    snapshots: tuple[Snapshot, ...] = ()
 
 
 class TrainedSettings(Settings):
@@ -66,7 +69,7 @@ class Method(ABC):
         trains: False for samplers of the teacher itself.
         needs_data: whether training reads the data set. The workflow gives the data only to methods that say so.
         follows_teacher: whether the sample is meant to be the teacher's own sample from the same noise, so that the
-            distance between the two measures the method.
+            distance between the two measures the method. A property where the settings decide.
         TINY: settings for the contract tests: seconds of training.
     """
 
@@ -84,18 +87,33 @@ class Method(ABC):
 
     @abstractmethod
     def evaluations(self) -> tuple[int, ...]:
-        """The numbers of network evaluations at which the method samples, one student or sampler each."""
+        """The numbers of network evaluations at which the method samples."""
+
+    def student_for(self, nfe: int) -> int:
+        """Which student samples with ``nfe`` evaluations; one of its own each, unless the method says otherwise."""
+        return nfe
+
+    def students(self) -> tuple[int, ...]:
+        """The students that :meth:`distil` trains, in order, by their fewest evaluations."""
+        return tuple(dict.fromkeys(self.student_for(nfe) for nfe in self.evaluations()))
+
+    def pairs(self) -> PairsSettings | None:
+        """The offline set of noises and samples of the teacher that training reads; None if it reads none.
+
+        A method reads the data set or such a set, not both.
+        """
+        return None
 
     def check(self, teacher: TeacherFacts) -> None:
         """Raises ValueError where these settings make no sense with that teacher."""
         return None
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | None) -> list[Student]:
-        """Trains one student for each of :meth:`evaluations`.
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        """Trains :meth:`students`.
 
         Args:
             teacher: frozen, guided, in evaluation mode, on the run's device.
-            data: the training part of the data set; None for methods that do not need it.
+            data: the training part of the data set, or the offline set; None for methods that need neither.
         """
         raise NotImplementedError(f"{self.name} samples the teacher itself")
 

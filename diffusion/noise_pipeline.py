@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.images import to_uint8
@@ -41,3 +41,23 @@ class NoisePipeline(DiffusionPipeline):
     def to_pil(self, images: torch.Tensor) -> Any:
         """Pictures in [−1, 1], shape (N, C, H, W), as PIL images, quantised as everywhere else."""
         return self.numpy_to_pil(to_uint8(images).astype(np.float32) / 255)
+
+    def output(self, signal: torch.Tensor, output_type: str, return_dict: bool) -> Any:
+        """What a call of a pipeline returns, from pictures of shape (N, C, H, W) that are not clipped.
+
+        Args:
+            output_type: "pil", "np" (float in [0, 1], N×H×W×C), or "pt" (float in [−1, 1], N×C×H×W, not clipped).
+            return_dict: whether the pictures are wrapped in an ``ImagePipelineOutput``.
+
+        Raises:
+            ValueError: an unknown ``output_type``.
+        """
+        if output_type == "pt":
+            images: Any = signal
+        elif output_type == "np":
+            images = (signal / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+        elif output_type == "pil":
+            images = self.to_pil(signal)
+        else:
+            raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -66,12 +66,13 @@ def build_scheduler(denoiser: Denoiser) -> Any:
     )
 
 
-def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None) -> None:
+def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None, **options: Any) -> None:
     """Writes a `diffusers` pipeline folder.
 
     Its class is ``DDIMPipeline``, unless another is given; and where `diffusers` has no pipeline,
     :class:`diffusion.conditional_pipeline.ClassConditionalPipeline` for a network that is told a class, and
-    :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule.
+    :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule. ``options`` are further arguments of
+    ``pipeline_class``, stored in model_index.json.
 
     Raises:
         OSError: the weights could not be written, for instance on a full disk.
@@ -91,7 +92,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
         from diffusion.edm_pipeline import EdmPipeline
 
         own_class = EdmPipeline
-    pipeline = (pipeline_class or own_class)(**parts)
+    pipeline = (pipeline_class or own_class)(**parts, **options)
     try:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:

@@ -241,8 +241,8 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
             condition = drop_labels(conditions, labels, settings.label_dropout, step.generator)
         return compute(x, noise, t, condition)
 
-    result, cost = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
-    return denoiser.with_network(result), cost
+    trained = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
+    return denoiser.with_network(trained.network), trained.cost
 
 
 def drop_labels(

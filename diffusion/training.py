@@ -13,16 +13,16 @@ import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import filelock
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -59,6 +59,48 @@ class Step:
 Loss = Callable[[Step], torch.Tensor]
 
 
+class Stateful(Protocol):
+    """What a method trains or averages beside its network: a module, or an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A result as it was before the end of its training.
+
+    Attributes:
+        step: optimiser steps of its stage that were done.
+        cost: as :meth:`TrainingRun.cost`, of the whole run up to there.
+        path: where the weights are, as long as the run's state exists.
+    """
+
+    step: int
+    cost: dict[str, float]
+    path: Path
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The state dictionary of the network, on the CPU."""
+        weights: dict[str, torch.Tensor] = torch.load(self.path, map_location="cpu", weights_only=True)["result"]
+        return weights
+
+
+class Trained(NamedTuple):
+    """What :meth:`TrainingRun.fit` returns.
+
+    Attributes:
+        network: the network to keep: the average of the trained one's weights where there is one, or itself.
+        cost: as :meth:`TrainingRun.cost`, of the whole run up to here.
+        snapshots: the same network at earlier steps, the earliest first.
+    """
+
+    network: nn.Module
+    cost: dict[str, float]
+    snapshots: tuple[Snapshot, ...] = ()
+
+
 class TrainingSettings(Settings):
     """How a network is optimised.
 
@@ -70,7 +112,11 @@ class TrainingSettings(Settings):
         ema_decay: decay of the exponential moving average of the weights that is kept as the result; null keeps
             the last weights themselves.
         gradient_clip: largest L2 norm of the gradient.
-        weight_decay: AdamW's decoupled decay.
+        optimiser: "adamw", or "radam" (Liu et al. 2020), which consistency models were published with.
+        betas: decay of the two moments of the gradient.
+        weight_decay: the optimiser's decoupled decay.
+        snapshots: how many times the result so far is kept aside, for learning curves: after 1/2 of the steps, 1/4,
+            1/8, ….
         compile: "default" compiles the loss and its gradient with torch.compile; "cudagraphs" captures them as CUDA
             graphs too, which spares a small network the time of launching its kernels. Both give the same losses up to
             the order of float32 sums. The draws and the optimiser stay outside.
@@ -86,9 +132,32 @@ class TrainingSettings(Settings):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     ema_decay: float | None = Field(None, gt=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
+    optimiser: Literal["adamw", "radam"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
+    snapshots: int = Field(0, ge=0)
     compile: Literal["off", "default", "cudagraphs"] = "off"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @field_validator("betas")
+    @classmethod
+    def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError(f"found {list(value)}, expected two numbers ≥ 0 and < 1")
+        return value
+
+    def snapshot_steps(self) -> list[int]:
+        """The numbers of steps after which a snapshot is taken, increasing."""
+        halved = (self.steps >> power for power in range(self.snapshots, 0, -1))
+        return sorted({steps for steps in halved if steps > 0})
+
+    def optimiser_of(self, network: nn.Module) -> torch.optim.Optimizer:
+        """A new optimiser of the network's trainable weights."""
+        weights = [p for p in network.parameters() if p.requires_grad]
+        common: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+        if self.optimiser == "radam":
+            return torch.optim.RAdam(weights, decoupled_weight_decay=True, **common)
+        return torch.optim.AdamW(weights, fused=True, **common)
 
     def rate(self, step: int) -> float:
         """The learning rate of ``step`` (0-based)."""
@@ -210,7 +279,8 @@ class TrainingRun:
         self.wall_clock_s += now - self._clock
         self._clock = now
 
-    def _note_seconds(self) -> None:
+    def note_seconds(self) -> None:
+        """Stores the time spent so far, which outlives the process."""
         self._tick()
         with atomic_path(self._spent_file) as temporary:
             temporary.write_text(f"{self.wall_clock_s:.3f}")
@@ -225,14 +295,19 @@ class TrainingRun:
         settings: TrainingSettings,
         real_images: bool = False,
         bf16: bool = False,
-    ) -> tuple[nn.Module, dict[str, float]]:
-        """Trains ``network`` in place; returns the network to keep (its EMA, or itself) and the cost up to here.
+        after_step: Callable[[Step], None] | None = None,
+        beside: Mapping[str, Stateful] | None = None,
+    ) -> Trained:
+        """Trains ``network`` in place.
 
         Args:
             stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
             loss: one step's loss, a scalar tensor.
             real_images: whether each step sees ``batch_size`` real pictures.
             bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
+            after_step: called after each step of the optimiser, with the same :class:`Step` as the loss, whose average
+                is up to date by then; for whatever else the method updates.
+            beside: what ``after_step`` changes, under names; stored and restored with the network.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
@@ -251,14 +326,10 @@ class TrainingRun:
             self._restore_totals(state)
             self._use_threads(state["threads"])
             result.load_state_dict(state["result"])
-            return result.eval(), state["cost"]
+            return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
 
-        optimiser = torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        beside = beside or {}
+        optimiser = settings.optimiser_of(network)
         checkpoint = self.folder / "checkpoint.pt"
         first = 0
         if checkpoint.exists():
@@ -270,6 +341,8 @@ class TrainingRun:
                 optimiser.load_state_dict(state["optimiser"])
                 if average is not None:
                     average.load_state_dict(state["average"])
+                for name, part in beside.items():
+                    part.load_state_dict(state["beside"][name])
                 self._use_threads(state["threads"])
                 print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
 
@@ -282,12 +355,14 @@ class TrainingRun:
                     "network": network.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "average": None if average is None else average.state_dict(),
+                    "beside": {name: part.state_dict() for name, part in beside.items()},
                 },
             )
 
         autocast = self._autocast(settings.precision, bf16)
         log_every = max(1, settings.steps // _LOGGED_POINTS)
         check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
+        kept_at = set(settings.snapshot_steps())
         first_bad = torch.full((), -1, device=self.device)
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
@@ -297,8 +372,9 @@ class TrainingRun:
             rate = settings.rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = rate
+            this = Step(self.generator(stage, step), step / settings.steps, averaged)
             with autocast():
-                value = loss(Step(self.generator(stage, step), step / settings.steps, averaged))
+                value = loss(this)
             value.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
             first_bad = torch.where(
@@ -306,7 +382,7 @@ class TrainingRun:
             )
             last = step + 1 == settings.steps
             if (last or step % check_every == check_every - 1) and (bad := int(first_bad)) >= 0:
-                self._note_seconds()
+                self.note_seconds()
                 where = f"{checkpoint} (step {good_step})" if checkpoint.exists() else "none yet"
                 raise NonFiniteError(
                     f"stage {stage}: the loss or its gradient became non-finite at step {bad}, learning rate "
@@ -317,6 +393,9 @@ class TrainingRun:
             optimiser.zero_grad(set_to_none=True)
             if average is not None:
                 average.update_parameters(network)
+            if after_step is not None:
+                with autocast():
+                    after_step(this)
             if real_images:
                 self.real_images_seen += settings.batch_size
             if last or step % log_every == 0:
@@ -332,9 +411,12 @@ class TrainingRun:
                     }
                 )
                 bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
+            if step + 1 in kept_at:
+                content = {"result": result.state_dict(), "cost": self.cost()}
+                self._save(self._snapshot_file(stage, step + 1), content)
             now = time.perf_counter()
             if now - noted_at > min(5.0, self.checkpoint_seconds):
-                self._note_seconds()
+                self.note_seconds()
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
             if not last and now - saved_at > self.checkpoint_seconds and step % check_every == check_every - 1:
@@ -343,7 +425,14 @@ class TrainingRun:
         cost = self.cost()
         self._save(finished, {"stage": stage, "result": result.state_dict(), "cost": cost})
         checkpoint.unlink(missing_ok=True)
-        return result.eval(), cost
+        return Trained(result.eval(), cost, self._snapshots(stage, settings))
+
+    def _snapshot_file(self, stage: str, step: int) -> Path:
+        return self.folder / f"snapshot-{stage}-{step}.pt"
+
+    def _snapshots(self, stage: str, settings: TrainingSettings) -> tuple[Snapshot, ...]:
+        files = {step: self._snapshot_file(stage, step) for step in settings.snapshot_steps()}
+        return tuple(Snapshot(step, self._load(file)["cost"], file) for step, file in files.items())
 
     def compiled(
         self, function: Callable[..., torch.Tensor], settings: TrainingSettings
@@ -401,7 +490,7 @@ class TrainingRun:
     # -- the state ----------------------------------------------------------------------------------------------
 
     def _save(self, path: Path, content: dict[str, Any]) -> None:
-        self._note_seconds()
+        self.note_seconds()
         content |= {
             "format": _FORMAT,
             "key": self.key,

@@ -54,7 +54,8 @@ def train_classifier(
     def loss(step: Step) -> torch.Tensor:
         return compute(*pictures.draw(settings.training.batch_size, step.generator))
 
-    return run.fit("classifier", network, loss, settings.training, real_images=True)
+    trained = run.fit("classifier", network, loss, settings.training, real_images=True)
+    return trained.network, trained.cost
 
 
 def classify(network: nn.Module, images: np.ndarray, batch_size: int = 256) -> np.ndarray:

@@ -41,8 +41,8 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
     # Zero seconds between checkpoints: every step leaves one.
     with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
         run.count(network)
-        result, cost = run.fit("only", network, loss, settings, real_images=True)
-        return result.state_dict(), cost, run
+        trained = run.fit("only", network, loss, settings, real_images=True)
+        return trained.network.state_dict(), trained.cost, run
 
 
 SETTINGS = TrainingSettings(steps=20, batch_size=16, learning_rate=1e-2, warmup_steps=3, decay="cosine", ema_decay=0.9)

@@ -1,0 +1,51 @@
+"""A network that answers to pure noise with a picture, in one evaluation: what one-step students share."""
+
+import torch
+from torch import nn
+
+from diffusion.conditions import Condition
+from diffusion.denoiser import PredictionType, network_input, signal_from_output
+from diffusion.schedule import Schedule, network_timesteps, per_sample
+
+
+class NoiseStudent(nn.Module):
+    """g_θ(ε, t): the network is fed pure noise at one noise level M and told any time t.
+
+    Its output F is read with the coefficients of M for every t: ``v_prediction`` y = α_M ε − σ_M F, ``sample`` y = F,
+    ``edm`` y = c_skip(σ_M) σ_M ε + c_out(σ_M) F(c_in(σ_M) σ_M ε). Started from a teacher's weights and told M, it then
+    is the teacher's estimate there, before clipping and guidance. At t_max, ``epsilon`` would divide by α_M ≈ 0; there
+    y = ε − σ_M F instead, and the start is inexact.
+
+    Args:
+        read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType, read_at: float | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+        self._at_end = read_at is None
+        # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
+        device = next((parameter.device for parameter in network.parameters()), None)
+        level = schedule.t_max if read_at is None else read_at
+        self._read_at = torch.tensor(level, dtype=torch.float64, device=device)
+
+    def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        """The picture y, unclipped.
+
+        Args:
+            noise: ε, shape (N, C, H, W).
+            t: the times that the network is told, shape (N,) or ().
+
+        Returns:
+            shape (N, C, H, W).
+        """
+        sigma = self.schedule.sigma(self._read_at)
+        start = self.schedule.start(noise) if self._at_end else per_sample(sigma, noise) * noise
+        fed = network_input(self.schedule, self.prediction_type, start, self._read_at)
+        told = network_timesteps(self.schedule, t, noise)
+        output = self.network(fed, told, return_dict=False, **(condition or {}))[0].float()
+        if self.prediction_type == "epsilon" and self._at_end:
+            return noise - per_sample(sigma, noise) * output
+        return signal_from_output(self.schedule, self.prediction_type, output, start, self._read_at)

@@ -1,0 +1,133 @@
+"""An offline set of noises and the teacher's samples from them: what direct knowledge distillation trains on.
+
+The set is made once, by a job of its own, and read by every student that needs it. Only the samples are stored: the
+noise of a pair is drawn again from the seed and the pair's number.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from diffusion.conditions import Condition, Conditions
+from diffusion.denoiser import Denoiser
+from diffusion.errors import CheckpointError, NonFiniteError
+from diffusion.files import read_json, write_json
+from diffusion.noise import initial_noise
+from diffusion.settings import Settings
+from diffusion.solvers import ddim_sample
+from diffusion.training import Trained, TrainingRun
+
+_IMAGES, _FACTS, _DONE = "images.npy", "pairs.json", "pairs-done.json"
+# Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
+SEED = 2**40
+
+
+class PairsSettings(Settings):
+    """Which offline set.
+
+    Attributes:
+        count: number of pairs.
+        num_inference_steps: DDIM steps of the teacher to each sample.
+    """
+
+    count: int = Field(50_000, ge=1)
+    num_inference_steps: int = Field(50, ge=1)
+
+    @property
+    def name(self) -> str:
+        """Names the set's folder: students with equal settings share it."""
+        return f"{self.count}-ddim-{self.num_inference_steps}"
+
+
+def generate_pairs(
+    settings: PairsSettings,
+    teacher: Denoiser,
+    shape: tuple[int, int, int],
+    run: TrainingRun,
+    folder: Path,
+    batch_size: int = 256,
+) -> None:
+    """Draws the teacher's samples and writes the set to ``folder``, float16, shape (count, C, H, W).
+
+    A set that was begun in the run's folder is gone on with.
+
+    Args:
+        teacher: guided and in evaluation mode, on the run's device.
+        shape: (C, H, W).
+    """
+    run.count(teacher.network)
+    begun, done = run.folder / _IMAGES, run.folder / _DONE
+    first = 0
+    if begun.exists() and done.exists():
+        state = read_json(done)
+        first, run.evaluations = state["count"], state["evaluations"]
+    mode: Any = "r+" if first else "w+"
+    images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))
+    for start in range(first, settings.count, batch_size):
+        indices = range(start, min(start + batch_size, settings.count))
+        noise = initial_noise(SEED, indices, shape).to(run.device)
+        condition = teacher.conditions.of_samples(indices, run.device)
+        with torch.inference_mode():
+            samples = ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+        if not torch.isfinite(samples).all():
+            raise NonFiniteError(f"pairs {start} to {indices.stop - 1}: the teacher's samples are not finite.")
+        images[indices.start : indices.stop] = samples.cpu().numpy()
+        images.flush()
+        run.note_seconds()
+        write_json(done, {"count": indices.stop, "evaluations": run.evaluations})
+    cost = run.cost() | {"offline_bytes": images.nbytes}
+    np.save(folder / _IMAGES, images)
+    write_json(folder / _FACTS, {"settings": settings.model_dump(), "cost": cost})
+
+
+class Pairs:
+    """A stored offline set, memory-mapped.
+
+    Args:
+        folder: what :func:`generate_pairs` wrote.
+        conditions: of the teacher, which the samples were drawn under.
+
+    Attributes:
+        cost: what making it cost, as :meth:`diffusion.training.TrainingRun.cost`, ``offline_bytes`` included.
+
+    Raises:
+        CheckpointError: the set is truncated or of another size than its own description says.
+    """
+
+    def __init__(self, folder: Path, conditions: Conditions) -> None:
+        facts = read_json(folder / _FACTS)
+        self.cost: dict[str, float] = facts["cost"]
+        self._conditions = conditions
+        try:
+            self._images = np.load(folder / _IMAGES, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder / _IMAGES}: {error}. Delete the folder and run its rule again.") from error
+        if len(self._images) != facts["settings"]["count"]:
+            raise CheckpointError(
+                f"{folder / _IMAGES}: {len(self._images)} pairs, expected {facts['settings']['count']}. Delete the "
+                f"folder and run its rule again."
+            )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+        """``count`` pairs, drawn with replacement: noise and samples, shape (count, C, H, W), and their conditions."""
+        device = generator.device
+        index = torch.randint(len(self), (count,), generator=generator, device=device).cpu().numpy()
+        shape: Any = self._images.shape[1:]
+        noise, samples = initial_noise(SEED, index, shape), torch.from_numpy(self._images[index].astype(np.float32))
+        return noise.to(device), samples.to(device), self._conditions.of_samples(index, device)
+
+    def with_cost(self, trained: Trained) -> Trained:
+        """What was trained on the set, with the cost of the set in its own."""
+
+        def whole(cost: dict[str, float]) -> dict[str, float]:
+            return {**cost, **{key: cost.get(key, 0) + value for key, value in self.cost.items()}}
+
+        snapshots = tuple(replace(snapshot, cost=whole(snapshot.cost)) for snapshot in trained.snapshots)
+        return Trained(trained.network, whole(trained.cost), snapshots)
