@@ -28,7 +28,7 @@ class BootSettings(TrainedSettings):
 
     Attributes:
         solver: how the teacher's Signal-ODE is stepped from t to s; see :mod:`boot.signal_ode`.
-        delta: the step. (The paper does not need it small: the target is one exact step for constant f.)
+        delta: the step.
         delta_in: "time", t = s + δ; or "lambda", λ_t = λ_s + δ, which takes equal steps of log(σ/α).
         delta_spread: 0 takes δ as it is; r draws it for every noise, uniformly from (1 − r) δ to (1 + r) δ.
         boundary_weight: β, weight of the boundary loss.
@@ -67,6 +67,8 @@ class BootSettings(TrainedSettings):
     def _consistent(self) -> "BootSettings":
         if self.bootstrap_from == "average" and self.training.ema_decay is None:
             raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
+        if self.distance == "lpips" and self.target == "state":
+            raise ValueError("distance: found 'lpips' with target 'state', expected 'l2': noisy states are no pictures")
         if self.distance != "lpips" and self.lpips != LpipsSettings():
             raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
         return self
@@ -96,12 +98,15 @@ class Boot(Method):
                 f"{settings.delta_in} ({high - low:.6g})"
             )
         if settings.boundary_weight == 0:
-            start = {"epsilon": "an epsilon teacher"}.get(teacher.prediction_type)
-            if settings.initialisation == "random":
-                start = "a student of random weights"
-            if start is not None:
+            reasons = {
+                "an epsilon teacher": teacher.prediction_type == "epsilon",
+                "a guided teacher": self.guidance.scale != 1,
+                "a student of random weights": settings.initialisation == "random",
+                "a student of the noisy state": settings.target == "state",
+            }
+            for reason in (reason for reason, holds in reasons.items() if holds):
                 raise ValueError(
-                    f"boundary_weight: found 0 with {start}; expected > 0, because that student does not start on the "
+                    f"boundary_weight: found 0 with {reason}; expected > 0, because that student does not start on the "
                     f"trajectory and only the boundary loss puts it there"
                 )
         if settings.distance == "lpips":

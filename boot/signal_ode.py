@@ -7,7 +7,8 @@ constant f, and finite where λ' blows up. The paper's Euler form (eq. 8) agrees
 second order replace the constant f by something better and keep k, which is exact:
 
 - ``heun``: the mean of f at both ends, the lower one at the state that Euler predicts;
-- ``etd2``: f linear in λ between the same two, integrated exactly (Cox & Matthews 2002, ETD2RK);
+- ``etd2``: f linear in λ between the same two, integrated exactly (Cox & Matthews 2002, ETD2RK); as ``heun`` where the
+  step starts without any signal, because λ is infinite there;
 - ``midpoint``: f at the middle of the step in λ.
 """
 
@@ -95,5 +96,7 @@ def _relaxed(
 def _etd2_weight(gain: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """b = 1 − (1 − k)/h on f_s, with h = −log k; 1 − k − b is left for f_t."""
     h = -torch.log(k)
-    # The difference cancels for short steps: h/2 − h²/6 + h³/24 there. Where k = 0, h is infinite and b = 1.
-    return torch.where(h < 1e-3, h / 2 - h.square() / 6 + h**3 / 24, 1 - gain / h)
+    # The difference cancels for short steps: h/2 − h²/6 + h³/24 there.
+    weight = torch.where(h < 1e-3, h / 2 - h.square() / 6 + h**3 / 24, 1 - gain / h)
+    # Nothing is linear in λ over an infinite step.
+    return torch.where(torch.isinf(h), gain / 2, weight)

@@ -1,4 +1,4 @@
-"""A `diffusers` pipeline for students of one evaluation: ``OneStepPipeline.from_pretrained(folder)(batch_size=16).images``."""
+"""A `diffusers` pipeline for students of one evaluation, ``OneStepPipeline.from_pretrained(folder)().images``."""
 
 from pathlib import Path
 from typing import Any

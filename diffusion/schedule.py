@@ -191,8 +191,10 @@ class DiscreteSchedule(Schedule):
 
     def alpha(self, t: torch.Tensor) -> torch.Tensor:
         value = self._interpolated(t)
+        if self._by_angle:  # the cosine, written so that it is exactly zero at the end
+            return torch.sin(self._knots_beside(t)[-1] - value)
         # α = 1/√(1 + e^{2λ}), written so that neither end overflows.
-        return torch.cos(value) if self._by_angle else torch.sigmoid(-2 * value).sqrt()
+        return torch.sigmoid(-2 * value).sqrt()
 
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         value = self._interpolated(t)

@@ -363,6 +363,7 @@ class TrainingRun:
         log_every = max(1, settings.steps // _LOGGED_POINTS)
         check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
         kept_at = set(settings.snapshot_steps())
+        unread: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
         first_bad = torch.full((), -1, device=self.device)
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
@@ -400,16 +401,14 @@ class TrainingRun:
                 self.real_images_seen += settings.batch_size
             if last or step % log_every == 0:
                 self._tick()
-                self.log.append(
-                    {
-                        "stage": stage,
-                        "step": step + 1,
-                        "loss": float(value.detach()),
-                        "learning_rate": rate,
-                        "gradient_norm": float(norm),
-                        "wall_clock_s": round(self.wall_clock_s, 3),
-                    }
-                )
+                seen = {"learning_rate": rate, "wall_clock_s": round(self.wall_clock_s, 3)}
+                unread.append(({"stage": stage, "step": step + 1, **seen}, value.detach().clone(), norm.clone()))
+            # Numbers are read where the host waits for the device anyway.
+            if unread and (last or step % check_every == check_every - 1):
+                for row, loss_value, norm_value in unread:
+                    values = {"loss": float(loss_value), "gradient_norm": float(norm_value)}
+                    self.log.append({column: (row | values)[column] for column in LOG_COLUMNS})
+                unread.clear()
                 bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
             if step + 1 in kept_at:
                 content = {"result": result.state_dict(), "cost": self.cost()}

@@ -9,6 +9,9 @@ import pytest
 import yaml
 from tiny import tiny_denoiser
 
+import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
+
+from diffusers import DDIMPipeline, DDIMScheduler  # isort: skip
 from diffusion.errors import UserError
 from diffusion.pipelines import save_denoiser
 from suite.configuration import ExtractorName, parse_experiment
@@ -122,10 +125,46 @@ def test_zero_boundary_weight_needs_a_student_that_starts_on_the_trajectory():
     raw["teacher"]["prediction_type"] = "epsilon"
     with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with an epsilon teacher"):
         parse_experiment(raw)
+    for key, value, reason in (
+        ("initialisation", "random", "student of random"),
+        ("target", "state", "student of the"),
+    ):
+        raw = changed("methods.boot-heun.boundary_weight", 0.0)
+        raw["methods"]["boot-heun"][key] = value
+        with pytest.raises(UserError, match=rf"methods\.boot-heun\.boundary_weight: found 0 with a {reason}"):
+            parse_experiment(raw)
     raw = changed("methods.boot-heun.boundary_weight", 0.0)
-    raw["methods"]["boot-heun"]["initialisation"] = "random"
-    with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with a student of random"):
+    raw["teacher"] |= {"labels": True, "guidance_scale": 2.0}
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.boundary_weight: found 0 with a guided teacher"):
         parse_experiment(raw)
+
+
+def test_noisy_states_are_refused_where_they_make_no_sense(tmp_path):
+    raw = changed("methods.boot-heun.target", "state")
+    parse_experiment(raw)
+    raw["methods"]["boot-heun"] |= {"distance": "lpips", "lpips": {"greyscale": "repeat", "resize": 32}}
+    with pytest.raises(UserError, match="no pictures"):
+        parse_experiment(raw)
+    raw = changed("methods.boot-heun.target", "state")
+    scheduler = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    folder = tmp_path / "teacher"
+    DDIMPipeline(tiny_denoiser().network, scheduler).save_pretrained(folder)
+    raw["teacher"] = {"path": str(folder)}
+    with pytest.raises(UserError, match=r"methods\.boot-heun\.target: found 'state'"):
+        parse_experiment(raw)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-conditional", "images-example"])
+def test_the_block_of_the_ablation_runs_on_every_other_experiment(name, tmp_path):
+    config = Path(__file__).parents[1] / "config"
+    block = yaml.safe_load((config / "digits-ablation.yaml").read_text())["ablation"]
+    raw = yaml.safe_load((config / f"{name}.yaml").read_text())
+    block["base"] = next(variant for variant, settings in raw["methods"].items() if settings["method"] == "boot")
+    if raw["teacher"].get("guidance_scale", 1) != 1:  # there, the boundary loss alone teaches the guidance
+        block["axes"]["boundary"].remove({"boundary_weight": 0.0})
+    changes = [change for axis in block["axes"].values() for change in axis]
+    experiment = parse_experiment(raw | {"ablation": block})
+    assert sum(map(len, experiment.ablation.values())) == len(changes)
 
 
 def test_options_that_the_teacher_does_not_allow():

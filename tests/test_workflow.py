@@ -311,7 +311,8 @@ def test_a_users_own_pictures_and_a_stored_teacher(tmp_path):
 
 @pytest.mark.slow
 def test_a_guided_class_conditional_experiment(tmp_path):
-    """Labels are judged, guided samplers count two evaluations a step, and another scale does not train the teacher."""
+    """Labels are judged, guided samplers count two evaluations a step, an ablation's changes become rows, and another
+    scale does not train the teacher."""
     raw = yaml.safe_load(TINY.read_text()) | {"experiment": "classes", "select": ["ddim", "boot-heun", "progressive"]}
     raw["teacher"] |= {"labels": True, "guidance_scale": 2.0}
     raw["evaluation"] |= {
@@ -319,12 +320,20 @@ def test_a_guided_class_conditional_experiment(tmp_path):
         "teacher": {"variant": "ddim", "nfe": 8},
         "classifier": {"training": {"steps": 4, "batch_size": 16}},
     }
+    raw["ablation"] = {"base": "boot-heun", "axes": {"delta": [{"delta": 0.1}]}}
     snakemake(tmp_path, config=write(tmp_path, raw))
     metrics = pd.read_csv(tmp_path / "results/classes/report/metrics.csv")
     judged = metrics[metrics["metric"] == "label_accuracy"]
     assert set(judged.dropna(subset="nfe")["nfe"].astype(int)) == {1, 2, 4, 8}
     assert set(judged["method"]) == {"ddim", "boot", "progressive_distillation", "real"}
     assert "Label accuracy" in (tmp_path / "results/classes/report/tables/main.md").read_text()
+    rows = (tmp_path / "results/classes/report/tables/ablation.md").read_text()
+    assert "| base | – |" in rows
+    assert "| delta | delta 0.1 |" in rows
+    page = (tmp_path / "results/classes/report/index.html").read_text()
+    assert "One change at a time" in page
+    trajectory = pd.read_csv(tmp_path / "results/classes/report/trajectory.csv")
+    assert set(trajectory["variant"]) == {"boot-heun", "delta-0.1"}
     with np.load(tmp_path / "results/classes/samples/boot-heun/train-0/nfe-1/seed-0.npz") as archive:
         assert archive["arr_1"].tolist() == [index % 10 for index in range(48)]
     with np.load(tmp_path / "results/classes/pictures/boot-heun/train-0.npz") as archive:
