@@ -16,8 +16,8 @@ from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.schedule import Schedule, per_sample
-from diffusion.solvers import ddim_sample, ddim_step
+from diffusion.schedule import per_sample
+from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
@@ -134,25 +134,6 @@ class ProgressiveDistillation(Method):
         return sample, denoiser.network
 
 
-def grid_noise_level(
-    schedule: Schedule, step: torch.Tensor, num_steps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Time, α and σ at point ``step`` of the sampler's grid with ``num_steps`` steps.
-
-    Point num_steps is t_max, point 0 the clean picture (α = 1, σ = 0, where no network is ever evaluated).
-
-    Args:
-        step: integers or halves in [0, num_steps], shape (N,).
-
-    Returns:
-        three float64 tensors of shape (N,).
-    """
-    timestep = step.double() * (schedule.num_timesteps / num_steps) - 1
-    t = schedule.time(timestep.clamp(min=0))
-    clean = timestep < 0
-    return t, torch.where(clean, 1.0, schedule.alpha(t)), torch.where(clean, 0.0, schedule.sigma(t))
-
-
 @torch.no_grad()
 def progressive_target(
     teacher: Denoiser, z_t: torch.Tensor, step: torch.Tensor, num_steps: int, condition: Condition = None
@@ -173,8 +154,7 @@ def progressive_target(
     _, alpha_end, sigma_end = grid_noise_level(schedule, step - 1, num_steps)
     z_middle = ddim_step(z_t, teacher(z_t, t, condition), alpha_t, sigma_t, alpha_middle, sigma_middle)
     z_end = ddim_step(z_middle, teacher(z_middle, middle, condition), alpha_middle, sigma_middle, alpha_end, sigma_end)
-    ratio = sigma_end / sigma_t
-    return (z_end - per_sample(ratio, z_t) * z_t) / per_sample(alpha_end - ratio * alpha_t, z_t)
+    return ddim_target(z_t, z_end, alpha_t, sigma_t, alpha_end, sigma_end)
 
 
 def progressive_loss(

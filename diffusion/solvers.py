@@ -29,6 +29,26 @@ def ddim_step(
     return per_sample(ratio, x_t) * x_t + per_sample(alpha_s - alpha_t * ratio, x_t) * x0
 
 
+def ddim_target(
+    x_t: torch.Tensor,
+    x_s: torch.Tensor,
+    alpha_t: torch.Tensor,
+    sigma_t: torch.Tensor,
+    alpha_s: torch.Tensor,
+    sigma_s: torch.Tensor,
+) -> torch.Tensor:
+    """The estimate x̂ with which one DDIM step leads from x_t to x_s: x̂ = (x_s − (σ_s/σ_t) x_t) / (α_s − α_t σ_s/σ_t).
+
+    The inverse of :func:`ddim_step`, which several distillers regress on; where σ_s = 0 (and α_s = 1) it is x_s itself.
+
+    Args:
+        x_t, x_s: shape (N, C, H, W).
+        alpha_t … sigma_s: schedule values, shape (N,) or (); s before t.
+    """
+    ratio = sigma_s / sigma_t
+    return (x_s - per_sample(ratio, x_t) * x_t) / per_sample(alpha_s - alpha_t * ratio, x_t)
+
+
 def trailing_timesteps(num_timesteps: int, num_inference_steps: int) -> np.ndarray:
     """The timesteps at which a sampler with N steps evaluates the network, largest first; int64, shape (N,).
 
@@ -46,6 +66,25 @@ def trailing_timesteps(num_timesteps: int, num_inference_steps: int) -> np.ndarr
 def sampling_times(schedule: Schedule, num_inference_steps: int) -> torch.Tensor:
     """The times of :func:`trailing_timesteps`, decreasing from t_max; float64, shape (N,)."""
     return schedule.time(torch.from_numpy(trailing_timesteps(schedule.num_timesteps, num_inference_steps)))
+
+
+def grid_noise_level(
+    schedule: Schedule, step: torch.Tensor, num_steps: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Time, α and σ at point ``step`` of the sampler's grid with ``num_steps`` steps.
+
+    Point num_steps is t_max, point 0 the clean picture (α = 1, σ = 0, where no network is ever evaluated).
+
+    Args:
+        step: integers or halves in [0, num_steps], shape (N,).
+
+    Returns:
+        three float64 tensors of shape (N,).
+    """
+    timestep = step.double() * (schedule.num_timesteps / num_steps) - 1
+    t = schedule.time(timestep.clamp(min=0))
+    clean = timestep < 0
+    return t, torch.where(clean, 1.0, schedule.alpha(t)), torch.where(clean, 0.0, schedule.sigma(t))
 
 
 def noise_levels(schedule: Schedule, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,14 +53,14 @@ def training_spread(results: Results, metric: str, row: Method) -> Spread | None
     return None if values is None else spread_of(values.groupby(level=0, dropna=False).mean())
 
 
-def _row_of(results: Results, variant: str) -> Method | None:
+def fewest_evaluations(results: Results, variant: str) -> Method | None:
     """A variant's row, the one with the fewest evaluations where it has several."""
     rows = [row for row in results.rows if row.variant == variant]
     return min(rows, key=lambda row: row.nfe or 0) if rows else None
 
 
 def _measured(results: Results, metric: str, variant: str) -> Spread | None:
-    row = _row_of(results, variant)
+    row = fewest_evaluations(results, variant)
     return training_spread(results, metric, row) if row else None
 
 
@@ -77,7 +77,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
     base = {metric: _measured(results, metric, ablation.base) for metric in MEASURES} if ablation else {}
 
     def add(axis: str, variant: str, change: str) -> None:
-        row = _row_of(results, variant)
+        row = fewest_evaluations(results, variant)
         if row is None:
             return
         cells = []
@@ -142,6 +142,37 @@ def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
     return sentences
 
 
+def ablation_summary(results: Results, ablation: Ablation | None) -> str:
+    """What the figure of all changes shows, one sentence, from the data; empty where nothing was measured."""
+    base = _measured(results, "frechet_distance", ablation.base) if ablation else None
+    if ablation is None or base is None:
+        return ""
+    found = [
+        (variant, spread, results.cost_of(row, "network_evaluations") or 0.0)
+        for variants in ablation.axes.values()
+        for variant in variants
+        if (row := fewest_evaluations(results, variant))
+        and (spread := training_spread(results, "frechet_distance", row))
+    ]
+    verdicts = {variant: compare(spread, base, True) for variant, spread, _ in found}
+    if not found:
+        return ""
+    base_row = fewest_evaluations(results, ablation.base)
+    base_cost = results.cost_of(base_row, "network_evaluations") if base_row else None
+    best, best_spread, best_cost = min(found, key=lambda item: item[1].mean)
+    counts = ", ".join(f"{list(verdicts.values()).count(v)} {v}" for v in ("better", "level", "worse"))
+    sentence = (
+        f"By {results.frechet_name}, of {len(found)} changes against the base ({_text(base)} at "
+        f"{format_value(base_cost, 'count')} evaluations of training): {counts}; the lowest is "
+        f"{ablation.changes[best]} ({_text(best_spread)} at {format_value(best_cost, 'count')})"
+    )
+    cheaper = [item for item in found if base_cost and item[2] < 0.99 * base_cost and verdicts[item[0]] != "worse"]
+    if cheaper:
+        names = ", ".join(f"{ablation.changes[v]} ({format_value(cost, 'count')})" for v, _, cost in cheaper)
+        return f"{sentence}; cheaper than the base and not worse: {names}."
+    return f"{sentence}; no change is both cheaper than the base and not worse."
+
+
 def _text(spread: Spread) -> str:
     return format_value(spread.mean, "number", spread.sd)
 
@@ -169,7 +200,7 @@ def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
 
 def _measure_panel(panel: Axes, results: Results, metric: str, shown: Sequence[tuple[str, str]]) -> None:
     for number, (variant, change) in enumerate(shown):
-        row = _row_of(results, variant)
+        row = fewest_evaluations(results, variant)
         spread = training_spread(results, metric, row) if row else None
         cost = results.cost_of(row, "network_evaluations") if row else None
         if spread is None or not cost:

@@ -18,7 +18,7 @@ from evaluation.tables import Method, Results, format_value
 
 FIGURES = (
     *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation", "neighbours"),
-    *("trajectory", "ablation", "training", "cost", "wall_clock"),
+    *("learning_curves", "trajectory", "ablation", "training", "cost", "wall_clock"),
 )
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers say the same once more.

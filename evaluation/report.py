@@ -16,7 +16,16 @@ from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
 from evaluation import plots, tables
-from evaluation.ablation import Ablation, ablation_figure, ablation_table
+from evaluation.ablation import Ablation, ablation_figure, ablation_summary, ablation_table
+from evaluation.comparison import (
+    Comparison,
+    comparison_summary,
+    comparison_table,
+    learning_curves_figure,
+    load_learning_curves,
+    reach_table,
+    steps_table,
+)
 from evaluation.plots import FIGURES
 from evaluation.tables import (
     COST_COLUMNS,
@@ -34,6 +43,7 @@ from evaluation.tables import (
     format_value,
 )
 
+_LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
 _MEASURES = {
     "kid": "KID",
     "precision": "precision",
@@ -70,6 +80,8 @@ class ReportInputs:
         teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
         untrained: variants that sample the teacher itself.
         ablation: which variants change what; None where the experiment has no ablation.
+        comparison: which variants are compared at which budget; None where the experiment has no comparison.
+        learning_curves: the measures of students at points of their training.
     """
 
     experiment: str
@@ -88,13 +100,15 @@ class ReportInputs:
     teacher: tuple[str, int]
     untrained: frozenset[str] = field(default_factory=frozenset)
     ablation: Ablation | None = None
+    comparison: Comparison | None = None
+    learning_curves: Sequence[Path] = ()
 
 
 def report_files() -> list[str]:
     """Every file of a report, relative to its folder; the list does not depend on the data."""
     return [
         "index.html",
-        *("metrics.csv", "speed.csv", "cost.csv", "trajectory.csv"),
+        *(f"{name}.csv" for name in _LONG_TABLES),
         *(f"tables/{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")),
         *(f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
     ]
@@ -119,7 +133,7 @@ def load_results(inputs: ReportInputs) -> Results:
 
 
 def render(inputs: ReportInputs, output: Path) -> None:
-    """Writes the report's folder: ``index.html``, the three long tables, ``tables/`` and ``figures/``.
+    """Writes the report's folder: ``index.html``, the long tables, ``tables/`` and ``figures/``.
 
     The folder is built beside its place and then moved, so that it is whole or absent; one that exists is
     replaced.
@@ -137,12 +151,16 @@ def render(inputs: ReportInputs, output: Path) -> None:
     pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
     curves = {label: _load_curve(path) for label, path in inputs.training.items()}
     errors = {variant: tables.load_trajectory(path) for variant, path in inputs.trajectory.items()}
+    learning = load_learning_curves(inputs.learning_curves)
 
     built = {
         table.name: table
         for table in (
             tables.main_table(results),
             tables.floor_table(results),
+            comparison_table(results, inputs.comparison),
+            steps_table(results, inputs.comparison),
+            reach_table(results, inputs.comparison, learning),
             ablation_table(results, inputs.ablation),
             tables.published_table(results, published),
             tables.ratio_table(results, published),
@@ -164,6 +182,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         ),
         "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
         "neighbours": plots.grid_figure([(s.label, s.images) for group in near for s in group.strips]),
+        "learning_curves": learning_curves_figure(inputs.comparison, learning, results.frechet_name),
         "trajectory": _trajectory(inputs, results, errors),
         "ablation": ablation_figure(results, inputs.ablation),
         "training": plots.training_figure(curves),
@@ -177,11 +196,12 @@ def render(inputs: ReportInputs, output: Path) -> None:
         _write_csv(results.speed, SPEED_COLUMNS, folder / "speed.csv")
         _write_csv(results.cost, COST_COLUMNS, folder / "cost.csv")
         _write_csv(tables.trajectory_table(errors), tables.TRAJECTORY_TABLE_COLUMNS, folder / "trajectory.csv")
+        _write_csv(learning, tables.CURVE_COLUMNS, folder / "learning_curves.csv")
         for table in built.values():
             tables.write_table(table, folder / "tables")
         for name, figure in figures.items():
             plots.write_figure(figure, folder / "figures", name)
-        page = _page(inputs, results, built, grid, times, interpolation, near, folder)
+        page = _page(inputs, results, built, grid, times, interpolation, near, errors, folder)
         (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -432,6 +452,30 @@ def _trajectory(inputs: ReportInputs, results: Results, errors: Mapping[str, pd.
     return plots.trajectory_figure({names[v]: frame for v, frame in errors.items()}, questions)
 
 
+def _trajectory_summary(inputs: ReportInputs, results: Results, errors: Mapping[str, pd.DataFrame]) -> str:
+    """What the errors along the trajectory show, one sentence a student (of an ablation: the base), from the data."""
+    sentences = []
+    for variant in [inputs.ablation.base] if inputs.ablation else errors:
+        frame = errors.get(variant)
+        if frame is None:
+            continue
+        curves = {name: part.set_index("t")["value"] for name, part in frame.groupby("quantity") if name != "ddim"}
+        student, vanishing = curves["student"], 100 * curves["near_zero"]
+        last = student.index.min()
+        ddim = frame[(frame["quantity"] == "ddim") & (frame["t"] == last)].set_index("nfe")["value"].sort_index()
+        worse = [f"{int(count)}" for count, value in ddim.items() if value > student[last]]
+        standing = (
+            f"below DDIM with {worse[-1]}" if worse else f"above DDIM with {int(ddim.index.min())}" if len(ddim) else ""
+        )
+        sentences.append(
+            f"{results.labels.get(variant, variant)}: the error is {student[student.index.max()]:.2g} at t_max and "
+            f"{student[last]:.2g} at t_min, {standing} evaluations there; the largest share that one step of the grid "
+            f"adds is {curves['one_step'].max():.2g}; increments vanish in {vanishing.min():.0f} to "
+            f"{vanishing.max():.0f} % of the pixels."
+        )
+    return " ".join(sentences)
+
+
 def _neighbours(path: Path) -> list[StripGroup]:
     """Samples above their nearest training pictures, with how near all samples of the row come."""
     rows = read_json(path.with_suffix(".json"))["rows"]
@@ -517,6 +561,7 @@ def _page(
     times: Sequence[StripGroup],
     interpolation: Sequence[StripGroup],
     neighbours: Sequence[StripGroup],
+    errors: Mapping[str, pd.DataFrame],
     folder: Path,
 ) -> str:
     environment = jinja2.Environment(
@@ -551,7 +596,7 @@ def _page(
         downloads={
             name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")] for name in built
         },
-        long_tables=[_download(folder, f"{name}.csv") for name in ("metrics", "speed", "cost", "trajectory")],
+        long_tables=[_download(folder, f"{name}.csv") for name in _LONG_TABLES],
         figures=figures,
         grid=grid,
         times=times,
@@ -560,6 +605,10 @@ def _page(
         cell_text=tables.cell_text,
         front=_front_text(results),
         ablation=inputs.ablation,
+        comparison=inputs.comparison,
+        comparison_summary=comparison_summary(results, inputs.comparison),
+        ablation_summary=ablation_summary(results, inputs.ablation),
+        trajectory_summary=_trajectory_summary(inputs, results, errors),
     )
 
 

@@ -25,11 +25,18 @@ SPEED_COLUMNS = (
 )
 COST_COLUMNS = (
     *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
-    *("wall_clock_s", "parameters"),
+    *("wall_clock_s", "parameters", "offline_bytes"),
+)
+CURVE_COLUMNS = (
+    *("variant", "nfe", "train_seed", "step", "network_evaluations", "real_images_seen", "wall_clock_s"),
+    *("metric", "value"),
 )
 TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
 TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS)
-TABLES = ("main", "floor", "ablation", "published", "ratios", "training_cost", "libraries", "wall_clock")
+TABLES = (
+    *("main", "floor", "comparison", "comparison_steps", "comparison_reach", "ablation"),
+    *("published", "ratios", "training_cost", "libraries", "wall_clock"),
+)
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
 
@@ -112,6 +119,19 @@ def _refuse_non_finite(frame: pd.DataFrame, columns: Sequence[str], path: Path) 
             )
 
 
+def read_table(path: Path, columns: Sequence[str], finite: Sequence[str]) -> pd.DataFrame:
+    """Reads ``columns`` of a CSV table; those in ``finite`` as numbers.
+
+    Raises:
+        UserError: the file is missing, lacks a column, or holds a value that is not finite.
+    """
+    frame = _read_csv(path, columns)
+    _refuse_non_finite(frame, finite, path)
+    for name in finite:
+        frame[name] = pd.to_numeric(frame[name])
+    return frame
+
+
 def load_metrics(paths: Sequence[Path]) -> pd.DataFrame:
     """Joins the long tables of measures, in the given order.
 
@@ -160,9 +180,7 @@ def load_trajectory(path: Path) -> pd.DataFrame:
     Raises:
         UserError: as :func:`load_metrics`.
     """
-    frame = _read_csv(path, TRAJECTORY_COLUMNS)
-    _refuse_non_finite(frame, ("nfe", "t", "value"), path)
-    return frame
+    return read_table(path, TRAJECTORY_COLUMNS, finite=("nfe", "t", "value"))
 
 
 def trajectory_table(errors: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -204,7 +222,8 @@ def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
                         "experiment": experiment,
                         "method": file.method,
                         "variant": name,
-                        **{key: float(student[key]) for key in COST_COLUMNS[3:]},
+                        **{key: float(student[key]) for key in COST_COLUMNS[3:-1]},
+                        "offline_bytes": float(student.get("offline_bytes", 0)),
                         "nfe": int(student["nfe"]) if student.get("nfe") is not None else None,
                         "base_variant": file.variant,
                     }
@@ -218,7 +237,7 @@ def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
     cost["nfe"] = cost["nfe"].astype("Int64")
     keys = ["experiment", "method", "variant", "nfe", "base_variant"]
     cost = cost.groupby(keys, sort=False, dropna=False, as_index=False).mean()
-    for name in ("network_evaluations", "real_images_seen", "parameters"):
+    for name in ("network_evaluations", "real_images_seen", "parameters", "offline_bytes"):
         cost[name] = cost[name].round().astype("int64")
     return cost[[*COST_COLUMNS, "nfe", "base_variant"]]
 
@@ -965,13 +984,15 @@ def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
 def cost_table(results: Results) -> Table:
     """What each network cost to train."""
     rows = []
+    offline = bool((results.cost["offline_bytes"] > 0).any())
+    keys = COST_COLUMNS[3:] if offline else COST_COLUMNS[3:-1]
     for _, item in results.cost.iterrows():
         label = results.labels.get(item["base_variant"], item["base_variant"])
         several = item["variant"] != item["base_variant"]
         rows.append(
             [
                 Cell(label + (f", student with {item['nfe']}" if several else "")),
-                *(Cell(float(item[key])) for key in COST_COLUMNS[3:]),
+                *(Cell(float(item[key])) for key in keys),
             ]
         )
     return Table(
@@ -987,6 +1008,7 @@ def cost_table(results: Results) -> Table:
             Column("real_images_seen", "Real images seen", "count"),
             Column("wall_clock_s", "Wall-clock", "duration"),
             Column("parameters", "Parameters", "count"),
+            *([Column("offline_bytes", "Offline set (bytes)", "count")] if offline else []),
         ],
         rows,
     )

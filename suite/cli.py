@@ -61,6 +61,21 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--variant", required=True)
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--data", type=Path, help="only for methods that need it")
+    sub.add_argument("--pairs", type=Path, help="only for methods that train on an offline set")
+
+    sub = command("pairs", "training.make_pairs", "make an offline set of noises and samples of the teacher")
+    training(sub)
+    guidance(sub)
+    paths(sub, "teacher")
+    sub.add_argument("--batch-size", type=int, default=256)
+
+    sub = command("learning-curve", "learning_curve.measure_learning_curve", "quality at points of the training")
+    extraction(sub)
+    paths(sub, "students", "real", "teacher-samples")
+    sub.add_argument("--settings", required=True, help="JSON")
+    sub.add_argument("--variant", required=True)
+    for name in ("train-seed", "seed", "num-samples"):
+        sub.add_argument(f"--{name}", type=int, required=True)
 
     sub = command("sample", "sampling.sample", "draw the samples of a variant")
     paths(sub, "source", "output")

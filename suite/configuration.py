@@ -144,6 +144,7 @@ class _Layout(Settings):
         }
     )
     ablation: AblationSettings | None = None
+    comparison: dict[str, dict[str, dict[str, Any]]] | None = None
     published_as: str | None = None
     select: tuple[str, ...] | None = Field(None, min_length=1)
     train_seeds: tuple[int, ...] = Field((0,), min_length=1)
@@ -175,7 +176,11 @@ class Experiment:
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class, so that samples have labels.
         ablation_base: the variant that those differ from.
+        comparison: name of a budget to the variants compared at it, each with the variant under ``methods`` that it is
+            or was made from; None where the experiment compares nothing.
+        derived: the variants that ``ablation`` and ``comparison`` made.
         labels: what the report calls each variant: its method's title, and its own name where several share a method.
+        plain_labels: the same among the variants under ``methods`` alone.
     """
 
     def __init__(
@@ -196,6 +201,9 @@ class Experiment:
         self.conditional = conditional
         self.published_as = layout.published_as
         self.labels = _labels(methods)
+        self.plain_labels = _labels({name: method for name, method in methods.items() if name in layout.methods})
+        self.derived = frozenset(name for name in methods if name not in layout.methods)
+        self.comparison = _compared(layout)
         self.ablation_base = layout.ablation.base if layout.ablation else None
         self.ablation = _described(layout.ablation, methods) if layout.ablation else None
         self.train_seeds = layout.train_seeds
@@ -221,21 +229,29 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     facts = teacher.facts(data.channels, data.resolution)
     problems: list[str] = []
     methods: dict[str, Method] = {}
-    blocks, of_ablation = _blocks(layout)
+    blocks, derived = _blocks(layout)
     for name, block in blocks.items():
         try:
             methods[name] = _parse_method(name, block, facts, teacher.guidance)
         except UserError as error:
-            where = of_ablation.get(name)
+            where = derived.get(name)
             problems.append(f"{where}: {error}" if where else str(error))
     try:
         teacher.check_pictures(data.channels, data.resolution)
     except ValueError as error:
         problems.append(f"teacher.{error}.")
-    selected = tuple(blocks) if layout.select is None else (*layout.select, *of_ablation)
+    selected = tuple(blocks) if layout.select is None else (*layout.select, *derived)
     for name in selected:
         if name not in blocks:
             problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
+    for budget, variants in (_compared(layout) or {}).items():
+        for name, base in variants.items():
+            if name not in selected:
+                problems.append(f"comparison.{budget}.{base}: found {base!r}, expected a selected variant.")
+            elif name in methods and not methods[name].trains:
+                problems.append(
+                    f"comparison.{budget}.{base}: found a sampler of the teacher, expected a trained method."
+                )
     if layout.ablation and layout.ablation.base not in selected:
         problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
     problems += _published_problems(layout.published_as)
@@ -251,10 +267,22 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
 
 
 def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The blocks of all variants, those of the ablation included, and the key path of each of the latter."""
+    """The blocks of all variants, those of comparison and ablation included, and the key path of each of the latter."""
     blocks, paths = dict(layout.methods), {}
+    for budget, changes in (layout.comparison or {}).items():
+        if not _NAME.fullmatch(budget):
+            raise UserError(f"comparison: found the budget {budget!r}, expected letters, digits and . _ + -.")
+        for base, change in changes.items():
+            key, name = f"comparison.{budget}.{base}", _compared_name(base, budget, change)
+            if base not in layout.methods:
+                known = ", ".join(layout.methods)
+                raise UserError(f"{key}: found {base!r}, expected a variant under methods: {known}.")
+            if change and name in blocks:
+                raise UserError(f"{key}: the name {name!r} is taken; rename the budget.")
+            if change:
+                blocks[name], paths[name] = _merged(blocks[base], change), key
     if layout.ablation is None:
-        return blocks, {}
+        return blocks, paths
     if layout.ablation.base not in blocks:
         known = ", ".join(blocks)
         raise UserError(f"ablation.base: found {layout.ablation.base!r}, expected a variant under methods: {known}.")
@@ -269,6 +297,21 @@ def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
             blocks[name] = _merged(blocks[layout.ablation.base], change)
             paths[name] = f"ablation.axes.{axis}[{number}]"
     return blocks, paths
+
+
+def _compared_name(base: str, budget: str, change: Mapping[str, Any]) -> str:
+    """A variant of a comparison: the one under ``methods`` itself where nothing is changed."""
+    return f"{base}-{budget}" if change else base
+
+
+def _compared(layout: _Layout) -> dict[str, dict[str, str]] | None:
+    """Budget to its variants, each with the one under ``methods`` that it is or was made from."""
+    if layout.comparison is None:
+        return None
+    return {
+        budget: {_compared_name(base, budget, change): base for base, change in changes.items()}
+        for budget, changes in layout.comparison.items()
+    }
 
 
 def _described(ablation: AblationSettings, methods: Mapping[str, Method]) -> dict[str, dict[str, str]]:

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from diffusion.method import Method
+from diffusion.pairs import PairsSettings
 from suite.configuration import Experiment
 
 
@@ -51,13 +54,35 @@ class Plan:
         """Names of all variants that are trained."""
         return [name for name, method in self.experiment.methods.items() if method.trains]
 
-    def trained(self, needs_data: bool) -> list[str]:
-        """Names of the variants that are trained, with or without the data set."""
-        return [
-            name
-            for name, method in self.experiment.methods.items()
-            if method.trains and method.needs_data is needs_data
-        ]
+    def trained(self, reads: Literal["nothing", "data", "pairs"]) -> list[str]:
+        """Names of the variants that are trained on the teacher and nothing else, on the data set, or on a set of
+        pairs."""
+
+        def read_by(method: Method) -> str:
+            if method.pairs() is not None:
+                return "pairs"
+            return "data" if method.needs_data else "nothing"
+
+        return [name for name in self.trained_variants() if read_by(self.experiment.methods[name]) == reads]
+
+    def pairs(self) -> dict[str, PairsSettings]:
+        """The offline sets of the experiment by name."""
+        found = [self.experiment.methods[name].pairs() for name in self.trained("pairs")]
+        return {settings.name: settings for settings in found if settings is not None}
+
+    def pairs_of(self, variant: str) -> Path:
+        """The offline set that a variant trains on."""
+        settings = self.experiment.methods[variant].pairs()
+        assert settings is not None
+        return self.root / "pairs" / settings.name
+
+    def curve_variants(self) -> list[str]:
+        """Names of the variants that are measured at several points of their training."""
+        return [name for name in self.trained_variants() if self.experiment.methods[name].settings.training.snapshots]
+
+    def learning_curve(self, variant: str, train_seed: int) -> Path:
+        """A student's quality at its snapshots and at the end."""
+        return self.root / "learning_curves" / variant / f"train-{train_seed}.csv"
 
     def boot_variants(self) -> list[str]:
         """Names of the BOOT variants."""
@@ -73,12 +98,11 @@ class Plan:
 
     def pictured_variants(self) -> list[str]:
         """Those of which the report shows pictures at every time; an ablation's many changes would bury them."""
-        changed = {name for variants in (self.experiment.ablation or {}).values() for name in variants}
-        return [name for name in self.signal_variants() if name not in changed]
+        return [name for name in self.signal_variants() if name not in self.experiment.derived]
 
     def neighboured_units(self) -> list[Unit]:
         """Those whose nearest training pictures are shown: the teacher, and every method at its fewest evaluations."""
-        changed = {name for variants in (self.experiment.ablation or {}).values() for name in variants}
+        changed = self.experiment.derived
         first: dict[str, Unit] = {}
         for unit in self.timed_units():
             trained = self.experiment.methods[unit.variant].trains

@@ -10,8 +10,9 @@ import pandas as pd
 from diffusion.files import write_json
 from diffusion.images import save_samples
 from evaluation.ablation import Ablation
+from evaluation.comparison import Comparison
 from evaluation.report import ReportInputs
-from evaluation.tables import METRICS_COLUMNS, SPEED_COLUMNS, CostFile
+from evaluation.tables import CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, CostFile
 
 NASTY = "<b>&_%"
 FULL, PART = 1437, 360
@@ -178,6 +179,16 @@ def fabricate(
         pd.concat(parts).to_csv(path, index=False)
         trajectory[variant] = path
 
+    curve_rows = []
+    for variant, worth in (*((v, 2.0) for v in boot), ("progressive", 3.0)):
+        for train_seed, step in ((seed, step) for seed in (0, 1) for step in (100, 200, 400)):
+            costs_then = {"network_evaluations": 100 * step, "real_images_seen": 0, "wall_clock_s": step / 4}
+            identity = {"variant": variant, "nfe": 1, "train_seed": train_seed, "step": step}
+            value = worth * (400 / step) * 50 + train_seed
+            curve_rows.append({**identity, **costs_then, "metric": name, "value": value})
+    learning_curves = folder / "curves.csv"
+    pd.DataFrame(curve_rows, columns=list(CURVE_COLUMNS)).to_csv(learning_curves, index=False)
+
     training = {}
     for number, label in enumerate(("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")):
         path = folder / "training" / f"{number}.csv"
@@ -230,6 +241,12 @@ def fabricate(
         ablation=Ablation(next(iter(boot)), {"steps": ["progressive"]}, {"progressive": "steps by halves"})
         if boot
         else None,
+        comparison=Comparison(
+            {"evaluations": {**{v: labels.get(v, v) for v in boot}, "progressive": "Progressive distillation"}}, FULL
+        )
+        if boot
+        else None,
+        learning_curves=[learning_curves],
         training=training,
         benchmarks=benchmarks,
         provenance={

@@ -6,11 +6,14 @@ import pytest
 import torch
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
+from boot.pipeline import BootPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_conditions
+from diffusion.one_step_pipeline import OneStepPipeline
+from diffusion.pairs import Pairs, generate_pairs
+from diffusion.pipelines import load_conditions, picture_shape
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun
 from suite.registry import method_class, method_file, method_modules
@@ -18,6 +21,7 @@ from suite.registry import method_class, method_file, method_modules
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(5), (1, 8, 8))
 METHODS = list(method_modules())
+OWN_PIPELINES = {"BootPipeline": BootPipeline, "OneStepPipeline": OneStepPipeline}
 TRAINED = [name for name in METHODS if method_class(name).trains]
 
 
@@ -32,24 +36,38 @@ def data(tmp_path):
     return load_split(tmp_path / "data", "train")
 
 
-def distil(method, folder, data, key="key", seed=0, stop_after=None, teacher=None):
-    """Trains the method's tiny students from the tiny teacher; may stop after some evaluations of the teacher."""
+def inputs_of(method, folder, data, teacher):
+    """What the workflow gives the method to train on: the data set, an offline set, or nothing."""
+    if method.pairs() is None:
+        return data if method.needs_data else None
+    stored = folder / "pairs"
+    if not stored.exists():
+        stored.mkdir(parents=True)
+        with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
+            generate_pairs(method.pairs(), teacher, picture_shape(teacher.network.config), run, stored)
+    return Pairs(stored, teacher.conditions)
+
+
+def distil(method, folder, data, key="key", seed=0, stop_at=None, teacher=None):
+    """Trains the method's tiny students from the tiny teacher; may stop in the middle of a stage's step ``stop_at``."""
     teacher = teacher or tiny_denoiser()
-    calls = 0
-
-    def interrupt(_module, _inputs):
-        nonlocal calls
-        calls += 1
-        if stop_after is not None and calls > stop_after:
-            raise KeyboardInterrupt
-
-    teacher.network.register_forward_pre_hook(interrupt)
+    given = inputs_of(method, folder.parent, data, teacher)
     with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
-        return method.distil(teacher, run, data if method.needs_data else None)
+        if stop_at is not None:
+            draw = run.generator
+
+            def interrupt(stage, step):
+                if step == stop_at:
+                    raise KeyboardInterrupt
+                return draw(stage, step)
+
+            run.generator = interrupt
+        return method.distil(teacher, run, given)
 
 
 def test_the_registry_knows_the_methods_and_their_files():
     assert {"boot", "ddim", "progressive_distillation"} <= set(METHODS)
+    assert {"ddpm", "dpm_solver_pp", "heun", "unipc"} <= set(METHODS)  # by the base TeacherSampler
     assert all(method_file(name).exists() for name in METHODS)
     with pytest.raises(UserError, match=r"expected one of.*boot"):
         method_class("unknown")
@@ -76,9 +94,9 @@ def test_training_resumes_to_the_same_bits(name, tmp_path, data):
     method = build(name)
     whole = distil(method, tmp_path / "whole", data)
     with pytest.raises(KeyboardInterrupt):
-        distil(method, tmp_path / "stopped", data, stop_after=5)
+        distil(method, tmp_path / "stopped", data, stop_at=2)
     resumed = distil(method, tmp_path / "stopped", data)
-    assert [s.nfe for s in whole] == [s.nfe for s in resumed] == list(method.evaluations())
+    assert [s.nfe for s in whole] == [s.nfe for s in resumed] == list(method.students())
     for one, two in zip(whole, resumed, strict=True):
         for key, value in one.network.state_dict().items():
             assert torch.equal(value, two.network.state_dict()[key]), key
@@ -96,9 +114,7 @@ def test_another_seed_trains_another_student(name, tmp_path, data):
 def test_the_teacher_is_left_alone(name, tmp_path, data):
     teacher = tiny_denoiser()
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
-    method = build(name)
-    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
-        method.distil(teacher, run, data if method.needs_data else None)
+    distil(build(name), tmp_path / "state", data, teacher=teacher)
     assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
 
 
@@ -124,18 +140,27 @@ def test_samples_have_the_right_shape_at_the_promised_evaluations_and_are_determ
 
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_folders_load_with_a_diffusers_pipeline(name, tmp_path):
+    """The pipeline that model_index.json names draws the same pictures as the suite's sampler, from the same noise."""
     from diffusers import DDIMPipeline
 
-    from boot.pipeline import BootPipeline
-
-    method = build(name)
-    method.save(tmp_path / "saved", tiny_denoiser().network, tiny_denoiser())
-    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
-    pipeline = {"BootPipeline": BootPipeline, "DDIMPipeline": DDIMPipeline}[index["_class_name"]]
-    loaded = pipeline.from_pretrained(tmp_path / "saved")
-    loaded.set_progress_bar_config(disable=True)
-    steps = {} if pipeline is BootPipeline else {"num_inference_steps": 2}
-    assert len(loaded(batch_size=2, **steps).images) == 2
+    method, teacher = build(name), tiny_denoiser()
+    for nfe in method.evaluations() if method.trains else method.evaluations()[:1]:
+        folder = tmp_path / str(nfe)
+        method.save(folder, teacher.network, teacher)
+        index = json.loads((folder / "model_index.json").read_text())
+        if index["_class_name"] == "DDIMPipeline":
+            loaded = DDIMPipeline.from_pretrained(folder)
+            loaded.set_progress_bar_config(disable=True)
+            assert len(loaded(batch_size=2, num_inference_steps=2).images) == 2
+            continue
+        loaded = OWN_PIPELINES[index["_class_name"]].from_pretrained(folder)
+        loaded.set_progress_bar_config(disable=True)
+        assert len(loaded(batch_size=2).images) == 2
+        if nfe == 1:
+            found = loaded(noise=NOISE, output_type="pt").images
+            sampler, _network = method.sampler(folder, nfe, CPU)
+            with torch.inference_mode():
+                torch.testing.assert_close(found, sampler(NOISE, None))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -143,12 +168,12 @@ def test_a_guided_class_conditional_teacher_works_with_every_method(name, tmp_pa
     """The students take the class, not the guidance: exactly nfe evaluations, and other pictures for other classes."""
     teacher, guidance = tiny_conditional(num_classes=2), Guidance(2.0)
     method = build(name, guidance)
-    folders = {nfe: tmp_path / f"nfe-{nfe}" for nfe in method.evaluations()}
+    folders = {nfe: tmp_path / f"nfe-{method.student_for(nfe)}" for nfe in method.evaluations()}
     if method.trains:
         for student in distil(method, tmp_path / "state", data, teacher=guided(teacher, guidance)):
             method.save(folders[student.nfe], student.network, teacher)
     else:
-        for folder in folders.values():
+        for folder in set(folders.values()):
             method.save(folder, teacher.network, teacher)
     for nfe, folder in folders.items():
         assert load_conditions(folder) == teacher.conditions

@@ -89,7 +89,8 @@ def test_long_tables_have_their_columns_in_order(report: Path) -> None:
         "reference,library",
         "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
         "latency_ms_p95,peak_memory_mb,speedup_over_teacher",
-        "cost": "experiment,method,variant,network_evaluations,real_images_seen,wall_clock_s,parameters",
+        "cost": "experiment,method,variant,network_evaluations,real_images_seen,wall_clock_s,parameters,offline_bytes",
+        "learning_curves": "variant,nfe,train_seed,step,network_evaluations,real_images_seen,wall_clock_s,metric,value",
     }
     for name, header in expected.items():
         assert (report / f"{name}.csv").read_text().splitlines()[0] == header

@@ -80,7 +80,7 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     }
     assert rows == {
         ("ddim", 1), ("ddim", 2), ("ddim", 4), ("boot-euler", 1), ("boot-heun", 1),
-        ("progressive", 2), ("progressive", 1),
+        ("progressive", 2), ("progressive", 1), ("knowledge", 1),
     }  # fmt: skip
     assert set(metrics.metric) == {
         "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance", "mse_to_teacher",
@@ -111,14 +111,34 @@ def test_the_costs_are_those_of_the_settings(finished):
     assert cost.network_evaluations["progressive@nfe-2"] == 3 * 16 * 4 * 2
     assert cost.network_evaluations["progressive@nfe-1"] == 2 * 3 * 16 * 4 * 2
     assert cost.real_images_seen["progressive@nfe-1"] == 2 * 16 * 4 * 2
+    # Knowledge distillation pays for its set of 24 pairs, four steps of the teacher each.
+    assert cost.network_evaluations["knowledge"] == 24 * 4 + 8 * 16
+    assert cost.offline_bytes["knowledge"] == 24 * 8 * 8 * 2
+    assert cost.offline_bytes.drop("knowledge").eq(0).all()
     assert cost.network_evaluations["teacher"] == cost.real_images_seen["teacher"] == 8 * 16
+
+
+@pytest.mark.slow
+def test_the_learning_curve_ends_in_the_measured_student(finished):
+    report = finished / "results" / "tiny" / "report"
+    curve, metrics = pd.read_csv(report / "learning_curves.csv"), pd.read_csv(report / "metrics.csv")
+    assert set(curve.variant) == {"knowledge"}
+    distances = curve[curve.metric == "frechet_distance"].set_index("step")
+    assert distances.index.tolist() == [2, 4, 8]
+    assert distances.network_evaluations.tolist() == [24 * 4 + 16 * step for step in (2, 4, 8)]
+    assert distances.wall_clock_s.is_monotonic_increasing
+    same = metrics[(metrics.variant == "knowledge") & (metrics.metric == "frechet_distance") & (metrics.seed == 0)]
+    assert distances.value[8] == pytest.approx(same[same.num_samples == 48].value.item(), rel=1e-9)
+    assert distances.value.nunique() == 3
+    stored = finished / "results/tiny/students/knowledge/train-0/snapshots"
+    assert {folder.name for folder in stored.iterdir()} == {"step-2", "step-4"}
 
 
 @pytest.mark.slow
 def test_samples_follow_the_convention_and_share_their_noise(finished):
     samples = finished / "results" / "tiny" / "samples"
     files = sorted(samples.rglob("*.npz"))
-    assert len(files) == 7 * 2
+    assert len(files) == 8 * 2
     for file in files:
         with np.load(file) as archive:
             assert archive.files == ["arr_0"]
@@ -134,7 +154,7 @@ def test_samples_follow_the_convention_and_share_their_noise(finished):
 def test_every_result_has_its_provenance(finished):
     root = finished / "results" / "tiny"
     for file in [
-        *root.glob("*/provenance.json"), *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
+        *root.glob("*/provenance.json"), *root.glob("pairs/*/provenance.json"), *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
         root / "speed" / "speed.json",
     ]:  # fmt: skip
         facts = json.loads(file.read_text())

@@ -24,8 +24,8 @@ def result_folder(output: Path) -> Iterator[Path]:
 
 
 def network_folder(method: Any, source: Path, nfe: int) -> Path:
-    """The `diffusers` folder that a method samples from: one of its students, or the teacher."""
-    return source / f"nfe-{nfe}" if method.trains else source
+    """The `diffusers` folder that a method samples from with ``nfe`` evaluations: a student of its, or the teacher."""
+    return source / f"nfe-{method.student_for(nfe)}" if method.trains else source
 
 
 def weights_file(folder: Path) -> Path:

@@ -22,8 +22,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
     Against the real pictures, and against the teacher's samples.
     """
-    own, real = _load_features(arguments.features), _load_features(arguments.real)
-    teacher = _under(_load_features(arguments.teacher_features), arguments.teacher_samples.name)
+    own, real = load_features(arguments.features), load_features(arguments.real)
+    teacher = _under(load_features(arguments.teacher_features), arguments.teacher_samples.name)
     identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
     reference = quality.Reference("train", real["train"])
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
@@ -96,7 +96,7 @@ def _check_labels(
 
 def measure_floor(arguments: argparse.Namespace) -> None:
     """The real test pictures against the real training pictures: what perfect looks like at that count."""
-    real = _load_features(arguments.real)
+    real = load_features(arguments.real)
     # At the methods' count where the test part is larger; drawn, because the pictures may be sorted by class.
     count = min(len(real["test"]), arguments.num_samples)
     drawn = np.random.default_rng(0).permutation(len(real["test"]))[:count]
@@ -130,7 +130,8 @@ def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], input
     )
 
 
-def _load_features(path: Path) -> dict[str, np.ndarray]:
+def load_features(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a features file by name, each of shape (N, D)."""
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from diffusion.files import read_json
 from diffusion.teacher import TeacherSettings
 from evaluation.ablation import Ablation
+from evaluation.comparison import Comparison
 from evaluation.report import ReportInputs, render
 from evaluation.tables import CostFile
 from suite.configuration import Experiment, parse_experiment
@@ -15,7 +16,10 @@ from suite.provenance import write_provenance
 
 # More panels than that are drawn for the first training seed only.
 _MOST_CURVES = 12
-_RULES_PER_TRAINING = ("distil", "distil_with_data", "sample", "features", "measure", "pictures", "trajectory")
+_RULES_PER_TRAINING = (
+    *("distil", "distil_with_data", "distil_with_pairs", "sample", "features", "measure", "pictures", "trajectory"),
+    "learning_curve",
+)
 
 
 def write_report(arguments: argparse.Namespace) -> None:
@@ -86,11 +90,16 @@ def write_report(arguments: argparse.Namespace) -> None:
             teacher=(reference.variant, reference.nfe),
             untrained=frozenset(name for name, method in methods.items() if not method.trains),
             ablation=_ablation(experiment),
+            comparison=_comparison(experiment, root),
+            learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
         ),
         root / "report",
     )
     write_provenance(
-        root / "report" / "provenance.json", {"metrics": root / "report" / "metrics.csv"}, configuration=experiment.raw
+        root / "report" / "provenance.json",
+        {"metrics": root / "report" / "metrics.csv"},
+        configuration=experiment.raw,
+        commits_of_the_results=_commits(plan),
     )
 
 
@@ -104,6 +113,7 @@ def _benchmarks(plan: Plan) -> list[Path]:
     files = [
         *(f"{name}.tsv" for name in single),
         *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),
+        *(f"pairs/{name}.tsv" for name in plan.pairs()),
         *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
     ]
     found = [plan.root / "benchmarks" / file for file in files]
@@ -129,3 +139,14 @@ def _ablation(experiment: Experiment) -> Ablation | None:
     changes = {name: words for variants in experiment.ablation.values() for name, words in variants.items()}
     axes = {axis: tuple(variants) for axis, variants in experiment.ablation.items()}
     return Ablation(experiment.ablation_base, axes, changes)
+
+
+def _comparison(experiment: Experiment, root: Path) -> Comparison | None:
+    if experiment.comparison is None:
+        return None
+    names = experiment.plain_labels
+    budgets = {
+        budget: {variant: names[base] for variant, base in variants.items()}
+        for budget, variants in experiment.comparison.items()
+    }
+    return Comparison(budgets, read_json(root / "data" / "manifest.json")["splits"]["train"]["count"])

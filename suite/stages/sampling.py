@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,35 +20,14 @@ from suite.stages.common import configured_method, network_folder, result_folder
 def sample(arguments: argparse.Namespace) -> None:
     """Draws the samples of a variant: every number of evaluations, every sampling seed."""
     method, device = configured_method(arguments.settings, arguments.guidance_scale), default_device()
-    evaluated = 0
-
-    def count(_network: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal evaluated
-        evaluated += len(inputs[0])
-
     sources = {nfe: network_folder(method, arguments.source, nfe) for nfe in method.evaluations()}
     with result_folder(arguments.output) as folder:
         for nfe, source in sources.items():
-            sampler, network = method.sampler(source, nfe, device)
-            network.register_forward_pre_hook(count)
-            shape, conditions = stored_picture_shape(source), load_conditions(source)
-            evaluated = 0
             for seed in arguments.seeds:
-                images = []
-                told = conditions.of_samples(range(arguments.num_samples), "cpu") or {}
-                for start in range(0, arguments.num_samples, arguments.batch_size):
-                    indices = range(start, min(start + arguments.batch_size, arguments.num_samples))
-                    noise = initial_noise(seed, indices, shape).to(device)
-                    with torch.inference_mode():
-                        images.append(to_uint8(sampler(noise, conditions.of_samples(indices, device))))
-                file = folder / f"nfe-{nfe}" / f"seed-{seed}.npz"
-                save_samples(file, np.concatenate(images), told.get("class_labels"))
-            drawn = arguments.num_samples * len(arguments.seeds)
-            if evaluated != nfe * drawn:
-                raise UserError(
-                    f"{method.name}: {evaluated} network evaluations for {drawn} samples, expected {nfe} a sample. "
-                    f"The method's evaluations() or sampler() is wrong."
+                images, labels = draw_samples(
+                    method, source, nfe, seed, arguments.num_samples, arguments.batch_size, device
                 )
+                save_samples(folder / f"nfe-{nfe}" / f"seed-{seed}.npz", images, labels)
         write_provenance(
             folder / "provenance.json",
             {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)},
@@ -57,3 +37,35 @@ def sample(arguments: argparse.Namespace) -> None:
             network_evaluations_per_sample=list(sources),
             device=str(device),
         )
+
+
+def draw_samples(
+    method: Any, source: Path, nfe: int, seed: int, num_samples: int, batch_size: int, device: torch.device
+) -> tuple[np.ndarray, torch.Tensor | None]:
+    """Samples of one stored network, uint8, shape (num_samples, H, W, C), and the classes they were asked for, if any.
+
+    Raises:
+        UserError: the sampler did not evaluate its network ``nfe`` times a sample.
+    """
+    evaluated = 0
+
+    def count(_network: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal evaluated
+        evaluated += len(inputs[0])
+
+    sampler, network = method.sampler(source, nfe, device)
+    network.register_forward_pre_hook(count)
+    shape, conditions = stored_picture_shape(source), load_conditions(source)
+    told = conditions.of_samples(range(num_samples), "cpu") or {}
+    images = []
+    for start in range(0, num_samples, batch_size):
+        indices = range(start, min(start + batch_size, num_samples))
+        noise = initial_noise(seed, indices, shape).to(device)
+        with torch.inference_mode():
+            images.append(to_uint8(sampler(noise, conditions.of_samples(indices, device))))
+    if evaluated != nfe * num_samples:
+        raise UserError(
+            f"{method.name}: {evaluated} network evaluations for {num_samples} samples, expected {nfe} a sample. "
+            f"The method's evaluations() or sampler() is wrong."
+        )
+    return np.concatenate(images), told.get("class_labels")

@@ -1,23 +1,25 @@
 """Teachers and students."""
 
 import argparse
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from diffusion.conditions import ClassLabels
 from diffusion.data import load_split
+from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, sha256_file, write_json
-from diffusion.pipelines import deciding_files, load_conditions, load_denoiser, save_denoiser
+from diffusion.pairs import Pairs, PairsSettings, generate_pairs
+from diffusion.pipelines import deciding_files, load_conditions, load_denoiser, save_denoiser, stored_picture_shape
 from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
@@ -37,7 +39,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
         with result_folder(arguments.output) as folder:
             save_denoiser(folder, denoiser)
             students = [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}]
-            _write_training_facts(folder, "teacher", "teacher", students, run.log)
+            write_json(folder / "cost.json", {"method": "teacher", "variant": "teacher", "students": students})
+            _write_log(folder, run)
             write_provenance(
                 folder / "provenance.json", inputs, settings=settings.model_dump(mode="json"), seed=settings.seed
             )
@@ -55,28 +58,64 @@ def import_teacher(arguments: argparse.Namespace) -> None:
         )
 
 
-def distil(arguments: argparse.Namespace) -> None:
-    """Trains the students of one variant with one seed. The data set is read only if the method says it needs it."""
-    method = configured_method(arguments.settings, arguments.guidance_scale)
-    if method.needs_data != (arguments.data is not None):
-        needs = "needs" if method.needs_data else "must not see"
-        raise UserError(f"--data: the method {method.name} {needs} the data set.")
+def make_pairs(arguments: argparse.Namespace) -> None:
+    """Makes an offline set of noises and samples of the teacher, for the methods that train on one."""
+    settings = PairsSettings.model_validate_json(arguments.settings)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
-    split = None
+    with training_run(arguments, f"pairs-{settings.name}", 0, inputs) as run:
+        with result_folder(arguments.output) as folder:
+            shape = stored_picture_shape(arguments.teacher)
+            generate_pairs(settings, teacher, shape, run, folder, arguments.batch_size)
+            write_provenance(
+                folder / "provenance.json",
+                inputs,
+                settings=settings.model_dump(mode="json"),
+                guidance_scale=arguments.guidance_scale,
+            )
+        run.deliver()
+
+
+def distil(arguments: argparse.Namespace) -> None:
+    """Trains the students of one variant with one seed. What it trains on is read only if the method says so."""
+    method = configured_method(arguments.settings, arguments.guidance_scale)
+    for option, wanted in (("data", method.needs_data), ("pairs", method.pairs() is not None)):
+        if wanted != (getattr(arguments, option) is not None):
+            needs = "needs" if wanted else "must not see"
+            raise UserError(f"--{option}: the method {method.name} {needs} it.")
+    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
+    inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
+    given: Split | Pairs | None = None
     if arguments.data is not None:
-        split = load_split(arguments.data, "train")
+        given = load_split(arguments.data, "train")
         inputs["data"] = arguments.data / "manifest.json"
-        check_classes(teacher, arguments.data, len(split.class_names))
+        check_classes(teacher, arguments.data, len(given.class_names))
+    if arguments.pairs is not None:
+        given = Pairs(arguments.pairs, teacher.conditions)
+        inputs["pairs"] = arguments.pairs / "provenance.json"
     with training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
-        students = method.distil(teacher, run, split)
+        students = method.distil(teacher, run, given)
+        last = min(students, key=lambda student: student.nfe)
         with result_folder(arguments.output) as folder:
             for student in students:
                 method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
-            costs = [
-                {"nfe": student.nfe, **student.cost, "parameters": _parameters(student.network)} for student in students
-            ]
-            _write_training_facts(folder, method.name, arguments.variant, costs, run.log)
+            for snapshot in last.snapshots:
+                earlier = copy.deepcopy(last.network)
+                earlier.load_state_dict(snapshot.weights())
+                method.save(folder / snapshot_name(snapshot.step), earlier, teacher)
+            write_json(
+                folder / "cost.json",
+                {
+                    "method": method.name,
+                    "variant": arguments.variant,
+                    "students": [
+                        {"nfe": student.nfe, **student.cost, "parameters": _parameters(student.network)}
+                        for student in students
+                    ],
+                    "snapshots": [{"step": snapshot.step, **snapshot.cost} for snapshot in last.snapshots],
+                },
+            )
+            _write_log(folder, run)
             write_provenance(
                 folder / "provenance.json",
                 inputs,
@@ -85,6 +124,11 @@ def distil(arguments: argparse.Namespace) -> None:
                 seed=arguments.seed,
             )
         run.deliver()
+
+
+def snapshot_name(step: int) -> str:
+    """The folder, below a variant's, of its last student as it was after ``step`` steps."""
+    return f"snapshots/step-{step}"
 
 
 def check_classes(teacher: Denoiser, data: Path, found: int) -> None:
@@ -127,11 +171,8 @@ def training_run(
         yield run
 
 
-def _write_training_facts(
-    folder: Path, method: str, variant: str, students: list[dict[str, Any]], log: list[dict[str, Any]]
-) -> None:
-    write_json(folder / "cost.json", {"method": method, "variant": variant, "students": students})
-    pd.DataFrame(log, columns=list(LOG_COLUMNS)).to_csv(folder / "training.csv", index=False)
+def _write_log(folder: Path, run: TrainingRun) -> None:
+    pd.DataFrame(run.log, columns=list(LOG_COLUMNS)).to_csv(folder / "training.csv", index=False)
 
 
 def _parameters(network: torch.nn.Module) -> int:

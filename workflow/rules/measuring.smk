@@ -233,6 +233,44 @@ rule measure_floor:
         "--output {output.table:q} > {log:q} 2>&1"
 
 
+# Quality against what training cost: the last student at its snapshots and at the end.
+rule learning_curve:
+    input:
+        students=ROOT / "students/{variant}/train-{train_seed}",
+        real=rules.features_real.output.features,
+        teacher_samples=ROOT / "samples" / TEACHER,
+        code=core_code("noise.py", "images.py", "solvers.py", "efficientnet.py")
+        + code("evaluation/features.py", "evaluation/quality.py")
+        + stage_code("learning_curve")
+        + code("suite/stages/sampling.py"),
+        method=method_code,
+    output:
+        table=ROOT / "learning_curves/{variant}/train-{train_seed}.csv",
+        facts=ROOT / "learning_curves/{variant}/train-{train_seed}.json",
+    log:
+        ROOT / "logs/learning_curve/{variant}/train-{train_seed}.log",
+    benchmark:
+        ROOT / "benchmarks/learning_curve/{variant}/train-{train_seed}.tsv"
+    wildcard_constraints:
+        variant=one_of(PLAN.curve_variants()),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        options=extractor_options,
+        settings=method_settings,
+        teacher=f"nfe-{TEACHER_UNIT.nfe}",
+        seed=min(EVALUATION.seeds),
+        num_samples=EVALUATION.num_samples,
+    shell:
+        "python -m suite.cli learning-curve {params.options:q} --settings {params.settings:q} --variant {wildcards.variant:q} "
+        "--train-seed {wildcards.train_seed} --students {input.students:q} --real {input.real:q} "
+        "--teacher-samples {input.teacher_samples:q}/{params.teacher} --seed {params.seed} "
+        "--num-samples {params.num_samples} --output {output.table:q} > {log:q} 2>&1"
+
+
 # Alone on the machine: everything else is a claim on the same cores.
 rule speed:
     input:

@@ -1,7 +1,5 @@
 """The report."""
 
-TRAINED_VARIANTS = PLAN.trained(needs_data=False) + PLAN.trained(needs_data=True)
-
 
 rule report:
     input:
@@ -12,7 +10,7 @@ rule report:
         teacher=ROOT / "teacher",
         students=expand(
             ROOT / "students/{variant}/train-{train_seed}",
-            variant=TRAINED_VARIANTS,
+            variant=PLAN.trained_variants(),
             train_seed=EXPERIMENT.train_seeds,
         ),
         samples=PLAN.per_training("samples/{variant}/train-{train_seed}"),
@@ -26,6 +24,11 @@ rule report:
             variant=PLAN.boot_variants(),
             train_seed=EXPERIMENT.train_seeds[0],
         ),
+        curves=expand(
+            ROOT / "learning_curves/{variant}/train-{train_seed}.csv",
+            variant=PLAN.curve_variants(),
+            train_seed=EXPERIMENT.train_seeds,
+        ),
         neighbours=rules.neighbours.output.pictures,
         data=ROOT / "data",
         code=code(
@@ -33,6 +36,7 @@ rule report:
             "suite/configuration.py",
             "suite/plan.py",
             "evaluation/ablation.py",
+            "evaluation/comparison.py",
             "evaluation/report.py",
             "evaluation/tables.py",
             "evaluation/plots.py",

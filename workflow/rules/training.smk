@@ -83,7 +83,7 @@ rule distil:
     benchmark:
         ROOT / "benchmarks/distil/{variant}/train-{train_seed}.tsv"
     wildcard_constraints:
-        variant=one_of(PLAN.trained(needs_data=False)),
+        variant=one_of(PLAN.trained("nothing")),
     # The longest jobs of the default experiment: first, so that the others fill the time beside them.
     priority: 2
     conda:
@@ -117,7 +117,7 @@ rule distil_with_data:
     benchmark:
         ROOT / "benchmarks/distil_with_data/{variant}/train-{train_seed}.tsv"
     wildcard_constraints:
-        variant=one_of(PLAN.trained(needs_data=True)),
+        variant=one_of(PLAN.trained("data")),
     conda:
         "../../environment.yml"
     threads: 1
@@ -131,4 +131,65 @@ rule distil_with_data:
         "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
+        "--output {output:q} > {log:q} 2>&1"
+
+
+# Noises and the teacher's samples from them, made once for all students that train on the same set.
+rule pairs:
+    input:
+        teacher=ROOT / "teacher",
+        code=core_code("pairs.py", "noise.py", "solvers.py", "training.py") + stage_code("training"),
+    output:
+        directory(ROOT / "pairs/{name}"),
+    log:
+        ROOT / "logs/pairs/{name}.log",
+    benchmark:
+        ROOT / "benchmarks/pairs/{name}.tsv"
+    wildcard_constraints:
+        name=one_of(PLAN.pairs()),
+    # Students wait for it.
+    priority: 3
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
+        guidance=GUIDANCE,
+        state=ROOT / "state",
+        batch_size=EVALUATION.batch_size,
+    shell:
+        "python -m suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
+        "--batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
+
+
+# Methods that train on such a set.
+rule distil_with_pairs:
+    input:
+        teacher=ROOT / "teacher",
+        pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
+        code=core_code("training.py", "method.py", "pairs.py", "noise.py") + stage_code("training"),
+        method=method_code,
+    output:
+        directory(ROOT / "students/{variant}/train-{train_seed}"),
+    log:
+        ROOT / "logs/distil_with_pairs/{variant}/train-{train_seed}.log",
+    benchmark:
+        ROOT / "benchmarks/distil_with_pairs/{variant}/train-{train_seed}.tsv"
+    wildcard_constraints:
+        variant=one_of(PLAN.trained("pairs")),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        settings=method_settings,
+        guidance=GUIDANCE,
+        state=ROOT / "state",
+    shell:
+        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "{params.guidance} "
+        "--pairs {input.pairs:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,279 @@
+"""Every method on one teacher at the same cost of training: the tables, the sentence and the learning curves."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from evaluation import plots
+from evaluation.ablation import fewest_evaluations, training_spread
+from evaluation.tables import (
+    CURVE_COLUMNS,
+    LOWER_IS_BETTER,
+    MISSING,
+    Cell,
+    Column,
+    Method,
+    Results,
+    Spread,
+    Table,
+    compare,
+    format_value,
+    metric_columns,
+    read_table,
+    spread_of,
+    supported_best,
+    without_empty_columns,
+)
+
+MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
+_LINES = ("-", "--", ":", "-.")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        budgets: name of a budget to its variants, each with what to call it.
+        train_size: real pictures of the training part.
+    """
+
+    budgets: Mapping[str, Mapping[str, str]]
+    train_size: int
+
+    def rows(self, results: Results) -> Iterator[tuple[str, str, Method]]:
+        """Budget, name and measured row at the fewest evaluations, in each budget the nearest to the data first."""
+        for budget, variants in self.budgets.items():
+            found = [(name, row) for variant, name in variants.items() if (row := fewest_evaluations(results, variant))]
+            for name, row in sorted(
+                found, key=lambda item: _mean(training_spread(results, "frechet_distance", item[1]))
+            ):
+                yield budget, name, row
+
+
+def _mean(spread: Spread | None) -> float:
+    return float("inf") if spread is None else spread.mean
+
+
+def load_learning_curves(files: Sequence[Path]) -> pd.DataFrame:
+    """Joins the learning curves, columns ``CURVE_COLUMNS``.
+
+    Raises:
+        UserError: a file is missing, lacks a column or holds a value that is not finite.
+    """
+    frames = [read_table(path, CURVE_COLUMNS, finite=(*CURVE_COLUMNS[1:7], "value")) for path in files]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVE_COLUMNS))
+    return frame.replace({"metric": {"fid": "frechet_distance"}})
+
+
+def comparison_table(results: Results, comparison: Comparison | None) -> Table:
+    """Quality at the fewest evaluations beside what it cost to get, one row a budget and method."""
+    columns = [
+        Column("budget", "Equal"),
+        Column("method", "Method"),
+        Column("nfe", "Evaluations", "count"),
+        *metric_columns(results, MEASURES),
+        Column("network_evaluations", "Training: network evaluations", "count"),
+        Column("wall_clock_s", "Training: wall-clock", "duration"),
+        Column("train_size", "Real images needed", "count"),
+        Column("offline_bytes", "Offline set (bytes)", "count"),
+        Column("images_per_second", "Images/s ↑", "count"),
+    ]
+    rows: list[list[Cell]] = []
+    for budget, name, row in comparison.rows(results) if comparison else ():
+        rivals = [other for other_budget, _, other in comparison.rows(results) if other_budget == budget]  # type: ignore[union-attr]
+        cells = []
+        for metric in MEASURES:
+            spreads = {r: s for r in rivals if (s := training_spread(results, metric, r)) is not None}
+            spread = spreads.get(row)
+            best = supported_best(spreads, LOWER_IS_BETTER[metric]) == row
+            cells.append(Cell(spread.mean, spread.sd, spread.n, best) if spread else Cell())
+        seen = results.cost_of(row, "real_images_seen")
+        needed = None if seen is None else float(comparison.train_size if seen else 0)  # type: ignore[union-attr]
+        cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
+        cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
+        rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
+    table = Table(
+        "comparison",
+        "Every method at the same cost of training",
+        "One teacher; each method's student with the fewest evaluations, the nearest to the data first. Mean ± "
+        "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
+        "method of the same budget by more than two standard deviations of the difference.",
+        columns,
+        rows,
+        notes=[
+            "Costs are whole: an offline set counts in full for every student that reads it, though it is made once, "
+            "and a chain of students counts all that came before. Wall-clock is of one job on one core, with another "
+            "beside it. Real images needed: the size of the training part, for methods that train on it; the teacher "
+            "was trained on it in any case.",
+        ]
+        if rows
+        else [],
+    )
+    return without_empty_columns(table, keep=("frechet_distance",))
+
+
+def steps_table(results: Results, comparison: Comparison | None) -> Table:
+    """Fréchet distance against the evaluations of sampling: students that allow several, and samplers."""
+    variants: list[tuple[str, str, str]] = []
+    if comparison is not None:
+        variants = [(b, name, v) for b, named in comparison.budgets.items() for v, name in named.items()]
+        variants += [(MISSING, results.labels.get(v, v), v) for v in results.labels if v in results.untrained]
+    rows_of = {v: {row.nfe: row for row in results.rows if row.variant == v and row.nfe} for _, _, v in variants}
+    counts = sorted({nfe for rows in rows_of.values() for nfe in rows})
+    rows = []
+    for budget, name, variant in variants:
+        if comparison is not None and variant not in results.untrained and len(rows_of[variant]) < 2:
+            continue  # stands in the first table
+        spreads = [
+            training_spread(results, "frechet_distance", rows_of[variant][nfe]) if nfe in rows_of[variant] else None
+            for nfe in counts
+        ]
+        rows.append([Cell(budget), Cell(name), *(Cell(s.mean, s.sd, s.n) if s else Cell() for s in spreads)])
+    table = Table(
+        "comparison_steps",
+        f"{results.frechet_name} against the evaluations of sampling",
+        "Students that sample with several numbers of evaluations (those of a chain are a network each, those of "
+        "consistency distillation one), and the teacher's samplers without training. Every evaluation counts: a "
+        "second-order step of Heun is two.",
+        [
+            Column("budget", "Equal"),
+            Column("method", "Method"),
+            *(Column(f"nfe_{nfe}", str(nfe), "number", spread=True) for nfe in counts),
+        ],
+        rows,
+    )
+    return without_empty_columns(table)
+
+
+def reach_table(results: Results, comparison: Comparison | None, curves: pd.DataFrame) -> Table:
+    """What training costs until one evaluation is as good as the teacher's sampler with a few: the paper's claim 3."""
+    aims = [
+        (row, spread.mean)
+        for row in results.ladder
+        if (row.nfe or 0) > 1 and (spread := results.spread("frechet_distance", row)) is not None
+    ]
+    points = mean_curves(curves)
+    rows: list[list[Cell]] = []
+    named: dict[str, list[str]] = {}
+    for variants in comparison.budgets.values() if comparison else ():
+        for variant, name in variants.items():
+            named.setdefault(name, []).append(variant)
+    reached = {row: False for row, _ in aims}
+    for name, own_variants in named.items():
+        own = points[points["variant"].isin(own_variants)]
+        if own.empty:
+            continue
+        cells = [Cell(name)]
+        for row, aim in aims:
+            good = own[own["value"] <= aim]
+            reached[row] |= not good.empty
+            cheapest = good.loc[good["network_evaluations"].idxmin()] if len(good) else None
+            cells += [Cell(None if cheapest is None else float(cheapest["network_evaluations"]))]
+            cells += [Cell(None if cheapest is None else float(cheapest["wall_clock_s"]))]
+        rows.append(cells)
+    columns = [Column("method", "Method")]
+    for row, aim in aims:
+        title = f"As good as {results.label(row)} with {row.nfe} ({format_value(aim)})"
+        columns += [
+            Column(f"evaluations_{row.nfe}", f"{title}: network evaluations", "count"),
+            Column(f"wall_clock_{row.nfe}", f"{title}: wall-clock", "duration"),
+        ]
+    table = Table(
+        "comparison_reach",
+        "What training costs until one evaluation is as good as several of the teacher",
+        f"The cheapest measured point of any learning curve, mean over training seeds, whose {results.frechet_name} is "
+        "no larger than the teacher's sampler's. Coarse: few points were measured. Empty: not reached.",
+        columns,
+        rows,
+    )
+    return without_empty_columns(table)
+
+
+def mean_curves(curves: pd.DataFrame, metric: str = "frechet_distance") -> pd.DataFrame:
+    """One measure of every variant and step over training seeds: costs, ``value``, and its deviation ``sd``."""
+    chosen = curves[curves["metric"] == metric]
+    grouped = chosen.groupby(["variant", "step"], sort=False)
+    frame = grouped[["network_evaluations", "wall_clock_s", "value"]].mean()
+    spreads = grouped["value"].agg(lambda values: (spread := spread_of(values)) and spread.sd)
+    return frame.assign(sd=pd.to_numeric(spreads)).reset_index()
+
+
+def comparison_summary(results: Results, comparison: Comparison | None) -> str:
+    """How BOOT stands among the others, one sentence a budget, from the data; empty without such rows."""
+    sentences = []
+    rows = list(comparison.rows(results)) if comparison else []
+    for budget in comparison.budgets if comparison else ():
+        spreads = {
+            row: (name, spread)
+            for b, name, row in rows
+            if b == budget and (spread := training_spread(results, "frechet_distance", row)) is not None
+        }
+        own = next((row for row in spreads if row.method == "boot"), None)
+        if own is None or len(spreads) < 2:
+            continue
+        verdicts: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
+        for row, (name, spread) in spreads.items():
+            if row != own:
+                verdict = compare(spreads[own][1], spread, lower_is_better=True)
+                verdicts[verdict].append(f"{name} ({format_value(spread.mean, 'number', spread.sd)})")
+        words = {"better": "better than", "level": "level with", "worse": "worse than"}
+        parts = [f"{words[verdict]} {', '.join(names)}" for verdict, names in verdicts.items() if names]
+        mean = format_value(spreads[own][1].mean, "number", spreads[own][1].sd)
+        sentences.append(
+            f"At equal {budget.replace('-', ' ')}, by {results.frechet_name}, BOOT ({mean}) is {'; '.join(parts)}."
+        )
+    return " ".join(sentences)
+
+
+def learning_curves_figure(comparison: Comparison | None, curves: pd.DataFrame, measure: str) -> Figure:
+    """Quality at the fewest evaluations against what training had cost by then, in evaluations and in seconds.
+
+    Args:
+        curves: as :func:`load_learning_curves` returns it.
+        measure: name of the Fréchet distance.
+    """
+    points = mean_curves(curves)
+    if comparison is None or points.empty:
+        return plots.empty_figure("No learning curves in this experiment.")
+    names = list(dict.fromkeys(name for variants in comparison.budgets.values() for name in variants.values()))
+    figure, axes = plots.new_figure(plots.WIDTH, 6.4, 2, 1)
+    axes_of = [
+        ("network_evaluations", "network evaluations of training"),
+        ("wall_clock_s", "wall-clock of training, s"),
+    ]
+    with matplotlib.rc_context(plots.STYLE):
+        for axis, (cost, title) in zip(axes.flat, axes_of, strict=True):
+            for number, variants in enumerate(comparison.budgets.values()):
+                for variant, name in variants.items():
+                    own = points[points["variant"] == variant].sort_values("network_evaluations")
+                    place = names.index(name)
+                    axis.errorbar(
+                        own[cost],
+                        own["value"],
+                        own["sd"].fillna(0),
+                        label=name if not number else None,
+                        color=plots.COLOURS[place % len(plots.COLOURS)],
+                        marker=plots.MARKERS[place % len(plots.MARKERS)],
+                        linestyle=_LINES[number % len(_LINES)],
+                        linewidth=1.1,
+                        markersize=4,
+                        capsize=2,
+                    )
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xlabel(title, fontsize=9)
+            axis.set_ylabel(measure, fontsize=9)
+            axis.tick_params(labelsize=8, which="both")
+            kind = "count" if cost == "network_evaluations" else "number"
+            for side, text in ((axis.xaxis, kind), (axis.yaxis, "number")):
+                side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                side.set_major_formatter(FuncFormatter(lambda value, _, text=text: format_value(float(value), text)))
+                side.set_minor_formatter(NullFormatter())
+        axes.flat[0].legend(fontsize=7, ncols=2)
+    return figure

@@ -1,0 +1,67 @@
+"""How good a student was while it was trained."""
+
+import argparse
+from typing import Any
+
+import pandas as pd
+
+from diffusion.device import default_device
+from diffusion.files import atomic_path, read_json
+from diffusion.images import load_samples
+from evaluation import quality
+from evaluation.features import load_extractor
+from evaluation.tables import CURVE_COLUMNS
+from suite.provenance import write_provenance
+from suite.stages.common import configured_method, network_folder, weights_file
+from suite.stages.measuring import load_features
+from suite.stages.sampling import draw_samples
+from suite.stages.training import snapshot_name
+
+_COSTS = ("network_evaluations", "real_images_seen", "wall_clock_s")
+
+
+def measure_learning_curve(arguments: argparse.Namespace) -> None:
+    """Measures a variant's last student at its snapshots and at the end, at its fewest evaluations.
+
+    The samples, of one sampling seed, and their features are not kept.
+    """
+    method, device = configured_method(arguments.settings), default_device()
+    nfe = min(method.evaluations())
+    facts = read_json(arguments.students / "cost.json")
+    end = next(student for student in facts["students"] if student["nfe"] == method.student_for(nfe))
+    points = [
+        *((snapshot, arguments.students / snapshot_name(snapshot["step"])) for snapshot in facts["snapshots"]),
+        (end | {"step": method.settings.training.steps}, network_folder(method, arguments.students, nfe)),
+    ]
+    extractor = load_extractor(arguments.extractor, device, arguments.inception_weights)
+    reference = quality.Reference("train", load_features(arguments.real)["train"])
+    teacher = None
+    if method.follows_teacher:
+        teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
+    rows: list[dict[str, Any]] = []
+    for cost, folder in points:
+        images, _labels = draw_samples(
+            method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device
+        )
+        at = {"variant": arguments.variant, "nfe": nfe, "train_seed": arguments.train_seed, "step": cost["step"]}
+        at |= {key: cost[key] for key in _COSTS}
+        measured = quality.measure(
+            at | {"experiment": None, "method": method.name},
+            {arguments.seed: extractor.extract(images, arguments.batch_size)},
+            {arguments.seed: images},
+            reference,
+            extractor=extractor.describe()["name"],
+            small_count=len(images),
+            teacher_samples=teacher,
+        )
+        rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
+    with atomic_path(arguments.output) as temporary:
+        pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)
+    inputs = {f"weights, step {cost['step']}": weights_file(folder) for cost, folder in points}
+    write_provenance(
+        arguments.output.with_suffix(".json"),
+        inputs | {"real": arguments.real},
+        extractor=extractor.describe(),
+        seed=arguments.seed,
+        num_samples=arguments.num_samples,
+    )

@@ -1,0 +1,45 @@
+"""The README's example of a new method: written where it says, found, and held to the contract."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def block(language, holding):
+    """The one fenced block of the README with that text in it."""
+    found = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.S) if holding in text]
+    assert len(found) == 1, holding
+    return found[0]
+
+
+def run(folder, *command):
+    done = subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_example_in_the_readme_is_a_method_that_keeps_the_contract(tmp_path):
+    example = block("python", "class OnlineDistillation(Method)")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 45
+    for package in ("boot", "baselines", "diffusion", "evaluation", "suite", "tests"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "baselines" / "online_distillation.py").write_text(example)
+    out = run(tmp_path, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/test_methods.py", "-k", "online_dist")
+    assert int(re.search(r"(\d+) passed", out)[1]) >= 8
+    raw = yaml.safe_load((ROOT / "config" / "digits.yaml").read_text())
+    raw["methods"] = {"ddim": raw["methods"]["ddim"]} | yaml.safe_load(block("yaml", "online_distillation"))["methods"]
+    raw.pop("select")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
+    script = (
+        "import yaml; from suite.configuration import parse_experiment; "
+        "print(parse_experiment(yaml.safe_load(open('mine.yaml'))).methods['online'].settings.num_inference_steps)"
+    )
+    assert run(tmp_path, "-c", script).split()[-1] == "8"
