@@ -1,70 +1,60 @@
 """DDIM sampling of the teacher with fewer steps (Song et al. 2021, arXiv 2010.02502): no training at all."""
 
-from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
-from torch import nn
+from pydantic import Field
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.guidance import guided
-from diffusion.method import Method, Sampler
-from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.settings import Settings
+from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
+from diffusion.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.noise import noise_generators
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import TeacherFacts
 
 
-class DdimSettings(Settings):
+class DdimSettings(TeacherSamplerSettings):
     """Settings of DDIM.
 
     Attributes:
         num_inference_steps: step counts to sample with, one network evaluation a step, or two under guidance.
+        eta: η of the paper's eq. 16, the share of the posterior's deviation that is drawn anew in every step: 0 is
+            deterministic, 1 is DDPM's ancestral sampling.
     """
 
     method: Literal["ddim"] = "ddim"
-    num_inference_steps: tuple[int, ...] = Field((1, 2, 4, 8, 16, 50), min_length=1)
-
-    @field_validator("num_inference_steps")
-    @classmethod
-    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) != len(value):
-            raise ValueError(f"expected different numbers ≥ 1, found {list(value)}")
-        return value
+    eta: float = Field(0.0, ge=0, le=1)
 
 
-class Ddim(Method):
-    """Deterministic DDIM (η = 0) on the teacher, trailing time spacing."""
+class Ddim(TeacherSampler):
+    """DDIM on the teacher, trailing time spacing; in closed form for η = 0, else through `diffusers`."""
 
     name = "ddim"
     title = "DDIM"
     Settings = DdimSettings
-    trains = False
     TINY = {"num_inference_steps": [1, 3]}  # noqa: RUF012
 
     settings: DdimSettings
 
-    def evaluations(self) -> tuple[int, ...]:
-        return tuple(steps * self.guidance.evaluations for steps in self.settings.num_inference_steps)
+    @property
+    def follows_teacher(self) -> bool:  # type: ignore[override]
+        return self.settings.eta == 0
 
-    def check(self, teacher: TeacherFacts) -> None:
-        most = max(self.settings.num_inference_steps)
-        if most > teacher.num_timesteps:
-            raise ValueError(
-                f"num_inference_steps: found {most}, expected at most the teacher's num_timesteps "
-                f"({teacher.num_timesteps})"
-            )
+    def draw(
+        self, denoiser: Denoiser, noise: torch.Tensor, num_inference_steps: int, condition: Condition = None
+    ) -> torch.Tensor:
+        if self.settings.eta == 0:
+            return ddim_sample(denoiser, noise, num_inference_steps, condition)
+        from diffusers import DDIMScheduler
 
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, teacher.with_network(network))
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        denoiser = guided(load_denoiser(folder, device), self.guidance)
-        steps = nfe // self.guidance.evaluations
-
-        def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return ddim_sample(denoiser, noise, steps, condition)
-
-        return sample, denoiser.network
+        times, ratios = sampling_grid(denoiser.schedule, num_inference_steps)
+        scheduler = scheduler_on(DDIMScheduler, ratios, clip_sample=False, set_alpha_to_one=True)
+        return sample_with(
+            scheduler,
+            denoiser,
+            noise,
+            times,
+            condition,
+            eta=self.settings.eta,
+            generator=noise_generators(noise),
+        )

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.guidance import Guidance
+from diffusion.guidance import Guidance, guided
 from diffusion.pairs import Pairs, PairsSettings
+from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import Settings
 from diffusion.teacher import TeacherFacts
 from diffusion.training import Snapshot, TrainingRun
@@ -124,3 +125,73 @@ class Method(ABC):
     @abstractmethod
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         """A sampler from a stored student (or teacher) with exactly ``nfe`` evaluations, and its network."""
+
+
+class TeacherSamplerSettings(Settings):
+    """Settings of a sampler of the teacher.
+
+    Attributes:
+        num_inference_steps: step counts to sample with; the sampler says how many estimates of the teacher a number of
+            steps takes. An estimate is one network evaluation, or two under guidance.
+    """
+
+    num_inference_steps: tuple[int, ...] = Field((1, 2, 4, 8, 16, 50), min_length=1)
+
+    @field_validator("num_inference_steps")
+    @classmethod
+    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or len(set(value)) != len(value):
+            raise ValueError(f"expected different numbers ≥ 1, found {list(value)}")
+        return value
+
+
+class TeacherSampler(Method):
+    """A sampler of the teacher itself: no training at all, the guidance applied at every step.
+
+    A subclass says how it draws pictures, :meth:`draw`; and, where a step is not one estimate of the teacher, how the
+    two numbers are related.
+    """
+
+    trains = False
+    settings: TeacherSamplerSettings
+
+    @abstractmethod
+    def draw(
+        self, denoiser: Denoiser, noise: torch.Tensor, num_inference_steps: int, condition: Condition = None
+    ) -> torch.Tensor:
+        """Pictures from ``noise`` at t_max, both of shape (N, C, H, W).
+
+        Args:
+            denoiser: the guided teacher, to be asked exactly ``estimates(num_inference_steps)`` times.
+        """
+
+    def estimates(self, num_inference_steps: int) -> int:
+        """Estimates of the teacher that so many steps take."""
+        return num_inference_steps
+
+    def steps(self, estimates: int) -> int:
+        """The inverse of :meth:`estimates`."""
+        return estimates
+
+    def evaluations(self) -> tuple[int, ...]:
+        return tuple(self.estimates(steps) * self.guidance.evaluations for steps in self.settings.num_inference_steps)
+
+    def check(self, teacher: TeacherFacts) -> None:
+        most = max(self.settings.num_inference_steps)
+        if most > teacher.num_timesteps:
+            raise ValueError(
+                f"num_inference_steps: found {most}, expected at most the teacher's num_timesteps "
+                f"({teacher.num_timesteps})"
+            )
+
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        save_denoiser(folder, teacher.with_network(network))
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        denoiser = guided(load_denoiser(folder, device), self.guidance)
+        steps = self.steps(nfe // self.guidance.evaluations)
+
+        def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+            return self.draw(denoiser, noise, steps, condition)
+
+        return sample, denoiser.network

@@ -367,15 +367,15 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
     problems = []
     reference = layout.evaluation.teacher
     method = selected.get(reference.variant)
-    if method is None or method.trains or reference.nfe not in method.evaluations():
+    if method is None or method.trains or not method.follows_teacher or reference.nfe not in method.evaluations():
         untrained = [
             f"{name} with {', '.join(map(str, sorted(method.evaluations())))}"
             for name, method in selected.items()
-            if not method.trains
+            if not method.trains and method.follows_teacher
         ]
         problems.append(
             f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}, expected a selected "
-            f"sampler of the teacher and one of its numbers of network evaluations, two a guided step "
+            f"deterministic sampler of the teacher and one of its numbers of network evaluations, two a guided step "
             f"({'; '.join(untrained) or 'none is selected'})."
         )
     problems += _weights_problems(layout.evaluation)

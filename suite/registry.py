@@ -6,9 +6,10 @@ import importlib
 from pathlib import Path
 
 from diffusion.errors import UserError
-from diffusion.method import Method
+from diffusion.method import Method, TeacherSampler
 
 PACKAGES = ("boot", "baselines")
+_BASES = frozenset(base.__name__ for base in (Method, TeacherSampler))
 
 
 @functools.cache
@@ -16,7 +17,8 @@ def method_modules() -> dict[str, str]:
     """Name of each method and the module that holds it, sorted by name.
 
     The files are parsed, not imported: listing the methods costs nothing, and a method's imports are paid for only
-    where it is used. A method is a class with the base ``Method`` and an attribute ``name = "…"``.
+    where it is used. A method is a class with the base ``Method`` or ``TeacherSampler``, by that name, and an attribute
+    ``name = "…"``.
     """
     found = {}
     for package in PACKAGES:
@@ -24,7 +26,7 @@ def method_modules() -> dict[str, str]:
         for file in sorted(folder.glob("*.py")):
             for node in ast.parse(file.read_text(), filename=str(file)).body:
                 if isinstance(node, ast.ClassDef) and any(
-                    isinstance(base, ast.Name) and base.id == "Method" for base in node.bases
+                    isinstance(base, ast.Name) and base.id in _BASES for base in node.bases
                 ):
                     found[_declared_name(node, file)] = f"{package}.{file.stem}"
     return dict(sorted(found.items()))

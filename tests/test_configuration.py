@@ -93,6 +93,11 @@ def test_every_shipped_experiment_is_valid(file):
         ("evaluation.features", "vgg", ["evaluation.features: found 'vgg'", "inception"]),
         ("evaluation.seeds", [-1], ["evaluation.seeds", "[-1]"]),
         ("evaluation.teacher.nfe", 3, ["evaluation.teacher", "nfe 3", "1, 2, 4"]),
+        (
+            "methods.ddim.eta",
+            1.0,
+            ["evaluation.teacher", "expected a selected deterministic sampler", "none is selected"],
+        ),
         ("evaluation.external", {"ddim": "x.npz"}, ["evaluation.external.ddim"]),
         ("speed.batch_sizes", [], ["speed.batch_sizes"]),
         ("speed.batch_sizes", [8, 8], ["speed.batch_sizes", "[8, 8]"]),

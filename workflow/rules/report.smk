@@ -67,3 +67,10 @@ rule report:
         config=json.dumps(EXPERIMENT.raw),
     shell:
         "python -m suite.cli report --config {params.config:q} > {log:q} 2>&1"
+
+
+# Quality alone, for a search of settings: no speed, no pictures, no page.
+rule measures:
+    input:
+        PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
+        rules.measure_floor.output.table,
