@@ -203,7 +203,10 @@ class Experiment:
         self.labels = _labels(methods)
         self.plain_labels = _labels({name: method for name, method in methods.items() if name in layout.methods})
         self.derived = frozenset(name for name in methods if name not in layout.methods)
-        self.comparison = _compared(layout)
+        self.comparison = None
+        if compared := _compared(layout):
+            kept = {b: {name: base for name, base in v.items() if name in methods} for b, v in compared.items()}
+            self.comparison = {budget: variants for budget, variants in kept.items() if variants} or None
         self.ablation_base = layout.ablation.base if layout.ablation else None
         self.ablation = _described(layout.ablation, methods) if layout.ablation else None
         self.train_seeds = layout.train_seeds
@@ -240,15 +243,13 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         teacher.check_pictures(data.channels, data.resolution)
     except ValueError as error:
         problems.append(f"teacher.{error}.")
-    selected = tuple(blocks) if layout.select is None else (*layout.select, *derived)
+    selected = tuple(blocks) if layout.select is None else (*layout.select, *_selected(layout, derived))
     for name in selected:
         if name not in blocks:
             problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
     for budget, variants in (_compared(layout) or {}).items():
         for name, base in variants.items():
-            if name not in selected:
-                problems.append(f"comparison.{budget}.{base}: found {base!r}, expected a selected variant.")
-            elif name in methods and not methods[name].trains:
+            if name in methods and not methods[name].trains:
                 problems.append(
                     f"comparison.{budget}.{base}: found a sampler of the teacher, expected a trained method."
                 )
@@ -312,6 +313,17 @@ def _compared(layout: _Layout) -> dict[str, dict[str, str]] | None:
         budget: {_compared_name(base, budget, change): base for base, change in changes.items()}
         for budget, changes in layout.comparison.items()
     }
+
+
+def _selected(layout: _Layout, derived: Mapping[str, str]) -> list[str]:
+    """The derived variants that a selection keeps: an ablation's, and those compared whose own variant is selected."""
+    unselected = {
+        name
+        for variants in (_compared(layout) or {}).values()
+        for name, base in variants.items()
+        if base not in (layout.select or ())
+    }
+    return [name for name in derived if name not in unselected]
 
 
 def _described(ablation: AblationSettings, methods: Mapping[str, Method]) -> dict[str, dict[str, str]]:

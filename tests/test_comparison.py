@@ -61,9 +61,16 @@ def test_a_broken_comparison_is_refused(block, expected):
         experiment(block)
 
 
-def test_variants_must_be_selected():
-    with pytest.raises(UserError, match=r"comparison\.evaluations\.progressive: .*expected a selected variant"):
-        experiment(select=["ddim", "boot-heun", "boot-euler"])
+def test_a_selection_compares_what_it_keeps():
+    kept = experiment(select=["ddim", "boot-heun"])
+    assert kept.comparison == {
+        "evaluations": {"boot-heun": "boot-heun"},
+        "wall-clock": {"boot-heun-wall-clock": "boot-heun"},
+    }
+    assert list(kept.methods) == ["ddim", "boot-heun", "boot-heun-wall-clock"]
+    nothing = experiment(select=["ddim", "boot-euler"])
+    assert nothing.comparison is None
+    assert list(nothing.methods) == ["ddim", "boot-euler"]
 
 
 def results(values, costs):

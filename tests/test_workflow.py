@@ -154,7 +154,8 @@ def test_samples_follow_the_convention_and_share_their_noise(finished):
 def test_every_result_has_its_provenance(finished):
     root = finished / "results" / "tiny"
     for file in [
-        *root.glob("*/provenance.json"), *root.glob("pairs/*/provenance.json"), *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
+        *root.glob("*/provenance.json"), *root.glob("pairs/*/provenance.json"),
+        *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
         root / "speed" / "speed.json",
     ]:  # fmt: skip
         facts = json.loads(file.read_text())

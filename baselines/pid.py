@@ -1,0 +1,171 @@
+"""PID, physics-informed distillation (Tee et al. 2024, arXiv 2411.08378): the student is the teacher's trajectory and
+learns from its differential equation alone, without any data."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from diffusion.conditions import Condition, join
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser
+from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.noise_student import NoiseStudent
+from diffusion.pairs import Pairs
+from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.schedule import Schedule, per_sample
+from diffusion.training import Step, TrainingRun, TrainingSettings
+
+
+class PidSettings(TrainedSettings):
+    """Settings of PID.
+
+    Attributes:
+        num_times: N, points of the time grid (published: 250). The difference quotient is taken between neighbours.
+        rho: exponent of the grid; τ^(1/ρ) takes equal steps, τ = σ/α (Karras et al. 2022, eq. 5; published: 7).
+        training: published: RAdam at a constant 2e-4, average of the weights 0.99995, the distance LPIPS. Here it is
+            the squared L2 distance.
+    """
+
+    method: Literal["pid"] = "pid"
+    num_times: int = Field(250, ge=3)
+    rho: float = Field(7.0, ge=1)
+    training: TrainingSettings = TrainingSettings(
+        steps=1500, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99
+    )
+
+
+class Pid(Method):
+    """x(z, τ) = (τ/T) z + (1 − τ/T) F(z, τ) shall solve the probability-flow ODE dx/dτ = (x − D(x, τ)) / τ.
+
+    The ODE of EDM's noise levels is every other schedule's too, for x_t/α_t and τ = σ/α. T is τ at t_max; where no
+    signal is left there and τ is infinite, T is τ one timestep earlier, and the trajectory starts there.
+    """
+
+    name = "pid"
+    title = "PID"
+    Settings = PidSettings
+    needs_data = False
+    TINY = {  # noqa: RUF012
+        "num_times": 20,
+        "training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5},
+    }
+
+    settings: PidSettings
+
+    def evaluations(self) -> tuple[int, ...]:
+        return (1,)
+
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        settings = self.settings.training
+        network = student_network(teacher)
+        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
+        run.count(teacher.network)
+        run.count(network)
+        batch, shape = settings.batch_size, picture_shape(network.config)
+        times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
+        longest = times[0]
+
+        def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+            return pid_loss(student, teacher, noise, s, t, longest, condition)
+
+        compute = run.compiled(compute, settings)
+
+        def loss(step: Step) -> torch.Tensor:
+            device = step.generator.device
+            noise = torch.randn((batch, *shape), generator=step.generator, device=device)
+            index = torch.randint(len(times), (batch,), generator=step.generator, device=device)
+            return compute(
+                noise, times[neighbour(index, len(times))], times[index], teacher.conditions.draw(batch, step.generator)
+            )
+
+        return [Student(1, *run.fit("pid", network, loss, settings))]
+
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        from diffusion.one_step_pipeline import OneStepPipeline
+
+        # The sample is x(z, τ_min) without its noise τ_min ε: every sampler's last step goes to the clean picture.
+        schedule = teacher.schedule
+        first = torch.tensor(schedule.t_min, dtype=torch.float64)
+        scale = float(signal_share(schedule, first, start_time(schedule)))
+        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, told_timestep=0.0, signal_scale=scale)
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        from diffusion.one_step_pipeline import one_step_sampler
+
+        return one_step_sampler(folder, device)
+
+
+def start_time(schedule: Schedule) -> torch.Tensor:
+    """The latest time with a finite τ = σ/α: t_max, or one timestep before; float64, shape ()."""
+    end = torch.tensor(schedule.t_max, dtype=torch.float64)
+    if torch.isfinite(schedule.log_noise_to_signal(end)):
+        return end
+    return schedule.time(torch.tensor(schedule.num_timesteps - 2.0))
+
+
+def time_grid(schedule: Schedule, num_times: int, rho: float) -> torch.Tensor:
+    """Decreasing times from :func:`start_time` to t_min at which τ^(1/ρ) takes equal steps (Karras et al. 2022, eq. 5).
+
+    Returns:
+        float64, shape (num_times,).
+    """
+    ends = torch.stack([start_time(schedule), torch.tensor(schedule.t_min, dtype=torch.float64)])
+    high, low = torch.exp(schedule.log_noise_to_signal(ends) / rho)
+    share = torch.linspace(0, 1, num_times, dtype=torch.float64)
+    times = schedule.time_of(rho * torch.log(high + share * (low - high)))
+    times[0], times[-1] = ends
+    return times
+
+
+def neighbour(index: torch.Tensor, num_times: int) -> torch.Tensor:
+    """The grid point that the difference quotient takes beside ``index``: the next lower noise level; for the lowest,
+    the one above."""
+    return torch.where(index == num_times - 1, num_times - 2, index + 1)
+
+
+def signal_share(schedule: Schedule, t: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """1 − τ_t/T with T = τ at ``start``: what F has of x(z, τ); shape of ``t``, float64."""
+    return -torch.expm1(schedule.log_noise_to_signal(t) - schedule.log_noise_to_signal(start))
+
+
+def pid_loss(
+    student: NoiseStudent,
+    teacher: Denoiser,
+    noise: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor,
+    start: torch.Tensor,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """E ‖x − τ_t Δx/Δτ − sg D(x, τ_t)‖² with x = x(z, τ_t) and Δx/Δτ = (x(z, τ_t) − x(z, τ_s)) / (τ_t − τ_s).
+
+    The residual of the ODE as the paper trains on it: gradients run through both of the student's evaluations and not
+    through the teacher. Mean over batch and pixels, a scalar. A picture takes two evaluations of the student with
+    gradient and one of the teacher.
+
+    Pure noise z = T ε makes x(z, τ) = τ ε + y with the signal y = (1 − τ/T) F. The noise has no part in
+    x − τ Δx/Δτ = (y_s − k y_t) / (1 − k), k = τ_s/τ_t, and is left out there: at τ = 600 its difference would lose
+    three digits of a float32, and the quotient some more. At t = ``start`` y is zero, so that the loss there is
+    ‖F(z, τ_s) − D(z, T)‖²: the trajectory's start needs no loss of its own.
+
+    Args:
+        student: F, fed ε.
+        noise: ε, shape (N, C, H, W).
+        s, t: neighbours on the time grid, shape (N,).
+        start: the time of T, shape ().
+    """
+    schedule = student.schedule
+    told = torch.cat([t, s])
+    signal = per_sample(signal_share(schedule, told, start), noise) * student(
+        torch.cat([noise, noise]), told, join(condition, condition)
+    )
+    y_t, y_s = signal.chunk(2)
+    gap = schedule.log_noise_to_signal(s) - schedule.log_noise_to_signal(t)  # log k
+    k, gain = per_sample(torch.exp(gap), noise), per_sample(-torch.expm1(gap), noise)
+    with torch.no_grad():
+        state = per_sample(schedule.alpha(t), noise) * y_t + per_sample(schedule.sigma(t), noise) * noise
+        target = teacher(state, t, condition)
+    return ((y_s - k * y_t) / gain - target).square().mean()

@@ -1,0 +1,211 @@
+"""Score identity Distillation, SiD (Zhou et al. 2024, arXiv 2404.04057): match the scores of the student's own noised
+pictures with the teacher's, without any data.
+
+Three networks, all started from the teacher's weights: the teacher f_φ, frozen; the generator G_θ; and the fake score
+f_ψ, which learns to denoise the generator's pictures. The difference f_φ − f_ψ is zero everywhere if, and only if, the
+generator's pictures are distributed as the teacher's.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from diffusion.conditions import Condition
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser
+from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.noise_student import NoiseStudent
+from diffusion.pairs import Pairs
+from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.schedule import Schedule, per_sample
+from diffusion.teacher import TeacherFacts, denoising_loss, uniform_times
+from diffusion.training import Step, TrainingRun, TrainingSettings
+
+# The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
+_SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
+_LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2  # of the noise levels on which EDM's networks are trained
+_SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
+
+
+class SidSettings(TrainedSettings):
+    """Settings of SiD.
+
+    Attributes:
+        sigma_init: the noise level σ/α at which the generator's network is fed pure noise (published: 2.5); the
+            nearest of the teacher's timesteps is taken.
+        alpha: α of eq. 23, how far the squared difference of the two scores is subtracted from the cross term
+            (published: 1.2, or 1).
+        largest_level: the generator's loss draws its noise levels evenly in σ^(1/7) from 0.002 up to this share of the
+            way to 80; the published t_max of 800 in 1000 is 0.8, which is σ/α = 24.4. Levels beyond the teacher's own
+            are taken at its end.
+        fake_learning_rate: peak learning rate of the fake score, which decays as ``training`` says but has no warm-up:
+            ``training.warmup_steps`` gives it a start over the generator.
+        fake_updates: steps of the fake score for each step of the generator (published: 1).
+        fake_levels: the noise levels that the fake score learns from, "lognormal" (published, as EDM's networks:
+            log σ/α is normal with mean −1.2 and deviation 1.2) or "same", those of the generator's loss.
+        training: the generator's; the fake score has its betas, batch size and largest gradient too.
+    """
+
+    method: Literal["sid"] = "sid"
+    sigma_init: float = Field(2.5, gt=0)
+    alpha: float = Field(1.2, ge=0)
+    largest_level: float = Field(0.8, gt=0, le=1)
+    fake_learning_rate: float = Field(6e-4, gt=0)
+    fake_updates: int = Field(1, ge=1)
+    fake_levels: Literal["lognormal", "same"] = "lognormal"
+    training: TrainingSettings = TrainingSettings(
+        steps=800, batch_size=32, learning_rate=3e-4, decay="cosine", ema_decay=0.98, betas=(0.0, 0.999)
+    )
+
+
+class Sid(Method):
+    """The generator and its fake score are trained in turn, on nothing but the generator's own pictures."""
+
+    name = "sid"
+    title = "SiD"
+    Settings = SidSettings
+    follows_teacher = False
+    TINY = {"training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012
+
+    settings: SidSettings
+
+    def evaluations(self) -> tuple[int, ...]:
+        return (1,)
+
+    def check(self, teacher: TeacherFacts) -> None:
+        low, high = teacher.log_noise_to_signal
+        if not low <= math.log(self.settings.sigma_init) <= high:
+            raise ValueError(
+                f"sigma_init: found {self.settings.sigma_init}, expected a noise level σ/α of the teacher, from "
+                f"{math.exp(low):.4g} to {math.exp(min(high, 700)):.4g}"
+            )
+
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        settings, training, schedule = self.settings, self.settings.training, teacher.schedule
+        network, fake_network = student_network(teacher), student_network(teacher)
+        for counted in (teacher.network, network, fake_network):
+            run.count(counted)
+        start = start_time(schedule, settings.sigma_init)
+        student = NoiseStudent(network, schedule, teacher.prediction_type, start)
+        fake = teacher.with_network(fake_network)
+        fake_training = training.model_copy(update={"learning_rate": settings.fake_learning_rate, "warmup_steps": 0})
+        fake_optimiser = fake_training.optimiser_of(fake_network)
+        batch = training.batch_size
+        told = torch.full((batch,), start, dtype=torch.float64, device=run.device)
+        shape = (batch, *picture_shape(network.config))
+
+        def fake_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+            with torch.no_grad():
+                generated = student(z, told, condition)
+            return denoising_loss(fake, generated, noise, t, condition)
+
+        def generator_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+            return sid_loss(student(z, told, condition), teacher, fake, noise, t, settings.alpha, condition)
+
+        fake_loss, generator_loss = run.compiled(fake_loss, training), run.compiled(generator_loss, training)
+
+        def draw(step: Step, lognormal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Condition]:
+            generator = step.generator
+            z, noise = torch.randn((2, *shape), generator=generator, device=generator.device)
+            if lognormal:
+                levels = lognormal_levels(batch, generator)
+            else:
+                levels = grid_levels(batch, generator, settings.largest_level)
+            return z, noise, schedule.time_of(levels), teacher.conditions.draw(batch, generator)
+
+        def train_fake(step: Step) -> None:
+            for group in fake_optimiser.param_groups:
+                group["lr"] = fake_training.rate(round(step.progress * training.steps))
+            fake_network.requires_grad_(True)
+            for _ in range(settings.fake_updates):
+                fake_loss(*draw(step, settings.fake_levels == "lognormal")).backward()
+                nn.utils.clip_grad_norm_(fake_network.parameters(), training.gradient_clip)
+                fake_optimiser.step()
+                fake_optimiser.zero_grad(set_to_none=True)
+            fake_network.requires_grad_(False)  # the generator's gradient passes through it
+
+        def loss(step: Step) -> torch.Tensor:
+            # The fake score first (algorithm 1): at the start it is the teacher, and would give no gradient at all.
+            train_fake(step)
+            return generator_loss(*draw(step, lognormal=False))
+
+        beside = {"fake": fake_network, "fake_optimiser": fake_optimiser}
+        return [Student(1, *run.fit("sid", network, loss, training, beside=beside))]
+
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        from diffusion.one_step_pipeline import OneStepPipeline
+
+        start = torch.tensor(start_time(teacher.schedule, self.settings.sigma_init), dtype=torch.float64)
+        timestep = round(float(teacher.schedule.timestep(start)), 6)
+        save_denoiser(
+            folder,
+            teacher.with_network(network),
+            OneStepPipeline,
+            told_timestep=timestep,
+            read_timestep=timestep,
+        )
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        from diffusion.one_step_pipeline import one_step_sampler
+
+        return one_step_sampler(folder, device)
+
+
+def start_time(schedule: Schedule, sigma_init: float) -> float:
+    """The time of the timestep whose σ/α is nearest to ``sigma_init``.
+
+    A whole timestep, because there `diffusers`' schedule and ours are the same.
+    """
+    exact = schedule.time_of(torch.tensor(sigma_init, dtype=torch.float64).log())
+    return float(schedule.time(schedule.timestep(exact).round()))
+
+
+def grid_levels(count: int, generator: torch.Generator, largest_level: float) -> torch.Tensor:
+    """λ = log σ/α of ``count`` noise levels, even in σ^(1/7) from 0.002 to ``largest_level`` of the way to 80.
+
+    Float64, shape (count,). The grid of Karras et al. 2022 (arXiv 2206.00364), eq. 5, without its noisiest part.
+    """
+    low, high = _SIGMA_MIN ** (1 / _RHO), _SIGMA_MAX ** (1 / _RHO)
+    return _RHO * torch.log(low + uniform_times(count, 0.0, largest_level, generator) * (high - low))
+
+
+def lognormal_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """λ = log σ/α of ``count`` noise levels, normal: what EDM's networks are trained on (table 1 of that paper)."""
+    unit = torch.randn(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return _LOG_SIGMA_MEAN + _LOG_SIGMA_DEVIATION * unit
+
+
+def sid_loss(
+    generated: torch.Tensor,
+    teacher: Denoiser,
+    fake: Denoiser,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    alpha: float,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """E ω [(1 − α) ‖f_φ − f_ψ‖² + (f_φ − f_ψ)ᵀ (f_ψ − x_g)] at x_t = α_t x_g + σ_t ε (eq. 23), a scalar.
+
+    ω is the reciprocal of the picture's mean absolute error |x_g − f_φ(x_t)|, without gradient. Mean over batch and
+    pixels. The gradient passes through x_t into both networks, whose weights are not to be changed. One estimate of
+    the teacher and one evaluation of the fake score a picture.
+
+    Both estimates are unclipped: the loss is zero where the two agree, so that both must be bounded alike; and a bound
+    has no gradient where it holds, as at the ends of the range where most pixels of many pictures are.
+
+    Args:
+        generated: x_g, the generator's pictures, shape (N, C, H, W).
+        noise: ε, of the same shape; t: times, shape (N,).
+        alpha: α of the paper, which is not α_t.
+        condition: of the pictures; the teacher's may be guided, the fake score takes the condition alone.
+    """
+    schedule = teacher.schedule
+    x_t = per_sample(schedule.alpha(t), generated) * generated + per_sample(schedule.sigma(t), generated) * noise
+    real, faked = teacher.estimate(x_t, t, condition), fake.estimate(x_t, t, condition)
+    error = (generated - real).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_ERROR)
+    difference = real - faked
+    return (difference * ((1 - alpha) * difference + (faked - generated)) / error).mean()

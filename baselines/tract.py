@@ -1,0 +1,223 @@
+"""TRACT (Berthelot et al. 2023, arXiv 2303.04248): jumps over whole groups of DDIM steps, learnt from the student's own
+shorter jumps."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from diffusion.conditions import ClassLabels, Condition
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser
+from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.pairs import Pairs
+from diffusion.pipelines import load_denoiser, save_denoiser
+from diffusion.schedule import EdmSchedule, Schedule, per_sample
+from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
+from diffusion.teacher import RealPictures, TeacherFacts
+from diffusion.training import Step, TrainingRun, TrainingSettings
+
+
+class TractSettings(TrainedSettings):
+    """Settings of TRACT.
+
+    Attributes:
+        start_steps: DDIM steps of the teacher that the first phase closes over (published: 1024, or 40 with EDM's).
+        phases: step counts of the students, one a phase; each divides the one before (published: 32 and 1, or 1 alone).
+        self_teacher_decay: decay of the self-teacher, a moving average of the student's weights (published: 0.5). It
+            is not the average that is kept as the result, which is ``training.ema_decay``.
+        training: one phase's settings. Published: Adam at a constant 2e-4 with clip 1 (with EDM's teacher 1e-3 and
+            none), and an average whose decay 0.001^(1/steps) leaves a thousandth of the weights that a phase began
+            with.
+    """
+
+    method: Literal["tract"] = "tract"
+    start_steps: int = Field(40, ge=2)
+    phases: tuple[int, ...] = Field((8, 1), min_length=1)
+    self_teacher_decay: float = Field(0.5, ge=0, lt=1)
+    training: TrainingSettings = TrainingSettings(steps=700, batch_size=128, learning_rate=5e-4, ema_decay=0.99)
+
+    @model_validator(mode="after")
+    def _each_divides_the_one_before(self) -> "TractSettings":
+        before = self.start_steps
+        for steps in self.phases:
+            if not 1 <= steps < before or before % steps:
+                raise ValueError(
+                    f"phases: found {steps} after {before}, expected a smaller divisor of it: each of the student's "
+                    f"steps is a group of the steps before"
+                )
+            before = steps
+        return self
+
+
+class Tract(Method):
+    """In each phase the student learns to jump from every step of a group to the group's start."""
+
+    name = "tract"
+    title = "TRACT"
+    Settings = TractSettings
+    needs_data = True
+    TINY = {  # noqa: RUF012
+        "start_steps": 8,
+        "phases": [4, 1],
+        "training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5},
+    }
+
+    settings: TractSettings
+
+    def evaluations(self) -> tuple[int, ...]:
+        return self.settings.phases
+
+    def check(self, teacher: TeacherFacts) -> None:
+        if teacher.num_timesteps % self.settings.start_steps:
+            raise ValueError(
+                f"start_steps: found {self.settings.start_steps}, expected a divisor of the teacher's num_timesteps "
+                f"({teacher.num_timesteps}), so that every student's steps fall on the teacher's grid"
+            )
+
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        assert isinstance(data, Split), "TRACT trains on the data set"
+        settings = self.settings.training
+        pictures = RealPictures(data, run.device)
+        run.count(teacher.network)
+        students: list[Student] = []
+        teacher_steps = self.settings.start_steps
+        for num_steps in self.settings.phases:
+            network = student_network(teacher)
+            run.count(network)  # and so its copy below
+            average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.settings.self_teacher_decay))
+            average.requires_grad_(False).eval()
+            student = teacher.with_network(network)
+            compute = run.compiled(
+                functools.partial(
+                    tract_loss,
+                    student,
+                    teacher,
+                    student.with_network(average.module).eval(),
+                    group=teacher_steps // num_steps,
+                    num_steps=teacher_steps,
+                ),
+                settings,
+            )
+
+            def loss(
+                step: Step,
+                compute: Callable[..., torch.Tensor] = compute,
+                source: Denoiser = teacher,  # bound now: `teacher` moves on, and so does the number of its steps
+                teacher_steps: int = teacher_steps,
+            ) -> torch.Tensor:
+                x, labels = pictures.draw(settings.batch_size, step.generator)
+                condition = {"class_labels": labels} if isinstance(source.conditions, ClassLabels) else None
+                noise = torch.randn(x.shape, generator=step.generator, device=x.device)
+                point = torch.randint(1, teacher_steps + 1, (len(x),), generator=step.generator, device=x.device)
+                return compute(x, noise, point, condition=condition)
+
+            def follow(_step: Step, average: AveragedModel = average, network: nn.Module = network) -> None:
+                average.update_parameters(network)
+
+            trained = run.fit(
+                f"{num_steps}-steps",
+                network,
+                loss,
+                settings,
+                real_images=True,
+                after_step=follow,
+                beside={"self_teacher": average},
+            )
+            students.append(Student(num_steps, *trained))
+            # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
+            teacher = student.with_network(copy.deepcopy(trained.network).requires_grad_(False)).eval()
+            teacher_steps = num_steps
+        return students
+
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        save_denoiser(folder, teacher.with_network(network))
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        denoiser = load_denoiser(folder, device)
+
+        def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+            return ddim_sample(denoiser, noise, nfe, condition)
+
+        return sample, denoiser.network
+
+
+@torch.no_grad()
+def tract_target(
+    teacher: Denoiser,
+    self_teacher: Denoiser,
+    z_t: torch.Tensor,
+    step: torch.Tensor,
+    group: int,
+    num_steps: int,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """x̃, the picture with which one DDIM step leads from z_t to where teacher and self-teacher lead (eq. 6–9).
+
+    The teacher takes one DDIM step from t to t', and the self-teacher jumps from t' to the group's start s:
+    x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − α_t σ_s/σ_t). Where t' is the group's start, the teacher's step is all there is.
+    With EDM's teachers the paper takes a Heun step in its place; here it is DDIM's for all.
+
+    Args:
+        z_t: noisy pictures at grid point ``step``, shape (N, C, H, W).
+        step: 1 … num_steps, shape (N,).
+        group: how many of the teacher's steps a step of the student shall be.
+        num_steps: the teacher's number of steps.
+    """
+    schedule = teacher.schedule
+    start = torch.div(step - 1, group, rounding_mode="floor") * group
+    t, alpha_t, sigma_t = grid_noise_level(schedule, step, num_steps)
+    middle, alpha_middle, sigma_middle = grid_noise_level(schedule, step - 1, num_steps)
+    _, alpha_start, sigma_start = grid_noise_level(schedule, start, num_steps)
+    z_middle = ddim_step(z_t, teacher(z_t, t, condition), alpha_t, sigma_t, alpha_middle, sigma_middle)
+    estimate = self_teacher(z_middle, middle, condition)
+    # Not a number where it starts in the clean picture, at which no network is asked; the next line drops it there.
+    jumped = ddim_step(z_middle, estimate, alpha_middle, sigma_middle, alpha_start, sigma_start)
+    arrived = (step - 1 == start).reshape(-1, *[1] * (z_t.ndim - 1))
+    z_start = torch.where(arrived, z_middle, jumped)
+    return ddim_target(z_t, z_start, alpha_t, sigma_t, alpha_start, sigma_start)
+
+
+def tract_loss(
+    student: Denoiser,
+    teacher: Denoiser,
+    self_teacher: Denoiser,
+    x: torch.Tensor,
+    noise: torch.Tensor,
+    step: torch.Tensor,
+    group: int,
+    num_steps: int,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """E w(t) ‖x̃ − x̂‖², w as in :func:`loss_weight`; mean over batch and pixels, a scalar.
+
+    A picture takes one evaluation of the student with gradient, one of the teacher and one of the self-teacher.
+
+    Args:
+        x, noise: real pictures and noise, shape (N, C, H, W).
+        step: grid points 1 … num_steps of the teacher, shape (N,).
+        group, num_steps: as in :func:`tract_target`.
+    """
+    t, alpha, sigma = grid_noise_level(student.schedule, step, num_steps)
+    z_t = per_sample(alpha, x) * x + per_sample(sigma, x) * noise
+    target = tract_target(teacher, self_teacher, z_t, step, group, num_steps, condition)
+    weight = per_sample(loss_weight(student.schedule, alpha, sigma), x)
+    return (weight * (student.estimate(z_t, t, condition) - target).square()).mean()
+
+
+def loss_weight(schedule: Schedule, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """w of the squared error of x̂, as published: max(α²/σ², 1); for EDM's schedule 1/σ² + 1/σ_d² = 1/c_out², which
+    makes it the squared error of the network's own output.
+
+    Args:
+        alpha, sigma: shape (N,).
+    """
+    if isinstance(schedule, EdmSchedule):
+        return sigma**-2 + schedule.sigma_data**-2
+    return (alpha / sigma).square().clamp(min=1)
