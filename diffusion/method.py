@@ -90,6 +90,10 @@ class Method(ABC):
     def evaluations(self) -> tuple[int, ...]:
         """The numbers of network evaluations at which the method samples."""
 
+    def following(self) -> tuple[int, ...]:
+        """The numbers of evaluations at which a sample is meant to be the teacher's own from the same noise."""
+        return self.evaluations() if self.follows_teacher else ()
+
     def student_for(self, nfe: int) -> int:
         """Which student samples with ``nfe`` evaluations; one of its own each, unless the method says otherwise."""
         return nfe

@@ -307,7 +307,8 @@ class TrainingRun:
             bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
             after_step: called after each step of the optimiser, with the same :class:`Step` as the loss, whose average
                 is up to date by then; for whatever else the method updates.
-            beside: what the loss or ``after_step`` changes beside the network, under names; stored and restored with the network.
+            beside: what the loss or ``after_step`` changes beside the network, under names; stored and restored with
+                it.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.

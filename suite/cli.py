@@ -98,7 +98,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", required=True)
     sub.add_argument("--train-seed", type=int)
     paths(sub, "features", "samples", "real", "teacher-features", "teacher-samples", "output")
-    sub.add_argument("--follows-teacher", action="store_true", help="the samples share the teacher's noise")
+    sub.add_argument(
+        "--follows-teacher", type=int, nargs="*", default=(), help="evaluations at which the samples follow its noise"
+    )
     sub.add_argument("--classifier", type=Path, help="judges the labels that the samples were asked for")
 
     sub = command("measure-floor", "measuring.measure_floor", "quality of the real test pictures")

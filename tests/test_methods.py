@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
+from baselines.consistency_pipeline import ConsistencyPipeline
 from boot.pipeline import BootPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.errors import UserError
@@ -21,7 +22,7 @@ from suite.registry import method_class, method_file, method_modules
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(5), (1, 8, 8))
 METHODS = list(method_modules())
-OWN_PIPELINES = {"BootPipeline": BootPipeline, "OneStepPipeline": OneStepPipeline}
+OWN_PIPELINES = {kind.__name__: kind for kind in (BootPipeline, ConsistencyPipeline, OneStepPipeline)}
 TRAINED = [name for name in METHODS if method_class(name).trains]
 
 

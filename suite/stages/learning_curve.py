@@ -36,7 +36,7 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
     extractor = load_extractor(arguments.extractor, device, arguments.inception_weights)
     reference = quality.Reference("train", load_features(arguments.real)["train"])
     teacher = None
-    if method.follows_teacher:
+    if nfe in method.following():
         teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
     rows: list[dict[str, Any]] = []
     for cost, folder in points:

@@ -29,28 +29,30 @@ def measure(arguments: argparse.Namespace) -> None:
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
     rows = []
     for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
-        features = _under(own, group)
+        features, nfe = _under(own, group), number_in(group) if group else None
         files = {seed: arguments.samples / group / f"seed-{seed}.npz" for seed in features}
         if not arguments.samples.is_dir():
             files = {0: arguments.samples}
         samples = {seed: load_samples(path) for seed, path in files.items()}
         if arguments.samples.is_file():  # brought by the user; the suite's own have it by construction
             check_resolution(arguments, samples)
-        shared = {seed: arguments.teacher_samples / f"seed-{seed}.npz" for seed in features}
+        targets = None
+        if nfe in arguments.follows_teacher:
+            targets = {seed: load_samples(arguments.teacher_samples / f"seed-{seed}.npz") for seed in features}
         labels = {}
         if classifier is not None:
             asked = {seed: load_labels(path) for seed, path in files.items()}
             _check_labels(arguments, samples, asked)
             labels = {s: (told, classify(classifier, samples[s])) for s, told in asked.items() if told is not None}
         rows += quality.measure(
-            identity | {"nfe": number_in(group) if group else None, "train_seed": arguments.train_seed},
+            identity | {"nfe": nfe, "train_seed": arguments.train_seed},
             features,
             samples,
             reference,
             extractor=_extractor(arguments.real)["name"],
             small_count=min(len(real["test"]), *(len(vectors) for vectors in features.values())),
             teacher_features=teacher,
-            teacher_samples={s: load_samples(p) for s, p in shared.items()} if arguments.follows_teacher else None,
+            teacher_samples=targets,
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
             cleanfid_features=next(iter(_under(own, f"cleanfid/{group}".rstrip("/")).values()), None),
             cleanfid_reference=real.get("cleanfid-train"),

@@ -162,7 +162,7 @@ rule measure:
     params:
         experiment=EXPERIMENT.name,
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
-        follows=lambda wildcards: ("--follows-teacher" if EXPERIMENT.methods[wildcards.variant].follows_teacher else ""),
+        follows=lambda wildcards: ["--follows-teacher", *EXPERIMENT.methods[wildcards.variant].following()],
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         classifier=CLASSIFIER_OPTION,
     shell:
