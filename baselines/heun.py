@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
@@ -16,14 +17,17 @@ class HeunSettings(TeacherSamplerSettings):
     Attributes:
         num_inference_steps: step counts n to sample with; n steps are 2n − 1 network evaluations, or twice as many
             under guidance.
+        sigma_max: the σ/α that sampling starts at (published: 80), or the teacher's largest where that is smaller. A
+            cosine schedule goes on to several hundred, where Heun's slopes are of no use to a step as long as that.
     """
 
     method: Literal["heun"] = "heun"
     num_inference_steps: tuple[int, ...] = (1, 2, 4, 8, 25)
+    sigma_max: float = Field(80.0, ge=1)
 
 
 class Heun(TeacherSampler):
-    """Deterministic Heun steps of d(x/α)/d(σ/α) = (x/α − x̂) / (σ/α), uniform in (σ/α)^(1/7) from t_max to t_min.
+    """Deterministic Heun steps of d(x/α)/d(σ/α) = (x/α − x̂) / (σ/α), uniform in (σ/α)^(1/7) down to t_min.
 
     A step takes two estimates, except the last one, from t_min to the clean picture, which is Euler's. The network is
     told the exact time of each σ/α, between its timesteps.
@@ -47,6 +51,6 @@ class Heun(TeacherSampler):
     ) -> torch.Tensor:
         from diffusers import HeunDiscreteScheduler
 
-        times, ratios = sampling_grid(denoiser.schedule, num_inference_steps, "karras")
+        times, ratios = sampling_grid(denoiser.schedule, num_inference_steps, "karras", self.settings.sigma_max)
         scheduler = scheduler_on(HeunDiscreteScheduler, ratios, clip_sample=False)
         return sample_with(scheduler, denoiser, noise, times, condition)

@@ -10,6 +10,7 @@ Every scheduler works on the variance-preserving state z = x / √(α² + σ²),
 the same equations, so that one code serves both exactly.
 """
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import sampling_times
 
-# How the steps are spread. All start at t_max, and the step after the last ends in the clean picture.
+# How the steps are spread; the step after the last ends in the clean picture.
 Spacing = Literal["trailing", "karras", "log_snr"]
 
 _RHO = 7.0  # Karras et al. 2022
@@ -28,7 +29,7 @@ _INSTEAD_OF_INFINITY = 2.0**12
 
 
 def sampling_grid(
-    schedule: Schedule, num_inference_steps: int, spacing: Spacing = "trailing"
+    schedule: Schedule, num_inference_steps: int, spacing: Spacing = "trailing", largest: float = math.inf
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The times at which a sampler evaluates the network, and the noise-to-signal ratios σ/α there.
 
@@ -36,10 +37,12 @@ def sampling_grid(
         num_inference_steps: N.
         spacing: "trailing" is uniform in the timestep, as everywhere in this suite; "karras" is uniform in
             (σ/α)^(1/7) (Karras et al. 2022, eq. 5), "log_snr" in log(σ/α) (Lu et al. 2022), both from t_max to t_min.
+        largest: where the last two start, if their schedule has a larger σ/α.
 
     Returns:
-        two float64 tensors, shape (N,), decreasing; the first time is t_max. A ratio that is infinite, as at a
-        terminal signal-to-noise ratio of zero, is replaced by 2¹², or by twice the next one if that is more.
+        two float64 tensors, shape (N,), decreasing; the first time is t_max, unless ``largest`` is before it. A ratio
+        that is infinite, as at a terminal signal-to-noise ratio of zero, is replaced by 2¹², or by twice the next one
+        if that is more.
 
     Raises:
         UserError: more trailing steps than timesteps, or fewer than one.
@@ -50,12 +53,15 @@ def sampling_grid(
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
     share = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
     first, last = _noise_to_signal(schedule, ends)
+    capped = bool(first > largest)
+    first = first.clamp(max=largest)
     if spacing == "karras":
         ratios = torch.lerp(first ** (1 / _RHO), last ** (1 / _RHO), share) ** _RHO
     else:
         ratios = torch.exp(torch.lerp(first.log(), last.log(), share))
     times = schedule.time_of(ratios.log())
-    times[0] = schedule.t_max  # and not a rounding error, or a replaced infinity, below it
+    if not capped:
+        times[0] = schedule.t_max  # and not a rounding error, or a replaced infinity, below it
     return times, ratios
 
 
@@ -102,7 +108,8 @@ def sample_with(
 
     Args:
         scheduler: new, from :func:`scheduler_on`.
-        noise: ε, shape (N, C, H, W); sampling starts in the schedule's state of t_max for it.
+        noise: ε, shape (N, C, H, W); sampling starts in the schedule's state of t_max for it, or at another time in
+            σ ε.
         times: of the grid that the scheduler was built on, float64, shape (number of steps,).
         step_options: further arguments of ``scheduler.step``.
 
@@ -114,7 +121,8 @@ def sample_with(
     first = scheduler.timesteps[0]
     # Heun's scheduler keeps x/α rather than z; it says so by how it scales the network's input.
     unit = scheduler.scale_model_input(torch.ones((), dtype=torch.float64), first)
-    x = schedule.start(noise) / per_sample(sizes[0] * unit, noise)
+    start = schedule.start(noise) if times[0] == schedule.t_max else per_sample(schedule.sigma(times[0]), noise) * noise
+    x = start / per_sample(sizes[0] * unit, noise)
     for timestep in scheduler.timesteps:
         step = len(times) - 1 - int(timestep)
         x_t = scheduler.scale_model_input(x, timestep) * per_sample(sizes[step], x)

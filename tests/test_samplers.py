@@ -38,7 +38,8 @@ SECOND_ORDER = ["dpm_solver_pp", "unipc", "heun"]
 
 def build(name, guidance=None, **settings):
     kind = method_class(name)
-    return kind(kind.Settings.model_validate({"method": name, **settings}), guidance)
+    whole = {"sigma_max": 1e9} if name == "heun" else {}  # from t_max on, as all the others
+    return kind(kind.Settings.model_validate({"method": name, **whole, **settings}), guidance)
 
 
 def discrete(kind, count=1000, **options):
@@ -141,19 +142,25 @@ def test_trailing_samplers_ask_at_the_times_of_the_suite(name):
         np.testing.assert_allclose([float(t) for _, t in teacher.asked], expected, rtol=1e-9)
 
 
-def test_heun_asks_twice_at_every_time_of_karras_grid_but_the_first():
+HIGHEST = math.tan(math.pi / 2 * 0.999)  # σ/α at t_max, 637
+
+
+@pytest.mark.parametrize(("sigma_max", "high"), [(1e9, HIGHEST), (80.0, 80.0)])
+def test_heun_asks_twice_at_every_time_of_karras_grid_but_the_first(sigma_max, high):
     teacher = Recorder(COSINE)
-    build("heun").draw(teacher, NOISE, 3)
-    levels = [math.tan(math.pi / 2 * t) for t in (0.999, 0.001)]
+    build("heun", sigma_max=sigma_max).draw(teacher, NOISE, 3)
+    levels = [high, math.tan(math.pi / 2 * 0.001)]
     middle = ((levels[0] ** (1 / 7) + levels[1] ** (1 / 7)) / 2) ** 7
     expected = [math.atan(level) * 2 / math.pi for level in (levels[0], middle, middle, levels[1], levels[1])]
     assert [float(t) for _, t in teacher.asked] == pytest.approx(expected, rel=1e-9)
 
 
-def test_heun_by_the_algorithm_of_the_paper():
+# x/α at the start: from ε where that is the state of t_max, and σ/α times ε elsewhere.
+@pytest.mark.parametrize(("sigma_max", "high", "size"), [(1e9, HIGHEST, math.sqrt(1 + HIGHEST**2)), (80.0, 80.0, 80.0)])
+def test_heun_by_the_algorithm_of_the_paper(sigma_max, high, size):
     """Karras et al. 2022, algorithm 1, in x/α and σ/α, on three steps."""
     teacher, count = GaussianTeacher(COSINE), 3
-    high, low = math.tan(math.pi / 2 * 0.999), math.tan(math.pi / 2 * 0.001)
+    low = math.tan(math.pi / 2 * 0.001)
     levels = [(high ** (1 / 7) + i / (count - 1) * (low ** (1 / 7) - high ** (1 / 7))) ** 7 for i in range(count)]
     levels.append(0.0)
 
@@ -162,12 +169,13 @@ def test_heun_by_the_algorithm_of_the_paper():
         gain = alpha * 0.25 / (alpha**2 * 0.25 + (level * alpha) ** 2)
         return (x - (0.3 + gain * (x * alpha - alpha * 0.3))) / level
 
-    x = NOISE.numpy() * math.sqrt(1 + high**2)
+    x = NOISE.numpy() * size
     for level, following in itertools.pairwise(levels):
         d = slope(x, level)
         euler = x + (following - level) * d
         x = x + (following - level) * (d + slope(euler, following)) / 2 if following else euler
-    np.testing.assert_allclose(build("heun").draw(teacher, NOISE, count).numpy(), x, rtol=1e-4, atol=1e-4)
+    found = build("heun", sigma_max=sigma_max).draw(teacher, NOISE, count)
+    np.testing.assert_allclose(found.numpy(), x, rtol=1e-4, atol=1e-4)
 
 
 def hand_levels(count):

@@ -198,6 +198,8 @@ def test_no_edge_leads_from_the_data_to_a_boot_student(tmp_path):
     into = {variant: {a for a, b in pairs if b == f"distil {variant}"} for variant in BOOT_RULES}
     assert into == {variant: {"teacher"} for variant in BOOT_RULES}
     assert {a for a, b in pairs if b == "distil_with_data progressive"} == {"data", "teacher"}
+    assert {a for a, b in pairs if b == "distil_with_pairs knowledge"} == {"pairs", "teacher"}
+    assert {a for a, b in pairs if b == "pairs"} == {"teacher"}
     assert ("data", "teacher") in pairs
 
 
