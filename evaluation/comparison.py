@@ -275,5 +275,5 @@ def learning_curves_figure(comparison: Comparison | None, curves: pd.DataFrame, 
                 side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 side.set_major_formatter(FuncFormatter(lambda value, _, text=text: format_value(float(value), text)))
                 side.set_minor_formatter(NullFormatter())
-        axes.flat[0].legend(fontsize=7, ncols=2)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), fontsize=8, ncols=2, loc="outside upper center")
     return figure

@@ -29,9 +29,11 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
     nfe = min(method.evaluations())
     facts = read_json(arguments.students / "cost.json")
     end = next(student for student in facts["students"] if student["nfe"] == method.student_for(nfe))
+    # Of the last stage, which may be longer than the settings' steps.
+    last_step = int(pd.read_csv(arguments.students / "training.csv")["step"].iloc[-1])
     points = [
         *((snapshot, arguments.students / snapshot_name(snapshot["step"])) for snapshot in facts["snapshots"]),
-        (end | {"step": method.settings.training.steps}, network_folder(method, arguments.students, nfe)),
+        (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
     ]
     extractor = load_extractor(arguments.extractor, device, arguments.inception_weights)
     reference = quality.Reference("train", load_features(arguments.real)["train"])
