@@ -121,7 +121,8 @@ def sample_with(
     first = scheduler.timesteps[0]
     # Heun's scheduler keeps x/α rather than z; it says so by how it scales the network's input.
     unit = scheduler.scale_model_input(torch.ones((), dtype=torch.float64), first)
-    start = schedule.start(noise) if times[0] == schedule.t_max else per_sample(schedule.sigma(times[0]), noise) * noise
+    at_end = schedule.t_max - float(times[0]) < 1e-9  # the first time may be a rounding error before t_max
+    start = schedule.start(noise) if at_end else per_sample(schedule.sigma(times[0]), noise) * noise
     x = start / per_sample(sizes[0] * unit, noise)
     for timestep in scheduler.timesteps:
         step = len(times) - 1 - int(timestep)
