@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import nn
 
-from diffusion.conditions import ClassLabels, Condition
+from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
@@ -22,6 +22,7 @@ from diffusion.noise import further_noise, noise_generators
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
+from diffusion.settings import StepCounts
 from diffusion.solvers import ddim_step
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
@@ -55,7 +56,7 @@ class ConsistencySettings(TrainedSettings):
     """
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
-    num_inference_steps: tuple[int, ...] = Field((1, 2, 4), min_length=1)
+    num_inference_steps: StepCounts = (1, 2, 4)
     num_levels: int = Field(18, ge=2)
     spacing: Spacing = "karras"
     rho: float = Field(7.0, ge=1)
@@ -67,13 +68,6 @@ class ConsistencySettings(TrainedSettings):
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99,
         optimiser="radam",
     )  # fmt: skip
-
-    @field_validator("num_inference_steps")
-    @classmethod
-    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) != len(value):
-            raise ValueError(f"expected different numbers ≥ 1, found {list(value)}")
-        return value
 
 
 class ConsistencyDistillation(Method):
@@ -137,7 +131,7 @@ class ConsistencyDistillation(Method):
 
         def loss(step: Step) -> torch.Tensor:
             x, labels = pictures.draw(batch, step.generator)
-            condition = {"class_labels": labels} if isinstance(teacher.conditions, ClassLabels) else None
+            condition = teacher.conditions.of_labels(labels)
             noise = torch.randn(x.shape, generator=step.generator, device=x.device)
             level = torch.randint(1, settings.num_levels, (batch,), generator=step.generator, device=x.device)
             return compute(x, noise, level, condition)

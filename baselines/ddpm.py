@@ -9,6 +9,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.method import TeacherSampler, TeacherSamplerSettings
 from diffusion.noise import noise_generators
+from diffusion.settings import StepCounts
 
 
 class DdpmSettings(TeacherSamplerSettings):
@@ -19,7 +20,7 @@ class DdpmSettings(TeacherSamplerSettings):
     """
 
     method: Literal["ddpm"] = "ddpm"
-    num_inference_steps: tuple[int, ...] = (1, 2, 4, 8, 16, 50, 250)
+    num_inference_steps: StepCounts = (1, 2, 4, 8, 16, 50, 250)
 
 
 class Ddpm(TeacherSampler):

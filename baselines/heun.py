@@ -9,6 +9,7 @@ from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
 from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.settings import StepCounts
 
 
 class HeunSettings(TeacherSamplerSettings):
@@ -22,7 +23,7 @@ class HeunSettings(TeacherSamplerSettings):
     """
 
     method: Literal["heun"] = "heun"
-    num_inference_steps: tuple[int, ...] = (1, 2, 4, 8, 25)
+    num_inference_steps: StepCounts = (1, 2, 4, 8, 25)
     sigma_max: float = Field(80.0, ge=1)
 
 

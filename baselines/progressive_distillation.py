@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
 
-from diffusion.conditions import ClassLabels, Condition
+from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
@@ -111,7 +111,7 @@ class ProgressiveDistillation(Method):
                 batch: int = settings.batch_size,
             ) -> torch.Tensor:
                 x, labels = pictures.draw(batch, step.generator)
-                condition = {"class_labels": labels} if isinstance(source.conditions, ClassLabels) else None
+                condition = source.conditions.of_labels(labels)
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from diffusion.conditions import ClassLabels, Condition
+from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
@@ -113,7 +113,7 @@ class Tract(Method):
                 teacher_steps: int = teacher_steps,
             ) -> torch.Tensor:
                 x, labels = pictures.draw(settings.batch_size, step.generator)
-                condition = {"class_labels": labels} if isinstance(source.conditions, ClassLabels) else None
+                condition = source.conditions.of_labels(labels)
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, teacher_steps + 1, (len(x),), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)

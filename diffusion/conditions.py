@@ -37,6 +37,10 @@ class Conditions(ABC):
         """The conditions of the samples with these indices: the same for every method and sampling seed."""
 
     @abstractmethod
+    def of_labels(self, labels: torch.Tensor) -> Condition:
+        """The conditions of real pictures with these labels, int64, shape (N,)."""
+
+    @abstractmethod
     def unconditional(self, count: int, device: torch.device | str) -> Condition:
         """∅, ``count`` times.
 
@@ -59,6 +63,9 @@ class Unconditional(Conditions):
         return None
 
     def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
+        return None
+
+    def of_labels(self, labels: torch.Tensor) -> Condition:
         return None
 
     def unconditional(self, count: int, device: torch.device | str) -> Condition:
@@ -85,6 +92,9 @@ class ClassLabels(Conditions):
     def null(self) -> int:
         """The label of no class."""
         return self.num_classes
+
+    def of_labels(self, labels: torch.Tensor) -> Condition:
+        return {"class_labels": labels}
 
     def draw(self, count: int, generator: torch.Generator) -> Condition:
         """Uniform over the classes."""

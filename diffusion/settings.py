@@ -1,9 +1,9 @@
 """The base of every block of the configuration."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class Settings(BaseModel):
@@ -24,3 +24,13 @@ class Settings(BaseModel):
 def _allows_bool(model: type[BaseModel], name: str | None) -> bool:
     annotation = model.model_fields[name].annotation if name else None
     return bool in (annotation, *get_args(annotation))
+
+
+def _positive_and_distinct(value: tuple[int, ...]) -> tuple[int, ...]:
+    if min(value) < 1 or len(set(value)) != len(value):
+        raise ValueError(f"expected different numbers ≥ 1, found {list(value)}")
+    return value
+
+
+# Numbers of steps to sample with.
+StepCounts = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_positive_and_distinct)]

@@ -85,16 +85,18 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         Column("images_per_second", "Images/s ↑", "count"),
     ]
     rows: list[list[Cell]] = []
-    for budget, name, row in comparison.rows(results) if comparison else ():
-        rivals = [other for other_budget, _, other in comparison.rows(results) if other_budget == budget]  # type: ignore[union-attr]
+    compared = list(comparison.rows(results)) if comparison else []
+    train_size = comparison.train_size if comparison else 0
+    measured = {(m, row): training_spread(results, m, row) for m in MEASURES for _, _, row in compared}
+    for budget, name, row in compared:
         cells = []
         for metric in MEASURES:
-            spreads = {r: s for r in rivals if (s := training_spread(results, metric, r)) is not None}
-            spread = spreads.get(row)
-            best = supported_best(spreads, LOWER_IS_BETTER[metric]) == row
+            spread = measured[metric, row]
+            rivals = {r: s for b, _, r in compared if b == budget and (s := measured[metric, r]) is not None}
+            best = supported_best(rivals, LOWER_IS_BETTER[metric]) == row
             cells.append(Cell(spread.mean, spread.sd, spread.n, best) if spread else Cell())
         seen = results.cost_of(row, "real_images_seen")
-        needed = None if seen is None else float(comparison.train_size if seen else 0)  # type: ignore[union-attr]
+        needed = None if seen is None else float(train_size if seen else 0)
         cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
         cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
         rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
