@@ -7,8 +7,10 @@ Everything is computed in x_t, of which z at large τ would lose the digits.
 
 import copy
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -23,7 +25,7 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.settings import StepCounts
-from diffusion.solvers import ddim_step
+from diffusion.solvers import ddim_step, karras_levels
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
@@ -41,6 +43,9 @@ class ConsistencySettings(TrainedSettings):
     Attributes:
         num_inference_steps: step counts to sample with, one network evaluation a step; one student serves them all.
             Published: 1 and 2.
+        sampling_levels: the levels, by their index from 0 (the lowest), at which the second and further steps of
+            sampling start, decreasing; n steps take the first n − 1. Published: found one after the other by their FID
+            on the training data (appendix C). None spreads the steps evenly in the index.
         num_levels: N, the noise levels of the training grid, both ends included. Published: 18 for CIFAR-10, else 40.
         spacing: of the levels, "karras" (σ/α)^(1/ρ) linear (the paper's), or "time", the schedule's own clock.
         rho: ρ of "karras".
@@ -57,6 +62,7 @@ class ConsistencySettings(TrainedSettings):
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)
+    sampling_levels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     num_levels: int = Field(18, ge=2)
     spacing: Spacing = "karras"
     rho: float = Field(7.0, ge=1)
@@ -97,11 +103,17 @@ class ConsistencyDistillation(Method):
 
     def check(self, teacher: TeacherFacts) -> None:
         settings = self.settings
-        most = max(settings.num_inference_steps)
+        most, last = max(settings.num_inference_steps), settings.num_levels - 1
         if most >= settings.num_levels:
             raise ValueError(
                 f"num_inference_steps: found {most}, expected fewer than num_levels ({settings.num_levels}), because a "
                 f"step starts at one of these levels, and never at the lowest"
+            )
+        chosen = settings.sampling_levels
+        if chosen is not None and (len(chosen) < most - 1 or any(a <= b for a, b in pairwise((last, *chosen)))):
+            raise ValueError(
+                f"sampling_levels: found {list(chosen)}, expected {most - 1} or more indices of levels, decreasing "
+                f"from below {last} (num_levels - 1)"
             )
         smallest = math.exp(teacher.log_noise_to_signal[0])
         if settings.sigma_max <= smallest:
@@ -155,15 +167,15 @@ class ConsistencyDistillation(Method):
         from baselines.consistency_pipeline import ConsistencyPipeline
 
         timesteps = teacher.schedule.timestep(level_times(teacher.schedule, self.settings))
-        levels = {"timesteps": timesteps.tolist()}
+        levels = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
         save_denoiser(folder, teacher.with_network(network), ConsistencyPipeline, levels=levels)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         from diffusion.files import read_json
 
         student = load_denoiser(folder, device)
-        levels = read_json(folder / "model_index.json")["levels"]["timesteps"]
-        times = step_times(student.schedule, levels, nfe)
+        levels = read_json(folder / "model_index.json")["levels"]
+        times = step_times(student.schedule, levels["timesteps"], nfe, levels["sampling"])
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
             return consistency_sample(student, noise, times, condition)
@@ -179,30 +191,38 @@ def level_times(schedule: Schedule, settings: ConsistencySettings) -> torch.Tens
     `diffusers` scheduler knows the schedule exactly only there, and samples start from it.
     """
     low = torch.tensor(schedule.t_min, dtype=torch.float64)
-    last = schedule.timestep(schedule.time_of(torch.tensor(settings.sigma_max, dtype=torch.float64).log()))
-    high = schedule.time((last + 1e-6).floor().clamp(min=1))  # what rounding took from an integer is given back
+    highest = schedule.timestep(schedule.time_of(torch.tensor(settings.sigma_max, dtype=torch.float64).log()))
+    high = schedule.time((highest + 1e-6).floor().clamp(min=1))  # what rounding took from an integer is given back
     share = torch.linspace(0, 1, settings.num_levels, dtype=torch.float64)
     if settings.spacing == "time":
         return torch.lerp(low, high, share)
-    roots = [torch.exp(schedule.log_noise_to_signal(t) / settings.rho) for t in (low, high)]
-    times = schedule.time_of(settings.rho * torch.lerp(roots[0], roots[1], share).log())
+    first, last = (schedule.log_noise_to_signal(t) for t in (low, high))
+    times = schedule.time_of(karras_levels(first, last, share, settings.rho))
     return torch.cat([low[None], times[1:-1], high[None]])
 
 
-def step_times(schedule: Schedule, level_timesteps: list[float], num_inference_steps: int) -> torch.Tensor:
+def step_times(
+    schedule: Schedule,
+    level_timesteps: list[float],
+    num_inference_steps: int,
+    sampling_levels: Sequence[int] | None = None,
+) -> torch.Tensor:
     """The times at which multi-step sampling evaluates the student, decreasing; float64, shape (n,).
 
-    From the last of the N levels on, equally spaced in the level's index, towards the first, where no step starts. The
-    paper searches for its times by their FID, one after the other (appendix C); this choice needs no search. They are
-    whole timesteps, for `diffusers`' sake, see :func:`level_times`.
+    From the last of the N levels on, and then at ``sampling_levels``, or equally spaced in the level's index, towards
+    the first, where no step starts. They are whole timesteps, for `diffusers`' sake, see :func:`level_times`.
 
     Raises:
-        ValueError: no step, or as many as levels.
+        ValueError: no step, as many as levels, or more than levels were chosen for.
     """
     last = len(level_timesteps) - 1
-    if not 1 <= num_inference_steps <= last:
-        raise ValueError(f"num_inference_steps: found {num_inference_steps}, expected 1 to {last}")
-    index = [round(last * (1 - step / num_inference_steps)) for step in range(num_inference_steps)]
+    most = last if sampling_levels is None else len(sampling_levels) + 1
+    if not 1 <= num_inference_steps <= most:
+        raise ValueError(f"num_inference_steps: found {num_inference_steps}, expected 1 to {most}")
+    if sampling_levels is None:
+        index = [round(last * (1 - step / num_inference_steps)) for step in range(num_inference_steps)]
+    else:
+        index = [last, *sampling_levels[: num_inference_steps - 1]]
     timesteps = [max(1, round(level_timesteps[i])) for i in index]
     return schedule.time(torch.tensor(timesteps, dtype=torch.float64))
 

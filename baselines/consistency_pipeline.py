@@ -20,20 +20,21 @@ class ConsistencyPipeline(NoisePipeline):
     Args:
         unet: the student's network.
         scheduler: any that :func:`diffusion.pipelines.schedule_of` reads, for its noise levels and prediction type.
-        levels: {"timesteps": the noise levels that the student was trained at, increasing}; None is the two ends of
-            the schedule, which one step needs.
+        levels: {"timesteps": the noise levels that the student was trained at, increasing, "sampling": see
+            :func:`baselines.consistency_distillation.step_times`}; None is the two ends of the schedule, which one step
+            needs.
     """
 
     def __init__(
         self,
         unet: Any,
         scheduler: Any,
-        levels: Mapping[str, list[float]] | None = None,
+        levels: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         thresholding: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(unet, scheduler, num_classes, thresholding)
-        ends = {"timesteps": [0.0, scheduler.config.num_train_timesteps - 1.0]}
+        ends = {"timesteps": [0.0, scheduler.config.num_train_timesteps - 1.0], "sampling": None}
         self.register_to_config(levels=dict(levels or ends))
 
     @torch.no_grad()
@@ -61,6 +62,7 @@ class ConsistencyPipeline(NoisePipeline):
             ValueError: an unknown ``output_type``, or a number of steps that is out of range.
         """
         student = denoiser_of(self.unet, self.scheduler, self.config.num_classes, self.config.thresholding)
-        times = step_times(student.schedule, self.config.levels["timesteps"], num_inference_steps)
+        levels = self.config.levels
+        times = step_times(student.schedule, levels["timesteps"], num_inference_steps, levels["sampling"])
         drawn = self.draw_noise(batch_size, generator, noise).to(self.unet.dtype)
         return self.output(consistency_sample(student, drawn, times, condition), output_type, return_dict)

@@ -16,6 +16,7 @@ from diffusion.noise_student import NoiseStudent
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
+from diffusion.solvers import karras_levels
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
@@ -113,9 +114,9 @@ def time_grid(schedule: Schedule, num_times: int, rho: float) -> torch.Tensor:
         float64, shape (num_times,).
     """
     ends = torch.stack([start_time(schedule), torch.tensor(schedule.t_min, dtype=torch.float64)])
-    high, low = torch.exp(schedule.log_noise_to_signal(ends) / rho)
     share = torch.linspace(0, 1, num_times, dtype=torch.float64)
-    times = schedule.time_of(rho * torch.log(high + share * (low - high)))
+    first, last = schedule.log_noise_to_signal(ends)
+    times = schedule.time_of(karras_levels(first, last, share, rho))
     times[0], times[-1] = ends
     return times
 

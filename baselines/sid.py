@@ -22,6 +22,7 @@ from diffusion.noise_student import NoiseStudent
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
+from diffusion.solvers import karras_levels
 from diffusion.teacher import TeacherFacts, denoising_loss, uniform_times
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
@@ -169,8 +170,8 @@ def grid_levels(count: int, generator: torch.Generator, largest_level: float) ->
 
     Float64, shape (count,). The grid of Karras et al. 2022 (arXiv 2206.00364), eq. 5, without its noisiest part.
     """
-    low, high = _SIGMA_MIN ** (1 / _RHO), _SIGMA_MAX ** (1 / _RHO)
-    return _RHO * torch.log(low + uniform_times(count, 0.0, largest_level, generator) * (high - low))
+    share = uniform_times(count, 0.0, largest_level, generator)
+    return karras_levels(math.log(_SIGMA_MIN), math.log(_SIGMA_MAX), share, _RHO)
 
 
 def lognormal_levels(count: int, generator: torch.Generator) -> torch.Tensor:

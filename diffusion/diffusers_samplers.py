@@ -18,7 +18,7 @@ import torch
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import Schedule, per_sample
-from diffusion.solvers import sampling_times
+from diffusion.solvers import karras_levels, sampling_times
 
 # How the steps are spread; the step after the last ends in the clean picture.
 Spacing = Literal["trailing", "karras", "log_snr"]
@@ -56,13 +56,13 @@ def sampling_grid(
     capped = bool(first > largest)
     first = first.clamp(max=largest)
     if spacing == "karras":
-        ratios = torch.lerp(first ** (1 / _RHO), last ** (1 / _RHO), share) ** _RHO
+        levels = karras_levels(first.log(), last.log(), share, _RHO)
     else:
-        ratios = torch.exp(torch.lerp(first.log(), last.log(), share))
-    times = schedule.time_of(ratios.log())
+        levels = torch.lerp(first.log(), last.log(), share)
+    times = schedule.time_of(levels)
     if not capped:
         times[0] = schedule.t_max  # and not a rounding error, or a replaced infinity, below it
-    return times, ratios
+    return times, levels.exp()
 
 
 def _noise_to_signal(schedule: Schedule, times: torch.Tensor) -> torch.Tensor:

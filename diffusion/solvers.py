@@ -68,6 +68,23 @@ def sampling_times(schedule: Schedule, num_inference_steps: int) -> torch.Tensor
     return schedule.time(torch.from_numpy(trailing_timesteps(schedule.num_timesteps, num_inference_steps)))
 
 
+def karras_levels(
+    first: float | torch.Tensor, last: float | torch.Tensor, share: torch.Tensor, rho: float
+) -> torch.Tensor:
+    """λ = log σ/α on the way from one level to another, even in (σ/α)^(1/ρ) (Karras et al. 2022, eq. 5).
+
+    Args:
+        first, last: λ of the two ends.
+        share: 0 at the first, 1 at the last, any shape.
+
+    Returns:
+        float64, the shape of ``share``.
+    """
+    ends = torch.as_tensor([float(first), float(last)], dtype=torch.float64, device=share.device)
+    start, end = torch.exp(ends / rho)
+    return rho * torch.log(torch.lerp(start, end, share.double()))
+
+
 def grid_noise_level(
     schedule: Schedule, step: torch.Tensor, num_steps: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -209,6 +209,25 @@ def test_more_steps_than_levels_have_no_place(steps):
         step_times(COSINE, [float(i) for i in range(18)], steps)
 
 
+@pytest.mark.parametrize(("steps", "index"), [(1, [17]), (2, [17, 6]), (3, [17, 6, 2])])
+def test_sampling_steps_start_at_the_chosen_levels(steps, index):
+    levels = [float(7 * i) for i in range(18)]
+    times = step_times(COSINE, levels, steps, [6, 2])
+    np.testing.assert_allclose(COSINE.timestep(times).numpy(), [7 * i for i in index], rtol=1e-12)
+
+
+def test_there_are_no_more_steps_than_chosen_levels():
+    with pytest.raises(ValueError, match="num_inference_steps: found 4, expected 1 to 3"):
+        step_times(COSINE, [float(i) for i in range(18)], 4, [6, 2])
+
+
+@pytest.mark.parametrize("chosen", [[9], [9, 9, 4], [4, 9, 3], [17, 9, 3]])
+def test_chosen_levels_that_cannot_serve_every_step_are_refused(chosen):
+    method = ConsistencyDistillation(settings(num_inference_steps=[1, 4], sampling_levels=chosen))
+    with pytest.raises(ValueError, match=r"sampling_levels: found .*, expected 3 or more indices"):
+        method.check(TeacherSettings.model_validate(TEACHER).facts(channels=1, resolution=8))
+
+
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
