@@ -29,6 +29,8 @@ from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
 
+from evaluation.tables import INCEPTION_NAMES
+
 # isort: split
 import cleanfid.fid
 import numpy as np
@@ -206,6 +208,10 @@ class Extractor(ABC):
         return _check_features(np.asarray(features, dtype=np.float32), self.name)
 
     @abstractmethod
+    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (K, dimensions) and bias (K,) of the network's own classifier: features @ weight.T + bias are logits."""
+
+    @abstractmethod
     def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """What clean-fid calls: float (N, 3, 299, 299) in 0..255 to features (N, dimensions)."""
 
@@ -232,6 +238,10 @@ class EfficientNetExtractor(Extractor):
     def __init__(self, name: str, device: torch.device) -> None:
         network = create_feature_extractor(name, ["1280"], cuda=device.type == "cuda", verbose=False)
         super().__init__(name, network, "1280", device)
+
+    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        layer = self._network.network._fc
+        return layer.weight.cpu().numpy(), layer.bias.cpu().numpy()
 
     def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda images: self._network(images)[0]
@@ -274,6 +284,11 @@ class InceptionExtractor(Extractor):
         super().__init__(name, network, "2048", device)
         self._weights_sha256 = hashlib.sha256(content).hexdigest()
         self._cleanfid_weights = cleanfid_weights
+
+    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
+        # Without its bias, as the Inception Score is published ("logits_unbiased" of torch-fidelity).
+        weight = self._network.fc.weight.cpu().numpy()
+        return weight, np.zeros(len(weight), dtype=weight.dtype)
 
     def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
         usual = Path(tempfile.gettempdir()) / CLEANFID_INCEPTION_FILE  # where clean-fid itself looks
@@ -345,8 +360,8 @@ def load_extractor(
 
 
 def metric_name(base: str, extractor: str) -> str:
-    """The name a measure goes by: a Fréchet distance is ``fid`` on the FID Inception only."""
-    return "fid" if base == "frechet_distance" and extractor == "inception" else base
+    """The name a measure goes by: a Fréchet distance is ``fid`` on the FID Inception only, and so on."""
+    return INCEPTION_NAMES.get(base, base) if extractor == "inception" else base
 
 
 class _Pictures(Dataset):

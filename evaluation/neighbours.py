@@ -38,12 +38,17 @@ def closeness(found: Mapping[str, Neighbours], held_out: Neighbours) -> dict[str
         name to ``median_distance``; ``relative``, that over the held-out pictures' median; and ``suspicious``, the
         share of the set that is nearer than 99 of 100 held-out pictures are, which is 0.01 by chance.
     """
-    limit, median = np.quantile(held_out.distance, 0.01), np.median(held_out.distance)
+    median = np.median(held_out.distance)
     return {
         name: {
             "median_distance": float(np.median(one.distance)),
             "relative": float(np.median(one.distance) / median),
-            "suspicious": float(np.mean(one.distance < limit)),
+            "suspicious": nearer_than_held_out(one, held_out),
         }
         for name, one in found.items()
     }
+
+
+def nearer_than_held_out(found: Neighbours, held_out: Neighbours) -> float:
+    """The share of a set that is nearer to the training pictures than 99 of 100 held-out pictures are."""
+    return float(np.mean(found.distance < np.quantile(held_out.distance, 0.01)))

@@ -1,14 +1,18 @@
 """Quality measures: thin calls into torch-fidelity and clean-fid, and a variant's rows of metrics.csv.
 
-Nothing here re-implements a measure. What this module adds is a fixed protocol (which reference, how many
-samples, which seeds), checks that nothing non-finite passes, and a warning where samples are too few.
+What this module adds is a fixed protocol (which reference, how many samples, which seeds), checks that nothing
+non-finite passes, and a warning where samples are too few. Two measures stand here by hand, because no kept library
+has them: density and coverage (`prdc`, their authors' package, holds all N×N distances in memory and has not moved
+since 2020), and the extrapolation of a Fréchet distance to infinitely many samples.
 """
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion.errors import NonFiniteError, UserError
 
@@ -16,17 +20,28 @@ from diffusion.errors import NonFiniteError, UserError
 import cleanfid.fid
 import numpy as np
 import torch
+from sklearn.metrics import pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from evaluation.features import metric_name
+from evaluation.neighbours import Neighbours, nearer_than_held_out, nearest
 from evaluation.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000
 KID_SEED = 2020  # torch-fidelity's own default
-NEIGHBORHOOD = 3
+NEIGHBORHOOD = 3  # Kynkäänniemi et al. 2019
+DENSITY_NEIGHBORHOOD = 5  # Naeem et al. 2020
+SCORE_SPLITS = 10  # Salimans et al. 2016
+
+# Extrapolation: Chong & Forsyth 2020 take 15 counts from 5,000 to 50,000 in 2,048 dimensions.
+EXTRAPOLATION_POINTS = 15
+EXTRAPOLATION_LEAST_PER_DIMENSION = 5.0
+_SMALLEST_PER_DIMENSION = 5000 / 2048
 
 
 class RankWarning(UserWarning):
@@ -47,10 +62,14 @@ class Reference:
     Attributes:
         name: what the column ``reference`` says, e.g. "train".
         features: float32, shape (N, D).
+        held_out: features of real pictures that are not in the set, for the leak check; None leaves it out.
+        classifier: weight (K, D) and bias (K,) of the extractor's own classifier; None where it has none.
     """
 
     name: str
     features: np.ndarray
+    held_out: np.ndarray | None = None
+    classifier: tuple[np.ndarray, np.ndarray] | None = None
     _moments: Moments | None = field(default=None, repr=False)
 
     @property
@@ -58,6 +77,12 @@ class Reference:
         if self._moments is None:
             self._moments = moments(self.features, what=f"reference '{self.name}'")
         return self._moments
+
+    @cached_property
+    def distance_of_held_out(self) -> Neighbours:
+        """The nearest of the reference to each held-out picture."""
+        assert self.held_out is not None
+        return nearest(self.held_out, self.features)
 
 
 def moments(features: np.ndarray, *, what: str = "features", warn: bool = True) -> Moments:
@@ -95,17 +120,25 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
     return _finite(fid_statistics_to_metric(one.statistics, two.statistics, False)[KEY_METRIC_FID], "frechet_distance")
 
 
+class KernelDistance(NamedTuple):
+    """Mean over subsets, and standard deviation between them (n in the denominator)."""
+
+    mean: float
+    sd: float
+
+
 def kid(
     a: np.ndarray,
     b: np.ndarray,
     subsets: int = KID_SUBSETS,
     subset_size: int = KID_SUBSET_SIZE,
     seed: int = KID_SEED,
-) -> float:
-    """Kernel distance between two sets of features (N, D), by torch-fidelity: mean over random subsets.
+) -> KernelDistance:
+    """Kernel distance between two sets of features (N, D), by torch-fidelity, over random subsets.
 
     Bińkowski et al. 2018 (arXiv 1801.01401): unbiased squared MMD with the kernel (xᵀy/D + 1)³. Slightly
-    negative values are possible and mean "no difference found". The subset size shrinks to the smaller set.
+    negative values are possible and mean "no difference found". The subset size shrinks to the smaller set. The
+    subsets share pictures, so their deviation is less than that between independent sets.
 
     Raises:
         NonFiniteError: a feature, or the value, is NaN or infinite.
@@ -119,7 +152,7 @@ def kid(
         rng_seed=seed,
         verbose=False,
     )
-    return _finite(result[KEY_METRIC_KID_MEAN], "kid")
+    return KernelDistance(_finite(result[KEY_METRIC_KID_MEAN], "kid"), _finite(result[KEY_METRIC_KID_STD], "kid"))
 
 
 def precision_recall(generated: np.ndarray, real: np.ndarray, neighborhood: int = NEIGHBORHOOD) -> tuple[float, float]:
@@ -143,6 +176,93 @@ def precision_recall(generated: np.ndarray, real: np.ndarray, neighborhood: int 
         torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=neighborhood, verbose=False
     )
     return _finite(result[KEY_METRIC_PRECISION], "precision"), _finite(result[KEY_METRIC_RECALL], "recall")
+
+
+def density_coverage(
+    generated: np.ndarray, real: np.ndarray, neighborhood: int = DENSITY_NEIGHBORHOOD
+) -> tuple[float, float]:
+    """Density and coverage of generated features (N, D) against real ones (M, D).
+
+    Naeem et al. 2020 (arXiv 2002.09797), eq. 3 and 4, with a ball around each real picture that reaches to its
+    ``neighborhood``-th neighbour among the real ones. Density: in how many balls a generated picture lies, over
+    ``neighborhood``; 1 is expected for equal distributions, more is possible. Coverage: the share of balls with a
+    generated picture inside; 1 − Π_{i=0}^{k−1} (M − 1 − i) / (N + M − 1 − i) is expected then. Memory does not grow with N M.
+
+    Raises:
+        NonFiniteError: a feature is NaN or infinite.
+        UserError: the real set has no ``neighborhood``-th neighbour.
+    """
+    generated, real = _check(generated, "generated features"), _check(real, "real features")
+    if len(real) <= neighborhood:
+        raise UserError(f"density and coverage need more than {neighborhood} real pictures; found {len(real)}.")
+    radii = NearestNeighbors(n_neighbors=neighborhood, algorithm="brute").fit(real).kneighbors()[0][:, -1]
+    inside, covered = 0, np.zeros(len(real), dtype=bool)
+    for distances in pairwise_distances_chunked(generated, real):
+        within = distances < radii
+        inside += int(within.sum())
+        covered |= within.any(axis=0)
+    return inside / (neighborhood * len(generated)), float(covered.mean())
+
+
+def classifier_score(features: np.ndarray, classifier: tuple[np.ndarray, np.ndarray]) -> float:
+    """exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes (Salimans et al. 2016, arXiv 1606.03498), by torch-fidelity.
+
+    It is the Inception Score where the extractor is the FID Inception. Mean over :data:`SCORE_SPLITS` splits of the
+    shuffled pictures.
+
+    Args:
+        features: float32, shape (N, D).
+        classifier: weight (K, D) and bias (K,).
+
+    Raises:
+        NonFiniteError: a feature, or the score, is NaN or infinite.
+    """
+    weight, bias = classifier
+    logits = torch.from_numpy(_check(features, "features") @ weight.T + bias)
+    return _finite(isc_features_to_metric(logits, splits=SCORE_SPLITS)[KEY_METRIC_ISC_MEAN], "classifier_score")
+
+
+def extrapolated_frechet_distance(features: np.ndarray, reference: Moments, seed: int = 0) -> float:
+    """The Fréchet distance at infinitely many samples: where a line in 1/N through fewer samples ends.
+
+    Chong & Forsyth 2020 (arXiv 1911.07023): the bias of a Fréchet distance is linear in 1/N to first order. Here the
+    counts are :data:`EXTRAPOLATION_POINTS`, even from max(N/10, 2.44 D) to N, each a random subset. What is due to the
+    reference's own count stays.
+
+    Args:
+        features: float32, shape (N, D).
+        reference: the moments of the real pictures.
+
+    Raises:
+        NonFiniteError: a feature, or the value, is NaN or infinite.
+        UserError: fewer than five samples a dimension, where the bias is not linear in 1/N yet.
+    """
+    features = _check(features, "features")
+    count, dimensions = features.shape
+    if count < EXTRAPOLATION_LEAST_PER_DIMENSION * dimensions:
+        raise UserError(
+            f"extrapolation to infinitely many samples: {count} samples in {dimensions} dimensions; it needs "
+            f"{math.ceil(EXTRAPOLATION_LEAST_PER_DIMENSION * dimensions)} or more."
+        )
+    least = max(count / 10, _SMALLEST_PER_DIMENSION * dimensions)
+    counts = np.linspace(least, count, EXTRAPOLATION_POINTS).round().astype(int)
+    generator = np.random.default_rng(seed)
+    distances = [
+        frechet_distance(moments(features[generator.permutation(count)[:some]], warn=False), reference)
+        for some in counts
+    ]
+    _slope, at_infinity = np.polyfit(1 / counts, distances, 1)
+    return _finite(float(at_infinity), "frechet_distance_extrapolated")
+
+
+def leak_share(features: np.ndarray, reference: Reference) -> float:
+    """The share of pictures that are nearer to a picture of the reference than 99 of 100 held-out real ones are.
+
+    0.01 is expected of new pictures; much more says that the reference, where it is what the teacher was trained on, is
+    repeated.
+    """
+    assert reference.held_out is not None
+    return nearer_than_held_out(nearest(features, reference.features), reference.distance_of_held_out)
 
 
 def cleanfid_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -202,9 +322,10 @@ def measure(
 ) -> list[dict[str, Any]]:
     """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
 
-    On every sampling seed: Fréchet distance, KID, precision and recall against the reference, at the full
-    count and on the first ``small_count`` samples (the count of the real floor); the mean squared distance to
-    the teacher's samples from the same noise. On the first ``teacher_seeds`` seeds: the Fréchet distance to
+    On every sampling seed: Fréchet distance, KID with its spread over subsets, precision, recall, density, coverage and,
+    where the reference has what they need, the classifier score and the leak check, at the full count and on the
+    first ``small_count`` samples (the count of the real floor); the extrapolated Fréchet distance where there are
+    samples enough; the mean squared distance to the teacher's samples from the same noise. On the first ``teacher_seeds`` seeds: the Fréchet distance to
     the teacher's samples of all *other* sampling seeds, so that the teacher's own row is its finite-sample
     floor and not zero; with one sampling seed there is no such row. On the first seed: clean-fid's Fréchet
     distance.
@@ -339,6 +460,23 @@ def protocols(extractor_description: Mapping[str, Any], reference: str = "train"
             f"Improved precision and recall with {NEIGHBORHOOD} nearest neighbours, num_samples samples "
             f"against the whole '{reference}' part, {network}. {quantised}"
         ),
+        "density-coverage": (
+            f"Density and coverage with {DENSITY_NEIGHBORHOOD} nearest neighbours, num_samples samples against the "
+            f"whole '{reference}' part, {network}. {quantised} Coverage grows with num_samples."
+        ),
+        "classifier-score": (
+            f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes (the Inception Score on the FID Inception), mean "
+            f"over {SCORE_SPLITS} splits, {network}. {quantised} It knows no reference."
+        ),
+        "frechet-extrapolated": (
+            f"Where a line in 1/N through the Fréchet distances of {EXTRAPOLATION_POINTS} random subsets ends, "
+            f"{network}. {quantised} Taken only with {EXTRAPOLATION_LEAST_PER_DIMENSION:.0f} samples a dimension or "
+            f"more; what the reference's own count adds stays."
+        ),
+        "leak": (
+            f"Share of the samples that are nearer to a picture of the '{reference}' part than 99 of 100 held-out real "
+            f"pictures are, by Euclidean distance {network}. {quantised} 0.01 is expected of new pictures."
+        ),
         "frechet-other-seeds": (
             f"Fréchet distance between num_samples samples of a variant and the teacher's many-step samples of all "
             f"other sampling seeds together, {network}. No noise is shared between the two sets, so the teacher's "
@@ -369,26 +507,39 @@ def _reference_rows(
     what: str,
     warn: bool = True,
 ) -> list[dict[str, Any]]:
-    distance = frechet_distance(moments(features, what=what, warn=warn), reference.moments)
+    """The measures against the reference at one count; those that need no full count too."""
+    own = moments(features, what=what, warn=warn)
     precision, recall = precision_recall(features, reference.features)
-    values: Sequence[tuple[str, float, str]] = (
-        (metric_name("frechet_distance", extractor), distance, "frechet"),
-        ("kid", kid(features, reference.features), "kid"),
-        ("precision", precision, "precision-recall"),
-        ("recall", recall, "precision-recall"),
-    )
+    density, coverage = density_coverage(features, reference.features)
+    kernel = kid(features, reference.features)
+    by_fidelity = {
+        "frechet_distance": (frechet_distance(own, reference.moments), "frechet"),
+        "kid": (kernel.mean, "kid"),
+        "kid_subset_sd": (kernel.sd, "kid"),
+        "precision": (precision, "precision-recall"),
+        "recall": (recall, "precision-recall"),
+    }
+    if reference.classifier is not None and len(features) >= SCORE_SPLITS:
+        by_fidelity["classifier_score"] = (classifier_score(features, reference.classifier), "classifier-score")
+    if len(features) >= EXTRAPOLATION_LEAST_PER_DIMENSION * features.shape[1]:
+        extrapolated = extrapolated_frechet_distance(features, reference.moments)
+        by_fidelity["frechet_distance_extrapolated"] = (extrapolated, "frechet-extrapolated")
+    by_sklearn = {"density": (density, "density-coverage"), "coverage": (coverage, "density-coverage")}
+    if reference.held_out is not None:
+        by_sklearn["leak_share"] = (leak_share(features, reference), "leak")
     return [
         _row(
             identity,
-            metric=metric,
+            metric=metric_name(metric, extractor),
             value=value,
             num_samples=len(features),
             protocol=protocol,
             features=extractor,
             reference=reference.name,
-            library="torch-fidelity",
+            library=library,
         )
-        for metric, value, protocol in values
+        for library, values in (("torch-fidelity", by_fidelity), ("scikit-learn", by_sklearn))
+        for metric, (value, protocol) in values.items()
     ]
 
 

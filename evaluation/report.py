@@ -158,6 +158,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
         for table in (
             tables.main_table(results),
             tables.floor_table(results),
+            tables.measures_table(results),
             comparison_table(results, inputs.comparison),
             steps_table(results, inputs.comparison),
             reach_table(results, inputs.comparison, learning),

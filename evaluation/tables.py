@@ -33,8 +33,14 @@ CURVE_COLUMNS = (
 )
 TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
 TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS)
+# What measures are called on the FID Inception, and there alone.
+INCEPTION_NAMES = {
+    "frechet_distance": "fid",
+    "frechet_distance_extrapolated": "fid_extrapolated",
+    "classifier_score": "inception_score",
+}
 TABLES = (
-    *("main", "floor", "comparison", "comparison_steps", "comparison_reach", "ablation"),
+    *("main", "floor", "measures", "comparison", "comparison_steps", "comparison_reach", "ablation"),
     *("published", "ratios", "training_cost", "libraries", "wall_clock"),
 )
 CERTAINTIES = ("reported", "quoted", "unchecked")
@@ -329,8 +335,7 @@ class Results:
 
     def __post_init__(self) -> None:
         frame = self.metrics.dropna(subset=["value"]).copy()
-        frame.loc[frame["metric"] == "fid", "metric"] = "frechet_distance"
-        frame.loc[frame["metric"] == "fid_to_teacher", "metric"] = "frechet_distance_to_teacher"
+        frame["metric"] = frame["metric"].replace({theirs: ours for ours, theirs in INCEPTION_NAMES.items()})
         frame["row"] = [
             Method(str(m), str(v), None if n is pd.NA else int(n))
             for m, v, n in zip(frame["method"], frame["variant"], frame["nfe"], strict=True)
@@ -407,6 +412,13 @@ class Results:
         if self.features == "inception":
             return "FID"
         return f"Fréchet distance ({self.features})" if self.features else "Fréchet distance"
+
+    @property
+    def score_name(self) -> str:
+        """'Inception Score' only on Inception, otherwise named after the extractor."""
+        if self.features == "inception":
+            return "Inception Score"
+        return f"Classifier score ({self.features})" if self.features else "Classifier score"
 
     def label(self, row: Method) -> str:
         """What to call a row, without its number of evaluations."""
@@ -672,6 +684,12 @@ def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
         "recall": "Recall ↑",
         "mse_to_teacher": "MSE to teacher ↓",
         "label_accuracy": "Label accuracy ↑",
+        "kid_subset_sd": "KID: deviation between subsets",
+        "density": "Density ↑",
+        "coverage": "Coverage ↑",
+        "classifier_score": f"{results.score_name} ↑",
+        "frechet_distance_extrapolated": f"{results.frechet_name}, N → ∞ ↓",
+        "leak_share": "Nearer to training than 99 % of held-out",
         "frechet_distance_to_teacher": f"{results.frechet_name} to the teacher's samples ↓",
     }
     return [Column(key, titles[key], "number", spread=True) for key in keys]
@@ -833,6 +851,44 @@ def floor_table(results: Results) -> Table:
         columns,
         rows,
         aside=frozenset({0}) if results.real else frozenset(),
+    )
+    return without_empty_columns(table, keep=("frechet_distance",))
+
+
+def measures_table(results: Results) -> Table:
+    """The measures that the main table has no room for, at the count of the held-out real pictures."""
+    keys = [
+        *("frechet_distance", "kid", "kid_subset_sd", "density", "coverage", "classifier_score"),
+        *("leak_share", "frechet_distance_extrapolated"),
+    ]
+    count = results.floor_count
+    columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count"), *metric_columns(results, keys)]
+    first = [results.real] if results.real else []
+    rows = []
+    for row in [*first, *results.rows] if count is not None else []:
+        name = "Real pictures held out (floor)" if row in first else results.label(row)
+        # The extrapolated figure has no count of its own: it is taken from all samples.
+        at = {key: None if key == "frechet_distance_extrapolated" else count for key in keys}
+        rows.append([Cell(name), Cell(row.nfe), *(_spread_cell(results.spread(key, row, at[key])) for key in keys)])
+    notes = [
+        "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density is "
+        "1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that the "
+        "training pictures are repeated.",
+    ]
+    if not results.has("frechet_distance_extrapolated"):
+        notes.append(
+            "No Fréchet distance is extrapolated to infinitely many samples: that needs five samples a dimension of the "
+            "features, which are not there."
+        )
+    table = Table(
+        "measures",
+        f"Further measures: {MISSING if count is None else count} samples each",
+        "Every row has as many pictures as the held-out real ones in the first, against the same training pictures. "
+        "Mean ± standard deviation over the seeds.",
+        columns,
+        rows,
+        notes,
+        frozenset({0}) if first else frozenset(),
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

@@ -47,6 +47,7 @@ def fabricate(
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     name = "fid" if features == "inception" else "frechet_distance"
+    score_name = "inception_score" if features == "inception" else "classifier_score"
 
     def measure(method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int) -> None:
         base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0}
@@ -70,6 +71,9 @@ def fabricate(
         add("kid", 0, 2e-5 * distance, count, "train")
         add("precision", 0, 1 / (1 + distance / 400), count, "train")
         add("recall", 0, 0.9 / (1 + distance / 300), count, "train")
+        further = {"kid_subset_sd": 1e-6, "density": 0.8, "coverage": 0.7, score_name: 1.5}
+        for metric, value in further.items() if method != "external" else ():
+            add(metric, 0, value * (1 + distance / 1e4), PART, "train")
         if method == "real":
             add(name, 0, distance, count, "train")
         else:

@@ -87,6 +87,22 @@ def test_the_network_is_the_published_one():
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
 
 
+def test_the_classifier_of_an_extractor_is_the_networks_own_last_layer():
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(efficientnet.load_efficientnet_weights(), strict=True)
+    images = pictures(4, channels=3, size=64)
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        expected = network((tensors - 127) / 128).numpy()
+    extractor = load_extractor("efficientnet-lite0-64")
+    weight, bias = extractor.classifier()
+    found = extractor.extract(images) @ weight.T + bias
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
+    assert found.shape == (4, 1000)
+
+
 def test_random_state_is_left_alone():
     extractor = load_extractor("efficientnet-lite0-32")
     before = torch.get_rng_state()
@@ -125,6 +141,8 @@ def test_names():
     assert metric_name("frechet_distance", "inception") == "fid"
     assert metric_name("frechet_distance", "efficientnet-lite0-64") == "frechet_distance"
     assert metric_name("kid", "inception") == "kid"
+    assert metric_name("classifier_score", "inception") == "inception_score"
+    assert metric_name("classifier_score", "efficientnet-lite0-64") == "classifier_score"
     with pytest.raises(UserError, match="'resnet'"):
         load_extractor("resnet")
     with pytest.raises(UserError, match=r"evaluation\.inception_weights"):
@@ -202,7 +220,9 @@ def test_inception_is_loaded_from_the_usual_cache(tmp_path, monkeypatch):
         empty = tmp_path / "empty.pth"
         torch.save({}, empty)
         torch.manual_seed(0)
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=empty)
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=empty
+        )
     path = tmp_path / "hub" / "checkpoints" / INCEPTION_FILE
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)
@@ -213,8 +233,13 @@ def test_inception_is_loaded_from_the_usual_cache(tmp_path, monkeypatch):
     assert extractor.describe()["weights_sha256"] == digest
     images = pictures(2)
     with torch.no_grad():
-        expected = network(torch.from_numpy(np.repeat(images, 3, axis=3)).permute(0, 3, 1, 2))[0].numpy()
-    np.testing.assert_allclose(extractor.extract(images), expected, rtol=1e-4, atol=1e-6)
+        tensors = torch.from_numpy(np.repeat(images, 3, axis=3)).permute(0, 3, 1, 2)
+        expected, logits = (part.numpy() for part in network(tensors))
+    found = extractor.extract(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    weight, bias = extractor.classifier()
+    assert np.linalg.norm(found @ weight.T + bias - logits) / np.linalg.norm(logits) < 1e-4
+    assert not bias.any()  # as the Inception Score is published
     with pytest.raises(UserError, match=r"evaluation\.cleanfid_inception_weights"):
         extractor.extract_cleanfid(images)
     path.write_bytes(path.read_bytes()[:1000])

@@ -1,6 +1,7 @@
 """The contract that every registered method keeps; a new method is found and tested by itself."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -26,9 +27,12 @@ OWN_PIPELINES = {kind.__name__: kind for kind in (BootPipeline, ConsistencyPipel
 TRAINED = [name for name in METHODS if method_class(name).trains]
 
 
-def build(name, guidance=None):
+def build(name, guidance=None, **training):
     kind = method_class(name)
-    return kind(kind.Settings.model_validate({"method": name, **kind.TINY}), guidance)
+    raw = {"method": name, **kind.TINY}
+    if training:
+        raw["training"] = raw["training"] | training
+    return kind(kind.Settings.model_validate(raw), guidance)
 
 
 @pytest.fixture
@@ -117,6 +121,22 @@ def test_the_teacher_is_left_alone(name, tmp_path, data):
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     distil(build(name), tmp_path / "state", data, teacher=teacher)
     assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", TRAINED)
+def test_compiled_training_has_the_same_losses_and_counts(name, tmp_path, data):
+    found = {}
+    for mode in ("off", "default"):
+        method = build(name, compile=mode, steps=2)
+        given = inputs_of(method, tmp_path, data, tiny_denoiser())
+        with TrainingRun(tmp_path / mode, "key", 0, CPU) as run:
+            students = method.distil(tiny_denoiser(), run, given)
+        found[mode] = [row["loss"] for row in run.log], [s.cost["network_evaluations"] for s in students]
+    assert found["default"][0] == pytest.approx(found["off"][0], rel=1e-3)
+    assert len(found["off"][0]) >= 2
+    assert found["default"][1] == found["off"][1]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -10,11 +10,16 @@ from diffusion.errors import NonFiniteError, UserError
 from evaluation.features import load_extractor
 from evaluation.quality import (
     COLUMNS,
+    Moments,
     RankWarning,
     Reference,
+    classifier_score,
     cleanfid_frechet_distance,
+    density_coverage,
+    extrapolated_frechet_distance,
     frechet_distance,
     kid,
+    leak_share,
     mean_squared_distance,
     measure,
     measure_floor,
@@ -27,6 +32,7 @@ from evaluation.quality import (
 import torch
 from cleanfid.fid import compute_fid
 from PIL import Image
+from sklearn import config_context
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
 
@@ -62,8 +68,8 @@ def test_identical_sets_have_no_distance():
     assert abs(frechet_distance(a, a)) < 1e-6
     assert abs(cleanfid_frechet_distance(a, a)) < 1e-6
     assert precision_recall(a, a) == (1.0, 1.0)
-    assert abs(kid(a, gaussian(500, seed=5))) < 0.02
-    assert kid(a, gaussian(500, mean=2.0, seed=5)) > 1
+    assert abs(kid(a, gaussian(500, seed=5)).mean) < 0.02
+    assert kid(a, gaussian(500, mean=2.0, seed=5)).mean > 1
 
 
 def test_precision_and_recall_tell_the_two_sets_apart():
@@ -96,7 +102,7 @@ def test_too_few_samples_warn_and_stay_finite_and_real():
 def test_non_finite_features_are_refused(bad):
     a, b = gaussian(50, seed=1), gaussian(50, seed=2)
     a[3, 2] = bad
-    for measure_function in (frechet_distance, kid, precision_recall, cleanfid_frechet_distance):
+    for measure_function in (frechet_distance, kid, precision_recall, density_coverage, cleanfid_frechet_distance):
         with pytest.raises(NonFiniteError, match="1 of 50"):
             measure_function(a, b)
         with pytest.raises(NonFiniteError, match="1 of 50"):
@@ -107,6 +113,70 @@ def test_kid_fits_its_subsets_to_the_smaller_set_and_repeats_itself():
     a, b = gaussian(30, seed=1), gaussian(700, 0.5, seed=2)
     assert kid(a, b) == kid(a, b)
     assert kid(a, b, seed=1) != kid(a, b, seed=2)
+    assert kid(a, b).sd > 0
+    assert kid(a, a, subsets=2).sd == pytest.approx(0, abs=1e-6)  # every subset is the whole set
+
+
+def test_density_and_coverage_are_counted_by_hand():
+    """On a line: real pictures at 0, 1, 3, 7 with two neighbours have balls of radius 3, 2, 3 and 6."""
+    real = np.array([[0.0], [1], [3], [7]], np.float32)
+    generated = np.array([[0.5], [6.5], [-2.9]], np.float32)
+    # 0.5 lies in the balls of 0, 1 and 3; 6.5 in that of 7; −2.9 in that of 0.
+    assert density_coverage(generated, real, 2) == (5 / (2 * 3), 1.0)
+    assert density_coverage(generated[[1, 1]], real, 2) == (1 / 2, 1 / 4)
+    with pytest.raises(UserError, match="more than 4 real pictures; found 4"):
+        density_coverage(generated, real, 4)
+
+
+def test_density_and_coverage_of_equal_distributions_are_the_papers_expectations():
+    real, generated = gaussian(600, dimensions=3, seed=1), gaussian(800, dimensions=3, seed=2)
+    density, coverage = density_coverage(generated, real, 5)
+    missed = np.prod([(600 - 1 - i) / (800 + 600 - 1 - i) for i in range(5)])
+    # Deviations over seeds: 0.03 and 0.006.
+    assert density == pytest.approx(1, abs=0.15)
+    assert coverage == pytest.approx(1 - missed, abs=0.03)
+
+
+def test_memory_of_density_and_coverage_is_bounded():
+    with config_context(working_memory=0.01):
+        chunked = density_coverage(gaussian(300, seed=1), gaussian(200, seed=2))
+    assert chunked == density_coverage(gaussian(300, seed=1), gaussian(200, seed=2))
+
+
+def test_the_classifier_score_is_the_exponential_of_a_mean_divergence():
+    """Three classes told apart by the features: certain and even is 3, the same for every picture is 1."""
+    classifier = np.eye(3, dtype=np.float32) * 100, np.zeros(3, np.float32)
+    even = np.tile(np.eye(3, dtype=np.float32), (400, 1))
+    assert classifier_score(even, classifier) == pytest.approx(3, rel=0.02)  # splits are shuffled, thus not quite even
+    assert classifier_score(np.tile(even[:1], (30, 1)), classifier) == pytest.approx(1)
+    biased = np.eye(3, dtype=np.float32) * 30, np.array([100, 0, 0], np.float32)
+    assert classifier_score(even, biased) == pytest.approx(1)
+
+
+def test_the_extrapolated_distance_is_nearer_to_the_closed_form():
+    """Between N(0, 1) and N(0.2, 1) in 20 dimensions; the reference's moments are exact, as from infinitely many."""
+    reference = Moments({"mu": np.full(20, 0.2, np.float32), "sigma": np.eye(20)})
+    closed_form = 20 * 0.2**2
+    plain, extrapolated = [], []
+    for seed in range(10):
+        features = gaussian(200, dimensions=20, seed=seed)
+        plain.append(frechet_distance(features, reference) - closed_form)
+        extrapolated.append(extrapolated_frechet_distance(features, reference) - closed_form)
+    assert np.mean(plain) > 0.1
+    assert abs(np.mean(extrapolated)) < 0.25 * np.mean(plain)
+
+
+def test_extrapolation_is_refused_below_five_samples_a_dimension():
+    reference = moments(gaussian(200, dimensions=20))
+    with pytest.raises(UserError, match="99 samples in 20 dimensions; it needs 100 or more"):
+        extrapolated_frechet_distance(gaussian(99, dimensions=20), reference)
+
+
+def test_the_leak_share_is_one_of_hundred_by_chance_and_high_for_copies():
+    train = gaussian(300, dimensions=3, seed=1)
+    reference = Reference("train", train, held_out=gaussian(2000, dimensions=3, seed=2))
+    assert leak_share(gaussian(2000, dimensions=3, seed=3), reference) == pytest.approx(0.01, abs=0.01)
+    assert leak_share(train[:50] + np.float32(1e-6), reference) == 1
 
 
 def test_mean_squared_distance_is_on_the_decoded_range():
@@ -153,7 +223,9 @@ def test_values_are_torch_fidelitys(extractor, pictures):
     a, b = extractor.extract(generated), extractor.extract(real)
     with pytest.warns(RankWarning):
         assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(
+        (theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]), rel=1e-5
+    )
     assert precision_recall(a, b) == pytest.approx((theirs["precision"], theirs["recall"]))
 
 
@@ -189,6 +261,7 @@ def test_batch_size_and_order_of_pictures_change_no_distance(pictures):
     assert values == pytest.approx([values[0]] * 3, rel=1e-6)
 
 
+PLAIN = {"frechet_distance", "kid", "kid_subset_sd", "precision", "recall", "density", "coverage"}
 IDENTITY = {"experiment": "toy", "method": "boot", "variant": "boot-heun", "nfe": 1, "train_seed": 0}
 
 
@@ -274,7 +347,21 @@ def test_the_teachers_own_row_is_its_floor_and_not_zero():
 def test_stochastic_methods_have_no_distance_to_the_teachers_pictures():
     features, samples = toy()
     rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", small_count=25)
-    assert {row["metric"] for row in rows} == {"frechet_distance", "kid", "precision", "recall"}
+    assert {row["metric"] for row in rows} == PLAIN | {"frechet_distance_extrapolated"}
+
+
+def test_the_classifier_score_and_the_leak_check_need_their_inputs():
+    features, samples = toy()
+    classifier = np.eye(6, dtype=np.float32), np.zeros(6, np.float32)
+    reference = Reference("train", gaussian(90), held_out=gaussian(40, seed=9), classifier=classifier)
+    rows = measure(IDENTITY, features, samples, reference, extractor="inception", small_count=25)
+    assert {row["metric"] for row in rows} == PLAIN - {"frechet_distance"} | {
+        "fid", "fid_extrapolated", "inception_score", "leak_share"
+    }  # fmt: skip
+    # 25 samples in 6 dimensions are fewer than five a dimension.
+    assert {row["num_samples"] for row in rows if row["metric"] == "fid_extrapolated"} == {60}
+    sentences = protocols(load_extractor("efficientnet-lite0-32").describe())
+    assert {row["protocol"] for row in rows} <= set(sentences)
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -308,9 +395,7 @@ def test_the_reference_is_averaged_once(monkeypatch):
 def test_rows_of_the_floor():
     test, train = gaussian(40, seed=1), Reference("train", gaussian(90, seed=2))
     rows = measure_floor("toy", test, train, extractor="x", cleanfid_features=test, cleanfid_reference=train.features)
-    assert {row["metric"] for row in rows} == {
-        "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance"
-    }  # fmt: skip
+    assert {row["metric"] for row in rows} == PLAIN | {"frechet_distance_extrapolated", "cleanfid_frechet_distance"}
     assert {(r["method"], r["variant"], r["nfe"], r["seed"], r["num_samples"]) for r in rows} == {
         ("real", "test", None, None, 40)
     }

@@ -399,6 +399,23 @@ def test_floor_table_compares_at_equal_counts(report: Path) -> None:
     assert float(boot["over_floor"]) == pytest.approx((1.15 * 124 + 90) / 130)
 
 
+def test_further_measures_stand_at_equal_counts_with_the_floor_first(report: Path, page: _Page) -> None:
+    rows = _rows(report, "measures")
+    assert rows[0]["method"].startswith("Real pictures")
+    boot = next(row for row in rows if row["method"] == "BOOT (Heun)")
+    assert float(boot["frechet_distance"]) == pytest.approx(1.15 * 124 + 90)
+    assert float(boot["density"]) == pytest.approx(0.8 * (1 + 124 / 1e4))
+    assert float(boot["classifier_score"]) == pytest.approx(1.5 * (1 + 124 / 1e4))
+    assert "frechet_distance_extrapolated" not in boot
+    assert "Classifier score (efficientnet-lite0@64px)" in page.text
+    assert "five samples a dimension of the features, which are not there" in page.text
+
+
+def test_the_inception_score_has_its_name_on_inception_only(tmp_path: Path) -> None:
+    table = tables.measures_table(load_results(fabricate(tmp_path / "r", features="inception")))
+    assert "Inception Score ↑" in [column.title for column in table.columns]
+
+
 def test_library_table_uses_the_same_samples(report: Path) -> None:
     row = next(row for row in _rows(report, "libraries") if row["method"] == "BOOT (Heun)")
     # clean-fid was given the first seed only, so torch-fidelity's figure is of that seed and not the mean.

@@ -83,10 +83,11 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
         ("progressive", 2), ("progressive", 1), ("knowledge", 1),
     }  # fmt: skip
     assert set(metrics.metric) == {
-        "frechet_distance", "kid", "precision", "recall", "cleanfid_frechet_distance", "mse_to_teacher",
-        "frechet_distance_to_teacher",
+        "frechet_distance", "kid", "kid_subset_sd", "precision", "recall", "density", "coverage", "classifier_score",
+        "leak_share", "cleanfid_frechet_distance", "mse_to_teacher", "frechet_distance_to_teacher",
     }  # fmt: skip
-    assert {library.split()[0] for library in metrics.library} == {"torch-fidelity", "clean-fid", "numpy"}
+    libraries = {library.split()[0] for library in metrics.library}
+    assert libraries == {"torch-fidelity", "scikit-learn", "clean-fid", "numpy"}
     assert np.isfinite(metrics.value).all()
     assert set(metrics[metrics.variant == "mine"].metric) >= {"frechet_distance", "kid"}
     assert "mse_to_teacher" not in set(metrics[metrics.variant == "mine"].metric)
@@ -122,16 +123,19 @@ def test_the_costs_are_those_of_the_settings(finished):
 def test_the_learning_curve_ends_in_the_measured_student(finished):
     report = finished / "results" / "tiny" / "report"
     curve, metrics = pd.read_csv(report / "learning_curves.csv"), pd.read_csv(report / "metrics.csv")
-    assert set(curve.variant) == {"knowledge"}
-    distances = curve[curve.metric == "frechet_distance"].set_index("step")
-    assert distances.index.tolist() == [2, 4, 8]
-    assert distances.network_evaluations.tolist() == [24 * 4 + 16 * step for step in (2, 4, 8)]
-    assert distances.wall_clock_s.is_monotonic_increasing
-    same = metrics[(metrics.variant == "knowledge") & (metrics.metric == "frechet_distance") & (metrics.seed == 0)]
-    assert distances.value[8] == pytest.approx(same[same.num_samples == 48].value.item(), rel=1e-9)
-    assert distances.value.nunique() == 3
-    stored = finished / "results/tiny/students/knowledge/train-0/snapshots"
-    assert {folder.name for folder in stored.iterdir()} == {"step-2", "step-4"}
+    assert set(curve.variant) == {"knowledge", "progressive"}
+    # Before the first step: the set of pairs; the stage before, for a chain's curve is its last stage's.
+    for variant, before, step_cost in (("knowledge", 24 * 4, 16), ("progressive", 8 * 3 * 16, 3 * 16)):
+        of_variant = curve[(curve.variant == variant) & (curve.metric == "frechet_distance")].set_index("step")
+        assert of_variant.index.tolist() == [2, 4, 8]
+        assert of_variant.network_evaluations.tolist() == [before + step_cost * step for step in (2, 4, 8)]
+        assert of_variant.wall_clock_s.is_monotonic_increasing
+        same = metrics[(metrics.variant == variant) & (metrics.nfe == 1) & (metrics.metric == "frechet_distance")]
+        end = same[(same.seed == 0) & (same.num_samples == 48)].value.item()
+        assert of_variant.value[8] == pytest.approx(end, rel=1e-9)
+        assert of_variant.value.nunique() == 3
+        stored = finished / "results/tiny/students" / variant / "train-0/snapshots"
+        assert {folder.name for folder in stored.iterdir()} == {"step-2", "step-4"}
 
 
 @pytest.mark.slow

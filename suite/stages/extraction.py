@@ -34,13 +34,15 @@ def extract_features(arguments: argparse.Namespace) -> None:
 
 
 def extract_real_features(arguments: argparse.Namespace) -> None:
-    """Features of the real pictures, both parts, for torch-fidelity and clean-fid."""
+    """Features of the real pictures, both parts, for torch-fidelity and clean-fid; and the extractor's own classifier
+    (``classifier-weight``, ``classifier-bias``), so that whoever measures need not load the network."""
     sets = {name: np.asarray(load_split(arguments.data, name).images) for name in ("train", "test")}
     _extract(
         arguments,
         sets,
         {f"cleanfid-{name}": images for name, images in sets.items()},
         {"data": arguments.data / "manifest.json"},
+        with_classifier=True,
     )
 
 
@@ -49,11 +51,14 @@ def _extract(
     sets: dict[str, np.ndarray],
     cleanfid_sets: dict[str, np.ndarray],
     inputs: dict[str, Path],
+    with_classifier: bool = False,
 ) -> None:
     extractor = load_extractor(
         arguments.extractor, default_device(), arguments.inception_weights, arguments.cleanfid_inception_weights
     )
     features = {name: extractor.extract(images, arguments.batch_size) for name, images in sets.items()}
+    if with_classifier:
+        features["classifier-weight"], features["classifier-bias"] = extractor.classifier()
     cleanfid = "measured"
     try:
         for name, images in cleanfid_sets.items():

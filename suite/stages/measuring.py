@@ -25,7 +25,7 @@ def measure(arguments: argparse.Namespace) -> None:
     own, real = load_features(arguments.features), load_features(arguments.real)
     teacher = _under(load_features(arguments.teacher_features), arguments.teacher_samples.name)
     identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
-    reference = quality.Reference("train", real["train"])
+    reference = quality.Reference("train", real["train"], real["test"], _own_classifier(real))
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
     rows = []
     for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
@@ -106,7 +106,7 @@ def measure_floor(arguments: argparse.Namespace) -> None:
     rows = quality.measure_floor(
         arguments.experiment,
         real["test"][np.sort(drawn)],
-        quality.Reference("train", real["train"]),
+        quality.Reference("train", real["train"], classifier=_own_classifier(real)),
         extractor=_extractor(arguments.real)["name"],
         cleanfid_features=real.get("cleanfid-test"),
         cleanfid_reference=real.get("cleanfid-train"),
@@ -136,6 +136,11 @@ def load_features(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a features file by name, each of shape (N, D)."""
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive}
+
+
+def _own_classifier(real: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The extractor's own classifier, from the features of the real pictures."""
+    return real["classifier-weight"], real["classifier-bias"]
 
 
 def _under(features: dict[str, np.ndarray], group: str) -> dict[int, np.ndarray]:
