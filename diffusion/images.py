@@ -2,6 +2,7 @@
 
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,12 +10,16 @@ import torch
 from diffusion.errors import NonFiniteError, UserError
 from diffusion.files import atomic_path
 
+Quantiser = Literal["round", "truncate"]
 
-def to_uint8(images: torch.Tensor) -> np.ndarray:
+
+def to_uint8(images: torch.Tensor, quantiser: Quantiser = "round") -> np.ndarray:
     """The suite's only quantiser: round(clamp(127.5·x + 127.5, 0, 255)).
 
     Args:
         images: float tensor, shape (N, C, H, W), nominally in [-1, 1].
+        quantiser: "truncate" takes the floor and stands for what others do (guided-diffusion, i.e. ADM); it is there
+            to show what the difference does to a figure.
 
     Returns:
         uint8 array, shape (N, H, W, C).
@@ -29,7 +34,9 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
             f"{int(bad.sum())} of {len(images)} pictures contain NaN or infinity (the first at index {first}). "
             f"The network that made them is broken or overflowed; train it again with a lower learning rate."
         )
-    scaled = (images.float() * 127.5 + 127.5).clamp(0, 255).round()
+    scaled = (images.float() * 127.5 + 127.5).clamp(0, 255)
+    if quantiser == "round":
+        scaled = scaled.round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 

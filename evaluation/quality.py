@@ -29,6 +29,7 @@ from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, p
 
 from evaluation.features import metric_name
 from evaluation.neighbours import Neighbours, nearer_than_held_out, nearest
+from evaluation.protocols import MAIN, Library
 from evaluation.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
@@ -53,6 +54,11 @@ class Moments:
     """Mean and covariance of features, as torch-fidelity computes them. Made by :func:`moments`."""
 
     statistics: dict[str, np.ndarray]
+
+    @classmethod
+    def given(cls, mu: np.ndarray, sigma: np.ndarray) -> "Moments":
+        """Moments from elsewhere, mean (D,) and covariance (D, D)."""
+        return cls({"mu": mu, "sigma": sigma})
 
 
 @dataclass
@@ -117,7 +123,13 @@ def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
         NonFiniteError: a feature, or the distance, is NaN or infinite.
     """
     one, two = (x if isinstance(x, Moments) else moments(x) for x in (a, b))
-    return _finite(fid_statistics_to_metric(one.statistics, two.statistics, False)[KEY_METRIC_FID], "frechet_distance")
+    if len({x.statistics["mu"].shape for x in (one, two)}) > 1:
+        sizes = " and ".join(str(len(x.statistics["mu"])) for x in (one, two))
+        raise UserError(f"Fréchet distance: {sizes} dimensions; expected features of one extractor.")
+    first, second = one.statistics, two.statistics
+    if any(first[name].dtype != second[name].dtype for name in first):  # which torch-fidelity refuses
+        first, second = ({k: v.astype(np.float64) for k, v in x.items()} for x in (first, second))
+    return _finite(fid_statistics_to_metric(first, second, False)[KEY_METRIC_FID], "frechet_distance")
 
 
 class KernelDistance(NamedTuple):
@@ -186,7 +198,7 @@ def density_coverage(
     Naeem et al. 2020 (arXiv 2002.09797), eq. 3 and 4, with a ball around each real picture that reaches to its
     ``neighborhood``-th neighbour among the real ones. Density: in how many balls a generated picture lies, over
     ``neighborhood``; 1 is expected for equal distributions, more is possible. Coverage: the share of balls with a
-    generated picture inside; 1 − Π_{i=0}^{k−1} (M − 1 − i) / (N + M − 1 − i) is expected then. Memory does not grow with N M.
+    generated picture inside; 1 − Π_{i=0}^{k−1} (M − 1 − i) / (N + M − 1 − i) is expected then. Memory is bounded.
 
     Raises:
         NonFiniteError: a feature is NaN or infinite.
@@ -205,10 +217,10 @@ def density_coverage(
 
 
 def classifier_score(features: np.ndarray, classifier: tuple[np.ndarray, np.ndarray]) -> float:
-    """exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes (Salimans et al. 2016, arXiv 1606.03498), by torch-fidelity.
+    """exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes, by torch-fidelity.
 
-    It is the Inception Score where the extractor is the FID Inception. Mean over :data:`SCORE_SPLITS` splits of the
-    shuffled pictures.
+    Salimans et al. 2016 (arXiv 1606.03498), sec. 4: the Inception Score, where the extractor is the FID Inception. Mean
+    over :data:`SCORE_SPLITS` splits of the shuffled pictures.
 
     Args:
         features: float32, shape (N, D).
@@ -265,26 +277,79 @@ def leak_share(features: np.ndarray, reference: Reference) -> float:
     return nearer_than_held_out(nearest(features, reference.features), reference.distance_of_held_out)
 
 
-def cleanfid_frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance between two sets of features (N, D) by clean-fid (Parmar et al. 2022, arXiv
+def cleanfid_frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
+    """Fréchet distance between two sets of features (N, D), or their moments, by clean-fid (Parmar et al. 2022, arXiv
     2104.11222).
+
+    clean-fid takes its moments by the same NumPy functions as torch-fidelity, and then another matrix square root.
 
     Raises:
         NonFiniteError: a feature, or the distance, is NaN or infinite.
         UserError: clean-fid finds no real matrix square root, which happens with too few samples.
     """
-    a, b = _check(a, "clean-fid features"), _check(b, "clean-fid features")
+    one, two = (x if isinstance(x, Moments) else moments(x, warn=False) for x in (a, b))
     try:
         with warnings.catch_warnings():
             # SciPy's note on singular matrices: the value is checked below.
             warnings.filterwarnings("ignore", message="Matrix is singular")
-            value = cleanfid.fid.fid_from_feats(a, b)
+            value = cleanfid.fid.frechet_distance(
+                *(x.statistics[name] for x in (one, two) for name in ("mu", "sigma")),
+            )
     except ValueError as error:
         raise UserError(
-            f"clean-fid finds no real square root for {len(a)} and {len(b)} samples in {a.shape[1]} "
-            f"dimensions ({error}). Take more than {a.shape[1]} samples in each set."
+            f"clean-fid finds no real matrix square root in {len(one.statistics['mu'])} dimensions ({error}). Take "
+            f"more samples than that in each set."
         ) from error
     return _finite(value, "cleanfid_frechet_distance")
+
+
+def cleanfid_kid(a: np.ndarray, b: np.ndarray, seed: int = KID_SEED) -> float:
+    """Kernel distance between two sets of features (N, D) by clean-fid: the mean over 100 random subsets.
+
+    Raises:
+        NonFiniteError: a feature, or the value, is NaN or infinite.
+    """
+    a, b = _check(a, "clean-fid features"), _check(b, "clean-fid features")
+    # clean-fid draws from NumPy's global generator, which belongs to the caller.
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        return _finite(cleanfid.fid.kernel_distance(a, b), "cleanfid_kid")
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def measure_under(
+    library: Library,
+    features: np.ndarray,
+    reference: Moments,
+    reference_features: np.ndarray | None = None,
+    *,
+    warn: bool = True,
+) -> dict[str, float]:
+    """Fréchet distance and, where the reference is more than its moments, KID, by the functions of one library.
+
+    clean-fid finds no real matrix square root for some singular covariances, that is with too few samples; its Fréchet
+    distance is then left out, with a warning.
+
+    Args:
+        features: float32, shape (N, D).
+        reference: moments of the real pictures, and ``reference_features`` (M, D), which may be memory-mapped.
+        warn: whether to warn of too few samples.
+    """
+    own, found = moments(features, warn=warn), {}
+    if library == "torch-fidelity":
+        found["frechet_distance"] = frechet_distance(own, reference)
+    else:
+        try:
+            found["frechet_distance"] = cleanfid_frechet_distance(own, reference)
+        except UserError as error:
+            warnings.warn(f"no clean-fid figure. {error}", RankWarning, stacklevel=2)
+    if reference_features is not None:
+        real = np.array(reference_features)  # a copy: torch warns of memory that it must not write to
+        kernel = kid(features, real).mean if library == "torch-fidelity" else cleanfid_kid(features, real)
+        found["kid"] = kernel
+    return found
 
 
 def mean_squared_distance(samples: np.ndarray, teacher: np.ndarray) -> float:
@@ -316,19 +381,16 @@ def measure(
     teacher_samples: Mapping[int, np.ndarray] | None = None,
     teacher_name: str = "teacher-50",
     teacher_seeds: int = 1,
-    cleanfid_features: np.ndarray | None = None,
-    cleanfid_reference: np.ndarray | None = None,
     labels: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> list[dict[str, Any]]:
     """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
 
-    On every sampling seed: Fréchet distance, KID with its spread over subsets, precision, recall, density, coverage and,
-    where the reference has what they need, the classifier score and the leak check, at the full count and on the
-    first ``small_count`` samples (the count of the real floor); the extrapolated Fréchet distance where there are
-    samples enough; the mean squared distance to the teacher's samples from the same noise. On the first ``teacher_seeds`` seeds: the Fréchet distance to
-    the teacher's samples of all *other* sampling seeds, so that the teacher's own row is its finite-sample
-    floor and not zero; with one sampling seed there is no such row. On the first seed: clean-fid's Fréchet
-    distance.
+    On every sampling seed: Fréchet distance, KID with its spread over subsets, precision, recall, density, coverage
+    and, where the reference has what they need, the classifier score and the leak check, at the full count and on
+    the first ``small_count`` samples (the count of the real floor); the extrapolated Fréchet distance where there are
+    samples enough; the mean squared distance to the teacher's samples from the same noise. On the first
+    ``teacher_seeds`` seeds: the Fréchet distance to the teacher's samples of all *other* sampling seeds, so that the
+    teacher's own row is its finite-sample floor and not zero; with one sampling seed there is no such row.
 
     Args:
         identity: experiment, method, variant, nfe, train_seed.
@@ -343,8 +405,6 @@ def measure(
         teacher_name: what the column ``reference`` says in rows that compare with the teacher.
         teacher_seeds: how many sampling seeds are compared with the teacher's samples; each costs as much as
             an FID.
-        cleanfid_features: features of the first seed's samples through clean-fid.
-        cleanfid_reference: features of the reference pictures through clean-fid.
         labels: sampling seed to the classes that its samples were asked for and those that a classifier finds, (N,).
 
     Raises:
@@ -371,7 +431,7 @@ def measure(
                     metric="frechet_distance_to_teacher",
                     value=frechet_distance(moments(vectors), moments(np.concatenate(others))),
                     num_samples=len(vectors),
-                    protocol="frechet-other-seeds",
+                    protocol=MAIN,
                     features=extractor,
                     reference=teacher_name,
                     library="torch-fidelity",
@@ -392,14 +452,13 @@ def measure(
                     metric="mse_to_teacher",
                     value=mean_squared_distance(samples[seed], teacher_samples[seed]),
                     num_samples=len(samples[seed]),
-                    protocol="pixels",
+                    protocol=MAIN,
                     features="pixels",
                     reference=teacher_name,
                     library="numpy",
                 )
             )
-    first = {**identity, "seed": next(iter(features))}
-    return rows + _cleanfid_rows(first, cleanfid_features, cleanfid_reference, extractor, reference.name)
+    return rows
 
 
 def measure_floor(
@@ -408,8 +467,6 @@ def measure_floor(
     reference: Reference,
     *,
     extractor: str,
-    cleanfid_features: np.ndarray | None = None,
-    cleanfid_reference: np.ndarray | None = None,
     label_accuracy: tuple[float, int] | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the real test pictures against the reference: what a perfect model would get at that count.
@@ -428,75 +485,65 @@ def measure_floor(
     rows = _reference_rows(identity, test_features, reference, extractor, "test pictures")
     if label_accuracy is not None:
         rows.append(_accuracy_row(identity, *label_accuracy))
-    return rows + _cleanfid_rows(identity, cleanfid_features, cleanfid_reference, extractor, reference.name)
+    return rows
 
 
-def protocols(extractor_description: Mapping[str, Any], reference: str = "train") -> dict[str, str]:
-    """Each name of the column ``protocol``, spelled out: for footnotes and for the provenance files.
+def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
+    """Each measure of the column ``metric`` spelled out, for the report and the provenance files.
+
+    What they have in common (features, quantiser, reference) is the protocol's, see :mod:`evaluation.protocols`.
 
     Args:
-        extractor_description: what :meth:`evaluation.features.Extractor.describe` returns.
+        extractor: its name; decides what the Fréchet distance is called.
         reference: name of the reference set.
     """
-    about = extractor_description
-    network = (
-        f"on features of {about['name']} (torch-fidelity {version('torch-fidelity')}, layer "
-        f"{about['layer']}, "
-        f"pictures resized to {about['resize']}, normalised as {about['normalisation']}, "
-        f"weights sha256 {about['weights_sha256'][:16]}…)"
-    )
-    quantised = "Samples are quantised to uint8 once, by round(clamp(127.5 x + 127.5, 0, 255))."
-    return {
-        "frechet": (
-            f"Fréchet distance between num_samples samples and the whole '{reference}' part {network}. "
-            f"{quantised} Biased upwards by few samples: compare at equal num_samples only."
+    network = "by torch-fidelity"
+    whole = f"num_samples samples against the whole '{reference}' part"
+    few = EXTRAPOLATION_LEAST_PER_DIMENSION
+    sentences = {
+        "frechet_distance": (
+            f"Fréchet distance, {whole}, {network}. Biased upwards by few samples: compare at equal num_samples only."
         ),
         "kid": (
-            f"Kernel distance, unbiased, polynomial kernel of degree 3, mean over {KID_SUBSETS} random "
-            f"subsets of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}, "
-            f"{network}. {quantised}"
+            f"Kernel distance, unbiased, polynomial kernel of degree 3, {network}; mean over {KID_SUBSETS} random "
+            f"subsets of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}."
         ),
-        "precision-recall": (
-            f"Improved precision and recall with {NEIGHBORHOOD} nearest neighbours, num_samples samples "
-            f"against the whole '{reference}' part, {network}. {quantised}"
+        "kid_subset_sd": "Standard deviation of KID between those subsets, which share pictures.",
+        "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
+        "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
+        "density": (
+            f"Mean number of real balls that a sample lies in, over {DENSITY_NEIGHBORHOOD}; a ball reaches to the "
+            f"{DENSITY_NEIGHBORHOOD}th nearest real neighbour. 1 is expected of equal distributions."
         ),
-        "density-coverage": (
-            f"Density and coverage with {DENSITY_NEIGHBORHOOD} nearest neighbours, num_samples samples against the "
-            f"whole '{reference}' part, {network}. {quantised} Coverage grows with num_samples."
+        "coverage": "Share of these balls with a sample inside. Grows with num_samples.",
+        "classifier_score": (
+            f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes, mean over {SCORE_SPLITS} splits, {network}. It "
+            f"knows no reference; called Inception Score on the FID Inception only."
         ),
-        "classifier-score": (
-            f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes (the Inception Score on the FID Inception), mean "
-            f"over {SCORE_SPLITS} splits, {network}. {quantised} It knows no reference."
+        "frechet_distance_extrapolated": (
+            f"Where a line in 1/N through the Fréchet distances of {EXTRAPOLATION_POINTS} random subsets ends. Taken "
+            f"only with {few:.0f} samples a dimension or more; what the reference's own count adds stays."
         ),
-        "frechet-extrapolated": (
-            f"Where a line in 1/N through the Fréchet distances of {EXTRAPOLATION_POINTS} random subsets ends, "
-            f"{network}. {quantised} Taken only with {EXTRAPOLATION_LEAST_PER_DIMENSION:.0f} samples a dimension or "
-            f"more; what the reference's own count adds stays."
+        "leak_share": (
+            f"Share of the samples that are nearer to a picture of the '{reference}' part, in the features, than 99 of "
+            f"100 held-out real pictures are. 0.01 is expected of new pictures."
         ),
-        "leak": (
-            f"Share of the samples that are nearer to a picture of the '{reference}' part than 99 of 100 held-out real "
-            f"pictures are, by Euclidean distance {network}. {quantised} 0.01 is expected of new pictures."
+        "frechet_distance_to_teacher": (
+            f"Fréchet distance between num_samples samples and the teacher's many-step samples of all other sampling "
+            f"seeds together, {network}. No noise is shared between the two sets, so the teacher's own row is its "
+            f"floor."
         ),
-        "frechet-other-seeds": (
-            f"Fréchet distance between num_samples samples of a variant and the teacher's many-step samples of all "
-            f"other sampling seeds together, {network}. No noise is shared between the two sets, so the teacher's "
-            f"own row is the floor. {quantised}"
+        "mse_to_teacher": (
+            "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between samples and the "
+            "teacher's many-step samples from the same initial noise."
         ),
-        "pixels": (
-            "Mean squared difference per element on uint8 pictures decoded to [-1, 1], between a variant's "
-            "samples and the teacher's many-step samples from the same initial noise."
-        ),
-        "classifier": (
+        "label_accuracy": (
             "Share of the samples that a classifier, trained on the real training pictures alone, gives the class that "
             "was asked for; for the real test pictures, their own class. Sample i is asked to be of class i modulo the "
             "number of classes."
         ),
-        "clean": (
-            f"Fréchet distance by clean-fid {version('clean-fid')}, mode clean (every picture resized to "
-            f"299x299 as float, bicubic, antialiased), first sampling seed, against the whole '{reference}' "
-            f"part, network: {about['cleanfid_network']}. {quantised}"
-        ),
     }
+    return {metric_name(metric, extractor): sentence for metric, sentence in sentences.items()}
 
 
 def _reference_rows(
@@ -513,62 +560,32 @@ def _reference_rows(
     density, coverage = density_coverage(features, reference.features)
     kernel = kid(features, reference.features)
     by_fidelity = {
-        "frechet_distance": (frechet_distance(own, reference.moments), "frechet"),
-        "kid": (kernel.mean, "kid"),
-        "kid_subset_sd": (kernel.sd, "kid"),
-        "precision": (precision, "precision-recall"),
-        "recall": (recall, "precision-recall"),
+        "frechet_distance": frechet_distance(own, reference.moments),
+        "kid": kernel.mean,
+        "kid_subset_sd": kernel.sd,
+        "precision": precision,
+        "recall": recall,
     }
     if reference.classifier is not None and len(features) >= SCORE_SPLITS:
-        by_fidelity["classifier_score"] = (classifier_score(features, reference.classifier), "classifier-score")
+        by_fidelity["classifier_score"] = classifier_score(features, reference.classifier)
     if len(features) >= EXTRAPOLATION_LEAST_PER_DIMENSION * features.shape[1]:
-        extrapolated = extrapolated_frechet_distance(features, reference.moments)
-        by_fidelity["frechet_distance_extrapolated"] = (extrapolated, "frechet-extrapolated")
-    by_sklearn = {"density": (density, "density-coverage"), "coverage": (coverage, "density-coverage")}
+        by_fidelity["frechet_distance_extrapolated"] = extrapolated_frechet_distance(features, reference.moments)
+    by_sklearn = {"density": density, "coverage": coverage}
     if reference.held_out is not None:
-        by_sklearn["leak_share"] = (leak_share(features, reference), "leak")
+        by_sklearn["leak_share"] = leak_share(features, reference)
     return [
         _row(
             identity,
             metric=metric_name(metric, extractor),
             value=value,
             num_samples=len(features),
-            protocol=protocol,
+            protocol=MAIN,
             features=extractor,
             reference=reference.name,
             library=library,
         )
         for library, values in (("torch-fidelity", by_fidelity), ("scikit-learn", by_sklearn))
-        for metric, (value, protocol) in values.items()
-    ]
-
-
-def _cleanfid_rows(
-    identity: Mapping[str, Any],
-    features: np.ndarray | None,
-    reference_features: np.ndarray | None,
-    extractor: str,
-    reference: str,
-) -> list[dict[str, Any]]:
-    if features is None or reference_features is None:
-        return []
-    try:
-        value = cleanfid_frechet_distance(features, reference_features)
-    except UserError as error:
-        # Too few samples for its square root: that figure is missing, the others stand.
-        warnings.warn(f"{identity.get('variant')}: no clean-fid figure. {error}", RankWarning, stacklevel=2)
-        return []
-    return [
-        _row(
-            identity,
-            metric="cleanfid_frechet_distance",
-            value=value,
-            num_samples=len(features),
-            protocol="clean",
-            features=extractor,
-            reference=reference,
-            library="clean-fid",
-        )
+        for metric, value in values.items()
     ]
 
 
@@ -578,7 +595,7 @@ def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict
         metric="label_accuracy",
         value=value,
         num_samples=count,
-        protocol="classifier",
+        protocol=MAIN,
         features="classifier",
         reference="labels",
         library="torchvision",

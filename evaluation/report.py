@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,10 @@ from evaluation.comparison import (
     reach_table,
     steps_table,
 )
+from evaluation.intervals import difference_table, spread_table
 from evaluation.plots import FIGURES
+from evaluation.protocol_table import protocol_summary, protocol_table
+from evaluation.protocols import MAIN
 from evaluation.tables import (
     COST_COLUMNS,
     LOWER_IS_BETTER,
@@ -43,6 +46,19 @@ from evaluation.tables import (
     format_value,
 )
 
+# Their figures are all of the main protocol.
+_UNDER_MAIN = (
+    "main",
+    "floor",
+    "measures",
+    "spread",
+    "differences",
+    "comparison",
+    "comparison_steps",
+    "comparison_reach",
+    "ablation",
+    "ratios",
+)
 _LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
 _MEASURES = {
     "kid": "KID",
@@ -74,7 +90,8 @@ class ReportInputs:
         trajectory: BOOT variant to the errors of its first training seed's student along the trajectory.
         training: label to ``training.csv``.
         benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
-        provenance: nested dictionary of strings and numbers; "protocols" maps a name to a sentence. The keys
+        provenance: nested dictionary of strings and numbers; "protocols" maps the name of a protocol
+            or a measure to a sentence, and has "main". The keys
             data, teacher, hardware, versions, commit, seeds and features come first on the page.
         labels: variant to what it is called, in the order of the rows.
         teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
@@ -82,6 +99,7 @@ class ReportInputs:
         ablation: which variants change what; None where the experiment has no ablation.
         comparison: which variants are compared at which budget; None where the experiment has no comparison.
         learning_curves: the measures of students at points of their training.
+        protocols: name of a protocol to the figures it gives, its settings in the JSON beside it.
     """
 
     experiment: str
@@ -102,6 +120,7 @@ class ReportInputs:
     ablation: Ablation | None = None
     comparison: Comparison | None = None
     learning_curves: Sequence[Path] = ()
+    protocols: Mapping[str, Path] = field(default_factory=dict)
 
 
 def report_files() -> list[str]:
@@ -159,6 +178,8 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.main_table(results),
             tables.floor_table(results),
             tables.measures_table(results),
+            spread_table(results),
+            difference_table(results),
             comparison_table(results, inputs.comparison),
             steps_table(results, inputs.comparison),
             reach_table(results, inputs.comparison, learning),
@@ -166,10 +187,14 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.published_table(results, published),
             tables.ratio_table(results, published),
             tables.cost_table(results),
-            tables.library_table(results),
+            tables.speed_table(results),
+            protocol_table(results, inputs.protocols),
             tables.wall_clock_table(results),
         )
     }
+    under_main = f"Protocol '{MAIN}': {inputs.provenance['protocols'][MAIN]}"
+    for name in _UNDER_MAIN:
+        built[name] = replace(built[name], notes=[*built[name].notes, under_main])
     times = _all_times(pictures, results)
     interpolation = _interpolation(pictures, results)
     near = _neighbours(inputs.neighbours)
@@ -609,6 +634,7 @@ def _page(
         comparison=inputs.comparison,
         comparison_summary=comparison_summary(results, inputs.comparison),
         ablation_summary=ablation_summary(results, inputs.ablation),
+        protocol_summary=protocol_summary(built["protocols"]),
         trajectory_summary=_trajectory_summary(inputs, results, errors),
     )
 

@@ -1,22 +1,28 @@
 """Wall-clock speed of samplers, measured side by side.
 
-The job that calls this needs the machine to itself. The samplers take turns, round by round, so that a slow
-moment of the machine hits all of them; the order rotates, so that none always follows the same neighbour;
-every call in a round gets the same fresh noise; the device is synchronised before each reading of the clock;
-a warm-up keeps lazy initialisation out of the figures. Medians are reported, because a disturbance only ever
-makes a call slower.
+The job that calls this needs the machine to itself. The samplers take turns, round by round and in a random order, so
+that a slow moment of the machine hits all of them and none always follows the same neighbour; every call in a round
+gets the same fresh noise; the device is synchronised before each reading of the clock; a warm-up keeps lazy
+initialisation out of the figures. Medians are reported, because a disturbance only ever makes a call slower; rounds go
+on until every median is known well enough, or the time is used up.
+
+What a call spends in its network, its peak memory and, where the card tells, its energy are taken in calls of their own
+after the timing, which they would disturb.
 """
 
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from scipy import stats
 
 from diffusion.device import processor_name
 from diffusion.errors import NonFiniteError, UserError
@@ -32,7 +38,14 @@ COLUMNS = (
     "latency_ms_p95",
     "peak_memory_mb",
     "speedup_over_teacher",
+    "rounds",
+    "median_precision",
+    "network_share",
+    "energy_j_per_image",
 )
+
+_SPLIT_CALLS = 3  # in which the time within the network is taken
+_ENERGY_SECONDS = 1.0  # a card's energy counter moves every some ten milliseconds
 
 
 @dataclass(frozen=True)
@@ -41,9 +54,10 @@ class SpeedResult:
 
     Attributes:
         rows: one a sampler and batch size: ``key`` (the sampler), the columns of speed.csv from ``device`` on
-            (:data:`COLUMNS`), ``latency_ms_iqr`` (the spread: upper minus lower quartile) and ``rounds``.
-            None where a figure could not be taken.
-        raw: settings and every single latency in milliseconds, for the JSON beside the table.
+            (:data:`COLUMNS`) and ``latency_ms_iqr`` (the spread: upper minus lower quartile). ``median_precision`` is
+            half the width of the median's 95 % interval over the median, ``network_share`` the share of the time that
+            passes within the network. None where a figure could not be taken.
+        raw: settings, the processor's clock and every single latency in milliseconds, for the JSON beside the table.
     """
 
     rows: list[dict[str, Any]]
@@ -57,10 +71,13 @@ def measure_speed(
     device: str | torch.device,
     *,
     baseline: str | None = None,
+    networks: Mapping[str, torch.nn.Module] | None = None,
     seconds: float = 60.0,
+    precision: float = 0.02,
     warmup: int = 2,
     min_rounds: int = 5,
     max_rounds: int = 200,
+    seed: int = 0,
 ) -> SpeedResult:
     """Times samplers in interleaved rounds.
 
@@ -78,11 +95,14 @@ def measure_speed(
         batch_sizes: for example (128, 1): throughput and single-picture latency.
         device: where the samplers run.
         baseline: the sampler that speed-ups are counted from (the teacher's DDIM-50); None leaves them out.
-        seconds: time budget over all batch sizes. Rounds go on until it is used up, but at least
-            ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
+        networks: the network of each sampler, whose share of the time is taken; None leaves it out.
+        seconds: time budget over all batch sizes. Rounds go on until it is used up or every median is precise, but at
+            least ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
+        precision: a median is precise when half its 95 % interval (from order statistics) is within this share of it.
         warmup: untimed rounds at each batch size.
         min_rounds: lower limit of timed rounds.
         max_rounds: upper limit of timed rounds.
+        seed: of the order of the samplers.
 
     Raises:
         UserError: no sampler, an unknown baseline, or a sampler that returns another number of pictures.
@@ -97,7 +117,10 @@ def measure_speed(
     raw: dict[str, Any] = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "compile": "off",
+        "clock": clocks(device),
         "seconds": seconds,
+        "precision": precision,
         "warmup": warmup,
         "min_rounds": min_rounds,
         "max_rounds": max_rounds,
@@ -115,9 +138,11 @@ def measure_speed(
                 batch_size,
                 device,
                 seconds / len(batch_sizes),
+                precision,
                 warmup,
                 min_rounds,
                 max_rounds,
+                np.random.default_rng(seed),
             )
             raw["latency_ms"][str(batch_size)] = {name: values.tolist() for name, values in latencies.items()}
             for name, values in latencies.items():
@@ -135,8 +160,13 @@ def measure_speed(
                         "speedup_over_teacher": (
                             None if baseline is None else float(np.median(latencies[baseline] / values))
                         ),
-                        "latency_ms_iqr": float(np.subtract(*np.percentile(values, [75, 25]))),
                         "rounds": len(values),
+                        "median_precision": median_precision(values),
+                        "network_share": (
+                            network_share(samplers[name], networks[name], noise, device) if networks else None
+                        ),
+                        "energy_j_per_image": energy_per_image(samplers[name], noise, device),
+                        "latency_ms_iqr": float(np.subtract(*np.percentile(values, [75, 25]))),
                     }
                 )
     return SpeedResult(rows, raw)
@@ -148,9 +178,11 @@ def _time_rounds(
     batch_size: int,
     device: torch.device,
     seconds: float,
+    precision: float,
     warmup: int,
     min_rounds: int,
     max_rounds: int,
+    order: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Latencies in milliseconds, one a sampler and round, in the order of the rounds."""
     names = list(samplers)
@@ -164,8 +196,7 @@ def _time_rounds(
             timed = index - warmup
             round_start = time.perf_counter()
             noise = make_noise(batch_size)
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
+            for name in order.permutation(names).tolist():
                 _synchronise(device)
                 before = time.perf_counter()
                 samplers[name](noise)
@@ -174,12 +205,109 @@ def _time_rounds(
                 if timed >= 0:
                     latencies[name].append(1000 * elapsed)
             now = time.perf_counter()
-            if timed + 1 >= min_rounds and (now - start) + (now - round_start) > seconds:
+            if timed + 1 < min_rounds:
+                continue
+            if (now - start) + (now - round_start) > seconds:
+                break
+            if all((found := median_precision(v)) is not None and found <= precision for v in latencies.values()):
                 break
     finally:
         if collecting:
             gc.enable()
     return {name: np.array(values) for name, values in latencies.items()}
+
+
+def median_precision(latencies: Sequence[float] | np.ndarray) -> float | None:
+    """Half the width of the median's 95 % interval over the median; None for fewer than six values, which have none.
+
+    From order statistics, whatever the latencies' distribution (`scipy.stats.quantile_test`).
+    """
+    interval = stats.quantile_test(latencies, p=0.5).confidence_interval(confidence_level=0.95)
+    half, median = float(interval.high - interval.low) / 2, float(np.median(latencies))
+    return half / median if np.isfinite(half) and median > 0 else None
+
+
+def network_share(sampler: Sampler, network: torch.nn.Module, noise: torch.Tensor, device: torch.device) -> float:
+    """The share of a call's time that passes within its network, the device synchronised at both of its ends.
+
+    Synchronising keeps the device from running ahead: on a GPU the share is that of calls slower than the timed ones.
+    """
+    within, entered = 0.0, 0.0
+
+    def enter(_module: torch.nn.Module, _inputs: Any) -> None:
+        nonlocal entered
+        _synchronise(device)
+        entered = time.perf_counter()
+
+    def leave(_module: torch.nn.Module, _inputs: Any, _output: Any) -> None:
+        nonlocal within
+        _synchronise(device)
+        within += time.perf_counter() - entered
+
+    hooks = [network.register_forward_pre_hook(enter), network.register_forward_hook(leave)]
+    try:
+        start = time.perf_counter()
+        for _ in range(_SPLIT_CALLS):
+            sampler(noise)
+        _synchronise(device)
+        return within / (time.perf_counter() - start)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def energy_per_image(sampler: Sampler, noise: torch.Tensor, device: torch.device) -> float | None:
+    """Joules a picture that the card takes, idling included; None without a card whose driver counts them (NVML).
+
+    Needs the package nvidia-ml-py.
+    """
+    with _energy_counter(device) as counter:
+        if counter is None:
+            return None
+        _synchronise(device)
+        before, start, calls = counter(), time.perf_counter(), 0
+        while time.perf_counter() - start < _ENERGY_SECONDS:
+            sampler(noise)
+            _synchronise(device)
+            calls += 1
+        return (counter() - before) / (calls * len(noise))
+
+
+@contextmanager
+def _energy_counter(device: torch.device) -> Iterator[Callable[[], float] | None]:
+    """A function that tells the joules a card has taken so far, or None."""
+    if device.type != "cuda":
+        yield None
+        return
+    try:
+        import pynvml
+    except ImportError:
+        yield None
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
+    except pynvml.NVMLError:  # cards older than Volta do not count
+        yield None
+    else:
+        yield lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def clocks(device: torch.device) -> dict[str, float | None]:
+    """The present clock of the processor and of the card in MHz, None where the system does not tell."""
+    frequency = psutil.cpu_freq()
+    found = {"processor_mhz": float(frequency.current) if frequency else None, "card_mhz": None}
+    if device.type == "cuda":
+        with suppress(RuntimeError, ModuleNotFoundError):  # torch asks NVML
+            found["card_mhz"] = float(torch.cuda.clock_rate(device))
+    return found
 
 
 def peak_memory_mb(sampler: Sampler, noise: torch.Tensor, device: torch.device) -> float | None:

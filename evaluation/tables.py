@@ -22,6 +22,7 @@ METRICS_COLUMNS = (
 SPEED_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "device", "dtype", "batch_size", "images_per_second"),
     *("latency_ms_median", "latency_ms_p95", "peak_memory_mb", "speedup_over_teacher"),
+    *("rounds", "median_precision", "network_share", "energy_j_per_image"),
 )
 COST_COLUMNS = (
     *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
@@ -40,8 +41,18 @@ INCEPTION_NAMES = {
     "classifier_score": "inception_score",
 }
 TABLES = (
-    *("main", "floor", "measures", "comparison", "comparison_steps", "comparison_reach", "ablation"),
-    *("published", "ratios", "training_cost", "libraries", "wall_clock"),
+    *(
+        "main",
+        "floor",
+        "measures",
+        "spread",
+        "differences",
+        "comparison",
+        "comparison_steps",
+        "comparison_reach",
+        "ablation",
+    ),
+    *("published", "ratios", "training_cost", "sampling_speed", "protocols", "wall_clock"),
 )
 CERTAINTIES = ("reported", "quoted", "unchecked")
 MISSING = "–"
@@ -168,9 +179,15 @@ def load_speed(path: Path) -> pd.DataFrame:
     """Reads the speed table, columns ``SPEED_COLUMNS``.
 
     Raises:
-        UserError: as :func:`load_metrics`.
+        UserError: as :func:`load_metrics`; or figures of several machines, which say nothing beside each other.
     """
     speed = _read_csv(path, SPEED_COLUMNS)
+    machines = speed["device"].dropna().unique()
+    if len(machines) > 1:
+        raise UserError(
+            f"{path}: speeds of several machines ({'; '.join(map(str, machines))}) cannot stand in one column. "
+            f"Delete it and time all samplers on one machine."
+        )
     numbers = ("nfe", "batch_size", *SPEED_COLUMNS[7:])
     _refuse_non_finite(speed, numbers, path)
     for name in numbers:
@@ -459,13 +476,13 @@ class Results:
         groups = self._index.get(("frechet_distance", row), {})
         return self.full_count if self.full_count in groups else max(groups, default=None)
 
-    def speed_of(self, row: Method, column: str, batch: str = "largest") -> float | None:
-        """One figure of the speed table, at the largest or the smallest batch measured."""
+    def speed_of(self, row: Method, column: str, batch: str = "best") -> float | None:
+        """One figure of the speed table, at the batch with the best throughput of the row or at the smallest batch."""
         frame = self.speed[(self.speed["variant"].astype(str) == row.variant) & (self.speed["nfe"] == row.nfe)]
         frame = frame.dropna(subset=[column])
         if row.nfe is None or frame.empty:
             return None
-        place = frame["batch_size"].argmax() if batch == "largest" else frame["batch_size"].argmin()
+        place = frame["images_per_second"].argmax() if batch == "best" else frame["batch_size"].argmin()
         return float(frame.iloc[int(place)][column])
 
     def cost_of(self, row: Method, column: str) -> float | None:
@@ -688,7 +705,7 @@ def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
         "density": "Density ↑",
         "coverage": "Coverage ↑",
         "classifier_score": f"{results.score_name} ↑",
-        "frechet_distance_extrapolated": f"{results.frechet_name}, N → ∞ ↓",
+        "frechet_distance_extrapolated": f"{results.frechet_name}, all samples and N → ∞ ↓",
         "leak_share": "Nearer to training than 99 % of held-out",
         "frechet_distance_to_teacher": f"{results.frechet_name} to the teacher's samples ↓",
     }
@@ -815,9 +832,9 @@ def main_table(results: Results) -> Table:
 def _devices(speed: pd.DataFrame) -> str:
     if speed.empty:
         return ""
-    batch = int(speed["batch_size"].max())
+    sizes = ", ".join(str(size) for size in sorted(speed["batch_size"].unique()))
     devices = ", ".join(sorted({f"{d} ({t})" for d, t in zip(speed["device"], speed["dtype"], strict=True)}))
-    return f"Images per second at batch {batch} on {devices}."
+    return f"Images per second at the row's best of the batch sizes {sizes}, on {devices}."
 
 
 def floor_table(results: Results) -> Table:
@@ -859,7 +876,7 @@ def measures_table(results: Results) -> Table:
     """The measures that the main table has no room for, at the count of the held-out real pictures."""
     keys = [
         *("frechet_distance", "kid", "kid_subset_sd", "density", "coverage", "classifier_score"),
-        *("leak_share", "frechet_distance_extrapolated"),
+        *("leak_share", "frechet_distance_extrapolated", "frechet_distance_to_teacher"),
     ]
     count = results.floor_count
     columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count"), *metric_columns(results, keys)]
@@ -867,18 +884,21 @@ def measures_table(results: Results) -> Table:
     rows = []
     for row in [*first, *results.rows] if count is not None else []:
         name = "Real pictures held out (floor)" if row in first else results.label(row)
-        # The extrapolated figure has no count of its own: it is taken from all samples.
-        at = {key: None if key == "frechet_distance_extrapolated" else count for key in keys}
+        at = {
+            key: None if key in ("frechet_distance_extrapolated", "frechet_distance_to_teacher") else count
+            for key in keys
+        }
         rows.append([Cell(name), Cell(row.nfe), *(_spread_cell(results.spread(key, row, at[key])) for key in keys)])
     notes = [
-        "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density is "
-        "1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that the "
-        "training pictures are repeated.",
+        "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density "
+        "is 1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that "
+        "the training pictures are repeated. The last column, if there is one, is taken from all samples, against the "
+        "teacher's samples of the other sampling seeds, so that the teacher's own row is its floor.",
     ]
     if not results.has("frechet_distance_extrapolated"):
         notes.append(
-            "No Fréchet distance is extrapolated to infinitely many samples: that needs five samples a dimension of the "
-            "features, which are not there."
+            "No Fréchet distance is extrapolated to infinitely many samples: that needs five samples a dimension of "
+            "the features, which are not there."
         )
     table = Table(
         "measures",
@@ -1070,38 +1090,43 @@ def cost_table(results: Results) -> Table:
     )
 
 
-def library_table(results: Results) -> Table:
-    """The same samples through torch-fidelity and clean-fid, and against the teacher's samples."""
+def speed_table(results: Results) -> Table:
+    """Latency and throughput of every row at every batch size."""
+    columns = [
+        Column("method", "Method"),
+        Column("nfe", "Evaluations", "count"),
+        Column("batch_size", "Batch", "count"),
+        Column("latency_ms_median", "Latency, ms ↓", "number"),
+        Column("median_precision", "Its precision, ± %", "number"),
+        Column("latency_ms_p95", "95th percentile, ms", "number"),
+        Column("images_per_second", "Images/s ↑", "number"),
+        Column("speedup_over_teacher", "Speed-up", "factor"),
+        Column("network_share", "In the network, %", "number"),
+        Column("peak_memory_mb", "Peak memory, MB", "number"),
+        Column("energy_j_per_image", "Energy, J a picture ↓", "number"),
+        Column("rounds", "Rounds", "count"),
+    ]
+    percent = ("median_precision", "network_share")
     rows = []
     for row in results.rows:
-        clean = results.values("cleanfid_frechet_distance", row)
-        fidelity = results.values("frechet_distance", row)
-        to_teacher = _spread_cell(results.spread("frechet_distance_to_teacher", row))
-        cells = [Cell(), Cell(), Cell()]
-        if clean is not None and fidelity is not None:
-            shared = clean.index.intersection(fidelity.index)
-            if len(shared):
-                a, b = spread_of(fidelity[shared]), spread_of(clean[shared])
-                ratio = b.mean / a.mean if a and b and a.mean > 0 else None
-                cells = [_spread_cell(a), _spread_cell(b), Cell(ratio)]
-        rows.append([Cell(results.label(row)), Cell(row.nfe), *cells, to_teacher])
-    name = results.frechet_name
-    return Table(
-        "libraries",
-        "Two libraries on the same samples, and the distance to the teacher's samples",
-        "The first two figures are taken on the same samples (the seeds that both libraries were given) against the "
-        "same training pictures; how each of them resizes, and which samples of the teacher the last column is "
-        "measured against, stands under the protocols. The teacher's own row is the floor of the last column.",
-        [
-            Column("method", "Method"),
-            Column("nfe", "Evaluations", "count"),
-            Column("torch_fidelity", f"{name}, torch-fidelity ↓", "number", spread=True),
-            Column("clean_fid", f"{name}, clean-fid ↓", "number", spread=True),
-            Column("ratio", "clean-fid ÷ torch-fidelity", "number"),
-            Column("frechet_distance_to_teacher", f"{name} to the teacher's samples ↓", "number", spread=True),
-        ],
+        frame = results.speed[(results.speed["variant"].astype(str) == row.variant) & (results.speed["nfe"] == row.nfe)]
+        for _, item in frame.sort_values("batch_size").iterrows() if row.nfe is not None else ():
+            cells = [Cell(results.label(row)), Cell(row.nfe)]
+            for column in columns[2:]:
+                value = None if pd.isna(item[column.key]) else float(item[column.key])
+                cells.append(Cell(100 * value if value is not None and column.key in percent else value))
+            rows.append(cells)
+    table = Table(
+        "sampling_speed",
+        "Speed of sampling",
+        f"{_devices(results.speed)} Median of calls that took turns in a random order, with half of its 95 % interval; "
+        "rounds went on until every median was precise enough, or the time was up. Speed-up: the median over rounds, "
+        "against the teacher's reference run at the same batch size. The network's share, memory and energy are of "
+        "calls of their own.",
+        columns,
         rows,
     )
+    return without_empty_columns(table)
 
 
 def wall_clock_table(results: Results) -> Table:

@@ -32,8 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--extractor", required=True)
         sub.add_argument("--batch-size", type=int, default=256)
         sub.add_argument("--inception-weights", type=Path)
-        sub.add_argument("--cleanfid-inception-weights", type=Path)
         paths(sub, "output")
+
+    def under_protocol(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--protocol", required=True, help="JSON")
+        sub.add_argument("--batch-size", type=int, default=256)
+        sub.add_argument("--inception-weights", type=Path)
+        sub.add_argument("--cleanfid-inception-weights", type=Path)
 
     def guidance(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--guidance-scale", type=float, default=1.0, help="of the teacher; 1 is without")
@@ -84,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("num-samples", "batch-size"):
         sub.add_argument(f"--{name}", type=int, required=True)
     sub.add_argument("--seeds", type=int, nargs="+", required=True)
+    sub.add_argument("--quantisers", nargs="+", default=["round"], help="of the first seed; see diffusion.images")
 
     sub = command("features", "extraction.extract_features", "features of sets of samples")
     extraction(sub)
@@ -92,6 +98,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("real-features", "extraction.extract_real_features", "features of the real pictures")
     extraction(sub)
     paths(sub, "data")
+
+    sub = command("reference", "protocols.extract_reference", "features of the real pictures under a protocol")
+    under_protocol(sub)
+    paths(sub, "data", "output")
+
+    sub = command("protocol", "protocols.measure_protocol", "some rows, measured under one protocol")
+    under_protocol(sub)
+    for name in ("experiment", "name", "rows"):
+        sub.add_argument(f"--{name}", required=True)
+    sub.add_argument("--seed", type=int, required=True, help="sampling seed of the rows")
+    paths(sub, "reference", "output")
 
     sub = command("measure", "measuring.measure", "quality of a variant, or of your own samples")
     for name in ("experiment", "method", "variant"):

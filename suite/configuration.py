@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args, get_origin
 
 import pydantic
 import yaml
@@ -17,10 +17,8 @@ from diffusion.method import Method
 from diffusion.settings import Settings
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
+from evaluation.protocols import MAIN, ExtractorName, Protocol
 from suite.registry import method_class, method_modules
-
-# evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
-ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
 
 _RESERVED = ("real", "external", "teacher")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -40,7 +38,9 @@ class EvaluationSettings(Settings):
         num_samples: samples of each variant and sampling seed.
         seeds: sampling seeds. All methods start from the same noise of each seed.
         batch_size: pictures a batch while sampling and extracting features.
-        features: the feature extractor.
+        features: the feature extractor of the main protocol, ``main``: torch-fidelity, against the training pictures.
+        protocols: further protocols by name. Under each, and under ``main``, one and the same samples are measured, so
+            that the report shows how much of a figure is protocol.
         inception_weights, cleanfid_inception_weights: files with torch-fidelity's and clean-fid's own copy of the FID
             Inception; null looks in the usual cache and downloads where the network allows.
         classifier: how the judge of class-conditional samples is trained.
@@ -52,6 +52,7 @@ class EvaluationSettings(Settings):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
+    protocols: dict[str, Protocol] = Field(default_factory=lambda: {"clean-fid": Protocol(library="clean-fid")})
     inception_weights: str | None = None
     cleanfid_inception_weights: str | None = None
     classifier: ClassifierSettings = ClassifierSettings()
@@ -63,6 +64,17 @@ class EvaluationSettings(Settings):
     def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct_and_not_negative(value)
 
+    @property
+    def all_protocols(self) -> dict[str, Protocol]:
+        """``main`` and the further protocols, each with its extractor and number of samples filled in."""
+        given = {MAIN: Protocol(), **self.protocols}
+        return {
+            name: one.model_copy(
+                update={"features": one.features or self.features, "num_samples": one.num_samples or self.num_samples}
+            )
+            for name, one in given.items()
+        }
+
 
 class SpeedSettings(Settings):
     """How sampling is timed.
@@ -70,10 +82,12 @@ class SpeedSettings(Settings):
     Attributes:
         batch_sizes: each is timed; latency is the time of one such batch.
         seconds: time budget over all batch sizes and samplers; at least five rounds of each are taken.
+        precision: rounds end before that when every median is known within this share of it, at 95 %.
     """
 
     batch_sizes: tuple[int, ...] = Field((1, 128), min_length=1)
     seconds: float = Field(40.0, gt=0)
+    precision: float = Field(0.02, gt=0, lt=1)
 
     @field_validator("batch_sizes")
     @classmethod
@@ -391,6 +405,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
             f"({'; '.join(untrained) or 'none is selected'})."
         )
     problems += _weights_problems(layout.evaluation)
+    problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
         if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
             problems.append(
@@ -399,12 +414,32 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
     return problems
 
 
+def _protocol_problems(settings: EvaluationSettings) -> list[str]:
+    problems = []
+    for name, protocol in settings.protocols.items():
+        key = f"evaluation.protocols.{name}"
+        if not _NAME.fullmatch(name) or name == MAIN:
+            problems.append(
+                f"{key}: expected a name of letters, digits and . _ + - (it names files), and not {MAIN!r}."
+            )
+        if protocol.reference_is_file and not Path(protocol.reference).is_file():
+            problems.append(f"{key}.reference: found {protocol.reference!r}, expected train, test or an existing file.")
+        if protocol.reference_sha256 and not protocol.reference_is_file:
+            problems.append(f"{key}.reference_sha256: given, but the reference is not a file; remove it.")
+        if protocol.num_samples and protocol.num_samples > settings.num_samples:
+            problems.append(
+                f"{key}.num_samples: found {protocol.num_samples}, expected no more than evaluation.num_samples "
+                f"({settings.num_samples})."
+            )
+    return problems
+
+
 def _weights_problems(settings: EvaluationSettings) -> list[str]:
     problems = []
     for key in ("inception_weights", "cleanfid_inception_weights"):
         path = getattr(settings, key)
-        if path is not None and settings.features != "inception":
-            problems.append(f"evaluation.{key}: given, but evaluation.features is {settings.features!r}; remove one.")
+        if path is not None and all(one.features != "inception" for one in settings.all_protocols.values()):
+            problems.append(f"evaluation.{key}: given, but no protocol's features are 'inception'; remove one.")
         elif path is not None and not Path(path).is_file():
             problems.append(f"evaluation.{key}: found {path!r}, expected an existing file.")
     return problems
@@ -443,8 +478,11 @@ def _problems(error: pydantic.ValidationError, model: type[Settings], prefix: st
 
 def _neighbours(model: Any, location: tuple[int | str, ...]) -> list[str]:
     """The known keys of the block in which ``location`` names an unknown one."""
-    for key in location[:-1]:
+    keys = iter(location[:-1])
+    for key in keys:
         annotation = model.model_fields[key].annotation
         blocks = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
         model = blocks[0]  # `Block | None` among them
+        if get_origin(annotation) is dict:
+            next(keys)  # the name that the user has given the block
     return list(model.model_fields)

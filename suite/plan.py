@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from diffusion.images import Quantiser
 from diffusion.method import Method
 from diffusion.pairs import PairsSettings
+from evaluation.protocols import Protocol
 from suite.configuration import Experiment
 
 
@@ -109,6 +111,24 @@ class Plan:
             if trained and unit.variant not in changed and unit.nfe <= first.get(unit.variant, unit).nfe:
                 first[unit.variant] = unit
         return [self.teacher_unit(), *first.values()]
+
+    def quantisers(self) -> list[Quantiser]:
+        """How samples are made uint8: the suite's own way, and those that a protocol asks for besides."""
+        asked = [protocol.quantiser for protocol in self.experiment.evaluation.all_protocols.values()]
+        return list(dict.fromkeys(["round", *asked]))
+
+    def samples_under(self, unit: Unit, quantiser: Quantiser) -> Path:
+        """The samples of the first sampling seed under a quantiser."""
+        own = self.samples(unit)[min(self.experiment.evaluation.seeds)]
+        return own if quantiser == "round" else own.parent / quantiser / own.name
+
+    def extractions(self) -> dict[str, Protocol]:
+        """Every way from pictures to features that some protocol takes, by its name."""
+        return {protocol.extraction: protocol for protocol in self.experiment.evaluation.all_protocols.values()}
+
+    def protocol(self, name: str) -> Path:
+        """The figures that one protocol gives."""
+        return self.root / "protocols" / f"{name}.csv"
 
     def features(self, variant: str, train_seed: int) -> Path:
         """The features of a variant's samples, one array ``nfe-<n>/seed-<s>`` a set."""

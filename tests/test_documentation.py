@@ -5,9 +5,13 @@ from pathlib import Path
 
 import yaml
 
+from evaluation.protocols import Protocol
+from evaluation.quality import definitions
 from suite.registry import method_class, method_modules
 
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+ROOT = Path(__file__).parents[1]
+DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
+MEASURES = (ROOT / "docs" / "measures.md").read_text()
 
 
 def test_every_published_block_is_a_methods_settings():
@@ -22,3 +26,19 @@ def test_every_published_block_is_a_methods_settings():
 def test_every_method_stands_in_the_table():
     rows = re.findall(r"^\| .* \| `(\w+)` \|", DOCUMENT, re.M)
     assert sorted(rows) == sorted(method_modules())
+
+
+def test_every_measure_stands_in_the_table_with_tests_that_exist():
+    rows = [line.split("|")[1:-1] for line in MEASURES.splitlines() if re.match(r"\| [^|]+ \| `", line)]
+    names = {name for row in rows[: len(rows)] for name in re.findall(r"`(\w+)`", row[1])}
+    assert names >= set(definitions("efficientnet-lite0-64")) | set(definitions("inception"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row[-1])}
+    assert named
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
+def test_the_protocols_of_the_documentation_are_protocols():
+    (block,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S))
+    for protocol in block["evaluation"]["protocols"].values():
+        Protocol.model_validate(protocol)

@@ -1,6 +1,10 @@
 """Measures against closed forms and against the libraries' own entry points; the rows of one variant."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -10,11 +14,14 @@ from diffusion.errors import NonFiniteError, UserError
 from evaluation.features import load_extractor
 from evaluation.quality import (
     COLUMNS,
+    KID_SEED,
     Moments,
     RankWarning,
     Reference,
     classifier_score,
     cleanfid_frechet_distance,
+    cleanfid_kid,
+    definitions,
     density_coverage,
     extrapolated_frechet_distance,
     frechet_distance,
@@ -23,14 +30,14 @@ from evaluation.quality import (
     mean_squared_distance,
     measure,
     measure_floor,
+    measure_under,
     moments,
     precision_recall,
-    protocols,
 )
 
 # isort: split
 import torch
-from cleanfid.fid import compute_fid
+from cleanfid.fid import compute_fid, get_folder_features, kernel_distance
 from PIL import Image
 from sklearn import config_context
 from torch.utils.data import Dataset
@@ -229,24 +236,93 @@ def test_values_are_torch_fidelitys(extractor, pictures):
     assert precision_recall(a, b) == pytest.approx((theirs["precision"], theirs["recall"]))
 
 
-@pytest.mark.filterwarnings("ignore:Matrix is singular")
-def test_values_are_clean_fids(extractor, pictures, tmp_path):
+def as_png(folder, pictures):
     for name, images in zip(("generated", "real"), pictures, strict=True):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
         for index, image in enumerate(images):
-            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{index:03d}.png")
-    theirs = compute_fid(
-        str(tmp_path / "generated"),
-        str(tmp_path / "real"),
-        mode="clean",
-        custom_feat_extractor=extractor._cleanfid_model(),
-        num_workers=0,
-        batch_size=16,
-        device=torch.device("cpu"),
-        verbose=False,
+            Image.fromarray(image[..., 0]).save(folder / name / f"{index:03d}.png")
+    return str(folder / "generated"), str(folder / "real")
+
+
+def test_values_are_those_of_torch_fidelitys_command_line_to_the_last_digit(extractor, pictures, tmp_path):
+    program = "import evaluation.features; from torch_fidelity.fidelity import main; main()"  # registers the extractor
+    generated, real = as_png(tmp_path, pictures)
+    command = [sys.executable, "-c", program, "--input1", generated, "--input2", real]
+    command += [
+        "--feature-extractor",
+        extractor.name,
+        "--cpu",
+        "--fid",
+        "--kid",
+        "--prc",
+        "--no-cache",
+        "--save-cpu-ram",
+    ]
+    command += ["--kid-subsets", "10", "--kid-subset-size", "40", "--silent"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    ours = cleanfid_frechet_distance(*(extractor.extract_cleanfid(images, 16) for images in pictures))
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert done.returncode == 0, done.stderr
+    printed = dict(re.findall(r"^(\w+): (\S+)$", done.stdout, re.M))
+    a, b = (extractor.extract(images, 64) for images in pictures)
+    kernel = kid(a, b)
+    precision, recall = precision_recall(a, b)
+    own = {
+        "frechet_inception_distance": frechet_distance(moments(a, warn=False), moments(b, warn=False)),
+        "kernel_inception_distance_mean": kernel.mean,
+        "kernel_inception_distance_std": kernel.sd,
+        "precision": precision,
+        "recall": recall,
+    }
+    assert {name: f"{value:.7g}" for name, value in own.items()} == {
+        name: f"{float(printed[name]):.7g}" for name in own
+    }
+
+
+@pytest.mark.parametrize("mode", ["clean", "legacy_pytorch", "legacy_tensorflow"])
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_values_are_those_of_clean_fids_own_functions(extractor, pictures, tmp_path, mode):
+    generated, real = as_png(tmp_path, pictures)
+    model = extractor._cleanfid_model(mode)
+    options = {"num_workers": 0, "batch_size": 16, "device": torch.device("cpu"), "verbose": False}
+    theirs = compute_fid(generated, real, mode=mode, custom_feat_extractor=model, **options)
+    found = [extractor.extract_cleanfid(images, 16, mode) for images in pictures]
+    assert cleanfid_frechet_distance(*found) == pytest.approx(theirs, rel=1e-6)
+    np.random.seed(KID_SEED)  # noqa: NPY002 - where clean-fid draws from
+    folders = [get_folder_features(folder, model, mode=mode, **options) for folder in (generated, real)]
+    assert cleanfid_kid(*found) == pytest.approx(kernel_distance(*folders), rel=1e-4)
+
+
+def test_clean_fid_leaves_warnings_and_random_numbers_alone(extractor, pictures):
+    """Its resizer turns all warnings off, its kernel distance draws from the global generator."""
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    features = extractor.extract_cleanfid(pictures[0][:4], 4, "legacy_pytorch")
+    cleanfid_kid(features, features)
+    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    with pytest.warns(RankWarning):
+        moments(features)
+
+
+def test_measures_under_a_library(extractor, pictures):
+    a, b = gaussian(60, seed=1), gaussian(90, 0.5, seed=2)
+    known = moments(b)
+    assert measure_under("torch-fidelity", a, known, b) == {
+        "frechet_distance": frechet_distance(a, b),
+        "kid": kid(a, b).mean,
+    }
+    assert measure_under("clean-fid", a, known, b) == {
+        "frechet_distance": cleanfid_frechet_distance(a, b),
+        "kid": cleanfid_kid(a, b),
+    }
+    # Moments alone, of a type that torch-fidelity does not compare with its own.
+    given = Moments.given(known.statistics["mu"].astype(np.float64), known.statistics["sigma"])
+    for library in ("torch-fidelity", "clean-fid"):
+        found = measure_under(library, a, given)
+        assert set(found) == {"frechet_distance"}
+        assert found["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-5)
+    with pytest.raises(UserError, match="5 and 6 dimensions"):
+        frechet_distance(a[:, :5], b)
 
 
 def test_batch_size_and_order_of_pictures_change_no_distance(pictures):
@@ -278,7 +354,6 @@ def select(rows, **wanted):
 def test_rows_of_a_variant():
     features, samples = toy(shift=0.2)
     teacher_features, teacher_samples = toy()
-    clean = gaussian(60, seed=20)
     rows = measure(
         IDENTITY,
         features,
@@ -289,8 +364,6 @@ def test_rows_of_a_variant():
         teacher_features=teacher_features,
         teacher_samples=teacher_samples,
         teacher_seeds=3,
-        cleanfid_features=clean,
-        cleanfid_reference=gaussian(90, seed=31),
     )
     assert all(tuple(row) == COLUMNS for row in rows)
     json.dumps(rows, allow_nan=False)
@@ -302,11 +375,9 @@ def test_rows_of_a_variant():
         assert {row["reference"] for row in found} == {"train"}
     assert [row["value"] for row in select(rows, metric="mse_to_teacher")] == [0, 0, 0]
     assert len(select(rows, metric="frechet_distance_to_teacher", reference="teacher-50")) == 3
-    (clean_row,) = select(rows, metric="cleanfid_frechet_distance")
-    assert (clean_row["seed"], clean_row["library"].split()[0]) == (0, "clean-fid")
     assert not select(rows, metric="fid")
-    sentences = protocols(load_extractor("efficientnet-lite0-32").describe())
-    assert {row["protocol"] for row in rows} <= set(sentences)
+    assert {row["metric"] for row in rows} <= set(definitions("efficientnet-lite0-64"))
+    assert {row["protocol"] for row in rows} == {"main"}
 
     small = select(rows, metric="frechet_distance", seed=1, num_samples=25)[0]["value"]
     assert small == frechet_distance(features[1][:25], gaussian(90, seed=30))
@@ -360,8 +431,7 @@ def test_the_classifier_score_and_the_leak_check_need_their_inputs():
     }  # fmt: skip
     # 25 samples in 6 dimensions are fewer than five a dimension.
     assert {row["num_samples"] for row in rows if row["metric"] == "fid_extrapolated"} == {60}
-    sentences = protocols(load_extractor("efficientnet-lite0-32").describe())
-    assert {row["protocol"] for row in rows} <= set(sentences)
+    assert {row["metric"] for row in rows} <= set(definitions("inception"))
 
 
 def test_inputs_that_do_not_fit_are_refused():
@@ -394,8 +464,8 @@ def test_the_reference_is_averaged_once(monkeypatch):
 
 def test_rows_of_the_floor():
     test, train = gaussian(40, seed=1), Reference("train", gaussian(90, seed=2))
-    rows = measure_floor("toy", test, train, extractor="x", cleanfid_features=test, cleanfid_reference=train.features)
-    assert {row["metric"] for row in rows} == PLAIN | {"frechet_distance_extrapolated", "cleanfid_frechet_distance"}
+    rows = measure_floor("toy", test, train, extractor="x")
+    assert {row["metric"] for row in rows} == PLAIN | {"frechet_distance_extrapolated"}
     assert {(r["method"], r["variant"], r["nfe"], r["seed"], r["num_samples"]) for r in rows} == {
         ("real", "test", None, None, 40)
     }

@@ -20,6 +20,7 @@ from report_fixture import DDIM, FULL, NASTY, PART, fabricate
 
 from diffusion.errors import UserError
 from evaluation import plots, tables
+from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing
 from evaluation.tables import Cell, Column, Method, Results, Spread, Table, compare, format_value, supported_best
 
@@ -88,7 +89,7 @@ def test_long_tables_have_their_columns_in_order(report: Path) -> None:
         "metrics": "experiment,method,variant,nfe,train_seed,seed,metric,value,num_samples,protocol,features,"
         "reference,library",
         "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
-        "latency_ms_p95,peak_memory_mb,speedup_over_teacher",
+        "latency_ms_p95,peak_memory_mb,speedup_over_teacher,rounds,median_precision,network_share,energy_j_per_image",
         "cost": "experiment,method,variant,network_evaluations,real_images_seen,wall_clock_s,parameters,offline_bytes",
         "learning_curves": "variant,nfe,train_seed,step,network_evaluations,real_images_seen,wall_clock_s,metric,value",
     }
@@ -399,6 +400,33 @@ def test_floor_table_compares_at_equal_counts(report: Path) -> None:
     assert float(boot["over_floor"]) == pytest.approx((1.15 * 124 + 90) / 130)
 
 
+def test_the_speed_table_has_every_batch_size(report: Path) -> None:
+    rows = [row for row in _rows(report, "sampling_speed") if row["method"] == "BOOT (Heun)"]
+    assert [row["batch_size"] for row in rows] == ["1", "128"]
+    assert float(rows[0]["latency_ms_median"]) == pytest.approx(4 * 1.02)
+    assert float(rows[0]["median_precision"]) == pytest.approx(1.3)
+    assert float(rows[0]["network_share"]) == pytest.approx(97)
+    assert "energy_j_per_image" not in rows[0]
+
+
+def test_speeds_of_two_machines_are_not_set_side_by_side(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    frame = pd.read_csv(inputs.speed)
+    frame.loc[3, "device"] = "another"
+    frame.to_csv(inputs.speed, index=False)
+    with pytest.raises(UserError, match=r"several machines \(cpu; another\) cannot stand in one column"):
+        load_results(inputs)
+
+
+def test_throughput_is_that_of_the_best_batch_size(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    frame = pd.read_csv(inputs.speed)
+    mine = (frame["variant"] == "boot-heun") & (frame["batch_size"] == 1)
+    frame.loc[mine, "images_per_second"] = 1e6
+    frame.to_csv(inputs.speed, index=False)
+    assert load_results(inputs).speed_of(BOOT, "images_per_second") == 1e6
+
+
 def test_further_measures_stand_at_equal_counts_with_the_floor_first(report: Path, page: _Page) -> None:
     rows = _rows(report, "measures")
     assert rows[0]["method"].startswith("Real pictures")
@@ -416,11 +444,36 @@ def test_the_inception_score_has_its_name_on_inception_only(tmp_path: Path) -> N
     assert "Inception Score ↑" in [column.title for column in table.columns]
 
 
-def test_library_table_uses_the_same_samples(report: Path) -> None:
-    row = next(row for row in _rows(report, "libraries") if row["method"] == "BOOT (Heun)")
-    # clean-fid was given the first seed only, so torch-fidelity's figure is of that seed and not the mean.
-    assert float(row["torch_fidelity"]) == pytest.approx(122.5)
-    assert float(row["clean_fid"]) == pytest.approx(1.03 * 124)
+def test_the_protocol_table_shows_one_set_under_every_protocol(report: Path, page: _Page) -> None:
+    rows = {row["protocol"]: row for row in _rows(report, "protocols")}
+    assert list(rows) == ["main", "clean-fid", "test"]
+    assert float(rows["main"]["boot-heun_1"]) == 124
+    assert float(rows["clean-fid"]["boot-heun_1"]) == pytest.approx(186)
+    assert float(rows["test"]["boot-heun_1_kid"]) == pytest.approx(0.9 * 2e-5 * 124)
+    assert float(rows["main"]["floor"]) == 130
+    assert rows["clean-fid"]["library"] == "clean-fid 1.2, clean"
+    assert rows["clean-fid"]["resize"] == "299×299, bicubic, antialiased, as float (PIL); then 64x64"
+    assert rows["test"]["reference"] == "test (1,437)"
+    assert rows["main"]["num_samples"] == "1437"
+    assert "53.1 under 'test' and 88.5 under 'clean-fid': one set of samples, 1.67 times the figure" in page.text
+    assert "is the same under all of them" in page.text
+    assert "how clean-fid measures." in page.text
+
+
+def test_another_order_under_another_protocol_is_said(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    path = inputs.protocols["test"]
+    frame = pd.read_csv(path)
+    frame.loc[frame["variant"] == "boot-heun", "value"] = 1.0
+    frame.to_csv(path, index=False)
+    summary = protocol_summary(protocol_table(load_results(inputs), inputs.protocols))
+    assert "(DDIM, 50, BOOT (Heun), 1, <b>&_%, 1) is another under test." in summary
+
+
+@pytest.mark.parametrize("name", ["main", "floor", "measures", "comparison", "ablation"])
+def test_every_table_of_figures_names_its_protocol(report: Path, name: str) -> None:
+    words = "Protocol 'main': Pictures are resized to 64 pixels, then read by the extractor."
+    assert words in (report / "tables" / f"{name}.md").read_text()
 
 
 def test_published_figures_stand_alone_on_other_data(report: Path, page: _Page) -> None:
@@ -666,7 +719,7 @@ def test_the_page_is_accessible(page: _Page) -> None:
 
 
 def test_the_page_says_what_was_run(page: _Page) -> None:
-    for text in ("2.13.0+cpu", "0123456789abcdef", "UNet2DModel", "0, 1, 2", "resize-64", "What was run"):
+    for text in ("2.13.0+cpu", "0123456789abcdef", "UNet2DModel", "0, 1, 2", "how clean-fid measures.", "What was run"):
         assert text in page.text
 
 

@@ -1,5 +1,7 @@
 """Speed: what is called how often, in which order, and what the columns hold. Nothing is asserted on time."""
 
+import contextlib
+import itertools
 import math
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from diffusion.errors import NonFiniteError, UserError
 from evaluation import speed
-from evaluation.speed import COLUMNS, measure_speed
+from evaluation.speed import COLUMNS, measure_speed, median_precision
 
 
 class Clock:
@@ -55,16 +57,74 @@ def test_rounds_interleave_and_share_noise(clock):
         assert {call[0] for call in played} == set("abc")
         assert all(torch.equal(call[2], played[0][2]) for call in played)
     assert not torch.equal(rounds[0][0][2], rounds[1][0][2])
-    assert {played[0][0] for played in rounds} == set("abc"), "the order must rotate"
+    orders = ["".join(call[0] for call in played) for played in rounds]
+    assert len(set(orders)) > 3, "the order must be drawn"
+    calls.clear()
+    measure_speed(samplers, noise, [4], "cpu", baseline="a", seconds=0, warmup=2, min_rounds=5)
+    assert ["".join(call[0] for call in calls[3 + 3 * i : 6 + 3 * i]) for i in range(7)] == orders
 
 
 def test_rounds_fill_the_budget_up_to_the_limit(clock):
-    calls = []
-    samplers = {"a": fake(calls, "a", clock, 1.0)}
-    assert measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1).rows[0]["rounds"] == 19
-    assert measure_speed(samplers, noise, [1], "cpu", seconds=20, warmup=1, max_rounds=7).rows[0]["rounds"] == 7
-    both = measure_speed(samplers, noise, [1, 2], "cpu", seconds=20, warmup=1).rows
+    calls, durations = [], itertools.cycle([0.9998, 1.0])  # a median that is never quite known
+    samplers = {"a": fake(calls, "a", clock, lambda: next(durations))}
+    options = {"warmup": 1, "seconds": 20, "precision": 1e-9}
+    assert measure_speed(samplers, noise, [1], "cpu", **options).rows[0]["rounds"] == 19
+    assert measure_speed(samplers, noise, [1], "cpu", max_rounds=7, **options).rows[0]["rounds"] == 7
+    both = measure_speed(samplers, noise, [1, 2], "cpu", **options).rows
     assert [row["rounds"] for row in both] == [9, 9]
+
+
+def test_rounds_end_when_every_median_is_precise(clock):
+    """Six latencies are the fewest with an interval; of equal ones it has no width. A restless sampler keeps all on."""
+    calls, durations = [], itertools.cycle([0.5, 1.5])
+    steady = fake(calls, "a", clock, 1.0)
+    (row,) = measure_speed({"a": steady}, noise, [1], "cpu", seconds=1000).rows
+    assert (row["rounds"], row["median_precision"]) == (6, 0)
+    both = {"a": steady, "b": fake(calls, "b", clock, lambda: next(durations))}
+    assert {row["rounds"] for row in measure_speed(both, noise, [1], "cpu", seconds=1000, max_rounds=40).rows} == {40}
+    loose = measure_speed(both, noise, [1], "cpu", seconds=1000, max_rounds=40, precision=0.9).rows
+    assert {row["rounds"] for row in loose} == {6}
+
+
+def test_the_precision_of_a_median_is_from_order_statistics():
+    """Of ten values the 95 % interval runs from the second to the ninth (coverage 0.979)."""
+    assert median_precision(np.arange(1.0, 11.0)) == pytest.approx((9 - 2) / 2 / 5.5)
+    assert median_precision([1.0] * 5) is None
+
+
+class Network(torch.nn.Module):
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def forward(self, x):
+        self.clock.now += self.seconds
+        return x
+
+
+def test_time_is_split_into_the_network_and_the_rest(clock):
+    network = Network(clock, 0.3)
+
+    def sampler(x):
+        clock.now += 0.4
+        return network(network(x))
+
+    (row,) = measure_speed({"a": sampler}, noise, [2], "cpu", networks={"a": network}, seconds=0).rows
+    assert row["network_share"] == pytest.approx(0.6)
+    assert not network._forward_hooks
+    assert not network._forward_pre_hooks
+
+
+def test_energy_is_missing_without_a_card_and_counted_with_one(clock, monkeypatch):
+    assert speed.energy_per_image(lambda x: x, noise(2), torch.device("cpu")) is None
+
+    @contextlib.contextmanager
+    def counter(_device):
+        yield lambda: 100 * clock.now  # a card of 100 W
+
+    monkeypatch.setattr(speed, "_energy_counter", counter)
+    sampler = fake([], "a", clock, 0.25)
+    assert speed.energy_per_image(sampler, noise(5), torch.device("cpu")) == pytest.approx(100 * 0.25 / 5)
 
 
 def test_columns_and_values(clock):

@@ -84,10 +84,11 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     }  # fmt: skip
     assert set(metrics.metric) == {
         "frechet_distance", "kid", "kid_subset_sd", "precision", "recall", "density", "coverage", "classifier_score",
-        "leak_share", "cleanfid_frechet_distance", "mse_to_teacher", "frechet_distance_to_teacher",
+        "leak_share", "mse_to_teacher", "frechet_distance_to_teacher",
     }  # fmt: skip
     libraries = {library.split()[0] for library in metrics.library}
-    assert libraries == {"torch-fidelity", "scikit-learn", "clean-fid", "numpy"}
+    assert libraries == {"torch-fidelity", "scikit-learn", "numpy"}
+    assert set(metrics.protocol) == {"main"}
     assert np.isfinite(metrics.value).all()
     assert set(metrics[metrics.variant == "mine"].metric) >= {"frechet_distance", "kid"}
     assert "mse_to_teacher" not in set(metrics[metrics.variant == "mine"].metric)
@@ -98,6 +99,34 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     assert floor.num_samples.tolist() == [48]  # the test part is larger than the number of samples
     assert set(speed.batch_size) == {1, 8}
     assert (speed[(speed.variant == "ddim") & (speed.nfe == 4)].speedup_over_teacher == 1).all()
+
+
+@pytest.mark.slow
+def test_one_set_of_samples_is_measured_under_every_protocol(finished):
+    root = finished / "results" / "tiny"
+    table = pd.read_csv(root / "report" / "tables" / "protocols.csv").set_index("protocol")
+    assert table.index.tolist() == ["main", "clean", "truncated", "few"]
+    assert table.num_samples.tolist() == [48, 48, 48, 32]
+    assert table.reference.tolist() == ["train (1,437)"] * 3 + ["test (360)"]
+    metrics = pd.read_csv(root / "report" / "metrics.csv")
+    same = metrics[(metrics.seed == 0) & (metrics.num_samples == 48)]
+    for variant, nfe in (("ddim", 4), ("boot-heun", 1)):
+        of_variant = same[(same.variant == variant) & (same.nfe == nfe)].set_index("metric").value
+        assert table.loc["main", f"{variant}_{nfe}"] == pytest.approx(of_variant["frechet_distance"], rel=1e-6)
+        assert table.loc["main", f"{variant}_{nfe}_kid"] == pytest.approx(of_variant["kid"], rel=1e-4)
+    assert table["boot-heun_1"].nunique() == 4
+    floor = metrics[(metrics.method == "real") & (metrics.metric == "frechet_distance")].value.item()
+    assert table.loc["main", "floor"] == pytest.approx(floor, rel=1e-6)
+    # A sample's picture under the truncating quantiser is the same or one grey level darker.
+    own, darker = (
+        np.load(root / f"samples/boot-heun/train-0/nfe-1{folder}/seed-0.npz")["arr_0"].astype(int)
+        for folder in ("", "/truncate")
+    )
+    assert set(np.unique(own - darker)) == {0, 1}
+    # The real pictures are seen once for all protocols that see them alike.
+    assert {path.name for path in (root / "references").iterdir()} == {
+        "torch-fidelity-efficientnet-lite0-64", "clean-fid-clean-efficientnet-lite0-64"
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -141,7 +170,7 @@ def test_the_learning_curve_ends_in_the_measured_student(finished):
 @pytest.mark.slow
 def test_samples_follow_the_convention_and_share_their_noise(finished):
     samples = finished / "results" / "tiny" / "samples"
-    files = sorted(samples.rglob("*.npz"))
+    files = sorted(samples.rglob("nfe-*/seed-*.npz"))
     assert len(files) == 8 * 2
     for file in files:
         with np.load(file) as archive:
@@ -160,7 +189,7 @@ def test_every_result_has_its_provenance(finished):
     for file in [
         *root.glob("*/provenance.json"), *root.glob("pairs/*/provenance.json"),
         *root.glob("students/*/*/provenance.json"), *root.glob("measures/**/*.json"),
-        root / "speed" / "speed.json",
+        root / "speed" / "speed.json", *root.glob("protocols/*.json"), *root.glob("references/*/provenance.json"),
     ]:  # fmt: skip
         facts = json.loads(file.read_text())
         assert {"inputs", "versions", "hardware", "commit", "command"} <= facts.keys(), file
@@ -240,7 +269,7 @@ def test_a_change_of_one_method_reruns_that_method_alone(finished):
     raw["methods"]["boot-euler"]["training"]["steps"] = 9
     assert planned(finished, raw) == {
         "distil boot-euler", "sample boot-euler", "features boot-euler", "measure boot-euler", "pictures boot-euler",
-        "trajectory boot-euler",
+        "trajectory boot-euler", "protocol",
         "neighbours", "speed", "report", "all",
     }  # fmt: skip
 

@@ -28,7 +28,7 @@ def measure(arguments: argparse.Namespace) -> None:
     reference = quality.Reference("train", real["train"], real["test"], _own_classifier(real))
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
     rows = []
-    for group in dict.fromkeys(name.rpartition("/")[0] for name in own if not name.startswith("cleanfid/")):
+    for group in dict.fromkeys(name.rpartition("/")[0] for name in own):
         features, nfe = _under(own, group), number_in(group) if group else None
         files = {seed: arguments.samples / group / f"seed-{seed}.npz" for seed in features}
         if not arguments.samples.is_dir():
@@ -54,8 +54,6 @@ def measure(arguments: argparse.Namespace) -> None:
             teacher_features=teacher,
             teacher_samples=targets,
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
-            cleanfid_features=next(iter(_under(own, f"cleanfid/{group}".rstrip("/")).values()), None),
-            cleanfid_reference=real.get("cleanfid-train"),
             labels=labels,
         )
     inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
@@ -108,8 +106,6 @@ def measure_floor(arguments: argparse.Namespace) -> None:
         real["test"][np.sort(drawn)],
         quality.Reference("train", real["train"], classifier=_own_classifier(real)),
         extractor=_extractor(arguments.real)["name"],
-        cleanfid_features=real.get("cleanfid-test"),
-        cleanfid_reference=real.get("cleanfid-train"),
         label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,
     )
     _write_rows(arguments, rows, {"real": arguments.real} | _judge(arguments))
@@ -128,7 +124,7 @@ def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], input
         arguments.output.with_suffix(".json"),
         inputs,
         extractor=description,
-        protocols=quality.protocols(description),
+        definitions=quality.definitions(description["name"]),
     )
 
 

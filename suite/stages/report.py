@@ -35,6 +35,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     teacher_is_trained = isinstance(experiment.teacher, TeacherSettings)
     reference = experiment.evaluation.teacher
     floor = read_json(root / "measures" / "real.json")
+    protocols = {name: plan.protocol(name) for name in experiment.evaluation.all_protocols}
     speed_facts = read_json(root / "speed" / "speed.json")
     render(
         ReportInputs(
@@ -60,6 +61,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             | {name: Path(path) for name, path in external.items()},
             pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
             neighbours=root / "neighbours" / "neighbours.npz",
+            protocols=protocols,
             trajectory={name: plan.trajectory(name, first_seed) for name in plan.boot_variants()},
             training={
                 **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
@@ -83,7 +85,10 @@ def write_report(arguments: argparse.Namespace) -> None:
                     "sampling": list(experiment.evaluation.seeds),
                 },
                 "features": floor["extractor"],
-                "protocols": floor["protocols"],
+                "protocols": {
+                    **{name: read_json(path.with_suffix(".json"))["words"] for name, path in protocols.items()},
+                    **floor["definitions"],
+                },
                 "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
             },
             labels=labels,
@@ -114,6 +119,8 @@ def _benchmarks(plan: Plan) -> list[Path]:
         *(f"{name}.tsv" for name in single),
         *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),
         *(f"pairs/{name}.tsv" for name in plan.pairs()),
+        *(f"reference/{name}.tsv" for name in plan.extractions()),
+        *(f"protocol/{name}.tsv" for name in plan.experiment.evaluation.all_protocols),
         *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
     ]
     found = [plan.root / "benchmarks" / file for file in files]

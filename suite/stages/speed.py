@@ -22,11 +22,11 @@ def time_sampling(arguments: argparse.Namespace) -> None:
     """Speed of every unit, interleaved on this machine; the job must have it to itself."""
 
     settings, device = SpeedSettings.model_validate_json(arguments.settings), default_device()
-    samplers, identities, weights = {}, {}, {}
+    samplers, networks, identities, weights = {}, {}, {}, {}
     for variant, nfe, source, raw in json.loads(arguments.units):
         key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw), arguments.guidance_scale)
         folder = network_folder(method, Path(source), nfe)
-        sampler, _network = method.sampler(folder, nfe, device)
+        sampler, networks[key] = method.sampler(folder, nfe, device)
         conditions = load_conditions(folder)
         samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
             noise, conditions.of_samples(range(len(noise)), device)
@@ -43,7 +43,14 @@ def time_sampling(arguments: argparse.Namespace) -> None:
 
     with gpu_lock(device) if device.type == "cuda" else nullcontext():
         result = speed.measure_speed(
-            samplers, make_noise, settings.batch_sizes, device, baseline=arguments.teacher, seconds=settings.seconds
+            samplers,
+            make_noise,
+            settings.batch_sizes,
+            device,
+            baseline=arguments.teacher,
+            networks=networks,
+            seconds=settings.seconds,
+            precision=settings.precision,
         )
     rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
     with atomic_path(arguments.output) as temporary:

@@ -68,8 +68,46 @@ def source(wildcards):
 
 def extractor_options(wildcards):
     options = ["--extractor", EVALUATION.features, "--batch-size", str(EVALUATION.batch_size)]
+    if EVALUATION.inception_weights and EVALUATION.features == "inception":
+        options += ["--inception-weights", EVALUATION.inception_weights]
+    return options
+
+
+def protocol_options(protocol):
+    """A protocol and what its extractor needs."""
+    options = ["--protocol", settings(protocol), "--batch-size", str(EVALUATION.batch_size)]
     if EVALUATION.inception_weights:
         options += ["--inception-weights", EVALUATION.inception_weights]
     if EVALUATION.cleanfid_inception_weights:
         options += ["--cleanfid-inception-weights", EVALUATION.cleanfid_inception_weights]
     return options
+
+
+# What of a protocol has no part in the features of real pictures.
+ONLY_EXTRACTION = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
+
+
+def protocol_samples(wildcards):
+    """The samples that a protocol measures."""
+    quantiser = EVALUATION.all_protocols[wildcards.protocol].quantiser
+    return [PLAN.samples_under(unit, quantiser) for unit in PLAN.neighboured_units()]
+
+
+def given_reference(wildcards):
+    """The file that a protocol measures against, where it does."""
+    protocol = EVALUATION.all_protocols[wildcards.protocol]
+    return [protocol.reference] if protocol.reference_is_file else []
+
+
+def measuring_code():
+    modules = ["quality.py", "classifier.py", "neighbours.py"]
+    return code(*(f"evaluation/{file}" for file in modules), "diffusion/images.py") + stage_code("measuring")
+
+
+def protocol_code():
+    modules = ["features.py", "protocols.py", "quality.py", "reference.py"]
+    return (
+        code(*(f"evaluation/{file}" for file in modules))
+        + code("diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py")
+        + stage_code("protocols")
+    )

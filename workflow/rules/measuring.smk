@@ -34,8 +34,9 @@ rule sample:
         seeds=EVALUATION.seeds,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
+        quantisers=PLAN.quantisers(),
     shell:
-        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} "
+        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} --quantisers {params.quantisers} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
 
 
@@ -145,7 +146,7 @@ rule measure:
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
-        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
+        code=measuring_code(),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
         facts=ROOT / "measures" / f"{TRAINED}.json",
@@ -181,7 +182,7 @@ rule measure_external:
         teacher_features=ROOT / "features" / f"{TEACHER}.npz",
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
-        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
+        code=measuring_code(),
     output:
         table=ROOT / "measures/external/{name}.csv",
         facts=ROOT / "measures/external/{name}.json",
@@ -212,7 +213,7 @@ rule measure_floor:
     input:
         real=rules.features_real.output.features,
         classifier=CLASSIFIER,
-        code=code("evaluation/quality.py", "evaluation/classifier.py", "diffusion/images.py") + stage_code("measuring"),
+        code=measuring_code(),
     output:
         table=ROOT / "measures/real.csv",
         facts=ROOT / "measures/real.json",
@@ -231,6 +232,68 @@ rule measure_floor:
         "python -m suite.cli measure-floor --experiment {params.experiment:q} --num-samples {params.num_samples} --real {input.real:q} "
         "{params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
+
+
+# The real pictures as one way from pictures to features sees them: once for all protocols that share it.
+rule reference:
+    input:
+        data=ROOT / "data",
+        code=protocol_code(),
+    output:
+        directory(ROOT / "references/{extraction}"),
+    log:
+        ROOT / "logs/reference/{extraction}.log",
+    benchmark:
+        ROOT / "benchmarks/reference/{extraction}.tsv"
+    wildcard_constraints:
+        extraction=one_of(PLAN.extractions()),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        options=lambda wildcards: protocol_options(
+            PLAN.extractions()[wildcards.extraction].model_copy(update=ONLY_EXTRACTION)
+        ),
+    shell:
+        "python -m suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
+
+
+# One and the same samples under one protocol.
+rule protocol:
+    input:
+        samples=lambda wildcards: sorted({str(path.parents[1]) for path in protocol_samples(wildcards)}),
+        reference=lambda wildcards: ROOT / "references" / EVALUATION.all_protocols[wildcards.protocol].extraction,
+        given=lambda wildcards: given_reference(wildcards),
+        code=protocol_code(),
+    output:
+        table=ROOT / "protocols/{protocol}.csv",
+        facts=ROOT / "protocols/{protocol}.json",
+    log:
+        ROOT / "logs/protocol/{protocol}.log",
+    benchmark:
+        ROOT / "benchmarks/protocol/{protocol}.tsv"
+    wildcard_constraints:
+        protocol=one_of(EVALUATION.all_protocols),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    resources:
+        gpu=GPU,
+    params:
+        experiment=EXPERIMENT.name,
+        options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
+        rows=lambda wildcards: json.dumps(
+            [
+                [unit.method, unit.variant, unit.nfe, unit.train_seed, str(path)]
+                for unit, path in zip(PLAN.neighboured_units(), protocol_samples(wildcards))
+            ]
+        ),
+        seed=min(EVALUATION.seeds),
+    shell:
+        "python -m suite.cli protocol --experiment {params.experiment:q} --name {wildcards.protocol:q} {params.options:q} "
+        "--rows {params.rows:q} --seed {params.seed} --reference {input.reference:q} --output {output.table:q} > {log:q} 2>&1"
 
 
 # Quality against what training cost: the last student at its snapshots and at the end.

@@ -30,6 +30,7 @@ rule report:
             train_seed=EXPERIMENT.train_seeds,
         ),
         neighbours=rules.neighbours.output.pictures,
+        protocols=[PLAN.protocol(name) for name in EVALUATION.all_protocols],
         data=ROOT / "data",
         code=code(
             "suite/stages/report.py",
@@ -37,6 +38,9 @@ rule report:
             "suite/plan.py",
             "evaluation/ablation.py",
             "evaluation/comparison.py",
+            "evaluation/intervals.py",
+            "evaluation/protocol_table.py",
+            "evaluation/protocols.py",
             "evaluation/report.py",
             "evaluation/tables.py",
             "evaluation/plots.py",

@@ -1,0 +1,119 @@
+"""The table that shows one and the same samples under every protocol, side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.files import read_json
+from evaluation.protocols import MAIN, Protocol, resize_in_words
+from evaluation.tables import (
+    INCEPTION_NAMES,
+    Cell,
+    Column,
+    Method,
+    Results,
+    Table,
+    load_metrics,
+    without_empty_columns,
+)
+
+_FLOOR = "floor"
+_ORIGINAL = {theirs: ours for ours, theirs in INCEPTION_NAMES.items()}
+
+
+def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
+    """One row a protocol, and for every set of samples its Fréchet distance and KID.
+
+    Args:
+        protocols: name to the figures that the protocol gives, its settings in the JSON beside it.
+    """
+    facts = {name: read_json(path.with_suffix(".json")) for name, path in protocols.items()}
+    values: dict[str, dict[tuple[Method | str, str], float]] = {}
+    counts: dict[str, int] = {}
+    sets: list[Method] = []
+    for name, path in protocols.items():
+        values[name] = {}
+        for item in load_metrics([path]).itertuples():
+            real = item.method == "real"
+            row = Method(item.method, item.variant, None if real else int(item.nfe))
+            if not real and row not in sets:
+                sets.append(row)
+            if not real:
+                counts[name] = int(item.num_samples)
+            metric = _ORIGINAL.get(item.metric, item.metric)
+            values[name][_FLOOR if real else row, metric] = float(item.value)
+    columns = [Column("protocol", "Protocol"), Column("library", "Library"), Column("features", "Features")]
+    columns += [Column("resize", "Resize"), Column("quantiser", "Quantiser"), Column("reference", "Reference")]
+    columns += [Column("num_samples", "Samples", "count")]
+    named: list[tuple[Method | str, str, str]] = [
+        (row, f"{row.variant}_{row.nfe}", results.long_label(row)) for row in sets
+    ]
+    named.append((_FLOOR, _FLOOR, "Held-out real pictures"))
+    for _set, key, label in named:
+        columns += [Column(key, f"{label}: Fréchet distance ↓", "number"), Column(f"{key}_kid", "KID ↓", "number")]
+    rows = []
+    for name, found in values.items():
+        protocol = Protocol.model_validate(facts[name]["protocol"])
+        cells = [Cell(name), Cell(_library(facts[name], protocol)), Cell(protocol.features)]
+        cells += [Cell(resize_in_words(protocol, facts[name]["extractor"])), Cell(protocol.quantiser)]
+        cells += [Cell(_reference(facts[name], protocol)), Cell(counts.get(name))]
+        for measured, _key, _label in named:
+            cells += [Cell(found.get((measured, metric))) for metric in ("frechet_distance", "kid")]
+        rows.append(cells)
+    table = Table(
+        "protocols",
+        "The same samples under every protocol",
+        "Every row measures one and the same samples, of the first sampling seed and the first training seed, with the "
+        "same numbers of network evaluations; what differs is the protocol alone. Compare within a row only. The last "
+        "columns are real pictures outside the reference, as many as the samples or as there are.",
+        columns,
+        rows,
+        [f"{name}: {fact['words']}" for name, fact in facts.items()],
+    )
+    return without_empty_columns(table)
+
+
+def _library(facts: Mapping[str, Any], protocol: Protocol) -> str:
+    mode = f", {protocol.mode}" if protocol.mode else ""
+    return f"{protocol.library} {facts['extractor']['library_version']}{mode}"
+
+
+def _reference(facts: Mapping[str, Any], protocol: Protocol) -> str:
+    name = Path(protocol.reference).name if protocol.reference_is_file else protocol.reference
+    count = facts["reference"]["count"]
+    return f"{name} ({'count unknown' if count is None else f'{count:,}'})"
+
+
+def protocol_summary(table: Table) -> str:
+    """What the protocols change, in one or two sentences from the table."""
+    keys = [column.key for column in table.columns]
+    sets = [
+        (number, column.title.removesuffix(": Fréchet distance ↓"))
+        for number, column in enumerate(table.columns)
+        if column.title.endswith(": Fréchet distance ↓") and column.key != _FLOOR
+    ]
+    figures = {
+        str(row[keys.index("protocol")].value): {label: row[number].value for number, label in sets}
+        for row in table.rows
+    }
+    complete = {name: row for name, row in figures.items() if all(isinstance(v, float) for v in row.values())}
+    if MAIN not in complete or not sets:
+        return ""
+    sentences = []
+    for _number, label in sets[:1]:
+        of_label = {name: float(str(row[label])) for name, row in complete.items()}
+        low, high = min(of_label, key=of_label.__getitem__), max(of_label, key=of_label.__getitem__)
+        sentences.append(
+            f"The Fréchet distance of {label} is {of_label[low]:.3g} under '{low}' and {of_label[high]:.3g} under "
+            f"'{high}': one set of samples, {of_label[high] / of_label[low]:.3g} times the figure."
+        )
+    orders = {name: tuple(sorted(row, key=lambda label: float(str(row[label])))) for name, row in complete.items()}
+    others = [name for name, order in orders.items() if order != orders[MAIN]]
+    if len(sets) > 1:
+        best_first = ", ".join(orders[MAIN])
+        sentences.append(
+            f"The order of the rows ({best_first}) is the same under all of them."
+            if not others
+            else f"The order of the rows under '{MAIN}' ({best_first}) is another under {', '.join(others)}."
+        )
+    return " ".join(sentences)

@@ -1,0 +1,112 @@
+"""Protocols as data: what has to be equal before two figures can be compared.
+
+A protocol says how pictures become features (library, resize, network, quantiser) and what they are measured against
+(reference, number of samples). Every figure of the suite carries the name of its protocol.
+"""
+
+from typing import Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from diffusion.images import Quantiser
+from diffusion.settings import Settings
+
+# evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
+ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
+Library = Literal["torch-fidelity", "clean-fid"]
+CleanMode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
+PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
+# The protocol of every table but the one that compares protocols.
+MAIN = "main"
+
+# What the modes of clean-fid do to a picture before any extractor sees it, an own one included.
+RESIZES: dict[CleanMode, str] = {
+    "clean": "299×299, bicubic, antialiased, as float (PIL)",
+    "legacy_pytorch": "299×299, bilinear, not antialiased, as float (PyTorch)",
+    "legacy_tensorflow": "none: the network resizes",
+}
+QUANTISERS: dict[Quantiser, str] = {
+    "round": "round(clamp(127.5 x + 127.5, 0, 255))",
+    "truncate": "floor(clamp(127.5 x + 127.5, 0, 255))",
+}
+assert set(RESIZES) == set(get_args(CleanMode))
+assert set(QUANTISERS) == set(get_args(Quantiser))
+
+
+class Protocol(Settings):
+    """How a set of samples is measured.
+
+    Attributes:
+        library: whose loop extracts the features and whose function measures them.
+        mode: clean-fid's resize, before any extractor; None with torch-fidelity, where the extractor resizes.
+        features: the extractor; None takes that of the experiment.
+        quantiser: how samples became uint8; "round" is the suite's own, "truncate" that of guided-diffusion (ADM).
+        reference: "train" or "test" of the experiment's data, or an ``.npz`` file: one with pictures (``arr_0``), or
+            one with moments alone (``mu``, ``sigma``), of which only the Fréchet distance can be taken.
+        reference_sha256: the file's, or its beginning; another content is refused.
+        num_samples: how many samples are measured, the first ones; None takes all.
+    """
+
+    library: Library = "torch-fidelity"
+    mode: CleanMode | None = None
+    features: ExtractorName | None = None
+    quantiser: Quantiser = "round"
+    reference: str = "train"
+    reference_sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")
+    num_samples: int | None = Field(None, ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mode_of_the_library(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        if raw.get("library") == "clean-fid":
+            return {**raw, "mode": raw.get("mode") or "clean"}
+        if raw.get("mode") is not None:
+            raise ValueError(f"mode: found {raw['mode']!r}, expected none: it is a setting of clean-fid")
+        return raw
+
+    @property
+    def reference_is_file(self) -> bool:
+        """Whether the reference is a given file and not a part of the data."""
+        return self.reference not in PARTS
+
+    @property
+    def extraction(self) -> str:
+        """Name of the way from pictures to features: protocols that share it share the real pictures' features."""
+        return "-".join(filter(None, [self.library, self.mode, self.features]))
+
+
+def resize_in_words(protocol: Protocol, extractor: dict[str, Any]) -> str:
+    """Every resize of a picture on its way into the network.
+
+    Args:
+        extractor: what :meth:`evaluation.features.Extractor.describe` returns.
+    """
+    if protocol.mode is None:
+        return str(extractor["resize"])
+    first = RESIZES[protocol.mode]
+    if protocol.features == "inception":
+        in_network = "299×299, bilinear, as in TensorFlow 1, in the network"
+        return in_network if protocol.mode == "legacy_tensorflow" else first
+    return f"{first}; then {extractor['resize']}"
+
+
+def in_words(protocol: Protocol, facts: dict[str, Any]) -> str:
+    """A protocol spelled out, for footnotes.
+
+    Args:
+        facts: of one measurement: ``extractor`` (its description), ``reference`` with ``count`` (None where unknown)
+            and ``sha256``, and ``seed``.
+    """
+    extractor, reference = facts["extractor"], facts["reference"]
+    count = "an unknown number of" if reference["count"] is None else reference["count"]
+    mode = f", mode {protocol.mode}" if protocol.mode else ""
+    what = f"the file {protocol.reference}" if protocol.reference_is_file else f"the '{protocol.reference}' part"
+    return (
+        f"{protocol.library} {extractor['library_version']}{mode}; features of {extractor['name']} (layer "
+        f"{extractor['layer']}, weights sha256 {extractor['weights_sha256'][:16]}…); resize: "
+        f"{resize_in_words(protocol, extractor)}; samples quantised by {QUANTISERS[protocol.quantiser]}; reference: "
+        f"{what} ({count} pictures, sha256 {reference['sha256'][:16]}…); {protocol.num_samples} samples "
+        f"of sampling seed {facts['seed']}."
+    )

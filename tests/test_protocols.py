@@ -1,0 +1,260 @@
+"""Protocols as data, and what they are measured against."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_workflow import TINY
+
+from diffusion.errors import UserError
+from diffusion.images import save_samples, to_uint8
+from evaluation.protocols import Protocol, in_words, resize_in_words
+from evaluation.quality import Moments, moments
+from evaluation.reference import load_reference, moments_of, streamed_moments, write_features, write_reference
+from suite.configuration import parse_experiment
+from suite.plan import Plan
+
+EXTRACTOR = {
+    "name": "toy", "library": "torch-fidelity", "library_version": "1", "layer": "5", "dimensions": 5,
+    "resize": "none", "normalisation": "none", "weights_sha256": "ab" * 32, "mode": None,
+}  # fmt: skip
+FEATURES = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32)
+
+
+def extract(images):
+    """The first five bytes of a picture."""
+    return images.reshape(len(images), -1)[:, :5].astype(np.float32)
+
+
+def load(path, resolution=8, extractor=EXTRACTOR, **options):
+    return load_reference(path, resolution, extractor, extract, **options)
+
+
+def tiny(**evaluation):
+    raw = yaml.safe_load(TINY.read_text())
+    raw["evaluation"] |= evaluation
+    return raw
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_mode_belongs_to_clean_fid():
+    assert Protocol.model_validate({"library": "clean-fid"}).mode == "clean"
+    assert Protocol.model_validate({}).mode is None
+    with pytest.raises(ValueError, match="mode: found 'clean', expected none: it is a setting of clean-fid"):
+        Protocol.model_validate({"mode": "clean"})
+
+
+def test_a_protocol_takes_what_it_does_not_say_from_the_experiment():
+    protocols = {"half": {"num_samples": 24}, "other": {"features": "efficientnet-lite0-32"}}
+    experiment = parse_experiment(tiny(protocols=protocols))
+    found = experiment.evaluation.all_protocols
+    assert list(found) == ["main", "half", "other"]
+    assert [one.features for one in found.values()] == ["efficientnet-lite0-64"] * 2 + ["efficientnet-lite0-32"]
+    assert [one.num_samples for one in found.values()] == [48, 24, 48]
+    plan = Plan(experiment)
+    assert list(plan.extractions()) == ["torch-fidelity-efficientnet-lite0-64", "torch-fidelity-efficientnet-lite0-32"]
+    assert plan.quantisers() == ["round"]
+
+
+@pytest.mark.parametrize(
+    ("protocols", "message"),
+    [
+        ({"main": {}}, r"evaluation\.protocols\.main: expected a name .* and not 'main'"),
+        ({"a/b": {}}, r"evaluation\.protocols\.a/b: expected a name"),
+        ({"x": {"reference": "none.npz"}}, r"protocols\.x\.reference: found 'none\.npz', expected train, test or an"),
+        (
+            {"x": {"reference_sha256": "0" * 8}},
+            r"protocols\.x\.reference_sha256: given, but the reference is not a file",
+        ),
+        ({"x": {"num_samples": 49}}, r"protocols\.x\.num_samples: found 49, expected no more than .*\(48\)"),
+        ({"x": {"library": "pytorch-fid"}}, r"protocols\.x\.library: found 'pytorch-fid'"),
+        ({"x": {"library": "clean-fid", "mode": "tidy"}}, r"protocols\.x\.mode: found 'tidy'"),
+        ({"x": {"mode": "clean"}}, r"protocols\.x: mode: found 'clean', expected none"),
+        ({"x": {"filter": "bicubic"}}, r"protocols\.x\.filter: unknown key; expected one of: library, mode"),
+    ],
+)
+def test_protocols_that_make_no_sense_are_refused(protocols, message):
+    with pytest.raises(UserError, match=message):
+        parse_experiment(tiny(protocols=protocols))
+
+
+def test_words():
+    clean = Protocol(library="clean-fid", mode="clean", features="efficientnet-lite0-64", num_samples=9)
+    assert resize_in_words(clean, EXTRACTOR) == "299×299, bicubic, antialiased, as float (PIL); then none"
+    inception = Protocol(library="clean-fid", mode="legacy_tensorflow", features="inception")
+    assert resize_in_words(inception, EXTRACTOR).startswith("299×299, bilinear, as in TensorFlow 1")
+    facts = {"extractor": EXTRACTOR, "reference": {"count": None, "sha256": "cd" * 32}, "seed": 4}
+    words = in_words(clean, facts)
+    for part in (
+        "clean-fid 1, mode clean",
+        "ab" * 8,
+        "cd" * 8,
+        "an unknown number of pictures",
+        "9 samples",
+        "seed 4",
+        "round(",
+    ):
+        assert part in words, part
+
+
+# -- quantisers --------------------------------------------------------------------------------------------------------
+
+
+def test_the_truncating_quantiser_takes_the_floor():
+    values = torch.tensor([-2.0, -1.0, -0.9999, 0.0, 0.999, 1.0, 3.0]).reshape(1, 1, 1, 7)
+    # 127.5 x + 127.5 is −127.5, 0, 0.01, 127.5, 254.9, 255, 510.
+    assert to_uint8(values, "truncate").ravel().tolist() == [0, 0, 0, 127, 254, 255, 255]
+    assert to_uint8(values).ravel().tolist() == [0, 0, 0, 128, 255, 255, 255]
+
+
+# -- references --------------------------------------------------------------------------------------------------------
+
+
+def test_streamed_moments_are_the_whole_sets_and_lose_no_digits_to_a_large_mean():
+    features = (1000 + np.random.default_rng(1).standard_normal((101, 6))).astype(np.float32)
+    exact = features.astype(np.float64)
+    for portion in (1, 7, 50, 101, 500):
+        found = streamed_moments(features, portion).statistics
+        np.testing.assert_allclose(found["mu"], exact.mean(axis=0), rtol=1e-13)
+        np.testing.assert_allclose(found["sigma"], np.cov(exact, rowvar=False), rtol=1e-10, atol=1e-12)
+
+
+def test_small_sets_have_the_librarys_own_moments():
+    own = moments(FEATURES).statistics
+    found = moments_of(FEATURES, "reference").statistics
+    assert all((own[name] == found[name]).all() for name in own)
+
+
+def test_features_are_written_a_portion_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluation.reference._PORTION", 7)
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
+    seen = []
+    write_features(tmp_path / "f.npy", images, 5, lambda part: seen.append(len(part)) or extract(part))
+    assert seen == [7] * 5 + [5]
+    stored = np.load(tmp_path / "f.npy", mmap_mode="r")
+    assert isinstance(stored, np.memmap)
+    assert (stored == extract(images)).all()
+
+
+def test_a_reference_of_this_suite_is_read_as_it_was_written(tmp_path):
+    write_reference(tmp_path / "r.npz", FEATURES, {"extractor": EXTRACTOR, "resolution": 8, "sha256": "ef"})
+    found = load(tmp_path / "r.npz")
+    own = moments(FEATURES).statistics
+    assert all((own[name] == found.moments.statistics[name]).all() for name in own)
+    assert found.features is None
+    assert found.about["count"] == 40
+    with pytest.raises(UserError, match="made of pictures of 8 pixels, but the samples have 16"):
+        load(tmp_path / "r.npz", resolution=16)
+    with pytest.raises(UserError, match=r"made with another extractor: resize is 'none' there and '64' of"):
+        load(tmp_path / "r.npz", extractor=EXTRACTOR | {"resize": "64"})
+    with pytest.raises(UserError, match=r"sha256 .*, expected 00000000"):
+        load(tmp_path / "r.npz", sha256="00000000")
+    assert load(tmp_path / "r.npz", sha256=found.about["sha256"][:12]).about == found.about
+
+
+def test_moments_from_elsewhere_are_taken(tmp_path):
+    """As clean-fid's own statistics are: float64, and nothing beside them."""
+    mu, sigma = FEATURES.mean(axis=0, dtype=np.float64), np.cov(FEATURES, rowvar=False)
+    np.savez(tmp_path / "r.npz", mu=mu, sigma=sigma)
+    found = load(tmp_path / "r.npz")
+    assert isinstance(found.moments, Moments)
+    assert (found.moments.statistics["mu"] == mu).all()
+    assert found.about["count"] is None
+
+
+def test_pictures_from_elsewhere_are_measured_by_the_samples_own_extractor(tmp_path):
+    """As ADM's reference batches are: pictures, and beside them moments of another network."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "r.npz", arr_0=images, mu=np.zeros(2048), sigma=np.eye(2048))
+    found = load(tmp_path / "r.npz")
+    assert (found.features == extract(images)).all()
+    assert (found.moments.statistics["mu"] == extract(images).mean(axis=0)).all()
+    assert found.about["count"] == 30
+    with pytest.raises(UserError, match="pictures of 8×8 pixels, but the samples have 16"):
+        load(tmp_path / "r.npz", resolution=16)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"mu": np.zeros(7), "sigma": np.eye(7)}, "'toy' has 5 dimensions: they were made with another extractor"),
+        ({"mu": np.zeros(5), "sigma": np.eye(4)}, "made with another extractor"),
+        ({"mu": np.full(5, np.nan), "sigma": np.eye(5)}, "not finite"),
+        ({"mu": np.zeros(5), "sigma": np.triu(np.ones((5, 5)))}, "not symmetric"),
+        ({"mean": np.zeros(5)}, r"holds \['mean'\]; expected 'arr_0'"),
+        ({"arr_0": np.zeros((3, 8, 8, 1))}, "is float64"),
+    ],
+    ids=["dimensions", "shape", "nan", "asymmetric", "names", "float pictures"],
+)
+def test_references_that_do_not_fit_are_refused(tmp_path, content, message):
+    np.savez(tmp_path / "r.npz", **content)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "r.npz")
+
+
+def test_files_that_are_no_reference_are_refused(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        load(tmp_path / "none.npz")
+    (tmp_path / "r.npz").write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "r.npz")
+    np.savez(tmp_path / "pickle.npz", mu=np.array([object()], dtype=object), sigma=np.eye(5))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "pickle.npz")
+
+
+# -- a protocol's job --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs the two commands of a protocol on made pictures, as the rules do."""
+    from tiny import tiny_splits
+
+    from diffusion.data import parse_settings, write_dataset
+    from suite.cli import build_parser
+    from suite.stages import protocols
+
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    save_samples(tmp_path / "samples.npz", images)
+
+    def run(raw, rows=(("boot", "boot", 1, 0, "samples.npz"),)):
+        protocol = Protocol.model_validate({"features": "efficientnet-lite0-32", **raw})
+        text = ["--protocol", protocol.model_dump_json()]
+        rows = json.dumps([[*identity, str(tmp_path / path)] for *identity, path in rows])
+        place = str(tmp_path / "reference")
+        arguments = build_parser().parse_args(["reference", *text, "--data", str(tmp_path / "data"), "--output", place])
+        protocols.extract_reference(arguments)
+        command = ["protocol", *text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", "0"]
+        command += ["--reference", place, "--output", str(tmp_path / "out.csv")]
+        protocols.measure_protocol(build_parser().parse_args(command))
+        return tmp_path / "out.csv"
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore::evaluation.quality.RankWarning")
+def test_a_protocol_that_wants_more_samples_than_there_are_stops(job):
+    with pytest.raises(UserError, match="12 samples, but the protocol 'p' measures 13"):
+        job({"num_samples": 13})
+
+
+@pytest.mark.filterwarnings("ignore::evaluation.quality.RankWarning")
+def test_the_reference_of_one_run_serves_another(job, tmp_path):
+    """Moments alone: the Fréchet distance is the same, KID cannot be taken; and another extractor is refused."""
+    import pandas as pd
+
+    whole = pd.read_csv(job({})).set_index(["method", "metric"]).value
+    (tmp_path / "reference" / "train.npz").rename(tmp_path / "given.npz")
+    given = {"reference": str(tmp_path / "given.npz")}
+    alone = pd.read_csv(job(given)).set_index(["method", "metric"]).value
+    assert alone["boot", "frechet_distance"] == pytest.approx(whole["boot", "frechet_distance"], rel=1e-9)
+    assert ("boot", "kid") in whole.index
+    assert ("boot", "kid") not in alone.index
+    with pytest.raises(UserError, match="made with another extractor"):
+        job(given | {"features": "efficientnet-lite0-64"})
