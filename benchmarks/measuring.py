@@ -1,0 +1,120 @@
+"""What measuring costs: the feature stage against the bare network, and the suite against PNG files and two tools.
+
+    python benchmarks/measuring.py [--features efficientnet-lite0-64] [--count 1024] [--threads 1] [--rounds 5]
+
+First: seconds of the extractor's bare forward passes over a set of pictures, in batches that lie ready, and of the
+suite's extraction of the same set (torch-fidelity's loop, with its loading and checks).
+
+Second: what the suite measures of one set of samples with torch-fidelity and clean-fid (Fréchet distance and KID by
+both, precision and recall), with the real pictures' features at hand as they are for every row but the first; against
+writing the samples as PNG files and having the two tools measure the folder, one after the other, against a folder of
+the real pictures (clean-fid its Fréchet distance alone). Neither side starts a process; that would add some seconds to
+each.
+
+Medians over interleaved rounds, one warm-up round before them; compare ratios of one run only.
+"""
+
+import argparse
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from throughput import medians
+
+from diffusion.device import default_device
+from evaluation import quality
+from evaluation.features import load_extractor
+
+# isort: split
+import cleanfid.fid
+from PIL import Image
+from torch_fidelity import calculate_metrics
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", default="efficientnet-lite0-64")
+    parser.add_argument("--inception-weights", type=Path)
+    parser.add_argument("--count", type=int, default=1024, help="samples, and real pictures")
+    parser.add_argument("--resolution", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore")
+    device = default_device()
+    extractor = load_extractor(arguments.features, device, arguments.inception_weights)
+    shape = (arguments.count, arguments.resolution, arguments.resolution, 3)
+    samples, real = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+    print(
+        f"{extractor.name} on {device}, {arguments.count} pictures of {arguments.resolution} px, "
+        f"{torch.get_num_threads()} threads, medians of {arguments.rounds} rounds"
+    )
+
+    batches = torch.from_numpy(samples).permute(0, 3, 1, 2).contiguous().split(arguments.batch_size)
+
+    def bare() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                extractor._network(batch.to(device))
+
+    found = medians(
+        {"bare": bare, "stage": lambda: extractor.extract(samples, arguments.batch_size)}, arguments.rounds, device
+    )
+    print(f"bare forward passes    {found['bare']:8.2f} s")
+    print(f"the suite's extraction {found['stage']:8.2f} s, {found['stage'] / found['bare']:.3f} times")
+
+    with tempfile.TemporaryDirectory() as folder:
+        places = {name: Path(folder) / name for name in ("samples", "real")}
+        for place in places.values():
+            place.mkdir()
+
+        def write(images: np.ndarray, place: Path) -> None:
+            for index, image in enumerate(images):
+                Image.fromarray(image).save(place / f"{index:06d}.png")
+
+        write(real, places["real"])
+        known = {"torch-fidelity": extractor.extract(real), "clean-fid": extractor.extract_cleanfid(real)}
+        moments = {library: quality.moments(features) for library, features in known.items()}
+
+        def ours() -> None:
+            features = extractor.extract(samples, arguments.batch_size)
+            quality.measure_under("torch-fidelity", features, moments["torch-fidelity"], known["torch-fidelity"])
+            quality.precision_recall(features, known["torch-fidelity"])
+            clean = extractor.extract_cleanfid(samples)
+            quality.measure_under("clean-fid", clean, moments["clean-fid"], known["clean-fid"])
+
+        def theirs() -> None:
+            write(samples, places["samples"])
+            calculate_metrics(
+                input1=str(places["samples"]),
+                input2=str(places["real"]),
+                feature_extractor=extractor.name,
+                batch_size=arguments.batch_size,
+                cuda=device.type == "cuda",
+                cache=False,
+                verbose=False,
+                fid=True,
+                kid=True,
+                prc=True,
+                kid_subsets=quality.KID_SUBSETS,
+                kid_subset_size=min(quality.KID_SUBSET_SIZE, arguments.count),
+            )
+            options = {"mode": "clean", "num_workers": 0, "device": device, "verbose": False}
+            model = extractor._cleanfid_model("clean")
+            cleanfid.fid.compute_fid(
+                str(places["samples"]), str(places["real"]), custom_feat_extractor=model, **options
+            )
+
+        found = medians({"ours": ours, "theirs": theirs}, max(2, arguments.rounds // 2), device)
+    print(f"the suite, all measures                {found['ours']:8.2f} s")
+    print(
+        f"PNG files, torch-fidelity, clean-fid   {found['theirs']:8.2f} s, {found['theirs'] / found['ours']:.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    main()
