@@ -8,7 +8,8 @@ suite's extraction of the same set (torch-fidelity's loop, with its loading and 
 Second: what the suite measures of one set of samples with torch-fidelity and clean-fid (Fréchet distance and KID by
 both, precision and recall), with the real pictures' features at hand as they are for every row but the first; against
 writing the samples as PNG files and having the two tools measure the folder, one after the other, against a folder of
-the real pictures (clean-fid its Fréchet distance alone). Neither side starts a process; that would add some seconds to
+the real pictures (clean-fid its Fréchet distance alone): once as the tools are called, and once with their references
+cached (torch-fidelity's cache, clean-fid's statistics). Neither side starts a process; that would add some seconds to
 each.
 
 Medians over interleaved rounds, one warm-up round before them; compare ratios of one run only.
@@ -87,7 +88,7 @@ def main() -> None:
             clean = extractor.extract_cleanfid(samples)
             quality.measure_under("clean-fid", clean, moments["clean-fid"], known["clean-fid"])
 
-        def theirs() -> None:
+        def theirs(cached: bool) -> None:
             write(samples, places["samples"])
             calculate_metrics(
                 input1=str(places["samples"]),
@@ -95,7 +96,9 @@ def main() -> None:
                 feature_extractor=extractor.name,
                 batch_size=arguments.batch_size,
                 cuda=device.type == "cuda",
-                cache=False,
+                cache=cached,
+                cache_root=folder,
+                input2_cache_name="real" if cached else None,
                 verbose=False,
                 fid=True,
                 kid=True,

@@ -145,6 +145,14 @@ class Extractor(ABC):
         self._network = network
         self._layer = layer
         self._device = device
+        self._cleanfid_models: dict[CleanMode, Callable[[torch.Tensor], torch.Tensor]] = {}
+
+    def extract_in(self, mode: CleanMode | None, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """Features through torch-fidelity (``mode`` None) or clean-fid in a mode, as by the two functions below."""
+        if mode is None:
+            return self.extract(images, batch_size)
+        # 299×299 floats: no more than a few at a time.
+        return self.extract_cleanfid(images, min(batch_size, 32), mode)
 
     def extract(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Features through torch-fidelity's own extraction loop.
@@ -193,7 +201,9 @@ class Extractor(ABC):
             NonFiniteError: a feature is NaN or infinite.
         """
         dataset = _Pictures(_check_images(images))
-        model = self._cleanfid_model(mode)
+        if mode not in self._cleanfid_models:
+            self._cleanfid_models[mode] = self._cleanfid_model(mode)
+        model = self._cleanfid_models[mode]
         batch_size = min(batch_size, len(dataset))
         # get_model_features draws latents that nobody needs: they must not move the caller's random state.
         # Its resizers turn all of Python's warnings off: for as long as they run and no longer.
@@ -332,14 +342,18 @@ class InceptionExtractor(Extractor):
             "normalisation": "(x - 128) / 128 with x in 0..255",
         }
         if mode == "legacy_pytorch":
-            description["network"] = "FID Inception-v3 (2015-12-05), as pytorch-fid builds it"
-        elif mode is not None:
+            return description | {
+                "network": "FID Inception-v3 (2015-12-05), as pytorch-fid builds it",
+                "resize": "none in the network",
+                "normalisation": "(x - 127.5) / 127.5 with x in 0..255",
+            }
+        if mode is not None:
             description |= {
                 "network": "FID Inception-v3 (2015-12-05), clean-fid's TorchScript",
                 "weights": CLEANFID_INCEPTION_FILE,
                 "weights_sha256": CLEANFID_INCEPTION_SHA256,
             }
-        return description
+        return description | ({"resize": "none in the network"} if mode == "clean" else {})
 
 
 EXTRACTORS = ("efficientnet-lite0-64", "efficientnet-lite0-32", "inception")

@@ -1,12 +1,12 @@
 """How sure a figure is: spread over sampling seeds and over training seeds, kept apart, and differences with intervals.
 
-Two sources of chance must not be pooled: other noise for the same student (sampling seeds), and another training run of
-it (training seeds). Methods that start from the same noise are compared seed by seed, which takes out what the noise
+Two sources of chance are kept apart here: other noise for the same student (sampling seeds), and another training run
+of it (training seeds). Methods that start from the same noise are compared seed by seed, which takes out what the noise
 does to both. Intervals are Student's t at 95 %; with two or three seeds they are wide, and rightly so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -65,9 +65,13 @@ def over_sampling_seeds(values: pd.Series) -> Interval:
     return interval_of(values.groupby(level="seed").mean().to_numpy())
 
 
-def over_training_seeds(values: pd.Series) -> Interval:
-    """Of the figure of any student trained like these: one value a training seed, averaged over the sampling seeds."""
-    return interval_of(values.groupby(level="train_seed").mean().to_numpy())
+def over_training_seeds(values: pd.Series) -> Interval | None:
+    """Of the figure of any student trained like these: one value a training seed, averaged over the sampling seeds.
+
+    None where nothing is known of the training, as of samples that a user brought.
+    """
+    means = values.groupby(level="train_seed").mean()
+    return interval_of(means.to_numpy()) if len(means) else None
 
 
 class Difference(NamedTuple):
@@ -110,6 +114,7 @@ def spread_table(results: Results) -> Table:
     """Mean, and interval over sampling seeds and over training seeds, of every row."""
     keys = [key for key in _KEYS if results.has(key)]
     columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count")]
+    columns.append(Column("num_samples", "Samples", "count"))
     for column in metric_columns(results, keys):
         columns += [
             Column(column.key, column.title, "number"),
@@ -121,7 +126,8 @@ def spread_table(results: Results) -> Table:
     rows = []
     counts: dict[str, set[int]] = {"sampling": set(), "training": set()}
     for row in results.rows:
-        cells = [Cell(results.label(row)), Cell(row.nfe)]
+        count = results.count(row)
+        cells = [Cell(results.label(row)), Cell(row.nfe), Cell(count, mark="" if count == results.full_count else " ‡")]
         for key in keys:
             values = results.values(key, row)
             if values is None:
@@ -129,7 +135,7 @@ def spread_table(results: Results) -> Table:
                 continue
             sampling, training = over_sampling_seeds(values), over_training_seeds(values)
             counts["sampling"].add(sampling.n)
-            if row.variant not in results.untrained:
+            if training is not None and row.variant not in results.untrained:
                 counts["training"].add(training.n)
             cells += [Cell(sampling.mean), *_plus_minus(sampling), *_plus_minus(training)]
         rows.append(cells)
@@ -142,14 +148,19 @@ def spread_table(results: Results) -> Table:
         "95 % intervals of the mean (Student's t). Over sampling seeds: of these very students, other noise. Over "
         "training seeds: of another training run of the same method on the same teacher. "
         + "; ".join(f"{name} seeds: {count}" for name, count in numbers.items())
-        + ". With one seed there is no interval.",
+        + ". With one seed there is no interval. ‡: another number of samples, not to be compared.",
         columns,
         rows,
     )
 
 
-def difference_table(results: Results) -> Table:
-    """Every one-evaluation student of BOOT against the other students with one evaluation, and against the teacher."""
+def difference_table(results: Results, without: Collection[str] = ()) -> Table:
+    """Every one-evaluation student of BOOT against the other students with one evaluation, and against the teacher.
+
+    Args:
+        without: variants to leave out: an ablation's changes, which have a table of their own.
+    """
+    without = frozenset(without)
     keys = [key for key in _KEYS if results.has(key)]
     titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in metric_columns(results, keys)), strict=True))
     columns = [
@@ -164,9 +175,14 @@ def difference_table(results: Results) -> Table:
         Column("verdict", "The intervals say"),
     ]
     rows = []
-    for a in results.boot_rows:
-        others = [row for row in results.rows if row not in results.boot_rows and row.method != "external"]
-        rivals = [row for row in others if row.nfe == 1 and row.variant not in results.untrained]
+    students = [
+        row
+        for row in results.rows
+        if row.nfe == 1 and row.method != "external" and row.variant not in results.untrained | without
+    ]
+    boots = [row for row in students if row in results.boot_rows]
+    for number, a in enumerate(boots):
+        rivals = [row for row in students if row not in boots[: number + 1]]
         for b in [*rivals, *results.ladder]:
             for key in keys:
                 found = difference(results, key, a, b)
@@ -187,7 +203,9 @@ def difference_table(results: Results) -> Table:
         "the same noise; over training seeds (Welch) where there are several. A difference counts as better or worse "
         "only if every interval that could be taken leaves out zero; with one training run the verdict is about these "
         f"very students and not about the method. '{NOT_SUPPORTED}' marks what the intervals do not support. Every row "
-        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance.",
+        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance. Bold "
+        "in the other tables, and 'better' in the sentences, follow another rule (two standard deviations of the "
+        "difference, all seeds together); where the two disagree, believe this one.",
         columns,
         rows,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.files import read_json
-from evaluation.protocols import MAIN, Protocol, resize_in_words
+from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
 from evaluation.tables import (
     INCEPTION_NAMES,
     Cell,
@@ -28,8 +28,10 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         protocols: name to the figures that the protocol gives, its settings in the JSON beside it.
     """
     facts = {name: read_json(path.with_suffix(".json")) for name, path in protocols.items()}
+    seeds = ", ".join(str(seed) for seed in sorted({fact["seed"] for fact in facts.values()}))
     values: dict[str, dict[tuple[Method | str, str], float]] = {}
     counts: dict[str, int] = {}
+    floor_counts: dict[str, int] = {}
     sets: list[Method] = []
     for name, path in protocols.items():
         values[name] = {}
@@ -38,8 +40,7 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
             row = Method(item.method, item.variant, None if real else int(item.nfe))
             if not real and row not in sets:
                 sets.append(row)
-            if not real:
-                counts[name] = int(item.num_samples)
+            (floor_counts if real else counts)[name] = int(item.num_samples)
             metric = _ORIGINAL.get(item.metric, item.metric)
             values[name][_FLOOR if real else row, metric] = float(item.value)
     columns = [Column("protocol", "Protocol"), Column("library", "Library"), Column("features", "Features")]
@@ -48,9 +49,10 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
     named: list[tuple[Method | str, str, str]] = [
         (row, f"{row.variant}_{row.nfe}", results.long_label(row)) for row in sets
     ]
-    named.append((_FLOOR, _FLOOR, "Held-out real pictures"))
+    named.append((_FLOOR, _FLOOR, "Real pictures outside the reference"))
     for _set, key, label in named:
         columns += [Column(key, f"{label}: Fréchet distance ↓", "number"), Column(f"{key}_kid", "KID ↓", "number")]
+    columns.append(Column("floor_count", "of so many", "count"))
     rows = []
     for name, found in values.items():
         protocol = Protocol.model_validate(facts[name]["protocol"])
@@ -59,18 +61,29 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         cells += [Cell(_reference(facts[name], protocol)), Cell(counts.get(name))]
         for measured, _key, _label in named:
             cells += [Cell(found.get((measured, metric))) for metric in ("frechet_distance", "kid")]
-        rows.append(cells)
+        floor_count = floor_counts.get(name)
+        rows.append([*cells, Cell(floor_count, mark="" if floor_count == counts.get(name) else " ‡")])
     table = Table(
         "protocols",
         "The same samples under every protocol",
-        "Every row measures one and the same samples, of the first sampling seed and the first training seed, with the "
-        "same numbers of network evaluations; what differs is the protocol alone. Compare within a row only. The last "
-        "columns are real pictures outside the reference, as many as the samples or as there are.",
+        f"Every row measures the same samples, of sampling seed {seeds} and the first training seed, or the first of "
+        "them where a protocol takes fewer; what differs is the protocol alone. Compare within a row only. The last columns "
+        "are real pictures outside the reference; ‡: fewer than the samples, and a Fréchet distance grows as pictures "
+        "get fewer. An empty cell: clean-fid finds no matrix square root for so few, or the reference has no pictures.",
         columns,
         rows,
-        [f"{name}: {fact['words']}" for name, fact in facts.items()],
+        [f"{name}: {words(fact)}" for name, fact in facts.items()],
     )
     return without_empty_columns(table)
+
+
+def words(facts: Mapping[str, Any]) -> str:
+    """A protocol spelled out.
+
+    Args:
+        facts: the JSON beside its figures: ``protocol``, ``extractor`` and ``reference``.
+    """
+    return in_words(Protocol.model_validate(facts["protocol"]), facts["extractor"], facts["reference"])
 
 
 def _library(facts: Mapping[str, Any], protocol: Protocol) -> str:
@@ -100,12 +113,18 @@ def protocol_summary(table: Table) -> str:
     if MAIN not in complete or not sets:
         return ""
     sentences = []
-    for _number, label in sets[:1]:
-        of_label = {name: float(str(row[label])) for name, row in complete.items()}
-        low, high = min(of_label, key=of_label.__getitem__), max(of_label, key=of_label.__getitem__)
+    # Other features, or another count, have another scale: only the rest is set in proportion.
+    fixed = [keys.index(key) for key in ("features", "num_samples")]
+    scale = {str(row[keys.index("protocol")].value): [row[number].value for number in fixed] for row in table.rows}
+    alike = {name: row for name, row in complete.items() if scale[name] == scale[MAIN]}
+    label = sets[0][1]
+    of_label = {name: float(str(row[label])) for name, row in alike.items()}
+    low, high = min(of_label, key=of_label.__getitem__), max(of_label, key=of_label.__getitem__)
+    if low != high:
         sentences.append(
-            f"The Fréchet distance of {label} is {of_label[low]:.3g} under '{low}' and {of_label[high]:.3g} under "
-            f"'{high}': one set of samples, {of_label[high] / of_label[low]:.3g} times the figure."
+            f"On the same features and at the same count, the Fréchet distance of {label} is {of_label[low]:.3g} under "
+            f"'{low}' and {of_label[high]:.3g} under '{high}': the same samples, {of_label[high] / of_label[low]:.3g} "
+            f"times the figure."
         )
     orders = {name: tuple(sorted(row, key=lambda label: float(str(row[label])))) for name, row in complete.items()}
     others = [name for name, order in orders.items() if order != orders[MAIN]]

@@ -4,6 +4,7 @@ A protocol says how pictures become features (library, resize, network, quantise
 (reference, number of samples). Every figure of the suite carries the name of its protocol.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -77,36 +78,31 @@ class Protocol(Settings):
         return "-".join(filter(None, [self.library, self.mode, self.features]))
 
 
-def resize_in_words(protocol: Protocol, extractor: dict[str, Any]) -> str:
+def resize_in_words(protocol: Protocol, extractor: Mapping[str, Any]) -> str:
     """Every resize of a picture on its way into the network.
 
     Args:
-        extractor: what :meth:`evaluation.features.Extractor.describe` returns.
+        extractor: what :meth:`evaluation.features.Extractor.describe` returns for the protocol's mode.
     """
     if protocol.mode is None:
         return str(extractor["resize"])
-    first = RESIZES[protocol.mode]
-    if protocol.features == "inception":
-        in_network = "299×299, bilinear, as in TensorFlow 1, in the network"
-        return in_network if protocol.mode == "legacy_tensorflow" else first
-    return f"{first}; then {extractor['resize']}"
+    return f"{RESIZES[protocol.mode]}; then {extractor['resize']}"
 
 
-def in_words(protocol: Protocol, facts: dict[str, Any]) -> str:
-    """A protocol spelled out, for footnotes.
+def in_words(protocol: Protocol, extractor: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """A protocol spelled out, for footnotes; the number of samples stands in the tables.
 
     Args:
-        facts: of one measurement: ``extractor`` (its description), ``reference`` with ``count`` (None where unknown)
-            and ``sha256``, and ``seed``.
+        extractor: as for :func:`resize_in_words`.
+        reference: ``count`` (None where unknown), ``sha256`` and, where there is one, ``note``.
     """
-    extractor, reference = facts["extractor"], facts["reference"]
     count = "an unknown number of" if reference["count"] is None else reference["count"]
     mode = f", mode {protocol.mode}" if protocol.mode else ""
     what = f"the file {protocol.reference}" if protocol.reference_is_file else f"the '{protocol.reference}' part"
+    note = f"; {reference['note']}" if reference.get("note") else ""
     return (
         f"{protocol.library} {extractor['library_version']}{mode}; features of {extractor['name']} (layer "
         f"{extractor['layer']}, weights sha256 {extractor['weights_sha256'][:16]}…); resize: "
         f"{resize_in_words(protocol, extractor)}; samples quantised by {QUANTISERS[protocol.quantiser]}; reference: "
-        f"{what} ({count} pictures, sha256 {reference['sha256'][:16]}…); {protocol.num_samples} samples "
-        f"of sampling seed {facts['seed']}."
+        f"{what} ({count} pictures, sha256 {reference['sha256'][:16]}…{note})."
     )

@@ -45,6 +45,10 @@ EXTRAPOLATION_LEAST_PER_DIMENSION = 5.0
 _SMALLEST_PER_DIMENSION = 5000 / 2048
 
 
+class NoMatrixRootError(UserError):
+    """The product of two covariances has no real square root."""
+
+
 class RankWarning(UserWarning):
     """A covariance was estimated from too few samples to have full rank."""
 
@@ -185,7 +189,11 @@ def precision_recall(generated: np.ndarray, real: np.ndarray, neighborhood: int 
             f"found {len(generated)} generated and {len(real)} real."
         )
     result = prc_features_to_metric(
-        torch.from_numpy(generated), torch.from_numpy(real), prc_neighborhood=neighborhood, verbose=False
+        torch.from_numpy(generated),
+        torch.from_numpy(real),
+        prc_neighborhood=neighborhood,
+        verbose=False,
+        save_cpu_ram=True,  # distances in portions; the values are the same
     )
     return _finite(result[KEY_METRIC_PRECISION], "precision"), _finite(result[KEY_METRIC_RECALL], "recall")
 
@@ -285,7 +293,7 @@ def cleanfid_frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) 
 
     Raises:
         NonFiniteError: a feature, or the distance, is NaN or infinite.
-        UserError: clean-fid finds no real matrix square root, which happens with too few samples.
+        NoMatrixRootError: clean-fid finds no real matrix square root, which happens with too few samples.
     """
     one, two = (x if isinstance(x, Moments) else moments(x, warn=False) for x in (a, b))
     try:
@@ -296,7 +304,7 @@ def cleanfid_frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) 
                 *(x.statistics[name] for x in (one, two) for name in ("mu", "sigma")),
             )
     except ValueError as error:
-        raise UserError(
+        raise NoMatrixRootError(
             f"clean-fid finds no real matrix square root in {len(one.statistics['mu'])} dimensions ({error}). Take "
             f"more samples than that in each set."
         ) from error
@@ -343,12 +351,13 @@ def measure_under(
     else:
         try:
             found["frechet_distance"] = cleanfid_frechet_distance(own, reference)
-        except UserError as error:
+        except NoMatrixRootError as error:
             warnings.warn(f"no clean-fid figure. {error}", RankWarning, stacklevel=2)
     if reference_features is not None:
-        real = np.array(reference_features)  # a copy: torch warns of memory that it must not write to
-        kernel = kid(features, real).mean if library == "torch-fidelity" else cleanfid_kid(features, real)
-        found["kid"] = kernel
+        if library == "torch-fidelity":
+            found["kid"] = kid(features, reference_features).mean
+        else:
+            found["kid"] = cleanfid_kid(features, reference_features)
     return found
 
 
@@ -387,10 +396,10 @@ def measure(
 
     On every sampling seed: Fréchet distance, KID with its spread over subsets, precision, recall, density, coverage
     and, where the reference has what they need, the classifier score and the leak check, at the full count and on
-    the first ``small_count`` samples (the count of the real floor); the extrapolated Fréchet distance where there are
-    samples enough; the mean squared distance to the teacher's samples from the same noise. On the first
-    ``teacher_seeds`` seeds: the Fréchet distance to the teacher's samples of all *other* sampling seeds, so that the
-    teacher's own row is its finite-sample floor and not zero; with one sampling seed there is no such row.
+    the first ``small_count`` samples (the count of the real floor); the mean squared distance to the teacher's samples
+    from the same noise. On the first seed, where there are samples enough, the extrapolated Fréchet distance. On the
+    first ``teacher_seeds`` seeds the Fréchet distance to the teacher's samples of all *other* sampling seeds, so that
+    the teacher's own row is its finite-sample floor and not zero; with one sampling seed there is no such row.
 
     Args:
         identity: experiment, method, variant, nfe, train_seed.
@@ -421,6 +430,22 @@ def measure(
     for position, (seed, vectors) in enumerate(features.items()):
         this = {**identity, "seed": seed}
         rows += _reference_rows(this, vectors, reference, extractor, f"seed {seed}")
+        # Fifteen Fréchet distances: for one seed, and not at points of a training, where nothing is held out.
+        enough = len(vectors) >= EXTRAPOLATION_LEAST_PER_DIMENSION * vectors.shape[1]
+        if enough and position == 0 and reference.held_out is not None:
+            extrapolated = extrapolated_frechet_distance(vectors, reference.moments)
+            rows.append(
+                _row(
+                    this,
+                    metric=metric_name("frechet_distance_extrapolated", extractor),
+                    value=extrapolated,
+                    num_samples=len(vectors),
+                    protocol=MAIN,
+                    features=extractor,
+                    reference=reference.name,
+                    library="torch-fidelity",
+                )
+            )
         if small_count < len(vectors):
             rows += _reference_rows(this, vectors[:small_count], reference, extractor, f"seed {seed}", warn=False)
         others = [v for other, v in (teacher_features or {}).items() if other != seed]
@@ -508,7 +533,10 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
             f"Kernel distance, unbiased, polynomial kernel of degree 3, {network}; mean over {KID_SUBSETS} random "
             f"subsets of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}."
         ),
-        "kid_subset_sd": "Standard deviation of KID between those subsets, which share pictures.",
+        "kid_subset_sd": (
+            "Standard deviation of KID between those subsets, which share pictures. Of a set no larger than a subset "
+            "every subset is the whole: the deviation is then the reference's alone."
+        ),
         "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
         "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
         "density": (
@@ -518,7 +546,7 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
         "coverage": "Share of these balls with a sample inside. Grows with num_samples.",
         "classifier_score": (
             f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes, mean over {SCORE_SPLITS} splits, {network}. It "
-            f"knows no reference; called Inception Score on the FID Inception only."
+            f"knows no reference, and grows with num_samples; called Inception Score on the FID Inception only."
         ),
         "frechet_distance_extrapolated": (
             f"Where a line in 1/N through the Fréchet distances of {EXTRAPOLATION_POINTS} random subsets ends. Taken "
@@ -568,8 +596,6 @@ def _reference_rows(
     }
     if reference.classifier is not None and len(features) >= SCORE_SPLITS:
         by_fidelity["classifier_score"] = classifier_score(features, reference.classifier)
-    if len(features) >= EXTRAPOLATION_LEAST_PER_DIMENSION * features.shape[1]:
-        by_fidelity["frechet_distance_extrapolated"] = extrapolated_frechet_distance(features, reference.moments)
     by_sklearn = {"density": density, "coverage": coverage}
     if reference.held_out is not None:
         by_sklearn["leak_share"] = leak_share(features, reference)

@@ -6,7 +6,7 @@ memory does not grow with the number of pictures.
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class ReferenceSet:
     Attributes:
         moments: mean and covariance of the features.
         features: float32 (N, D), perhaps memory-mapped; None where only the moments are known.
-        about: ``count`` (None where unknown) and ``sha256``.
+        about: ``count`` (None where unknown), ``sha256`` and, where there is one, a ``note`` for the footnote.
     """
 
     moments: Moments
@@ -105,21 +105,24 @@ def load_reference(
     extractor: Mapping[str, Any],
     extract: Callable[[np.ndarray], np.ndarray],
     sha256: str | None = None,
+    data: Collection[str] | None = None,
 ) -> ReferenceSet:
     """A reference from a file: of this suite (:func:`write_reference`), of clean-fid (``mu``, ``sigma``), or of ADM.
 
-    A file with pictures (``arr_0``, as ADM's reference batches have) is measured by the samples' own extractor, and
-    moments beside them are left alone, for those are of another one.
+    Of a file with pictures (``arr_0``, as ADM's reference batches have) the samples' own extractor makes the features.
+    Moments beside them are those of the FID Inception over the whole data set, of which the pictures are some: they are
+    taken for the Fréchet distance where the samples' features are of that network, and left alone otherwise.
 
     Args:
         resolution: of the samples.
         extractor: description of the samples' extractor.
         extract: pictures to features.
         sha256: of the file, or its beginning.
+        data: hashes of the pictures that a file of this suite may have been made of; None takes any.
 
     Raises:
-        UserError: no such file, another content, neither pictures nor moments; or a reference of another resolution or
-            another extractor.
+        UserError: no such file, another content, neither pictures nor moments; or a reference of other data, another
+            resolution or another extractor, as far as the file tells.
     """
     if not path.is_file():
         raise UserError(f"{path}: not found; expected an .npz with 'arr_0', or with 'mu' and 'sigma'.")
@@ -132,6 +135,7 @@ def load_reference(
             content = {name: archive[name] for name in {"mu", "sigma", "count", "facts"} & names}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as an .npz ({error}).") from error
+    has_moments = {"mu", "sigma"} <= names
     if "arr_0" in names:
         images = load_samples(path)
         if images.shape[1:3] != (resolution, resolution):
@@ -140,9 +144,31 @@ def load_reference(
                 f"reference of another resolution says nothing about them."
             )
         features = extract(images)
-        return ReferenceSet(moments_of(features, str(path)), features, {"count": len(images), "sha256": found})
-    if not {"mu", "sigma"} <= names:
+        about: dict[str, Any] = {"count": len(images), "sha256": found}
+        if has_moments and extractor["name"] == "inception":
+            about["note"] = "Fréchet distance against the file's own moments, KID against its pictures"
+            return ReferenceSet(_checked_moments(path, content, extractor), features, about)
+        if has_moments:
+            about["note"] = "the file's pictures, not its moments, which are of another network"
+        return ReferenceSet(moments_of(features, str(path)), features, about)
+    if not has_moments:
         raise UserError(f"{path}: holds {sorted(names)}; expected 'arr_0' (pictures), or 'mu' and 'sigma' (moments).")
+    own = _checked_moments(path, content, extractor)
+    about = {"count": int(content["count"]) if "count" in content else None, "sha256": found}
+    if "facts" not in content:
+        return ReferenceSet(own, None, about | {"note": "its data, resolution and resize are not known"})
+    facts = json.loads(str(content["facts"]))
+    check_extractor(path, facts["extractor"], extractor)
+    if facts["resolution"] != resolution:
+        raise UserError(f"{path}: made of pictures of {facts['resolution']} pixels, but the samples have {resolution}.")
+    if data is not None and facts["sha256"] not in data:
+        raise UserError(
+            f"{path}: made of other data (pictures with sha256 {facts['sha256'][:16]}…) than this experiment's."
+        )
+    return ReferenceSet(own, None, about | {"data_sha256": facts["sha256"]})
+
+
+def _checked_moments(path: Path, content: Mapping[str, np.ndarray], extractor: Mapping[str, Any]) -> Moments:
     mu, sigma = content["mu"], content["sigma"]
     dimensions = extractor["dimensions"]
     if mu.shape != (dimensions,) or sigma.shape != (dimensions, dimensions):
@@ -152,15 +178,7 @@ def load_reference(
         )
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all() and np.allclose(sigma, sigma.T, atol=1e-4)):
         raise UserError(f"{path}: 'mu' or 'sigma' is not finite, or 'sigma' is not symmetric; it is no covariance.")
-    if "facts" in content:
-        facts = json.loads(str(content["facts"]))
-        check_extractor(path, facts["extractor"], extractor)
-        if facts["resolution"] != resolution:
-            raise UserError(
-                f"{path}: made of pictures of {facts['resolution']} pixels, but the samples have {resolution}."
-            )
-    count = int(content["count"]) if "count" in content else None
-    return ReferenceSet(Moments.given(mu, sigma), None, {"count": count, "sha256": found})
+    return Moments.given(mu, sigma)
 
 
 def check_extractor(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

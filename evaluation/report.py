@@ -46,19 +46,10 @@ from evaluation.tables import (
     format_value,
 )
 
-# Their figures are all of the main protocol.
-_UNDER_MAIN = (
-    "main",
-    "floor",
-    "measures",
-    "spread",
-    "differences",
-    "comparison",
-    "comparison_steps",
-    "comparison_reach",
-    "ablation",
-    "ratios",
-)
+# Tables of the main protocol: those with a row for the floor, those without, and those with published figures beside.
+_WITH_FLOOR = ("main", "floor", "measures")
+_WITHOUT_FLOOR = ("spread", "differences", "comparison", "comparison_steps", "comparison_reach", "ablation")
+_BESIDE_OTHERS = ("published", "ratios")
 _LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
 _MEASURES = {
     "kid": "KID",
@@ -91,7 +82,7 @@ class ReportInputs:
         training: label to ``training.csv``.
         benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
         provenance: nested dictionary of strings and numbers; "protocols" maps the name of a protocol
-            or a measure to a sentence, and has "main". The keys
+            to a sentence and has "main", "definitions" that of a measure. The keys
             data, teacher, hardware, versions, commit, seeds and features come first on the page.
         labels: variant to what it is called, in the order of the rows.
         teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
@@ -179,7 +170,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.floor_table(results),
             tables.measures_table(results),
             spread_table(results),
-            difference_table(results),
+            difference_table(results, inputs.ablation.changes if inputs.ablation else ()),
             comparison_table(results, inputs.comparison),
             steps_table(results, inputs.comparison),
             reach_table(results, inputs.comparison, learning),
@@ -192,9 +183,8 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.wall_clock_table(results),
         )
     }
-    under_main = f"Protocol '{MAIN}': {inputs.provenance['protocols'][MAIN]}"
-    for name in _UNDER_MAIN:
-        built[name] = replace(built[name], notes=[*built[name].notes, under_main])
+    for name, notes in _common_notes(results, inputs.provenance["protocols"][MAIN]).items():
+        built[name] = replace(built[name], notes=[*built[name].notes, *notes])
     times = _all_times(pictures, results)
     interpolation = _interpolation(pictures, results)
     near = _neighbours(inputs.neighbours)
@@ -599,7 +589,7 @@ def _page(
     )
     first = ("data", "teacher", "hardware", "versions", "commit", "seeds", "features")
     provenance = dict(inputs.provenance)
-    protocols = provenance.pop("protocols", {})
+    protocols, definitions = provenance.pop("protocols", {}), provenance.pop("definitions", {})
     run = [(key.capitalize(), flatten(provenance.pop(key))) for key in first if key in provenance]
     figures = {
         name: {
@@ -617,6 +607,7 @@ def _page(
         run=run,
         rest=[(key, flatten(value)) for key, value in provenance.items()],
         protocols=protocols,
+        definitions=definitions,
         findings=findings(results, inputs.ablation.changes if inputs.ablation else ()),
         tables=built,
         downloads={
@@ -637,6 +628,27 @@ def _page(
         protocol_summary=protocol_summary(built["protocols"]),
         trajectory_summary=_trajectory_summary(inputs, results, errors),
     )
+
+
+def _common_notes(results: Results, main_protocol: str) -> dict[str, list[str]]:
+    """What every table of quality figures says at its end: its protocol, and what perfect would look like."""
+    under_main = f"Protocol '{MAIN}': {main_protocol}"
+    if any(row.method == "external" for row in results.rows):
+        under_main += " Samples that a user brought are as they came."
+    notes = {name: [under_main] for name in (*_WITH_FLOOR, *_WITHOUT_FLOOR)}
+    notes |= {name: [f"This experiment's own figures: p{under_main[1:]}"] for name in _BESIDE_OTHERS}
+    count = results.floor_count
+    floor = results.spread("frechet_distance", results.real, count) if results.real else None
+    if floor is not None and count is not None:
+        kid = results.spread("kid", results.real, count) if results.real else None
+        beside = f", KID {format_value(kid.mean)}" if kid else ""
+        sentence = (
+            f"Floor: {count} held-out real pictures have the {_in_sentence(results.frechet_name)} "
+            f"{format_value(floor.mean)}{beside}; the floor table has every row at that count."
+        )
+        for name in _WITHOUT_FLOOR:
+            notes[name].append(sentence)
+    return notes
 
 
 def _front_text(results: Results) -> str:

@@ -829,12 +829,14 @@ def main_table(results: Results) -> Table:
     )
 
 
-def _devices(speed: pd.DataFrame) -> str:
+def _devices(speed: pd.DataFrame, best: bool = True) -> str:
     if speed.empty:
         return ""
     sizes = ", ".join(str(size) for size in sorted(speed["batch_size"].unique()))
     devices = ", ".join(sorted({f"{d} ({t})" for d, t in zip(speed["device"], speed["dtype"], strict=True)}))
-    return f"Images per second at the row's best of the batch sizes {sizes}, on {devices}."
+    return (
+        f"Images per second at the row's best of the batch sizes {sizes}, on {devices}." if best else f"On {devices}."
+    )
 
 
 def floor_table(results: Results) -> Table:
@@ -1119,8 +1121,8 @@ def speed_table(results: Results) -> Table:
     table = Table(
         "sampling_speed",
         "Speed of sampling",
-        f"{_devices(results.speed)} Median of calls that took turns in a random order, with half of its 95 % interval; "
-        "rounds went on until every median was precise enough, or the time was up. Speed-up: the median over rounds, "
+        f"{_devices(results.speed, best=False)} Median of calls that took turns in a random order, with half of its "
+        "95 % interval; rounds went on until every median was precise enough, or the time was up. Speed-up: the median over rounds, "
         "against the teacher's reference run at the same batch size. The network's share, memory and energy are of "
         "calls of their own.",
         columns,

@@ -89,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("num-samples", "batch-size"):
         sub.add_argument(f"--{name}", type=int, required=True)
     sub.add_argument("--seeds", type=int, nargs="+", required=True)
-    sub.add_argument("--quantisers", nargs="+", default=["round"], help="of the first seed; see diffusion.images")
+    sub.add_argument("--nfe", type=int, nargs="*", default=(), help="evaluations to sample with; all the method has")
+    sub.add_argument("--quantiser", choices=("round", "truncate"), default="round", help="how samples become uint8")
 
     sub = command("features", "extraction.extract_features", "features of sets of samples")
     extraction(sub)
@@ -99,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     extraction(sub)
     paths(sub, "data")
 
-    sub = command("reference", "protocols.extract_reference", "features of the real pictures under a protocol")
+    sub = command("reference", "references.extract_reference", "features of the real pictures under a protocol")
     under_protocol(sub)
     paths(sub, "data", "output")
 

@@ -40,7 +40,8 @@ class EvaluationSettings(Settings):
         batch_size: pictures a batch while sampling and extracting features.
         features: the feature extractor of the main protocol, ``main``: torch-fidelity, against the training pictures.
         protocols: further protocols by name. Under each, and under ``main``, one and the same samples are measured, so
-            that the report shows how much of a figure is protocol.
+            that the report shows how much of a figure is protocol. None is clean-fid's, except on the FID Inception, of
+            which clean-fid needs a file of its own.
         inception_weights, cleanfid_inception_weights: files with torch-fidelity's and clean-fid's own copy of the FID
             Inception; null looks in the usual cache and downloads where the network allows.
         classifier: how the judge of class-conditional samples is trained.
@@ -52,7 +53,7 @@ class EvaluationSettings(Settings):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
-    protocols: dict[str, Protocol] = Field(default_factory=lambda: {"clean-fid": Protocol(library="clean-fid")})
+    protocols: dict[str, Protocol] | None = None
     inception_weights: str | None = None
     cleanfid_inception_weights: str | None = None
     classifier: ClassifierSettings = ClassifierSettings()
@@ -65,9 +66,16 @@ class EvaluationSettings(Settings):
         return _distinct_and_not_negative(value)
 
     @property
+    def further_protocols(self) -> dict[str, Protocol]:
+        """All but ``main``, as the file has them."""
+        if self.protocols is not None:
+            return self.protocols
+        return {} if self.features == "inception" else {"clean-fid": Protocol(library="clean-fid")}
+
+    @property
     def all_protocols(self) -> dict[str, Protocol]:
         """``main`` and the further protocols, each with its extractor and number of samples filled in."""
-        given = {MAIN: Protocol(), **self.protocols}
+        given = {MAIN: Protocol(), **self.further_protocols}
         return {
             name: one.model_copy(
                 update={"features": one.features or self.features, "num_samples": one.num_samples or self.num_samples}
@@ -416,7 +424,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
 
 def _protocol_problems(settings: EvaluationSettings) -> list[str]:
     problems = []
-    for name, protocol in settings.protocols.items():
+    for name, protocol in settings.further_protocols.items():
         key = f"evaluation.protocols.{name}"
         if not _NAME.fullmatch(name) or name == MAIN:
             problems.append(

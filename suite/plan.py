@@ -112,15 +112,21 @@ class Plan:
                 first[unit.variant] = unit
         return [self.teacher_unit(), *first.values()]
 
-    def quantisers(self) -> list[Quantiser]:
-        """How samples are made uint8: the suite's own way, and those that a protocol asks for besides."""
-        asked = [protocol.quantiser for protocol in self.experiment.evaluation.all_protocols.values()]
-        return list(dict.fromkeys(["round", *asked]))
+    @property
+    def first_seed(self) -> int:
+        """The sampling seed whose samples are shown, and measured under every protocol."""
+        return min(self.experiment.evaluation.seeds)
+
+    def quantised_evaluations(self, variant: str) -> list[int]:
+        """The evaluations at which a variant's samples are drawn again for protocols with another quantiser."""
+        return [unit.nfe for unit in self.neighboured_units() if unit.variant == variant]
 
     def samples_under(self, unit: Unit, quantiser: Quantiser) -> Path:
         """The samples of the first sampling seed under a quantiser."""
-        own = self.samples(unit)[min(self.experiment.evaluation.seeds)]
-        return own if quantiser == "round" else own.parent / quantiser / own.name
+        if quantiser != "round":
+            unit_folder = Path(unit.variant) / f"train-{unit.train_seed}" / f"nfe-{unit.nfe}"
+            return self.root / "quantised" / quantiser / unit_folder / f"seed-{self.first_seed}.npz"
+        return self.samples(unit)[self.first_seed]
 
     def extractions(self) -> dict[str, Protocol]:
         """Every way from pictures to features that some protocol takes, by its name."""

@@ -250,9 +250,15 @@ def fabricate(
         pd.DataFrame(lines, columns=list(METRICS_COLUMNS)).to_csv(path, index=False)
         facts = {
             "protocol": settings,
-            "extractor": {"resize": "64x64", "library_version": "1.2"},
-            "reference": {"count": FULL},
-            "words": f"how {protocol} measures.",
+            "extractor": {
+                "name": features,
+                "layer": "7",
+                "resize": "64x64",
+                "library_version": "1.2",
+                "weights_sha256": "57" * 32,
+            },
+            "reference": {"count": FULL, "sha256": "5f" * 32},
+            "seed": 0,
         }
         write_json(path.with_suffix(".json"), facts)
         protocols[protocol] = path
@@ -295,6 +301,9 @@ def fabricate(
             "features": {"name": features, "sha256": "57" * 32, "broken": float("nan")},
             "protocols": {
                 "main": "Pictures are resized to 64 pixels, then read by the extractor.",
+                "clean-fid": "how clean-fid measures.",
+            },
+            "definitions": {
                 "mse_to_teacher": "Mean over pictures and pixels of the squared difference, pixels in [−1, 1].",
             },
             "configuration": {"students": [{"variant": NASTY, "steps": 1000}], "batch_size": 128},

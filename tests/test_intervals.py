@@ -138,7 +138,26 @@ def test_the_spread_table_has_an_interval_only_where_there_are_several_seeds(res
     assert high - mean == pytest.approx(4.302653 * 1.5 / np.sqrt(3), rel=1e-6)
     assert mean - low == pytest.approx(high - mean)
     assert row["frechet_distance_training_low"] is None
-    assert "sampling seeds: 1 to 3" in table.caption
+    assert "sampling seeds: 1 to 3; training seeds: 1." in table.caption
+
+
+def test_samples_of_ones_own_have_no_training(results):
+    """Their training seed is not known; nothing is said of it, and nothing warns."""
+    external = Method("external", "my-samples", None)
+    assert over_training_seeds(results.values("frechet_distance", external)) is None
+    table = spread_table(results)
+    row = next(row for row in table.rows if row[0].value == "my-samples")
+    keys = [column.key for column in table.columns]
+    assert row[keys.index("frechet_distance_training_low")].value is None
+    assert row[keys.index("num_samples")].mark == " ‡"
+
+
+def test_an_ablations_changes_are_left_out_and_boot_meets_boot(results):
+    pairs = {(row[0].value, row[1].value) for row in difference_table(results).rows}
+    assert ("BOOT (Heun), 1", "<b>&_%, 1") in pairs
+    assert ("<b>&_%, 1", "BOOT (Heun), 1") not in pairs
+    alone = {row[0].value for row in difference_table(results, without=["<b>&_%"]).rows}
+    assert alone == {"BOOT (Heun), 1"}
 
 
 def test_several_training_seeds_give_intervals_over_them(results):

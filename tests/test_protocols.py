@@ -57,7 +57,6 @@ def test_a_protocol_takes_what_it_does_not_say_from_the_experiment():
     assert [one.num_samples for one in found.values()] == [48, 24, 48]
     plan = Plan(experiment)
     assert list(plan.extractions()) == ["torch-fidelity-efficientnet-lite0-64", "torch-fidelity-efficientnet-lite0-32"]
-    assert plan.quantisers() == ["round"]
 
 
 @pytest.mark.parametrize(
@@ -85,20 +84,24 @@ def test_protocols_that_make_no_sense_are_refused(protocols, message):
 def test_words():
     clean = Protocol(library="clean-fid", mode="clean", features="efficientnet-lite0-64", num_samples=9)
     assert resize_in_words(clean, EXTRACTOR) == "299×299, bicubic, antialiased, as float (PIL); then none"
-    inception = Protocol(library="clean-fid", mode="legacy_tensorflow", features="inception")
-    assert resize_in_words(inception, EXTRACTOR).startswith("299×299, bilinear, as in TensorFlow 1")
-    facts = {"extractor": EXTRACTOR, "reference": {"count": None, "sha256": "cd" * 32}, "seed": 4}
-    words = in_words(clean, facts)
+    words = in_words(clean, EXTRACTOR, {"count": None, "sha256": "cd" * 32, "note": "of old"})
     for part in (
         "clean-fid 1, mode clean",
         "ab" * 8,
         "cd" * 8,
         "an unknown number of pictures",
-        "9 samples",
-        "seed 4",
+        "…; of old)",
         "round(",
     ):
         assert part in words, part
+
+
+def test_clean_fid_is_looked_at_by_default_but_not_with_an_inception_of_its_own():
+    raw = tiny()
+    del raw["evaluation"]["protocols"]
+    assert list(parse_experiment(raw).evaluation.all_protocols) == ["main", "clean-fid"]
+    raw["evaluation"]["features"] = "inception"
+    assert list(parse_experiment(raw).evaluation.all_protocols) == ["main"]
 
 
 # -- quantisers --------------------------------------------------------------------------------------------------------
@@ -151,6 +154,9 @@ def test_a_reference_of_this_suite_is_read_as_it_was_written(tmp_path):
         load(tmp_path / "r.npz", resolution=16)
     with pytest.raises(UserError, match=r"made with another extractor: resize is 'none' there and '64' of"):
         load(tmp_path / "r.npz", extractor=EXTRACTOR | {"resize": "64"})
+    assert load(tmp_path / "r.npz", data={"ef", "00"}).about["data_sha256"] == "ef"
+    with pytest.raises(UserError, match="made of other data"):
+        load(tmp_path / "r.npz", data={"00"})
     with pytest.raises(UserError, match=r"sha256 .*, expected 00000000"):
         load(tmp_path / "r.npz", sha256="00000000")
     assert load(tmp_path / "r.npz", sha256=found.about["sha256"][:12]).about == found.about
@@ -164,6 +170,7 @@ def test_moments_from_elsewhere_are_taken(tmp_path):
     assert isinstance(found.moments, Moments)
     assert (found.moments.statistics["mu"] == mu).all()
     assert found.about["count"] is None
+    assert found.about["note"] == "its data, resolution and resize are not known"
 
 
 def test_pictures_from_elsewhere_are_measured_by_the_samples_own_extractor(tmp_path):
@@ -174,8 +181,20 @@ def test_pictures_from_elsewhere_are_measured_by_the_samples_own_extractor(tmp_p
     assert (found.features == extract(images)).all()
     assert (found.moments.statistics["mu"] == extract(images).mean(axis=0)).all()
     assert found.about["count"] == 30
+    assert found.about["note"] == "the file's pictures, not its moments, which are of another network"
     with pytest.raises(UserError, match="pictures of 8×8 pixels, but the samples have 16"):
         load(tmp_path / "r.npz", resolution=16)
+
+
+def test_on_the_inception_an_adm_references_own_moments_count(tmp_path):
+    """They are of the whole data set, its pictures are some of it: ADM's FID is against the moments."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), dtype=np.uint8)
+    mu = np.arange(5.0)
+    np.savez(tmp_path / "r.npz", arr_0=images, mu=mu, sigma=np.eye(5))
+    found = load(tmp_path / "r.npz", extractor=EXTRACTOR | {"name": "inception"})
+    assert (found.moments.statistics["mu"] == mu).all()
+    assert (found.features == extract(images)).all()
+    assert "the file's own moments" in found.about["note"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +236,7 @@ def job(tmp_path):
 
     from diffusion.data import parse_settings, write_dataset
     from suite.cli import build_parser
-    from suite.stages import protocols
+    from suite.stages import protocols, references
 
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
@@ -229,7 +248,7 @@ def job(tmp_path):
         rows = json.dumps([[*identity, str(tmp_path / path)] for *identity, path in rows])
         place = str(tmp_path / "reference")
         arguments = build_parser().parse_args(["reference", *text, "--data", str(tmp_path / "data"), "--output", place])
-        protocols.extract_reference(arguments)
+        references.extract_reference(arguments)
         command = ["protocol", *text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", "0"]
         command += ["--reference", place, "--output", str(tmp_path / "out.csv")]
         protocols.measure_protocol(build_parser().parse_args(command))

@@ -455,9 +455,26 @@ def test_the_protocol_table_shows_one_set_under_every_protocol(report: Path, pag
     assert rows["clean-fid"]["resize"] == "299×299, bicubic, antialiased, as float (PIL); then 64x64"
     assert rows["test"]["reference"] == "test (1,437)"
     assert rows["main"]["num_samples"] == "1437"
-    assert "53.1 under 'test' and 88.5 under 'clean-fid': one set of samples, 1.67 times the figure" in page.text
+    assert (rows["main"]["floor_count"], rows["main"]["num_samples"]) == (str(PART), str(FULL))
+    assert "53.1 under 'test' and 88.5 under 'clean-fid': the same samples, 1.67 times the figure" in page.text
     assert "is the same under all of them" in page.text
-    assert "how clean-fid measures." in page.text
+    assert "clean-fid 1.2, mode clean; features of efficientnet-lite0@64px (layer 7" in page.text
+
+
+def test_figures_on_other_features_or_counts_are_not_set_in_proportion(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    path = inputs.protocols["clean-fid"]
+    frame = pd.read_csv(path)
+    frame.loc[frame["method"] != "real", "num_samples"] = 500
+    frame.to_csv(path, index=False)
+    summary = protocol_summary(protocol_table(load_results(inputs), inputs.protocols))
+    assert "53.1 under 'test' and 59 under 'main'" in summary
+
+
+@pytest.mark.parametrize("name", ["spread", "differences", "comparison", "ablation"])
+def test_a_table_without_the_floor_says_what_it_is(report: Path, name: str) -> None:
+    sentence = f"Floor: {PART} held-out real pictures have the Fréchet distance (efficientnet-lite0@64px) 130"
+    assert sentence in (report / "tables" / f"{name}.md").read_text()
 
 
 def test_another_order_under_another_protocol_is_said(tmp_path: Path) -> None:

@@ -119,8 +119,8 @@ def test_one_set_of_samples_is_measured_under_every_protocol(finished):
     assert table.loc["main", "floor"] == pytest.approx(floor, rel=1e-6)
     # A sample's picture under the truncating quantiser is the same or one grey level darker.
     own, darker = (
-        np.load(root / f"samples/boot-heun/train-0/nfe-1{folder}/seed-0.npz")["arr_0"].astype(int)
-        for folder in ("", "/truncate")
+        np.load(root / folder / "boot-heun/train-0/nfe-1/seed-0.npz")["arr_0"].astype(int)
+        for folder in ("samples", "quantised/truncate")
     )
     assert set(np.unique(own - darker)) == {0, 1}
     # The real pictures are seen once for all protocols that see them alike.

@@ -42,10 +42,9 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
     rows: list[dict[str, Any]] = []
     for cost, folder in points:
-        drawn, _labels = draw_samples(
+        images, _labels = draw_samples(
             method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device
         )
-        images = drawn["round"]
         at = {"variant": arguments.variant, "nfe": nfe, "train_seed": arguments.train_seed, "step": cost["step"]}
         at |= {key: cost[key] for key in _COSTS}
         measured = quality.measure(

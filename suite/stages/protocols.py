@@ -1,4 +1,4 @@
-"""One and the same samples under several protocols."""
+"""One and the same samples under one protocol."""
 
 import argparse
 import json
@@ -8,59 +8,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.data import load_split
-from diffusion.device import default_device
 from diffusion.errors import UserError
-from diffusion.files import atomic_path, read_json, write_json
+from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
 from evaluation import quality
-from evaluation.features import Extractor, load_extractor, metric_name
-from evaluation.protocols import PARTS, Protocol, in_words
-from evaluation.reference import ReferenceSet, load_reference, write_features, write_reference
+from evaluation.features import metric_name
+from evaluation.protocols import Protocol
+from evaluation.reference import ReferenceSet, load_reference
 from suite.provenance import write_provenance
-from suite.stages.common import result_folder
+from suite.stages.references import extractor_under
 
 _FLOOR_SEED = 0  # of the draw of held-out pictures, which may be sorted by class
-
-
-def extract_reference(arguments: argparse.Namespace) -> None:
-    """Features and moments of the real pictures, both parts, on one way from pictures to features.
-
-    ``<part>.npy`` is float32 (N, D), to be memory-mapped; ``<part>.npz`` is a reference that other experiments take.
-    """
-    protocol = Protocol.model_validate_json(arguments.protocol)
-    extractor = _extractor(arguments, protocol)
-    description = extractor.describe(protocol.mode)
-    parts = {}
-    with result_folder(arguments.output) as folder:
-        for part in PARTS:
-            split = load_split(arguments.data, part)
-            write_features(
-                folder / f"{part}.npy",
-                split.images,
-                extractor.dimensions,
-                lambda images: _features(extractor, protocol, images, arguments.batch_size),
-            )
-            about = {"resolution": split.images.shape[1], "sha256": split.sha256}
-            features = np.load(folder / f"{part}.npy", mmap_mode="r")
-            write_reference(folder / f"{part}.npz", features, about | {"extractor": description})
-            parts[part] = about | {"count": len(split.images)}
-        write_json(folder / "facts.json", {"extractor": description, "parts": parts})
-        write_provenance(
-            folder / "provenance.json", {"data": arguments.data / "manifest.json"}, extractor=description, parts=parts
-        )
 
 
 def measure_protocol(arguments: argparse.Namespace) -> None:
     """The Fréchet distance and KID of some rows, and of held-out real pictures, under one protocol."""
     protocol = Protocol.model_validate_json(arguments.protocol)
-    extractor = _extractor(arguments, protocol)
+    extractor = extractor_under(protocol, arguments)
     description = extractor.describe(protocol.mode)
     rows = json.loads(arguments.rows)
     sets = [_first_samples(Path(path), protocol, arguments.name) for *_identity, path in rows]
 
     def extract(images: np.ndarray) -> np.ndarray:
-        return _features(extractor, protocol, images, arguments.batch_size)
+        return extractor.extract_in(protocol.mode, images, arguments.batch_size)
 
     reference = _reference(arguments.reference, protocol, sets[0].shape[1], description, extract)
     library = f"{protocol.library} {description['library_version']}"
@@ -82,21 +52,22 @@ def measure_protocol(arguments: argparse.Namespace) -> None:
         add(identity | {"seed": arguments.seed}, extract(images))
     # The floor: real pictures outside the reference, as many as the samples, or as there are.
     other = "train" if protocol.reference == "test" else "test"
-    held_out = np.load(arguments.reference / f"{other}.npy", mmap_mode="r")
-    drawn = np.random.default_rng(_FLOOR_SEED).permutation(len(held_out))[: protocol.num_samples]
-    floor = {"method": "real", "variant": other, "nfe": None, "train_seed": None, "seed": None}
-    add(floor, np.asarray(held_out[np.sort(drawn)]))
+    if reference.about.get("data_sha256") != read_json(arguments.reference / "facts.json")["parts"][other]["sha256"]:
+        held_out = np.load(arguments.reference / f"{other}.npy", mmap_mode="r")
+        drawn = np.random.default_rng(_FLOOR_SEED).permutation(len(held_out))[: protocol.num_samples]
+        floor = {"method": "real", "variant": other, "nfe": None, "train_seed": None, "seed": None}
+        add(floor, np.asarray(held_out[np.sort(drawn)]))
 
     with atomic_path(arguments.output) as temporary:
         pd.DataFrame(table, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
-    facts = {"extractor": description, "reference": reference.about, "seed": arguments.seed}
     write_provenance(
         arguments.output.with_suffix(".json"),
         {f"samples {number}": Path(row[-1]) for number, row in enumerate(rows)}
         | {"reference": arguments.reference / "facts.json"},
         protocol=protocol.model_dump(mode="json"),
-        words=in_words(protocol, facts),
-        **facts,
+        extractor=description,
+        reference=reference.about,
+        seed=arguments.seed,
     )
 
 
@@ -113,25 +84,13 @@ def _first_samples(path: Path, protocol: Protocol, name: str) -> np.ndarray:
 def _reference(
     folder: Path, protocol: Protocol, resolution: int, extractor: dict[str, Any], extract: Any
 ) -> ReferenceSet:
+    parts = read_json(folder / "facts.json")["parts"]
     if protocol.reference_is_file:
-        return load_reference(Path(protocol.reference), resolution, extractor, extract, protocol.reference_sha256)
+        hashes = {about["sha256"] for about in parts.values()}
+        return load_reference(
+            Path(protocol.reference), resolution, extractor, extract, protocol.reference_sha256, hashes
+        )
     known = load_reference(folder / f"{protocol.reference}.npz", resolution, extractor, extract)
-    features = np.load(folder / f"{protocol.reference}.npy", mmap_mode="r")
-    return ReferenceSet(known.moments, features, read_json(folder / "facts.json")["parts"][protocol.reference])
-
-
-def _extractor(arguments: argparse.Namespace, protocol: Protocol) -> Extractor:
-    assert protocol.features is not None
-    inception = protocol.features == "inception"
-    return load_extractor(
-        protocol.features,
-        default_device(),
-        arguments.inception_weights if inception else None,
-        arguments.cleanfid_inception_weights if inception else None,
-    )
-
-
-def _features(extractor: Extractor, protocol: Protocol, images: np.ndarray, batch_size: int) -> np.ndarray:
-    if protocol.mode is None:
-        return extractor.extract(images, batch_size)
-    return extractor.extract_cleanfid(images, mode=protocol.mode)
+    # Copy on write: torch refuses memory that it must not write to, and nobody writes.
+    features = np.load(folder / f"{protocol.reference}.npy", mmap_mode="c")
+    return ReferenceSet(known.moments, features, parts[protocol.reference])

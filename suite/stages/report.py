@@ -8,6 +8,7 @@ from diffusion.files import read_json
 from diffusion.teacher import TeacherSettings
 from evaluation.ablation import Ablation
 from evaluation.comparison import Comparison
+from evaluation.protocol_table import words
 from evaluation.report import ReportInputs, render
 from evaluation.tables import CostFile
 from suite.configuration import Experiment, parse_experiment
@@ -85,10 +86,8 @@ def write_report(arguments: argparse.Namespace) -> None:
                     "sampling": list(experiment.evaluation.seeds),
                 },
                 "features": floor["extractor"],
-                "protocols": {
-                    **{name: read_json(path.with_suffix(".json"))["words"] for name, path in protocols.items()},
-                    **floor["definitions"],
-                },
+                "protocols": {name: words(read_json(path.with_suffix(".json"))) for name, path in protocols.items()},
+                "definitions": floor["definitions"],
                 "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
             },
             labels=labels,

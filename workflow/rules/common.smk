@@ -104,10 +104,19 @@ def measuring_code():
     return code(*(f"evaluation/{file}" for file in modules), "diffusion/images.py") + stage_code("measuring")
 
 
-def protocol_code():
-    modules = ["features.py", "protocols.py", "quality.py", "reference.py"]
+def reference_code():
+    """What decides the features of real pictures."""
     return (
-        code(*(f"evaluation/{file}" for file in modules))
-        + code("diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py")
+        code("evaluation/features.py", "evaluation/reference.py")
+        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "data/store.py"]))
+        + stage_code("references")
+    )
+
+
+def protocol_code():
+    return (
+        code(*(f"evaluation/{file}" for file in ["features.py", "quality.py", "reference.py", "tables.py"]))
+        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "images.py"]))
         + stage_code("protocols")
+        + code("suite/stages/references.py")
     )

@@ -34,10 +34,32 @@ rule sample:
         seeds=EVALUATION.seeds,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
-        quantisers=PLAN.quantisers(),
+        quantiser="",
     shell:
-        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} --quantisers {params.quantisers} "
+        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
+
+
+# The same samples made uint8 in another way, for protocols that ask for it.
+use rule sample as sample_quantised with:
+    output:
+        directory(ROOT / "quantised/{quantiser}" / TRAINED),
+    log:
+        ROOT / "logs/sample_quantised/{quantiser}" / f"{TRAINED}.log",
+    benchmark:
+        ROOT / "benchmarks/sample_quantised/{quantiser}" / f"{TRAINED}.tsv"
+    wildcard_constraints:
+        quantiser="truncate",
+    params:
+        settings=method_settings,
+        guidance=lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+        seeds=PLAN.first_seed,
+        num_samples=EVALUATION.num_samples,
+        batch_size=EVALUATION.batch_size,
+        quantiser=lambda wildcards: [
+            *("--quantiser", wildcards.quantiser, "--nfe"),
+            *PLAN.quantised_evaluations(wildcards.variant),
+        ],
 
 
 rule features:
@@ -238,7 +260,7 @@ rule measure_floor:
 rule reference:
     input:
         data=ROOT / "data",
-        code=protocol_code(),
+        code=reference_code(),
     output:
         directory(ROOT / "references/{extraction}"),
     log:
@@ -290,7 +312,7 @@ rule protocol:
                 for unit, path in zip(PLAN.neighboured_units(), protocol_samples(wildcards))
             ]
         ),
-        seed=min(EVALUATION.seeds),
+        seed=PLAN.first_seed,
     shell:
         "python -m suite.cli protocol --experiment {params.experiment:q} --name {wildcards.protocol:q} {params.options:q} "
         "--rows {params.rows:q} --seed {params.seed} --reference {input.reference:q} --output {output.table:q} > {log:q} 2>&1"
@@ -325,7 +347,7 @@ rule learning_curve:
         options=extractor_options,
         settings=method_settings,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
-        seed=min(EVALUATION.seeds),
+        seed=PLAN.first_seed,
         num_samples=EVALUATION.num_samples,
     shell:
         "python -m suite.cli learning-curve {params.options:q} --settings {params.settings:q} --variant {wildcards.variant:q} "
@@ -388,7 +410,7 @@ rule pictures:
     resources:
         gpu=GPU,
     params:
-        seed=min(EVALUATION.seeds),
+        seed=PLAN.first_seed,
         guidance=GUIDANCE,
     shell:
         "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
@@ -416,7 +438,7 @@ rule trajectory:
     resources:
         gpu=GPU,
     params:
-        seed=min(EVALUATION.seeds),
+        seed=PLAN.first_seed,
         guidance=GUIDANCE,
         target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
     shell:
@@ -427,7 +449,7 @@ rule trajectory:
 # Would a student that repeats its training pictures be seen?
 rule neighbours:
     input:
-        samples=[PLAN.samples(unit)[min(EVALUATION.seeds)].parents[1] for unit in PLAN.neighboured_units()],
+        samples=[PLAN.samples(unit)[PLAN.first_seed].parents[1] for unit in PLAN.neighboured_units()],
         features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
         real=rules.features_real.output.features,
         data=ROOT / "data",
@@ -447,9 +469,9 @@ rule neighbours:
             [
                 [
                     f"{EXPERIMENT.labels[unit.variant]}, NFE {unit.nfe}",
-                    str(PLAN.samples(unit)[min(EVALUATION.seeds)]),
+                    str(PLAN.samples(unit)[PLAN.first_seed]),
                     str(PLAN.features(unit.variant, unit.train_seed)),
-                    f"nfe-{unit.nfe}/seed-{min(EVALUATION.seeds)}",
+                    f"nfe-{unit.nfe}/seed-{PLAN.first_seed}",
                 ]
                 for unit in PLAN.neighboured_units()
             ]
