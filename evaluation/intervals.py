@@ -203,8 +203,8 @@ def difference_table(results: Results, without: Collection[str] = ()) -> Table:
         "the same noise; over training seeds (Welch) where there are several. A difference counts as better or worse "
         "only if every interval that could be taken leaves out zero; with one training run the verdict is about these "
         f"very students and not about the method. '{NOT_SUPPORTED}' marks what the intervals do not support. Every row "
-        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance. Bold "
-        "in the other tables, and 'better' in the sentences, follow another rule (two standard deviations of the "
+        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance. "
+        "Bold in the other tables, and 'better' in the sentences, follow another rule (two standard deviations of the "
         "difference, all seeds together); where the two disagree, believe this one.",
         columns,
         rows,

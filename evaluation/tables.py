@@ -1122,9 +1122,9 @@ def speed_table(results: Results) -> Table:
         "sampling_speed",
         "Speed of sampling",
         f"{_devices(results.speed, best=False)} Median of calls that took turns in a random order, with half of its "
-        "95 % interval; rounds went on until every median was precise enough, or the time was up. Speed-up: the median over rounds, "
-        "against the teacher's reference run at the same batch size. The network's share, memory and energy are of "
-        "calls of their own.",
+        "95 % interval; rounds went on until every median was precise enough, or the time was up. Speed-up: the median "
+        "over rounds, against the teacher's reference run at the same batch size. The network's share, memory and "
+        "energy are of calls of their own.",
         columns,
         rows,
     )
