@@ -488,9 +488,10 @@ def _neighbours(model: Any, location: tuple[int | str, ...]) -> list[str]:
     """The known keys of the block in which ``location`` names an unknown one."""
     keys = iter(location[:-1])
     for key in keys:
-        annotation = model.model_fields[key].annotation
-        blocks = [kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields")]
-        model = blocks[0]  # `Block | None` among them
-        if get_origin(annotation) is dict:
+        kinds = [model.model_fields[key].annotation]
+        for kind in kinds:  # which grows: `Block | None`, `dict[str, Block] | None`
+            kinds += get_args(kind)
+        model = next(kind for kind in kinds if hasattr(kind, "model_fields"))
+        if any(get_origin(kind) is dict for kind in kinds):
             next(keys)  # the name that the user has given the block
     return list(model.model_fields)

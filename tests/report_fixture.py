@@ -50,7 +50,8 @@ def fabricate(
     score_name = "inception_score" if features == "inception" else "classifier_score"
 
     def measure(method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int) -> None:
-        base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0}
+        base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe}
+        base |= {"train_seed": None if method == "external" else 0}
         fidelity = {"protocol": "main", "features": features, "library": "torch-fidelity 0.4.0"}
 
         def add(metric: str, seed: int, value: float, num_samples: int, reference: str, **more: str) -> None:
