@@ -643,7 +643,7 @@ def _common_notes(results: Results, main_protocol: str) -> dict[str, list[str]]:
         kid = results.spread("kid", results.real, count) if results.real else None
         beside = f", KID {format_value(kid.mean)}" if kid else ""
         sentence = (
-            f"Floor: {count} held-out real pictures have the {_in_sentence(results.frechet_name)} "
+            f"Floor: {count} held-out real pictures have {_in_sentence(results.frechet_name)} "
             f"{format_value(floor.mean)}{beside}; the floor table has every row at that count."
         )
         for name in _WITHOUT_FLOOR:
