@@ -269,7 +269,7 @@ def test_a_change_of_one_method_reruns_that_method_alone(finished):
     raw["methods"]["boot-euler"]["training"]["steps"] = 9
     assert planned(finished, raw) == {
         "distil boot-euler", "sample boot-euler", "features boot-euler", "measure boot-euler", "pictures boot-euler",
-        "trajectory boot-euler", "protocol",
+        "trajectory boot-euler", "protocol", "sample_quantised",
         "neighbours", "speed", "report", "all",
     }  # fmt: skip
 
@@ -349,7 +349,7 @@ def test_a_users_own_pictures_and_a_stored_teacher(tmp_path):
         "data": {"kind": "images", "path": "mine.zip", "resolution": 8},
         "select": ["ddim", "boot-heun"],
     }
-    raw["evaluation"] |= {"num_samples": 16}
+    raw["evaluation"] |= {"num_samples": 16, "protocols": {}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
     snakemake(tmp_path, config=tmp_path / "mine.yaml")
     assert "<h1" in (tmp_path / "results/mine/report/index.html").read_text()
