@@ -253,5 +253,6 @@ def test_clean_fids_own_network_is_verified_before_it_is_loaded(tmp_path, monkey
     monkeypatch.setattr(features.torch.jit, "load", lambda *_: pytest.fail("loaded without a check"))
     extractor = features.InceptionExtractor.__new__(features.InceptionExtractor)
     extractor._cleanfid_weights, extractor.name, extractor._device = path, "inception", torch.device("cpu")
+    extractor._cleanfid_models = {}
     with pytest.raises(UserError, match="expected f58cb9b6"):
         extractor.extract_cleanfid(pictures(2))
