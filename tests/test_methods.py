@@ -1,6 +1,7 @@
 """The contract that every registered method keeps; a new method is found and tested by itself."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -25,6 +26,8 @@ NOISE = initial_noise(0, range(5), (1, 8, 8))
 METHODS = list(method_modules())
 OWN_PIPELINES = {kind.__name__: kind for kind in (BootPipeline, ConsistencyPipeline, OneStepPipeline)}
 TRAINED = [name for name in METHODS if method_class(name).trains]
+# Compiling takes minutes a method: one stands for all, unless BOOT_TEST_COMPILE=1 asks for every one.
+COMPILED = TRAINED if os.environ.get("BOOT_TEST_COMPILE") else ["progressive_distillation"]
 
 
 def build(name, guidance=None, **training):
@@ -125,7 +128,7 @@ def test_the_teacher_is_left_alone(name, tmp_path, data):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiled_training_has_the_same_losses_and_counts(name, tmp_path, data):
     found = {}
     for mode in ("off", "default"):
