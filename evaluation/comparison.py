@@ -15,6 +15,7 @@ from evaluation.tables import (
     CURVE_COLUMNS,
     LOWER_IS_BETTER,
     MISSING,
+    PLAIN_NAMES,
     Cell,
     Column,
     Method,
@@ -68,7 +69,7 @@ def load_learning_curves(files: Sequence[Path]) -> pd.DataFrame:
     """
     frames = [read_table(path, CURVE_COLUMNS, finite=(*CURVE_COLUMNS[1:7], "value")) for path in files]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CURVE_COLUMNS))
-    return frame.replace({"metric": {"fid": "frechet_distance"}})
+    return frame.replace({"metric": PLAIN_NAMES})
 
 
 def comparison_table(results: Results, comparison: Comparison | None) -> Table:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 from unittest import mock
 
 # Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
@@ -30,7 +30,7 @@ from unittest import mock
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
-from evaluation.protocols import CleanMode
+from evaluation.protocols import CleanMode, ExtractorName
 from evaluation.tables import INCEPTION_NAMES
 
 # isort: split
@@ -356,7 +356,7 @@ class InceptionExtractor(Extractor):
         return description | ({"resize": "none in the network"} if mode == "clean" else {})
 
 
-EXTRACTORS = ("efficientnet-lite0-64", "efficientnet-lite0-32", "inception")
+EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
 DEFAULT_EXTRACTOR = "efficientnet-lite0-64"
 
 

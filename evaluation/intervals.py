@@ -105,7 +105,7 @@ def difference(results: Results, metric: str, a: Method, b: Method) -> Differenc
     return Difference(interval_of(paired.to_numpy()), welch_interval(*means) if trained else None)
 
 
-def _plus_minus(interval: Interval | None) -> list[Cell]:
+def _ends(interval: Interval | None) -> list[Cell]:
     """Lower and upper end."""
     return [Cell(interval.low), Cell(interval.high)] if interval else [Cell(), Cell()]
 
@@ -137,7 +137,7 @@ def spread_table(results: Results) -> Table:
             counts["sampling"].add(sampling.n)
             if training is not None and row.variant not in results.untrained:
                 counts["training"].add(training.n)
-            cells += [Cell(sampling.mean), *_plus_minus(sampling), *_plus_minus(training)]
+            cells += [Cell(sampling.mean), *_ends(sampling), *_ends(training)]
         rows.append(cells)
     numbers = {
         name: " to ".join(str(n) for n in sorted({min(found), max(found)})) for name, found in counts.items() if found
@@ -194,7 +194,7 @@ def difference_table(results: Results, without: Collection[str] = ()) -> Table:
                 if found.sampling.low is None and (found.training is None or found.training.low is None):
                     verdict = "one seed: nothing can be said"
                 cells = [Cell(results.long_label(a)), Cell(results.long_label(b)), Cell(titles[key])]
-                cells += [Cell(found.sampling.mean), *_plus_minus(found.sampling), *_plus_minus(found.training)]
+                cells += [Cell(found.sampling.mean), *_ends(found.sampling), *_ends(found.training)]
                 rows.append([*cells, Cell(verdict)])
     return Table(
         "differences",

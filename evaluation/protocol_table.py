@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.files import read_json
 from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
 from evaluation.tables import (
-    INCEPTION_NAMES,
+    PLAIN_NAMES,
     Cell,
     Column,
     Method,
@@ -18,7 +18,6 @@ from evaluation.tables import (
 )
 
 _FLOOR = "floor"
-_ORIGINAL = {theirs: ours for ours, theirs in INCEPTION_NAMES.items()}
 
 
 def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
@@ -41,7 +40,7 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
             if not real and row not in sets:
                 sets.append(row)
             (floor_counts if real else counts)[name] = int(item.num_samples)
-            metric = _ORIGINAL.get(item.metric, item.metric)
+            metric = PLAIN_NAMES.get(item.metric, item.metric)
             values[name][_FLOOR if real else row, metric] = float(item.value)
     columns = [Column("protocol", "Protocol"), Column("library", "Library"), Column("features", "Features")]
     columns += [Column("resize", "Resize"), Column("quantiser", "Quantiser"), Column("reference", "Reference")]

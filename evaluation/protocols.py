@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from diffusion.data.store import PARTS
 from diffusion.images import Quantiser
 from diffusion.settings import Settings
 
-# evaluation.features.EXTRACTORS, whose import costs seconds that every start of the workflow would pay.
+# Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
 ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
 Library = Literal["torch-fidelity", "clean-fid"]
 CleanMode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
-PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 # The protocol of every table but the one that compares protocols.
 MAIN = "main"
 

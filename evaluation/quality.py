@@ -440,7 +440,6 @@ def measure(
                     metric=metric_name("frechet_distance_extrapolated", extractor),
                     value=extrapolated,
                     num_samples=len(vectors),
-                    protocol=MAIN,
                     features=extractor,
                     reference=reference.name,
                     library="torch-fidelity",
@@ -456,7 +455,6 @@ def measure(
                     metric="frechet_distance_to_teacher",
                     value=frechet_distance(moments(vectors), moments(np.concatenate(others))),
                     num_samples=len(vectors),
-                    protocol=MAIN,
                     features=extractor,
                     reference=teacher_name,
                     library="torch-fidelity",
@@ -477,7 +475,6 @@ def measure(
                     metric="mse_to_teacher",
                     value=mean_squared_distance(samples[seed], teacher_samples[seed]),
                     num_samples=len(samples[seed]),
-                    protocol=MAIN,
                     features="pixels",
                     reference=teacher_name,
                     library="numpy",
@@ -513,6 +510,17 @@ def measure_floor(
     return rows
 
 
+def held_out_draw(features: np.ndarray, count: int | None) -> np.ndarray:
+    """As many held-out pictures as the samples, or as there are; drawn, because they may be sorted by class.
+
+    Args:
+        features: (N, D), may be memory-mapped.
+        count: None takes all.
+    """
+    drawn = np.random.default_rng(0).permutation(len(features))[:count]
+    return np.asarray(features[np.sort(drawn)])
+
+
 def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
     """Each measure of the column ``metric`` spelled out, for the report and the provenance files.
 
@@ -522,30 +530,30 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
         extractor: its name; decides what the Fréchet distance is called.
         reference: name of the reference set.
     """
-    network = "by torch-fidelity"
+    by = "by torch-fidelity"
     whole = f"num_samples samples against the whole '{reference}' part"
     few = EXTRAPOLATION_LEAST_PER_DIMENSION
     sentences = {
         "frechet_distance": (
-            f"Fréchet distance, {whole}, {network}. Biased upwards by few samples: compare at equal num_samples only."
+            f"Fréchet distance, {whole}, {by}. Biased upwards by few samples: compare at equal num_samples only."
         ),
         "kid": (
-            f"Kernel distance, unbiased, polynomial kernel of degree 3, {network}; mean over {KID_SUBSETS} random "
+            f"Kernel distance, unbiased, polynomial kernel of degree 3, {by}; mean over {KID_SUBSETS} random "
             f"subsets of {KID_SUBSET_SIZE} pictures (fewer where a set is smaller), seed {KID_SEED}."
         ),
         "kid_subset_sd": (
             "Standard deviation of KID between those subsets, which share pictures. Of a set no larger than a subset "
             "every subset is the whole: the deviation is then the reference's alone."
         ),
-        "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
-        "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {whole}, {network}.",
+        "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {whole}, {by}.",
+        "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {whole}, {by}.",
         "density": (
             f"Mean number of real balls that a sample lies in, over {DENSITY_NEIGHBORHOOD}; a ball reaches to the "
             f"{DENSITY_NEIGHBORHOOD}th nearest real neighbour. 1 is expected of equal distributions."
         ),
         "coverage": "Share of these balls with a sample inside. Grows with num_samples.",
         "classifier_score": (
-            f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes, mean over {SCORE_SPLITS} splits, {network}. It "
+            f"exp E KL(p(y|x) ‖ p(y)) of the extractor's own classes, mean over {SCORE_SPLITS} splits, {by}. It "
             f"knows no reference, and grows with num_samples; called Inception Score on the FID Inception only."
         ),
         "frechet_distance_extrapolated": (
@@ -558,7 +566,7 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
         ),
         "frechet_distance_to_teacher": (
             f"Fréchet distance between num_samples samples and the teacher's many-step samples of all other sampling "
-            f"seeds together, {network}. No noise is shared between the two sets, so the teacher's own row is its "
+            f"seeds together, {by}. No noise is shared between the two sets, so the teacher's own row is its "
             f"floor."
         ),
         "mse_to_teacher": (
@@ -605,7 +613,6 @@ def _reference_rows(
             metric=metric_name(metric, extractor),
             value=value,
             num_samples=len(features),
-            protocol=MAIN,
             features=extractor,
             reference=reference.name,
             library=library,
@@ -621,7 +628,6 @@ def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict
         metric="label_accuracy",
         value=value,
         num_samples=count,
-        protocol=MAIN,
         features="classifier",
         reference="labels",
         library="torchvision",
@@ -629,7 +635,7 @@ def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict
 
 
 def _row(identity: Mapping[str, Any], *, library: str, **measured: Any) -> dict[str, Any]:
-    row = {**identity, **measured, "library": f"{library} {version(library)}"}
+    row = {**identity, **measured, "protocol": MAIN, "library": f"{library} {version(library)}"}
     return {column: row[column] for column in COLUMNS}
 
 

@@ -40,6 +40,8 @@ INCEPTION_NAMES = {
     "frechet_distance_extrapolated": "fid_extrapolated",
     "classifier_score": "inception_score",
 }
+# Back again: tables and figures call a measure the same on any features, and say which in its title.
+PLAIN_NAMES = {theirs: ours for ours, theirs in INCEPTION_NAMES.items()}
 TABLES = (
     *(
         "main",
@@ -352,7 +354,7 @@ class Results:
 
     def __post_init__(self) -> None:
         frame = self.metrics.dropna(subset=["value"]).copy()
-        frame["metric"] = frame["metric"].replace({theirs: ours for ours, theirs in INCEPTION_NAMES.items()})
+        frame["metric"] = frame["metric"].replace(PLAIN_NAMES)
         frame["row"] = [
             Method(str(m), str(v), None if n is pd.NA else int(n))
             for m, v, n in zip(frame["method"], frame["variant"], frame["nfe"], strict=True)

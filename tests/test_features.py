@@ -73,14 +73,18 @@ def test_greyscale_is_repeated_to_three_channels():
     assert np.array_equal(extractor.extract_cleanfid(grey), extractor.extract_cleanfid(colour))
 
 
-def test_the_network_is_the_published_one():
-    """Folding batch normalisation is arithmetic only: the features are those of the untouched network."""
+def published_network():
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0").eval()
     network.load_state_dict(efficientnet.load_efficientnet_weights(), strict=True)
+    return network
+
+
+def test_the_network_is_the_published_one():
+    """Folding batch normalisation is arithmetic only: the features are those of the untouched network."""
     images = pictures(6, channels=3, size=64)
-    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    network, tensors = published_network(), torch.from_numpy(images).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = network.extract_features((tensors - 127) / 128).mean(dim=(2, 3)).numpy()
     found = load_extractor("efficientnet-lite0-64").extract(images)
@@ -88,12 +92,8 @@ def test_the_network_is_the_published_one():
 
 
 def test_the_classifier_of_an_extractor_is_the_networks_own_last_layer():
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0").eval()
-    network.load_state_dict(efficientnet.load_efficientnet_weights(), strict=True)
     images = pictures(4, channels=3, size=64)
-    tensors = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    network, tensors = published_network(), torch.from_numpy(images).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         expected = network((tensors - 127) / 128).numpy()
     extractor = load_extractor("efficientnet-lite0-64")

@@ -16,7 +16,7 @@ import pydantic
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json, sha256_file, write_json
 
-PARTS = ("train", "test")
+PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data import load_split
+from diffusion.data.store import PARTS
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.images import load_samples
 from evaluation.features import Extractor, load_extractor
-from evaluation.protocols import PARTS
 from suite.provenance import write_provenance
 from suite.stages.common import number_in
 

@@ -97,13 +97,10 @@ def _check_labels(
 def measure_floor(arguments: argparse.Namespace) -> None:
     """The real test pictures against the real training pictures: what perfect looks like at that count."""
     real = load_features(arguments.real)
-    # At the methods' count where the test part is larger; drawn, because the pictures may be sorted by class.
-    count = min(len(real["test"]), arguments.num_samples)
-    drawn = np.random.default_rng(0).permutation(len(real["test"]))[:count]
     facts = read_json(arguments.classifier / "classifier.json") if arguments.classifier else None
     rows = quality.measure_floor(
         arguments.experiment,
-        real["test"][np.sort(drawn)],
+        quality.held_out_draw(real["test"], arguments.num_samples),
         quality.Reference("train", real["train"], classifier=_own_classifier(real)),
         extractor=_extractor(arguments.real)["name"],
         label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,

@@ -18,8 +18,6 @@ from evaluation.reference import ReferenceSet, load_reference
 from suite.provenance import write_provenance
 from suite.stages.references import extractor_under
 
-_FLOOR_SEED = 0  # of the draw of held-out pictures, which may be sorted by class
-
 
 def measure_protocol(arguments: argparse.Namespace) -> None:
     """The Fréchet distance and KID of some rows, and of held-out real pictures, under one protocol."""
@@ -54,9 +52,8 @@ def measure_protocol(arguments: argparse.Namespace) -> None:
     other = "train" if protocol.reference == "test" else "test"
     if reference.about.get("data_sha256") != read_json(arguments.reference / "facts.json")["parts"][other]["sha256"]:
         held_out = np.load(arguments.reference / f"{other}.npy", mmap_mode="r")
-        drawn = np.random.default_rng(_FLOOR_SEED).permutation(len(held_out))[: protocol.num_samples]
         floor = {"method": "real", "variant": other, "nfe": None, "train_seed": None, "seed": None}
-        add(floor, np.asarray(held_out[np.sort(drawn)]))
+        add(floor, quality.held_out_draw(held_out, protocol.num_samples))
 
     with atomic_path(arguments.output) as temporary:
         pd.DataFrame(table, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)

@@ -5,10 +5,11 @@ import argparse
 import numpy as np
 
 from diffusion.data import load_split
+from diffusion.data.store import PARTS
 from diffusion.device import default_device
 from diffusion.files import write_json
 from evaluation.features import Extractor, load_extractor
-from evaluation.protocols import PARTS, Protocol
+from evaluation.protocols import Protocol
 from evaluation.reference import write_features, write_reference
 from suite.provenance import write_provenance
 from suite.stages.common import result_folder

@@ -56,7 +56,7 @@ def write_report(arguments: argparse.Namespace) -> None:
                 ),
             ],
             samples={
-                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[min(experiment.evaluation.seeds)]
+                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[plan.first_seed]
                 for unit in plan.timed_units()
             }
             | {name: Path(path) for name, path in external.items()},

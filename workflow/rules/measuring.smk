@@ -287,7 +287,7 @@ rule protocol:
     input:
         samples=lambda wildcards: sorted({str(path.parents[1]) for path in protocol_samples(wildcards)}),
         reference=lambda wildcards: ROOT / "references" / EVALUATION.all_protocols[wildcards.protocol].extraction,
-        given=lambda wildcards: given_reference(wildcards),
+        given=given_reference,
         code=protocol_code(),
     output:
         table=ROOT / "protocols/{protocol}.csv",
