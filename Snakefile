@@ -21,6 +21,7 @@ from diffusion.files import canonical_json
 from diffusion.pipelines import deciding_files
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
+from evaluation.protocols import MAIN
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 from suite.registry import method_file

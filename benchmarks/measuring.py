@@ -27,6 +27,8 @@ from throughput import medians
 from diffusion.device import default_device
 from evaluation import quality
 from evaluation.features import load_extractor
+from evaluation.moments import moments
+from evaluation.reference import Reference
 
 # isort: split
 import cleanfid.fid
@@ -47,7 +49,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     device = default_device()
-    extractor = load_extractor(arguments.features, device, arguments.inception_weights)
+    weights = {"inception": arguments.inception_weights} if arguments.inception_weights else {}
+    extractor = load_extractor(arguments.features, device, weights)
     shape = (arguments.count, arguments.resolution, arguments.resolution, 3)
     samples, real = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
     print(
@@ -78,15 +81,16 @@ def main() -> None:
                 Image.fromarray(image).save(place / f"{index:06d}.png")
 
         write(real, places["real"])
-        known = {"torch-fidelity": extractor.extract(real), "clean-fid": extractor.extract_cleanfid(real)}
-        moments = {library: quality.moments(features) for library, features in known.items()}
+        features = {"torch-fidelity": extractor.extract(real), "clean-fid": extractor.extract_cleanfid(real)}
+        known = {
+            library: Reference("real", found, stored_moments=moments(found)) for library, found in features.items()
+        }
 
         def ours() -> None:
             features = extractor.extract(samples, arguments.batch_size)
-            quality.measure_under("torch-fidelity", features, moments["torch-fidelity"], known["torch-fidelity"])
-            quality.precision_recall(features, known["torch-fidelity"])
-            clean = extractor.extract_cleanfid(samples)
-            quality.measure_under("clean-fid", clean, moments["clean-fid"], known["clean-fid"])
+            quality.measure_under("torch-fidelity", features, known["torch-fidelity"])
+            quality.precision_recall(features, known["torch-fidelity"].features)
+            quality.measure_under("clean-fid", extractor.extract_cleanfid(samples), known["clean-fid"])
 
         def theirs(cached: bool) -> None:
             write(samples, places["samples"])
@@ -110,7 +114,7 @@ def main() -> None:
             model = extractor._cleanfid_model("clean")
             if cached:
                 found = cleanfid.fid.get_folder_features(str(places["samples"]), model, **options)
-                quality.cleanfid_frechet_distance(found, moments["clean-fid"])
+                quality.cleanfid_frechet_distance(found, known["clean-fid"].moments)
             else:
                 real_folder = str(places["real"])
                 cleanfid.fid.compute_fid(str(places["samples"]), real_folder, custom_feat_extractor=model, **options)

@@ -20,6 +20,7 @@ from evaluation.tables import (
     Spread,
     Table,
     compare,
+    floor_row,
     format_value,
     metric_columns,
     spread_of,
@@ -98,6 +99,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         for axis, variants in ablation.axes.items():
             for variant in variants:
                 add(axis, variant, ablation.changes[variant])
+    floor = floor_row(results, columns) if rows else []
     table = Table(
         "ablation",
         "One change at a time",
@@ -105,9 +107,9 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         "sampling seeds. Bold: better than the base by more than two standard deviations of the difference, with at "
         "least three training seeds on each side.",
         columns,
-        rows,
+        [*rows, *floor],
         notes=ablation_sentences(results, ablation) if ablation else [],
-        aside=frozenset({0}) if rows else frozenset(),
+        aside=frozenset({0, len(rows)} if floor else {0} if rows else ()),
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

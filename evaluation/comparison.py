@@ -23,6 +23,7 @@ from evaluation.tables import (
     Spread,
     Table,
     compare,
+    floor_row,
     format_value,
     metric_columns,
     read_table,
@@ -101,6 +102,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
         cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
         rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
+    floor = floor_row(results, columns) if rows else []
     table = Table(
         "comparison",
         "Every method at the same cost of training",
@@ -108,7 +110,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
         "method of the same budget by more than two standard deviations of the difference.",
         columns,
-        rows,
+        [*rows, *floor],
         notes=[
             "Costs are whole: an offline set counts in full for every student that reads it, though it is made once, "
             "and a chain of students counts all that came before. Wall-clock is of one job on one core, with another "
@@ -117,6 +119,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         ]
         if rows
         else [],
+        aside=frozenset({len(rows)} if floor else ()),
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

@@ -9,6 +9,7 @@ of the field: torch-fidelity's extraction loop, and clean-fid's with its "clean"
   so nothing is downloaded. Its Fréchet distance is reported under its own name, never as FID.
 - ``inception``: the FID Inception of Heusel et al. 2017 (arXiv 1706.08500), torch-fidelity's
   ``inception-v3-compat``, layer 2048.
+- ``clip-vit-l-14`` and ``dinov2-vit-l-14``: see :mod:`evaluation.vision_transformers`.
 
 docs/features.md holds the measurements behind the default.
 """
@@ -18,7 +19,7 @@ import io
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from unittest import mock
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
-from evaluation.protocols import CleanMode, ExtractorName
+from evaluation.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
 from evaluation.tables import INCEPTION_NAMES
 
 # isort: split
@@ -221,8 +222,10 @@ class Extractor(ABC):
         return _check_features(np.asarray(features, dtype=np.float32), self.name)
 
     @abstractmethod
-    def classifier(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (K, dimensions) and bias (K,) of the network's own classifier; features @ weight.T + bias = logits."""
+    def classifier(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Weight (K, dimensions) and bias (K,) of the network's own classifier; features @ weight.T + bias = logits.
+
+        None where the network has none."""
 
     @abstractmethod
     def _cleanfid_model(self, mode: CleanMode) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -281,7 +284,7 @@ class InceptionExtractor(Extractor):
             path,
             URL_INCEPTION_V3,
             INCEPTION_SHA256_PREFIX,
-            key="evaluation.inception_weights",
+            key="evaluation.weights.inception",
             download=weights is None,
             otherwise=_WITHOUT,
         )
@@ -314,7 +317,7 @@ class InceptionExtractor(Extractor):
             path,
             CLEANFID_INCEPTION_URL,
             CLEANFID_INCEPTION_SHA256,
-            key="evaluation.cleanfid_inception_weights",
+            key="evaluation.weights.inception-clean-fid",
             download=self._cleanfid_weights is None,
             otherwise=_WITHOUT,
         )
@@ -356,44 +359,37 @@ class InceptionExtractor(Extractor):
         return description | ({"resize": "none in the network"} if mode == "clean" else {})
 
 
-EXTRACTORS: tuple[str, ...] = get_args(ExtractorName)
+EXTRACTORS: tuple[ExtractorName, ...] = get_args(ExtractorName)
 DEFAULT_EXTRACTOR = "efficientnet-lite0-64"
 
 
 def load_extractor(
     name: str,
     device: str | torch.device = "cpu",
-    weights: Path | str | None = None,
-    cleanfid_weights: Path | str | None = None,
+    weights: Mapping[WeightsName, Path | str] | None = None,
 ) -> Extractor:
     """Loads a named extractor.
 
     Args:
         name: one of :data:`EXTRACTORS`.
         device: "cpu" or a CUDA device.
-        weights: for ``inception`` only, torch-fidelity's weights file; without it the usual cache of
-            ``torch.hub`` is used, and the file is downloaded into it where the network allows.
-        cleanfid_weights: for ``inception`` only, clean-fid's TorchScript file, found in the same way. It is
-            looked for when :meth:`Extractor.extract_cleanfid` is called, so that FID does not depend on it.
+        weights: where weights lie that are not in the usual caches; without, they are looked for there, and downloaded
+            where the network allows. ``inception``: torch-fidelity's file; ``inception-clean-fid``: clean-fid's
+            TorchScript file, looked for when :meth:`Extractor.extract_cleanfid` is called, so that FID does not depend
+            on it; the vision transformers: a folder of `transformers`. What is of other extractors is left alone.
 
     Raises:
         UserError: unknown name; weights missing, of another hash, or not a plain set of tensors.
     """
-    device = torch.device(device)
+    device, given = torch.device(device), {key: Path(path) for key, path in (weights or {}).items()}
     if name not in EXTRACTORS:
         raise UserError(f"evaluation.features: unknown extractor '{name}'. Use one of {', '.join(EXTRACTORS)}.")
     if name == "inception":
-        return InceptionExtractor(
-            name,
-            device,
-            Path(weights) if weights else None,
-            Path(cleanfid_weights) if cleanfid_weights else None,
-        )
-    if weights is not None:
-        raise UserError(
-            f"evaluation.inception_weights: given ({weights}), but evaluation.features is '{name}', "
-            f"whose weights are part of an installed package. Remove the key or choose 'inception'."
-        )
+        return InceptionExtractor(name, device, given.get("inception"), given.get("inception-clean-fid"))
+    if name in get_args(VisionTransformerName):
+        from evaluation.vision_transformers import VisionTransformerExtractor  # seconds, for those who want it
+
+        return VisionTransformerExtractor(name, device, given.get(name))  # type: ignore[arg-type]
     return EfficientNetExtractor(name, device)
 
 
@@ -412,8 +408,13 @@ class _Pictures(Dataset):
         return len(self._images)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = torch.from_numpy(np.array(self._images[index])).permute(2, 0, 1)
-        return image.expand(3, -1, -1).contiguous()
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        """A batch at once, which torch's loader asks for where it can: one call a picture costs as much as a pass of a
+        small network."""
+        batch = torch.from_numpy(self._images[indices]).permute(0, 3, 1, 2)
+        return list(batch.expand(-1, 3, -1, -1).contiguous().unbind(0))
 
 
 def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -425,8 +426,8 @@ def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torc
 
     def batches() -> Iterator[torch.Tensor]:
         for start in range(0, len(dataset), batch_size):
-            batch = [dataset[min(index, len(dataset) - 1)] for index in range(start, start + batch_size)]
-            yield torch.stack(batch).float()
+            batch = [min(index, len(dataset) - 1) for index in range(start, start + batch_size)]
+            yield torch.stack(dataset.__getitems__(batch)).float()
 
     iterator = batches()
     return lambda _latents: next(iterator)

@@ -14,7 +14,10 @@ from diffusion.images import Quantiser
 from diffusion.settings import Settings
 
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
-ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception"]
+VisionTransformerName = Literal["clip-vit-l-14", "dinov2-vit-l-14"]
+ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception", VisionTransformerName]
+# Whose weights a user can name: an extractor, or clean-fid's own copy of the FID Inception.
+WeightsName = Literal["inception", "inception-clean-fid", VisionTransformerName]
 Library = Literal["torch-fidelity", "clean-fid"]
 CleanMode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
 # The protocol of every table but the one that compares protocols.

@@ -9,8 +9,6 @@ since 2020), and the extrapolation of a Fréchet distance to infinitely many sam
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -22,14 +20,16 @@ import numpy as np
 import torch
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from evaluation.features import metric_name
-from evaluation.neighbours import Neighbours, nearer_than_held_out, nearest
+from evaluation.moments import Moments, RankWarning, as_tensor, checked, moments
+from evaluation.neighbours import nearer_than_held_out, nearest
 from evaluation.protocols import MAIN, Library
+from evaluation.reference import Reference
 from evaluation.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
@@ -43,79 +43,12 @@ SCORE_SPLITS = 10  # Salimans et al. 2016
 EXTRAPOLATION_POINTS = 15
 EXTRAPOLATION_LEAST_PER_DIMENSION = 5.0
 _SMALLEST_PER_DIMENSION = 5000 / 2048
+# Distances that precision and recall hold at once, 0.8 GB.
+_MOST_DISTANCES = 200_000_000
 
 
 class NoMatrixRootError(UserError):
     """The product of two covariances has no real square root."""
-
-
-class RankWarning(UserWarning):
-    """A covariance was estimated from too few samples to have full rank."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Mean and covariance of features, as torch-fidelity computes them. Made by :func:`moments`."""
-
-    statistics: dict[str, np.ndarray]
-
-    @classmethod
-    def given(cls, mu: np.ndarray, sigma: np.ndarray) -> "Moments":
-        """Moments from elsewhere, mean (D,) and covariance (D, D)."""
-        return cls({"mu": mu, "sigma": sigma})
-
-
-@dataclass
-class Reference:
-    """A set that others are measured against; its moments are computed once.
-
-    Attributes:
-        name: what the column ``reference`` says, e.g. "train".
-        features: float32, shape (N, D).
-        held_out: features of real pictures that are not in the set, for the leak check; None leaves it out.
-        classifier: weight (K, D) and bias (K,) of the extractor's own classifier; None where it has none.
-    """
-
-    name: str
-    features: np.ndarray
-    held_out: np.ndarray | None = None
-    classifier: tuple[np.ndarray, np.ndarray] | None = None
-    _moments: Moments | None = field(default=None, repr=False)
-
-    @property
-    def moments(self) -> Moments:
-        if self._moments is None:
-            self._moments = moments(self.features, what=f"reference '{self.name}'")
-        return self._moments
-
-    @cached_property
-    def distance_of_held_out(self) -> Neighbours:
-        """The nearest of the reference to each held-out picture."""
-        assert self.held_out is not None
-        return nearest(self.held_out, self.features)
-
-
-def moments(features: np.ndarray, *, what: str = "features", warn: bool = True) -> Moments:
-    """Mean and covariance of features (N, D), by torch-fidelity.
-
-    Warns (:class:`RankWarning`) when N ≤ D: the covariance then has rank N - 1 < D, and the Fréchet distance
-    is finite and real but strongly biased upwards, so that it can be compared at the same N only.
-
-    Raises:
-        NonFiniteError: a feature is NaN or infinite.
-        UserError: not a matrix, or fewer than two samples.
-    """
-    features = _check(features, what)
-    count, dimensions = features.shape
-    if warn and count <= dimensions:
-        warnings.warn(
-            f"{what}: {count} samples in {dimensions} dimensions give a covariance of rank {count - 1}; full "
-            f"rank needs at least {dimensions + 1} samples. Compare this Fréchet distance at the same number "
-            f"of samples only.",
-            RankWarning,
-            stacklevel=2,
-        )
-    return Moments(fid_features_to_statistics(torch.from_numpy(features)))
 
 
 def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
@@ -159,10 +92,10 @@ def kid(
     Raises:
         NonFiniteError: a feature, or the value, is NaN or infinite.
     """
-    a, b = _check(a, "features"), _check(b, "features")
+    a, b = checked(a, "features"), checked(b, "features")
     result = kid_features_to_metric(
-        torch.from_numpy(a),
-        torch.from_numpy(b),
+        as_tensor(a),
+        as_tensor(b),
         kid_subsets=subsets,
         kid_subset_size=min(subset_size, len(a), len(b)),
         rng_seed=seed,
@@ -182,16 +115,17 @@ def precision_recall(generated: np.ndarray, real: np.ndarray, neighborhood: int 
         NonFiniteError: a feature is NaN or infinite.
         UserError: a set has no ``neighborhood``-th neighbour.
     """
-    generated, real = _check(generated, "generated features"), _check(real, "real features")
+    generated, real = checked(generated, "generated features"), checked(real, "real features")
     if min(len(generated), len(real)) <= neighborhood:
         raise UserError(
             f"precision and recall need more than {neighborhood} pictures in each set; "
             f"found {len(generated)} generated and {len(real)} real."
         )
     result = prc_features_to_metric(
-        torch.from_numpy(generated),
-        torch.from_numpy(real),
+        as_tensor(generated),
+        as_tensor(real),
         prc_neighborhood=neighborhood,
+        prc_batch_size=max(100, min(10_000, _MOST_DISTANCES // max(len(generated), len(real)))),
         verbose=False,
         save_cpu_ram=True,  # distances in portions; the values are the same
     )
@@ -212,7 +146,7 @@ def density_coverage(
         NonFiniteError: a feature is NaN or infinite.
         UserError: the real set has no ``neighborhood``-th neighbour.
     """
-    generated, real = _check(generated, "generated features"), _check(real, "real features")
+    generated, real = checked(generated, "generated features"), checked(real, "real features")
     if len(real) <= neighborhood:
         raise UserError(f"density and coverage need more than {neighborhood} real pictures; found {len(real)}.")
     radii = NearestNeighbors(n_neighbors=neighborhood, algorithm="brute").fit(real).kneighbors()[0][:, -1]
@@ -238,7 +172,7 @@ def classifier_score(features: np.ndarray, classifier: tuple[np.ndarray, np.ndar
         NonFiniteError: a feature, or the score, is NaN or infinite.
     """
     weight, bias = classifier
-    logits = torch.from_numpy(_check(features, "features") @ weight.T + bias)
+    logits = torch.from_numpy(np.asarray(checked(features, "features") @ weight.T + bias))
     return _finite(isc_features_to_metric(logits, splits=SCORE_SPLITS)[KEY_METRIC_ISC_MEAN], "classifier_score")
 
 
@@ -257,7 +191,7 @@ def extrapolated_frechet_distance(features: np.ndarray, reference: Moments, seed
         NonFiniteError: a feature, or the value, is NaN or infinite.
         UserError: fewer than five samples a dimension, where the bias is not linear in 1/N yet.
     """
-    features = _check(features, "features")
+    features = checked(features, "features")
     count, dimensions = features.shape
     if count < EXTRAPOLATION_LEAST_PER_DIMENSION * dimensions:
         raise UserError(
@@ -281,7 +215,7 @@ def leak_share(features: np.ndarray, reference: Reference) -> float:
     0.01 is expected of new pictures; much more says that the reference, where it is what the teacher was trained on, is
     repeated.
     """
-    assert reference.held_out is not None
+    assert reference.features is not None
     return nearer_than_held_out(nearest(features, reference.features), reference.distance_of_held_out)
 
 
@@ -317,7 +251,7 @@ def cleanfid_kid(a: np.ndarray, b: np.ndarray, seed: int = KID_SEED) -> float:
     Raises:
         NonFiniteError: a feature, or the value, is NaN or infinite.
     """
-    a, b = _check(a, "clean-fid features"), _check(b, "clean-fid features")
+    a, b = checked(a, "clean-fid features"), checked(b, "clean-fid features")
     # clean-fid draws from NumPy's global generator, which belongs to the caller.
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
@@ -330,8 +264,7 @@ def cleanfid_kid(a: np.ndarray, b: np.ndarray, seed: int = KID_SEED) -> float:
 def measure_under(
     library: Library,
     features: np.ndarray,
-    reference: Moments,
-    reference_features: np.ndarray | None = None,
+    reference: Reference,
     *,
     warn: bool = True,
 ) -> dict[str, float]:
@@ -342,22 +275,22 @@ def measure_under(
 
     Args:
         features: float32, shape (N, D).
-        reference: moments of the real pictures, and ``reference_features`` (M, D), which may be memory-mapped.
+        reference: the real pictures.
         warn: whether to warn of too few samples.
     """
     own, found = moments(features, warn=warn), {}
     if library == "torch-fidelity":
-        found["frechet_distance"] = frechet_distance(own, reference)
+        found["frechet_distance"] = frechet_distance(own, reference.moments)
     else:
         try:
-            found["frechet_distance"] = cleanfid_frechet_distance(own, reference)
+            found["frechet_distance"] = cleanfid_frechet_distance(own, reference.moments)
         except NoMatrixRootError as error:
             warnings.warn(f"no clean-fid figure. {error}", RankWarning, stacklevel=2)
-    if reference_features is not None:
+    if reference.features is not None:
         if library == "torch-fidelity":
-            found["kid"] = kid(features, reference_features).mean
+            found["kid"] = kid(features, reference.features).mean
         else:
-            found["kid"] = cleanfid_kid(features, reference_features)
+            found["kid"] = cleanfid_kid(features, reference.features)
     return found
 
 
@@ -591,6 +524,7 @@ def _reference_rows(
     warn: bool = True,
 ) -> list[dict[str, Any]]:
     """The measures against the reference at one count; those that need no full count too."""
+    assert reference.features is not None
     own = moments(features, what=what, warn=warn)
     precision, recall = precision_recall(features, reference.features)
     density, coverage = density_coverage(features, reference.features)
@@ -637,18 +571,6 @@ def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict
 def _row(identity: Mapping[str, Any], *, library: str, **measured: Any) -> dict[str, Any]:
     row = {**identity, **measured, "protocol": MAIN, "library": f"{library} {version(library)}"}
     return {column: row[column] for column in COLUMNS}
-
-
-def _check(features: np.ndarray, what: str) -> np.ndarray:
-    if features.ndim != 2 or len(features) < 2:
-        raise UserError(f"{what}: shape {features.shape}; expected (N, D) with at least two samples.")
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise NonFiniteError(
-            f"{what}: {bad} of {len(features)} feature vectors contain NaN or infinity. "
-            f"Delete the features and extract them again; check the samples they came from."
-        )
-    return features
 
 
 def _finite(value: float, metric: str) -> float:

@@ -1,43 +1,66 @@
-"""Reference sets: features and moments of real pictures, computed once, and files that come from elsewhere.
+"""What samples are measured against: the real pictures, looked at once, or a file that comes from elsewhere.
 
-Pictures are read in portions, features are written to a memory-mapped file, and moments are summed in float64, so that
+Pictures are read in portions, features are written to memory-mapped files, and moments are summed in portions, so that
 memory does not grow with the number of pictures.
 """
 
 import json
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion.errors import UserError
-from diffusion.files import atomic_path, sha256_file
+from diffusion.files import atomic_path, read_json, sha256_file
 from diffusion.images import load_samples
-from evaluation.quality import Moments, moments
+from evaluation.moments import Moments, moments
+from evaluation.neighbours import Neighbours, nearest
 
 _PORTION = 4096  # pictures
-# So many feature vectors are averaged by the libraries' own function, so that figures are theirs to the last digit.
-_LARGEST_IN_MEMORY = 100_000
 # What must be equal of two descriptions of an extractor, for features to be of one kind.
 _DECIDING = ("name", "library", "layer", "dimensions", "resize", "normalisation", "weights_sha256", "mode")
+_OTHER = {"train": "test", "test": "train"}
 
 
-@dataclass(frozen=True)
-class ReferenceSet:
-    """What samples are measured against.
+@dataclass
+class Reference:
+    """A set that others are measured against.
 
     Attributes:
-        moments: mean and covariance of the features.
-        features: float32 (N, D), perhaps memory-mapped; None where only the moments are known.
+        name: what the column ``reference`` says, e.g. "train".
+        features: float32, shape (N, D), perhaps memory-mapped; None where only the moments are known.
+        held_out: features of real pictures that are not in the set, for the leak check and the floor; None where there
+            are none.
+        classifier: weight (K, D) and bias (K,) of the extractor's own classifier; None where it has none.
+        stored_moments: mean and covariance, where they are known already.
         about: ``count`` (None where unknown), ``sha256`` and, where there is one, a ``note`` for the footnote.
     """
 
-    moments: Moments
+    name: str
     features: np.ndarray | None
-    about: dict[str, Any]
+    held_out: np.ndarray | None = None
+    classifier: tuple[np.ndarray, np.ndarray] | None = None
+    stored_moments: Moments | None = field(default=None, repr=False)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and covariance of the features."""
+        if self.stored_moments is not None:
+            return self.stored_moments
+        assert self.features is not None
+        return moments(self.features, what=f"reference '{self.name}'")
+
+    @cached_property
+    def distance_of_held_out(self) -> Neighbours:
+        """The nearest of the reference to each held-out picture."""
+        assert self.held_out is not None
+        assert self.features is not None
+        return nearest(self.held_out, self.features)
 
 
 def write_features(
@@ -49,43 +72,28 @@ def write_features(
         images: uint8 (N, H, W, C), may be memory-mapped.
         extract: pictures to features.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images), dimensions))
     for start in range(0, len(images), _PORTION):
         features[start : start + _PORTION] = extract(np.asarray(images[start : start + _PORTION]))
     features.flush()
 
 
-def moments_of(features: np.ndarray, what: str) -> Moments:
-    """Mean and covariance of features (N, D), which may be memory-mapped and too many to be in memory at once.
+def load_features(path: Path) -> np.ndarray:
+    """Features that :func:`write_features` wrote, memory-mapped.
 
     Raises:
-        NonFiniteError: a feature is NaN or infinite.
-        UserError: fewer than two samples.
+        UserError: no such file, or another content.
     """
-    if len(features) <= _LARGEST_IN_MEMORY:
-        return moments(np.array(features), what=what)  # a copy: torch warns of memory that it must not write to
-    return streamed_moments(features)
+    try:
+        # Copy on write: torch refuses memory that it must not write to, and nobody writes.
+        features: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: no features can be read from it ({error}). Delete it and run again.") from error
+    return features
 
 
-def streamed_moments(features: np.ndarray, portion: int = _PORTION) -> Moments:
-    """Mean and unbiased covariance, summed in float64 over portions of features (N, D).
-
-    Portions are joined as by Chan, Golub & LeVeque 1979: sums of squares about the mean so far, which lose no digits to
-    a large mean.
-    """
-    count, mean = 0, np.zeros(features.shape[1])
-    scatter = np.zeros((features.shape[1],) * 2)
-    for start in range(0, len(features), portion):
-        part = np.asarray(features[start : start + portion], dtype=np.float64)
-        part_mean = part.mean(axis=0)
-        centred, shift = part - part_mean, part_mean - mean
-        scatter += centred.T @ centred + np.outer(shift, shift) * (count * len(part) / (count + len(part)))
-        mean += shift * (len(part) / (count + len(part)))
-        count += len(part)
-    return Moments.given(mean, scatter / (count - 1))
-
-
-def write_reference(path: Path, features: np.ndarray, facts: Mapping[str, Any]) -> None:
+def write_moments(path: Path, features: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Stores the moments of features: an ``.npz`` with ``mu``, ``sigma``, ``count`` and ``facts`` (JSON).
 
     Other tools read ``mu`` and ``sigma`` from it; this suite checks ``facts`` when it is given the file as a reference.
@@ -93,21 +101,39 @@ def write_reference(path: Path, features: np.ndarray, facts: Mapping[str, Any]) 
     Args:
         facts: ``extractor`` (its description), ``resolution`` and ``sha256`` of the pictures.
     """
-    own = moments_of(features, f"reference '{path.stem}'").statistics
+    own = moments(features, what=f"reference '{path.stem}'").statistics
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         content = {**own, "count": np.array(len(features)), "facts": np.array(json.dumps(dict(facts)))}
         np.savez(handle, **content)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
 
 
-def load_reference(
+def load_real(folder: Path, part: str = "train") -> Reference:
+    """A part of the experiment's own pictures, with the other part held out.
+
+    Args:
+        folder: what :func:`suite.stages.references.extract_reference` made: for each part its features
+            (``<part>.npy``) and moments (``<part>.npz``), the extractor's own classifier, where it has one
+            (``classifier.npz``), and ``facts.json``.
+    """
+    with np.load(folder / f"{part}.npz", allow_pickle=False) as archive:
+        known = Moments.given(archive["mu"], archive["sigma"])
+    classifier = None
+    if (folder / "classifier.npz").exists():
+        with np.load(folder / "classifier.npz", allow_pickle=False) as archive:
+            classifier = archive["weight"], archive["bias"]
+    features, held_out = (load_features(folder / f"{name}.npy") for name in (part, _OTHER[part]))
+    return Reference(part, features, held_out, classifier, known, read_json(folder / "facts.json")["parts"][part])
+
+
+def load_given(
     path: Path,
     resolution: int,
     extractor: Mapping[str, Any],
     extract: Callable[[np.ndarray], np.ndarray],
     sha256: str | None = None,
     data: Collection[str] | None = None,
-) -> ReferenceSet:
-    """A reference from a file: of this suite (:func:`write_reference`), of clean-fid (``mu``, ``sigma``), or of ADM.
+) -> Reference:
+    """A reference from a file: of this suite (:func:`write_moments`), of clean-fid (``mu``, ``sigma``), or of ADM.
 
     Of a file with pictures (``arr_0``, as ADM's reference batches have) the samples' own extractor makes the features.
     Moments beside them are those of the FID Inception over the whole data set, of which the pictures are some: they are
@@ -143,20 +169,21 @@ def load_reference(
                 f"{path}: pictures of {images.shape[1]}×{images.shape[2]} pixels, but the samples have {resolution}. A "
                 f"reference of another resolution says nothing about them."
             )
-        features = extract(images)
         about: dict[str, Any] = {"count": len(images), "sha256": found}
+        own = None
         if has_moments and extractor["name"] == "inception":
             about["note"] = "Fréchet distance against the file's own moments, KID against its pictures"
-            return ReferenceSet(_checked_moments(path, content, extractor), features, about)
-        if has_moments:
+            own = _checked_moments(path, content, extractor)
+        elif has_moments:
             about["note"] = "the file's pictures, not its moments, which are of another network"
-        return ReferenceSet(moments_of(features, str(path)), features, about)
+        return Reference(str(path), extract(images), stored_moments=own, about=about)
     if not has_moments:
         raise UserError(f"{path}: holds {sorted(names)}; expected 'arr_0' (pictures), or 'mu' and 'sigma' (moments).")
     own = _checked_moments(path, content, extractor)
     about = {"count": int(content["count"]) if "count" in content else None, "sha256": found}
     if "facts" not in content:
-        return ReferenceSet(own, None, about | {"note": "its data, resolution and resize are not known"})
+        about["note"] = "its data, resolution and resize are not known"
+        return Reference(str(path), None, stored_moments=own, about=about)
     facts = json.loads(str(content["facts"]))
     check_extractor(path, facts["extractor"], extractor)
     if facts["resolution"] != resolution:
@@ -165,7 +192,7 @@ def load_reference(
         raise UserError(
             f"{path}: made of other data (pictures with sha256 {facts['sha256'][:16]}…) than this experiment's."
         )
-    return ReferenceSet(own, None, about | {"data_sha256": facts["sha256"]})
+    return Reference(str(path), None, stored_moments=own, about=about | {"data_sha256": facts["sha256"]})
 
 
 def _checked_moments(path: Path, content: Mapping[str, np.ndarray], extractor: Mapping[str, Any]) -> Moments:

@@ -26,10 +26,11 @@ from evaluation.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.intervals import difference_table, spread_table
+from evaluation.intervals import Difference
 from evaluation.plots import FIGURES
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.protocols import MAIN
+from evaluation.spread import difference_table, spread_table
 from evaluation.tables import (
     COST_COLUMNS,
     LOWER_IS_BETTER,
@@ -42,13 +43,12 @@ from evaluation.tables import (
     Results,
     Spread,
     Table,
-    compare,
     format_value,
 )
 
 # Tables of the main protocol: those with a row for the floor, those without, and those with published figures beside.
-_WITH_FLOOR = ("main", "floor", "measures")
-_WITHOUT_FLOOR = ("spread", "differences", "comparison", "comparison_steps", "comparison_reach", "ablation")
+_WITH_FLOOR = ("main", "floor", "measures", "spread", "comparison", "ablation")
+_WITHOUT_FLOOR = ("differences", "comparison_steps", "comparison_reach")
 _BESIDE_OTHERS = ("published", "ratios")
 _LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
 _MEASURES = {
@@ -247,14 +247,21 @@ def standing(results: Results, row: Method, metric: str) -> Standing | None:
         # The reference run has distance 0 to itself; that says nothing.
         if metric == "mse_to_teacher" and step == results.teacher_row:
             continue
-        other = results.spread(metric, step)
-        if own is None or other is None or step.nfe is None or results.count(step) != results.count(row):
+        difference = results.difference(metric, row, step)
+        if difference is None or step.nfe is None or results.count(step) != results.count(row):
             continue
-        known &= own.sd is not None and other.sd is not None
-        found[compare(own, other, LOWER_IS_BETTER[metric])].append(step.nfe)
+        known &= difference.known
+        found[_verdict(difference, LOWER_IS_BETTER[metric])].append(step.nfe)
     if own is None or not any(found.values()):
         return None
     return Standing(found["better"], found["level"], found["worse"], known)
+
+
+def _verdict(difference: Difference, lower_is_better: bool) -> str:
+    """As the intervals say; where there are none, as the means say, which the sentence admits."""
+    if difference.known:
+        return difference.verdict(lower_is_better)
+    return "better" if (difference.sampling.mean < 0) == lower_is_better else "worse"
 
 
 def findings(results: Results, without: Collection[str] = ()) -> list[str]:
@@ -301,14 +308,14 @@ def _in_sentence(name: str) -> str:
 
 def _place_text(place: Standing, sampler: str) -> str:
     better, level, worse = place.better_than, place.level_with, place.worse_than
-    beside = f", level with {_join(level)} within the spread" if level else ""
+    beside = f", level with {_join(level)} within the 95 % intervals" if level else ""
     if better and worse and max(better) < min(worse) and all(max(better) < n < min(worse) for n in level):
         return f"falls between {sampler} with {max(better)} and with {min(worse)} evaluations{beside}"
     if better and not worse and not level:
         return f"is better than {sampler} with every number of evaluations measured ({_join(better)})"
     if worse and not better and not level:
         return f"is worse than {sampler} with every number of evaluations measured ({_join(worse)})"
-    standings = (("better than", better), ("level, within the spread, with", level), ("worse than", worse))
+    standings = (("better than", better), ("level, within the 95 % intervals, with", level), ("worse than", worse))
     return "is " + "; ".join(f"{how} {sampler} with {_join(n)} evaluations" for how, n in standings if n)
 
 
@@ -316,17 +323,18 @@ def _against_progressive(results: Results, row: Method) -> list[str]:
     other = next((r for r in results.rows if r.method == "progressive_distillation" and r.nfe == 1), None)
     own = results.spread("frechet_distance", row)
     theirs = results.spread("frechet_distance", other) if other else None
-    if other is None or own is None or theirs is None:
+    difference = results.difference("frechet_distance", row, other) if other else None
+    if other is None or own is None or theirs is None or difference is None:
         return []
     verdict = {
         "better": "is better than",
-        "level": "cannot, within the spread, be told from",
+        "level": "cannot, within the 95 % intervals, be told from",
         "worse": "is worse than",
     }
     text = (
-        f"By {_in_sentence(results.frechet_name)} {results.label(row)} {verdict[compare(own, theirs, True)]} "
+        f"By {_in_sentence(results.frechet_name)} {results.label(row)} {verdict[_verdict(difference, True)]} "
         f"{results.label(other)} with one evaluation ({_spread_text(own)} against {_spread_text(theirs)}"
-        + (")" if own.sd is not None and theirs.sd is not None else ", the spread not known)")
+        + (")" if difference.known else ", the spread not known)")
     )
     a, b = results.cost_of(row, "network_evaluations"), results.cost_of(other, "network_evaluations")
     seen, theirs_seen = results.cost_of(row, "real_images_seen"), results.cost_of(other, "real_images_seen")

@@ -14,6 +14,7 @@ import yaml
 
 from diffusion.errors import UserError
 from diffusion.files import read_json
+from evaluation.intervals import Difference, difference_of
 
 METRICS_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "train_seed", "seed", "metric", "value"),
@@ -469,6 +470,13 @@ class Results:
         values = self.values(metric, row, count)
         return None if values is None else spread_of(values)
 
+    def difference(self, metric: str, a: Method, b: Method) -> Difference | None:
+        """Row a minus row b with its intervals, None where one was not measured or they share no sampling seed."""
+        first, second = self.values(metric, a), self.values(metric, b)
+        if first is None or second is None:
+            return None
+        return difference_of(first, second, trained=any(row.variant not in self.untrained for row in (a, b)))
+
     def has(self, metric: str) -> bool:
         """Whether any row has this measure."""
         return any(measured == metric for measured, _ in self._index)
@@ -747,27 +755,54 @@ def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
     ).strip()
 
 
+def _supported_winners(results: Results, metric: str) -> set[Method]:
+    """For every number of evaluations the row, if any, whose difference to every other the intervals support."""
+    # What a user brought may come from another teacher: it is shown, but not ranked. Samples of another number cannot
+    # be ranked either.
+    ranked = [
+        row
+        for row in results.rows
+        if row.method != "external"
+        and row.nfe is not None
+        and results.count(row) == results.full_count
+        and results.values(metric, row) is not None
+    ]
+
+    def wins(row: Method, rivals: Sequence[Method]) -> bool:
+        found = [results.difference(metric, row, other) for other in rivals]
+        return bool(found) and all(one and one.verdict(LOWER_IS_BETTER[metric]) == "better" for one in found)
+
+    return {row for row in ranked if wins(row, [r for r in ranked if r.nfe == row.nfe and r != row])}
+
+
+FLOOR = "Real pictures held out (floor)"
+
+
+def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
+    """The row of the held-out real pictures for a table with these columns; none where they were not measured.
+
+    The first column gets the name; ‡ says that their count is another than the methods'.
+    """
+    if not results.real:
+        return []
+    count = results.floor_count
+    mark = "" if count == results.full_count else " ‡"
+    counted = any(column.key == "num_samples" for column in columns)
+    cells = [Cell(FLOOR)]
+    for column in columns[1:]:
+        if column.key == "num_samples":
+            cells.append(Cell(count, mark=mark))
+            continue
+        spread = results.spread(column.key, results.real, count)
+        cells.append(Cell(spread.mean, spread.sd, spread.n, mark="" if counted else mark) if spread else Cell())
+    return [cells]
+
+
 def main_table(results: Results) -> Table:
     """The main table, in the form of Table 1 of the BOOT paper."""
     # Only class-conditional samples have labels.
     keys = [key for key in LOWER_IS_BETTER if key != "label_accuracy" or results.has("label_accuracy")]
-    best: dict[str, set[Method]] = {key: set() for key in keys}
-    for key in keys:
-        lower = LOWER_IS_BETTER[key]
-        for nfe in {row.nfe for row in results.rows if row.nfe is not None}:
-            # What a user brought may come from another teacher: it is shown, but not ranked. Samples of another
-            # number cannot be ranked either.
-            spreads = {
-                row: spread
-                for row in results.rows
-                if row.nfe == nfe
-                and row.method != "external"
-                and results.count(row) == results.full_count
-                and (spread := results.spread(key, row)) is not None
-            }
-            winner = supported_best(spreads, lower)
-            if winner is not None:
-                best[key].add(winner)
+    best = {key: _supported_winners(results, key) for key in keys}
     columns = [
         Column("method", "Method"),
         Column("nfe", "Evaluations", "count"),
@@ -798,22 +833,16 @@ def main_table(results: Results) -> Table:
         else:
             free = None if seen is None else ("yes" if seen == 0 else "no")
         rows.append([*cells, Cell(free)])
-    aside = set()
-    if results.real:
-        aside.add(len(rows))
-        count = results.floor_count
-        floor = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
-        name = "Real pictures held out (floor)"
-        rows.append([Cell(name), Cell(), Cell(count, mark=" ‡"), *floor, *[Cell()] * 6])
-        other_count |= count != results.full_count
+    floor = floor_row(results, columns)
+    other_count |= bool(floor) and results.floor_count != results.full_count
     teacher = f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
     device = _devices(results.speed)
     notes = [
         f"Reference: the training pictures. Speed-up and distances to the teacher: against {teacher}, from the "
         f"same noise. {device} Training cost is what the student cost beyond the teacher's own training.",
-        "Bold: the best of all methods with the same number of evaluations, by more than two standard deviations "
-        "of the difference, with at least three runs on each side. No bold means that no difference of that size "
-        "was found. The teacher against itself is 0 by definition.",
+        "Bold: better than every other method with the same number of evaluations by the 95 % intervals of the "
+        "differences (over sampling seeds, paired, and over training seeds where there are several). No bold means "
+        "that they support no difference. The teacher against itself is 0 by definition.",
     ]
     if other_count:
         notes.append(
@@ -825,9 +854,9 @@ def main_table(results: Results) -> Table:
         "Quality, speed and training cost",
         f"{_seeds_sentence(results, keys)} Distances on the features '{results.features}'.",
         columns,
-        rows,
+        [*rows, *floor],
         notes,
-        frozenset(aside),
+        frozenset({len(rows)} if floor else ()),
     )
 
 
@@ -855,7 +884,7 @@ def floor_table(results: Results) -> Table:
     rows = []
     if results.real and count is not None:
         spreads = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
-        rows.append([Cell("Real pictures held out (floor)"), Cell(), *spreads, Cell(1.0 if floor else None)])
+        rows.append([Cell(FLOOR), Cell(), *spreads, Cell(1.0 if floor else None)])
     if count is not None:
         for row in results.rows:
             spread = results.spread("frechet_distance", row, count)
@@ -887,7 +916,7 @@ def measures_table(results: Results) -> Table:
     first = [results.real] if results.real else []
     rows = []
     for row in [*first, *results.rows] if count is not None else []:
-        name = "Real pictures held out (floor)" if row in first else results.label(row)
+        name = FLOOR if row in first else results.label(row)
         at = {
             key: None if key in ("frechet_distance_extrapolated", "frechet_distance_to_teacher") else count
             for key in keys

@@ -28,17 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
         paths(sub, "state", "output")
         sub.add_argument("--checkpoint-seconds", type=float, default=30.0, help="between two stored states")
 
-    def extraction(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--extractor", required=True)
-        sub.add_argument("--batch-size", type=int, default=256)
-        sub.add_argument("--inception-weights", type=Path)
-        paths(sub, "output")
-
     def under_protocol(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--protocol", required=True, help="JSON")
         sub.add_argument("--batch-size", type=int, default=256)
-        sub.add_argument("--inception-weights", type=Path)
-        sub.add_argument("--cleanfid-inception-weights", type=Path)
+        sub.add_argument("--weights", default="{}", help="JSON: where extractors' weights lie")
 
     def guidance(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--guidance-scale", type=float, default=1.0, help="of the teacher; 1 is without")
@@ -75,8 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=int, default=256)
 
     sub = command("learning-curve", "learning_curve.measure_learning_curve", "quality at points of the training")
-    extraction(sub)
-    paths(sub, "students", "real", "teacher-samples")
+    under_protocol(sub)
+    paths(sub, "students", "real", "teacher-samples", "output")
     sub.add_argument("--settings", required=True, help="JSON")
     sub.add_argument("--variant", required=True)
     for name in ("train-seed", "seed", "num-samples"):
@@ -93,12 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--quantiser", choices=("round", "truncate"), default="round", help="how samples become uint8")
 
     sub = command("features", "extraction.extract_features", "features of sets of samples")
-    extraction(sub)
-    paths(sub, "samples")
-
-    sub = command("real-features", "extraction.extract_real_features", "features of the real pictures")
-    extraction(sub)
-    paths(sub, "data")
+    under_protocol(sub)
+    sub.add_argument("--sets", required=True, help="JSON: name to samples file")
+    paths(sub, "output")
 
     sub = command("reference", "references.extract_reference", "features of the real pictures under a protocol")
     under_protocol(sub)
@@ -139,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, required=True)
 
     sub = command("neighbours", "neighbours.find_neighbours", "the nearest training pictures of samples")
-    sub.add_argument("--rows", required=True, help="JSON: label, samples, features and the features' group, of each")
+    sub.add_argument("--rows", required=True, help="JSON: label, samples and features of each")
     paths(sub, "real", "data", "output")
 
     sub = command("speed", "speed.time_sampling", "speed of every sampler, interleaved")

@@ -17,7 +17,7 @@ from diffusion.method import Method
 from diffusion.settings import Settings
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
-from evaluation.protocols import MAIN, ExtractorName, Protocol
+from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.registry import method_class, method_modules
 
 _RESERVED = ("real", "external", "teacher")
@@ -42,8 +42,9 @@ class EvaluationSettings(Settings):
         protocols: further protocols by name. Under each, and under ``main``, one and the same samples are measured, so
             that the report shows how much of a figure is protocol. None is clean-fid's, except on the FID Inception, of
             which clean-fid needs a file of its own.
-        inception_weights, cleanfid_inception_weights: files with torch-fidelity's and clean-fid's own copy of the FID
-            Inception; null looks in the usual cache and downloads where the network allows.
+        weights: where the weights of extractors lie: ``inception`` (torch-fidelity's file), ``inception-clean-fid``
+            (clean-fid's own copy of it), ``clip-vit-l-14`` and ``dinov2-vit-l-14`` (folders of `transformers`). Those
+            that are not named are looked for in the usual caches, and downloaded where the network allows.
         classifier: how the judge of class-conditional samples is trained.
         teacher: which sampler stands for the teacher, by its network evaluations; a guided step takes two.
         external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
@@ -54,8 +55,7 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
-    inception_weights: str | None = None
-    cleanfid_inception_weights: str | None = None
+    weights: dict[WeightsName, str] = Field(default_factory=dict)
     classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
     external: dict[str, str] = Field(default_factory=dict)
@@ -444,12 +444,15 @@ def _protocol_problems(settings: EvaluationSettings) -> list[str]:
 
 def _weights_problems(settings: EvaluationSettings) -> list[str]:
     problems = []
-    for key in ("inception_weights", "cleanfid_inception_weights"):
-        path = getattr(settings, key)
-        if path is not None and all(one.features != "inception" for one in settings.all_protocols.values()):
-            problems.append(f"evaluation.{key}: given, but no protocol's features are 'inception'; remove one.")
-        elif path is not None and not Path(path).is_file():
-            problems.append(f"evaluation.{key}: found {path!r}, expected an existing file.")
+    used = {protocol.features for protocol in settings.all_protocols.values()}
+    for name, path in settings.weights.items():
+        key, extractor = f"evaluation.weights.{name}", name.removesuffix("-clean-fid")
+        if extractor not in used:
+            problems.append(f"{key}: given, but no protocol's features are '{extractor}'; remove it.")
+        elif extractor == "inception" and not Path(path).is_file():
+            problems.append(f"{key}: found {path!r}, expected an existing file.")
+        elif extractor != "inception" and not Path(path).is_dir():
+            problems.append(f"{key}: found {path!r}, expected an existing folder.")
     return problems
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from diffusion.images import Quantiser
 from diffusion.method import Method
 from diffusion.pairs import PairsSettings
-from evaluation.protocols import Protocol
+from evaluation.protocols import MAIN, Protocol
 from suite.configuration import Experiment
 
 
@@ -132,13 +132,52 @@ class Plan:
         """Every way from pictures to features that some protocol takes, by its name."""
         return {protocol.extraction: protocol for protocol in self.experiment.evaluation.all_protocols.values()}
 
+    def real(self, protocol: str = MAIN) -> Path:
+        """The real pictures' features under a protocol."""
+        return self.root / "references" / self.experiment.evaluation.all_protocols[protocol].extraction
+
     def protocol(self, name: str) -> Path:
         """The figures that one protocol gives."""
         return self.root / "protocols" / f"{name}.csv"
 
     def features(self, variant: str, train_seed: int) -> Path:
-        """The features of a variant's samples, one array ``nfe-<n>/seed-<s>`` a set."""
-        return self.root / "features" / variant / f"train-{train_seed}.npz"
+        """The features of a variant's samples under ``main``, ``nfe-<n>/seed-<s>.npy`` a set."""
+        return self.root / "features" / variant / f"train-{train_seed}"
+
+    def sets(self, variant: str, train_seed: int) -> dict[str, Path]:
+        """All samples of a variant, named as their features are."""
+        return {
+            f"nfe-{unit.nfe}/seed-{seed}": path
+            for unit in self.units()
+            if (unit.variant, unit.train_seed) == (variant, train_seed)
+            for seed, path in self.samples(unit).items()
+        }
+
+    def further_extractions(self) -> dict[tuple[str, Quantiser], dict[str, Path]]:
+        """What is extracted for further protocols and not for ``main``: extraction and quantiser to named samples."""
+        protocols = self.experiment.evaluation.all_protocols.values()
+        wanted = dict.fromkeys((protocol.extraction, protocol.quantiser) for protocol in protocols)
+        return {
+            key: {self._name_of_set(unit): self.samples_under(unit, key[1]) for unit in self.neighboured_units()}
+            for key in wanted
+            if not self._is_of_main(*key)
+        }
+
+    def features_under(self, unit: Unit, protocol: str) -> Path:
+        """The features of a unit's samples of the first sampling seed under a protocol; shared where they are equal."""
+        settings = self.experiment.evaluation.all_protocols[protocol]
+        if self._is_of_main(settings.extraction, settings.quantiser):
+            folder = self.features(unit.variant, unit.train_seed)
+            return folder / f"nfe-{unit.nfe}" / f"seed-{self.first_seed}.npy"
+        folder = self.root / "further_features" / settings.extraction / settings.quantiser
+        return folder / f"{self._name_of_set(unit)}.npy"
+
+    def _is_of_main(self, extraction: str, quantiser: Quantiser) -> bool:
+        main = self.experiment.evaluation.all_protocols[MAIN]
+        return (extraction, quantiser) == (main.extraction, main.quantiser)
+
+    def _name_of_set(self, unit: Unit) -> str:
+        return f"{unit.variant}/train-{unit.train_seed}/nfe-{unit.nfe}/seed-{self.first_seed}"
 
     def trajectory(self, variant: str, train_seed: int) -> Path:
         """The errors of a student along the teacher's trajectory."""

@@ -60,8 +60,9 @@ def fabricate(
                 line |= {"seed": None, "train_seed": None}
             rows.append({**base, **fidelity, **line, "reference": reference, **more})
 
-        # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly.
-        for seed, offset in enumerate((-1.0, 0.0, 1.0)):
+        # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly; BOOT's go the other way than
+        # the others', so that their differences have a spread too.
+        for seed, offset in enumerate((1.0, 0.0, -1.0) if method == "boot" else (-1.0, 0.0, 1.0)):
             if count != PART:
                 add(name, seed, distance + sd * offset, count, "train")
             if method != "real":

@@ -106,7 +106,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.teacher", {"method": "ddim"}, ["methods.teacher", "none of"]),
         ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
         ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
-        ("evaluation.inception_weights", "x.pth", ["evaluation.inception_weights", "remove one"]),
+        ("evaluation.weights", {"inception": "x.pth"}, ["evaluation.weights.inception", "remove it"]),
         ("teacher.training.steps", True, ["teacher.training.steps: found True", "no truth value"]),
         ("evaluation.classifier", {"training": {"steps": 3}}, ["evaluation.classifier: given", "teacher.labels"]),
         ("teacher.guidance_scale", 2.0, ["teacher", "guidance_scale: found 2.0 with labels false"]),
@@ -244,10 +244,18 @@ def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
     assert parse_experiment(raw).teacher.facts(1, 8).num_timesteps == 200
 
 
-def test_a_missing_inception_file_is_found_before_anything_runs():
-    raw = changed("evaluation.features", "inception")
-    raw["evaluation"]["inception_weights"] = "nowhere.pth"
-    with pytest.raises(UserError, match=r"evaluation\.inception_weights: found 'nowhere\.pth'"):
+@pytest.mark.parametrize(
+    ("features", "key", "kind"),
+    [("inception", "inception", "file"), ("inception", "inception-clean-fid", "file")]
+    + [(name, name, "folder") for name in ("clip-vit-l-14", "dinov2-vit-l-14")],
+)
+def test_missing_weights_are_found_before_anything_runs(features, key, kind):
+    raw = changed("evaluation.features", features)
+    raw["evaluation"]["weights"] = {key: "nowhere"}
+    with pytest.raises(UserError, match=rf"evaluation\.weights\.{key}: found 'nowhere', expected an existing {kind}"):
+        parse_experiment(raw)
+    raw["evaluation"]["weights"] = {"resnet": "nowhere"}
+    with pytest.raises(UserError, match=r"evaluation\.weights\.resnet"):
         parse_experiment(raw)
 
 

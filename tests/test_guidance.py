@@ -307,21 +307,21 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
     """In the order of the rows, which is not that of their names."""
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     train, test = load_split(tmp_path / "data", "train"), load_split(tmp_path / "data", "test")
-    flat = {
-        name: part.images.reshape(len(part.images), -1).astype(float)
-        for name, part in (("train", train), ("test", test))
-    }
-    np.savez(tmp_path / "real.npz", **flat)
+    real, parts = tmp_path / "real", {}
+    real.mkdir()
+    for name, part in (("train", train), ("test", test)):
+        features = np.asarray(part.images).reshape(len(part.images), -1).astype(np.float32)
+        np.save(real / f"{name}.npy", features)
+        np.savez(real / f"{name}.npz", mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
+        parts[name] = {"count": len(features)}
+    (real / "facts.json").write_text(json.dumps({"parts": parts}))
     rows = []
     for label, pictures in (("z", train.images[::-1]), ("a", test.images)):
         np.savez(tmp_path / f"{label}.npz", arr_0=pictures)
-        features = np.asarray(pictures).reshape(len(pictures), -1).astype(float)
-        np.savez(tmp_path / f"{label}-features.npz", **{"nfe-1/seed-0": features})
-        rows.append([label, str(tmp_path / f"{label}.npz"), str(tmp_path / f"{label}-features.npz"), "nfe-1/seed-0"])
+        np.save(tmp_path / f"{label}.npy", np.asarray(pictures).reshape(len(pictures), -1).astype(np.float32))
+        rows.append([label, str(tmp_path / f"{label}.npz"), str(tmp_path / f"{label}.npy")])
     output = tmp_path / "neighbours.npz"
-    find_neighbours(
-        argparse.Namespace(rows=json.dumps(rows), real=tmp_path / "real.npz", data=tmp_path / "data", output=output)
-    )
+    find_neighbours(argparse.Namespace(rows=json.dumps(rows), real=real, data=tmp_path / "data", output=output))
     facts = json.loads(output.with_suffix(".json").read_text())["rows"]
     assert [row["label"] for row in facts] == ["z", "a"]
     assert [row["relative"] for row in facts] == [0.0, 1.0]

@@ -9,18 +9,15 @@ from report_fixture import fabricate
 from scipy import stats
 
 from evaluation.intervals import (
-    NOT_SUPPORTED,
     Difference,
     Interval,
-    difference,
-    difference_table,
     interval_of,
     over_sampling_seeds,
     over_training_seeds,
-    spread_table,
     welch_interval,
 )
 from evaluation.report import load_results
+from evaluation.spread import NOT_SUPPORTED, difference_table, spread_table
 from evaluation.tables import Method
 
 
@@ -90,14 +87,15 @@ BOOT, DDIM_8 = Method("boot", "boot-heun", 1), Method("ddim", "ddim", 8)
 
 
 def test_rows_that_share_noise_are_compared_seed_by_seed(results):
-    """The fabricated rows have the same deviation on every seed, so that their difference has none."""
-    found = difference(results, "frechet_distance", BOOT, DDIM_8)
+    """On the fabricated rows BOOT is above its mean where the others are below theirs, by 1.5."""
+    found = results.difference("frechet_distance", BOOT, DDIM_8)
     assert found.sampling.mean == pytest.approx(124 - 88)
-    assert found.sampling.sd == pytest.approx(0, abs=1e-9)
+    assert found.sampling.sd == pytest.approx(3)
+    assert results.difference("frechet_distance", DDIM_8, Method("ddim", "ddim", 4)).sampling.sd == pytest.approx(0)
     assert found.training.low is None  # one training seed
-    ladder = difference(results, "frechet_distance", DDIM_8, Method("ddim", "ddim", 4))
+    ladder = results.difference("frechet_distance", DDIM_8, Method("ddim", "ddim", 4))
     assert ladder.training is None  # nothing was trained
-    assert difference(results, "no_such_measure", BOOT, DDIM_8) is None
+    assert results.difference("no_such_measure", BOOT, DDIM_8) is None
 
 
 def test_the_tables_say_what_the_intervals_support(results):
@@ -164,6 +162,6 @@ def test_several_training_seeds_give_intervals_over_them(results):
     frame = results.metrics
     again = pd.concat([frame, frame[frame["variant"] == "boot-heun"].assign(train_seed=1, value=frame["value"] * 1.01)])
     again["train_seed"] = again["train_seed"].astype("Int64")
-    found = difference(dataclasses.replace(results, metrics=again), "frechet_distance", BOOT, DDIM_8)
+    found = dataclasses.replace(results, metrics=again).difference("frechet_distance", BOOT, DDIM_8)
     assert found.training.low is not None
     assert found.training.mean == pytest.approx(1.005 * 124 - 88)

@@ -7,12 +7,13 @@ import pytest
 import torch
 import yaml
 from test_workflow import TINY
+from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.errors import UserError
 from diffusion.images import save_samples, to_uint8
+from evaluation.moments import Moments, moments, streamed_moments
 from evaluation.protocols import Protocol, in_words, resize_in_words
-from evaluation.quality import Moments, moments
-from evaluation.reference import load_reference, moments_of, streamed_moments, write_features, write_reference
+from evaluation.reference import load_features, load_given, write_features, write_moments
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 
@@ -29,7 +30,7 @@ def extract(images):
 
 
 def load(path, resolution=8, extractor=EXTRACTOR, **options):
-    return load_reference(path, resolution, extractor, extract, **options)
+    return load_given(path, resolution, extractor, extract, **options)
 
 
 def tiny(**evaluation):
@@ -104,6 +105,31 @@ def test_clean_fid_is_looked_at_by_default_but_not_with_an_inception_of_its_own(
     assert list(parse_experiment(raw).evaluation.all_protocols) == ["main"]
 
 
+def test_features_are_shared_by_the_protocols_that_see_the_same_pictures_alike():
+    protocols = {
+        "half": {"num_samples": 24, "reference": "test"},
+        "floor": {"quantiser": "truncate"},
+        "clean": {"library": "clean-fid"},
+        "clean-too": {"library": "clean-fid", "reference": "test"},
+    }
+    plan = Plan(parse_experiment(tiny(protocols=protocols)))
+    unit = plan.teacher_unit()
+    own = plan.features(unit.variant, unit.train_seed) / f"nfe-{unit.nfe}" / f"seed-{plan.first_seed}.npy"
+    assert plan.features_under(unit, "main") == plan.features_under(unit, "half") == own
+    assert plan.features_under(unit, "clean") == plan.features_under(unit, "clean-too") != own
+    further = plan.further_extractions()
+    main, clean = "torch-fidelity-efficientnet-lite0-64", "clean-fid-clean-efficientnet-lite0-64"
+    assert set(further) == {(main, "truncate"), (clean, "round")}
+    for (extraction, quantiser), sets in further.items():
+        name = "floor" if quantiser == "truncate" else "clean"
+        folder = plan.root / "further_features" / extraction / quantiser
+        made = {folder / f"{name}.npy" for name in sets}
+        assert made == {plan.features_under(one, name) for one in plan.neighboured_units()}
+    assert set(further[clean, "round"].values()) < set(plan.sets(unit.variant, unit.train_seed).values()) | {
+        plan.samples(one)[plan.first_seed] for one in plan.units()
+    }
+
+
 # -- quantisers --------------------------------------------------------------------------------------------------------
 
 
@@ -126,10 +152,26 @@ def test_streamed_moments_are_the_whole_sets_and_lose_no_digits_to_a_large_mean(
         np.testing.assert_allclose(found["sigma"], np.cov(exact, rowvar=False), rtol=1e-10, atol=1e-12)
 
 
-def test_small_sets_have_the_librarys_own_moments():
-    own = moments(FEATURES).statistics
-    found = moments_of(FEATURES, "reference").statistics
-    assert all((own[name] == found[name]).all() for name in own)
+def test_large_sets_are_streamed_and_small_ones_have_the_librarys_own_moments(tmp_path, monkeypatch):
+    np.save(tmp_path / "f.npy", FEATURES)
+    mapped = load_features(tmp_path / "f.npy")
+    assert isinstance(mapped, np.memmap)
+    library = fid_features_to_statistics(torch.from_numpy(FEATURES))
+    found = moments(mapped).statistics
+    assert all((library[name] == found[name]).all() for name in library)
+    monkeypatch.setattr("evaluation.moments._LARGEST_IN_MEMORY", 39)
+    streamed = moments(mapped).statistics
+    assert streamed["mu"].dtype == np.float64
+    assert all(streamed[name] == pytest.approx(library[name], rel=1e-5, abs=1e-6) for name in library)
+
+
+@pytest.mark.parametrize("content", [b"", b"something else", b"\x93NUMPY\x01\x00"], ids=["empty", "text", "cut"])
+def test_features_that_cannot_be_read_name_their_file(tmp_path, content):
+    with pytest.raises(UserError, match=r"f\.npy: no features can be read"):
+        load_features(tmp_path / "f.npy")
+    (tmp_path / "f.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"f\.npy: no features can be read"):
+        load_features(tmp_path / "f.npy")
 
 
 def test_features_are_written_a_portion_at_a_time(tmp_path, monkeypatch):
@@ -144,7 +186,7 @@ def test_features_are_written_a_portion_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_reference_of_this_suite_is_read_as_it_was_written(tmp_path):
-    write_reference(tmp_path / "r.npz", FEATURES, {"extractor": EXTRACTOR, "resolution": 8, "sha256": "ef"})
+    write_moments(tmp_path / "r.npz", FEATURES, {"extractor": EXTRACTOR, "resolution": 8, "sha256": "ef"})
     found = load(tmp_path / "r.npz")
     own = moments(FEATURES).statistics
     assert all((own[name] == found.moments.statistics[name]).all() for name in own)
@@ -231,39 +273,42 @@ def test_files_that_are_no_reference_are_refused(tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    """Runs the two commands of a protocol on made pictures, as the rules do."""
+    """Runs the three commands of a protocol on made pictures, as the rules do."""
     from tiny import tiny_splits
 
     from diffusion.data import parse_settings, write_dataset
     from suite.cli import build_parser
-    from suite.stages import protocols, references
+    from suite.stages import extraction, protocols, references
 
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     save_samples(tmp_path / "samples.npz", images)
 
-    def run(raw, rows=(("boot", "boot", 1, 0, "samples.npz"),)):
+    def call(stage, name, *options):
+        stage(build_parser().parse_args([name, *map(str, options)]))
+
+    def run(raw):
         protocol = Protocol.model_validate({"features": "efficientnet-lite0-32", **raw})
         text = ["--protocol", protocol.model_dump_json()]
-        rows = json.dumps([[*identity, str(tmp_path / path)] for *identity, path in rows])
-        place = str(tmp_path / "reference")
-        arguments = build_parser().parse_args(["reference", *text, "--data", str(tmp_path / "data"), "--output", place])
-        references.extract_reference(arguments)
-        command = ["protocol", *text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", "0"]
-        command += ["--reference", place, "--output", str(tmp_path / "out.csv")]
-        protocols.measure_protocol(build_parser().parse_args(command))
-        return tmp_path / "out.csv"
+        reference, output = tmp_path / "reference", tmp_path / "out.csv"
+        call(references.extract_reference, "reference", *text, "--data", tmp_path / "data", "--output", reference)
+        sets = json.dumps({"boot/a": str(tmp_path / "samples.npz")})
+        call(extraction.extract_features, "features", *text, "--sets", sets, "--output", tmp_path / "features")
+        rows = json.dumps([["boot", "boot", 1, 0, str(tmp_path / "features" / "boot" / "a.npy")]])
+        options = [*text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", 0]
+        call(protocols.measure_protocol, "protocol", *options, "--reference", reference, "--output", output)
+        return output
 
     return run
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.quality.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
 def test_a_protocol_that_wants_more_samples_than_there_are_stops(job):
     with pytest.raises(UserError, match="12 samples, but the protocol 'p' measures 13"):
         job({"num_samples": 13})
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.quality.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
 def test_the_reference_of_one_run_serves_another(job, tmp_path):
     """Moments alone: the Fréchet distance is the same, KID cannot be taken; and another extractor is refused."""
     import pandas as pd

@@ -12,12 +12,10 @@ import pytest
 
 from diffusion.errors import NonFiniteError, UserError
 from evaluation.features import load_extractor
+from evaluation.moments import Moments, RankWarning, moments
 from evaluation.quality import (
     COLUMNS,
     KID_SEED,
-    Moments,
-    RankWarning,
-    Reference,
     classifier_score,
     cleanfid_frechet_distance,
     cleanfid_kid,
@@ -31,9 +29,9 @@ from evaluation.quality import (
     measure,
     measure_floor,
     measure_under,
-    moments,
     precision_recall,
 )
+from evaluation.reference import Reference
 
 # isort: split
 import torch
@@ -306,24 +304,26 @@ def test_clean_fid_leaves_warnings_and_random_numbers_alone(extractor, pictures)
 
 def test_measures_under_a_library(extractor, pictures):
     a, b = gaussian(60, seed=1), gaussian(90, 0.5, seed=2)
-    known = moments(b)
-    assert measure_under("torch-fidelity", a, known, b) == {
+    known = Reference("train", b)
+    assert measure_under("torch-fidelity", a, known) == {
         "frechet_distance": frechet_distance(a, b),
         "kid": kid(a, b).mean,
     }
-    assert measure_under("clean-fid", a, known, b) == {
+    assert measure_under("clean-fid", a, known) == {
         "frechet_distance": cleanfid_frechet_distance(a, b),
         "kid": cleanfid_kid(a, b),
     }
     # Moments alone, of a type that torch-fidelity does not compare with its own.
-    given = Moments.given(known.statistics["mu"].astype(np.float64), known.statistics["sigma"])
+    statistics = known.moments.statistics
+    given = Reference("file", None, stored_moments=Moments.given(statistics["mu"].astype(float), statistics["sigma"]))
     for library in ("torch-fidelity", "clean-fid"):
         found = measure_under(library, a, given)
         assert set(found) == {"frechet_distance"}
         assert found["frechet_distance"] == pytest.approx(frechet_distance(a, b), rel=1e-5)
+    bad = Moments.given(np.full(6, np.nan), np.eye(6))
     for library in ("torch-fidelity", "clean-fid"):
         with pytest.raises(NonFiniteError):
-            measure_under(library, a, Moments.given(np.full(6, np.nan), np.eye(6)))
+            measure_under(library, a, Reference("file", None, stored_moments=bad))
     with pytest.raises(UserError, match="5 and 6 dimensions"):
         frechet_distance(a[:, :5], b)
 
@@ -455,11 +455,11 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_reference_is_averaged_once(monkeypatch):
-    from evaluation import quality
+    from evaluation import moments
 
     counted = []
-    original = quality.fid_features_to_statistics
-    monkeypatch.setattr(quality, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
+    original = moments.fid_features_to_statistics
+    monkeypatch.setattr(moments, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
     features, samples = toy()
     measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", small_count=25)
     assert counted.count(91) == 1

@@ -1,6 +1,7 @@
 """How good a student was while it was trained."""
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -9,11 +10,11 @@ from diffusion.device import default_device
 from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
 from evaluation import quality
-from evaluation.features import load_extractor
+from evaluation.reference import load_real
 from evaluation.tables import CURVE_COLUMNS
 from suite.provenance import write_provenance
 from suite.stages.common import configured_method, network_folder, weights_file
-from suite.stages.measuring import load_features
+from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
 from suite.stages.training import snapshot_name
 
@@ -35,8 +36,9 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         *((snapshot, arguments.students / snapshot_name(snapshot["step"])) for snapshot in facts["snapshots"]),
         (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
     ]
-    extractor = load_extractor(arguments.extractor, device, arguments.inception_weights)
-    reference = quality.Reference("train", load_features(arguments.real)["train"])
+    extractor, mode = extractor_under(arguments)
+    # Without the measures that need held-out pictures.
+    reference = replace(load_real(arguments.real), held_out=None)
     teacher = None
     if nfe in method.following():
         teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
@@ -49,10 +51,10 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         at |= {key: cost[key] for key in _COSTS}
         measured = quality.measure(
             at | {"experiment": None, "method": method.name},
-            {arguments.seed: extractor.extract(images, arguments.batch_size)},
+            {arguments.seed: extractor.extract_in(mode, images, arguments.batch_size)},
             {arguments.seed: images},
             reference,
-            extractor=extractor.describe()["name"],
+            extractor=extractor.name,
             small_count=len(images),
             teacher_samples=teacher,
         )
@@ -62,8 +64,8 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
     inputs = {f"weights, step {cost['step']}": weights_file(folder) for cost, folder in points}
     write_provenance(
         arguments.output.with_suffix(".json"),
-        inputs | {"real": arguments.real},
-        extractor=extractor.describe(),
+        inputs | {"real": arguments.real / "facts.json"},
+        extractor=extractor.describe(mode),
         seed=arguments.seed,
         num_samples=arguments.num_samples,
     )

@@ -1,6 +1,7 @@
 """Quality from features and samples."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffusion.files import atomic_path, read_json
 from diffusion.images import load_labels, load_samples
 from evaluation import quality
 from evaluation.classifier import classify, load_classifier
+from evaluation.reference import load_features, load_real
 from suite.provenance import write_provenance
 from suite.stages.common import number_in
 
@@ -22,17 +24,20 @@ def measure(arguments: argparse.Namespace) -> None:
 
     Against the real pictures, and against the teacher's samples.
     """
-    own, real = load_features(arguments.features), load_features(arguments.real)
-    teacher = _under(load_features(arguments.teacher_features), arguments.teacher_samples.name)
+    reference, extractor = load_real(arguments.real), _extractor(arguments.real)
+    assert reference.held_out is not None
+    teacher = _by_seed(arguments.teacher_features)
     identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
-    reference = quality.Reference("train", real["train"], real["test"], _own_classifier(real))
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
+    # A variant has a folder for every number of evaluations; a file that a user brings has none.
+    folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
     rows = []
-    for group in dict.fromkeys(name.rpartition("/")[0] for name in own):
-        features, nfe = _under(own, group), number_in(group) if group else None
-        files = {seed: arguments.samples / group / f"seed-{seed}.npz" for seed in features}
-        if not arguments.samples.is_dir():
-            files = {0: arguments.samples}
+    for folder in folders:
+        nfe = None if folder == arguments.features else number_in(folder.name)
+        features = _by_seed(folder)
+        files = {0: arguments.samples}
+        if arguments.samples.is_dir():
+            files = {seed: arguments.samples / folder.name / f"seed-{seed}.npz" for seed in features}
         samples = {seed: load_samples(path) for seed, path in files.items()}
         if arguments.samples.is_file():  # brought by the user; the suite's own have it by construction
             check_resolution(arguments, samples)
@@ -49,14 +54,18 @@ def measure(arguments: argparse.Namespace) -> None:
             features,
             samples,
             reference,
-            extractor=_extractor(arguments.real)["name"],
-            small_count=min(len(real["test"]), *(len(vectors) for vectors in features.values())),
+            extractor=extractor["name"],
+            small_count=min(len(reference.held_out), *(len(vectors) for vectors in features.values())),
             teacher_features=teacher,
             teacher_samples=targets,
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
             labels=labels,
         )
-    inputs = {"features": arguments.features, "real": arguments.real, "teacher": arguments.teacher_features}
+    inputs = {
+        "features": arguments.features / "provenance.json",
+        "real": arguments.real / "facts.json",
+        "teacher": arguments.teacher_features.parent / "provenance.json",
+    }
     _write_rows(arguments, rows, inputs | _judge(arguments))
 
 
@@ -96,16 +105,17 @@ def _check_labels(
 
 def measure_floor(arguments: argparse.Namespace) -> None:
     """The real test pictures against the real training pictures: what perfect looks like at that count."""
-    real = load_features(arguments.real)
+    real = load_real(arguments.real)
+    assert real.held_out is not None
     facts = read_json(arguments.classifier / "classifier.json") if arguments.classifier else None
     rows = quality.measure_floor(
         arguments.experiment,
-        quality.held_out_draw(real["test"], arguments.num_samples),
-        quality.Reference("train", real["train"], classifier=_own_classifier(real)),
+        quality.held_out_draw(real.held_out, arguments.num_samples),
+        replace(real, held_out=None),
         extractor=_extractor(arguments.real)["name"],
         label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,
     )
-    _write_rows(arguments, rows, {"real": arguments.real} | _judge(arguments))
+    _write_rows(arguments, rows, {"real": arguments.real / "facts.json"} | _judge(arguments))
 
 
 def _judge(arguments: argparse.Namespace) -> dict[str, Path]:
@@ -125,24 +135,12 @@ def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], input
     )
 
 
-def load_features(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a features file by name, each of shape (N, D)."""
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive}
+def _by_seed(folder: Path) -> dict[int, np.ndarray]:
+    """Sampling seed to features, of a folder with ``seed-<n>.npy``."""
+    return dict(sorted((number_in(path.stem), load_features(path)) for path in folder.glob("seed-*.npy")))
 
 
-def _own_classifier(real: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The extractor's own classifier, from the features of the real pictures."""
-    return real["classifier-weight"], real["classifier-bias"]
-
-
-def _under(features: dict[str, np.ndarray], group: str) -> dict[int, np.ndarray]:
-    """Sampling seed to features, of the sets that are called ``<group>/seed-<n>``."""
-    prefix = f"{group}/seed-" if group else "seed-"
-    return {number_in(name): value for name, value in features.items() if name.startswith(prefix)}
-
-
-def _extractor(features: Path) -> dict[str, Any]:
-    """What made a features file, from the JSON beside it."""
-    description: dict[str, Any] = read_json(features.with_suffix(".json"))["extractor"]
+def _extractor(real: Path) -> dict[str, Any]:
+    """What made the features of the real pictures, and so all that are compared with them."""
+    description: dict[str, Any] = read_json(real / "facts.json")["extractor"]
     return description

@@ -10,6 +10,7 @@ from diffusion.data import load_split
 from diffusion.files import atomic_path
 from diffusion.images import load_samples
 from evaluation.neighbours import closeness, nearest
+from evaluation.reference import load_features, load_real
 from suite.provenance import write_provenance
 
 _SHOWN = 16
@@ -17,22 +18,22 @@ _SHOWN = 16
 
 def find_neighbours(arguments: argparse.Namespace) -> None:
     """The first samples of each row with their nearest training pictures, and how near all its samples come."""
-    with np.load(arguments.real, allow_pickle=False) as real:
-        training, held_out = real["train"], nearest(real["test"], real["train"])
+    real = load_real(arguments.real)
+    assert real.features is not None
     pictures = load_split(arguments.data, "train").images
-    found, arrays, inputs = {}, {}, {"real": arguments.real}
-    for label, samples, features, group in json.loads(arguments.rows):
-        with np.load(features, allow_pickle=False) as archive:
-            found[label] = nearest(archive[group], training)
+    found, arrays, inputs = {}, {}, {"real": arguments.real / "facts.json"}
+    for label, samples, features in json.loads(arguments.rows):
+        found[label] = nearest(load_features(Path(features)), real.features)
         number = len(found) - 1
         arrays[f"samples-{number}"] = load_samples(Path(samples))[:_SHOWN]
         arrays[f"nearest-{number}"] = np.asarray(pictures[found[label].index[:_SHOWN]])
         inputs[f"features of {label}"] = Path(features)
+    held_out = real.distance_of_held_out.distance
     with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
         np.savez(handle, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
     write_provenance(
         arguments.output.with_suffix(".json"),
         inputs,
-        rows=[{"label": label, **facts} for label, facts in closeness(found, held_out).items()],
-        held_out={"median_distance": float(np.median(held_out.distance)), "count": len(held_out.distance)},
+        rows=[{"label": label, **facts} for label, facts in closeness(found, real.distance_of_held_out).items()],
+        held_out={"median_distance": float(np.median(held_out)), "count": len(held_out)},
     )

@@ -111,7 +111,7 @@ def _benchmarks(plan: Plan) -> list[Path]:
     """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
     trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
     single = (
-        *("data/data", "teacher/teacher", "features_real/real", "measure_floor/real"),
+        *("data/data", "teacher/teacher", "measure_floor/real"),
         *("speed/speed", "neighbours/neighbours", "classifier/classifier"),
     )
     files = [
@@ -119,6 +119,7 @@ def _benchmarks(plan: Plan) -> list[Path]:
         *(f"{rule}/{file}" for rule in _RULES_PER_TRAINING for file in trained),
         *(f"pairs/{name}.tsv" for name in plan.pairs()),
         *(f"reference/{name}.tsv" for name in plan.extractions()),
+        *(f"further_features/{way}/{quantiser}.tsv" for way, quantiser in plan.further_extractions()),
         *(f"protocol/{name}.tsv" for name in plan.experiment.evaluation.all_protocols),
         *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
     ]

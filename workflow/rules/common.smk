@@ -66,31 +66,39 @@ def source(wildcards):
     return PLAN.source(wildcards.variant, int(wildcards.train_seed))
 
 
-def extractor_options(wildcards):
-    options = ["--extractor", EVALUATION.features, "--batch-size", str(EVALUATION.batch_size)]
-    if EVALUATION.inception_weights and EVALUATION.features == "inception":
-        options += ["--inception-weights", EVALUATION.inception_weights]
-    return options
-
-
 def protocol_options(protocol):
     """A protocol and what its extractor needs."""
     options = ["--protocol", settings(protocol), "--batch-size", str(EVALUATION.batch_size)]
-    if EVALUATION.inception_weights:
-        options += ["--inception-weights", EVALUATION.inception_weights]
-    if EVALUATION.cleanfid_inception_weights:
-        options += ["--cleanfid-inception-weights", EVALUATION.cleanfid_inception_weights]
-    return options
+    own = {
+        name: path for name, path in EVALUATION.weights.items() if name.removesuffix("-clean-fid") == protocol.features
+    }
+    return [*options, "--weights", canonical_json(own)] if own else options
 
 
-# What of a protocol has no part in the features of real pictures.
-ONLY_EXTRACTION = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
+def extraction_options(extraction):
+    """The same for features alone, in which the rest of a protocol has no part."""
+    rest = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
+    return protocol_options(PLAN.extractions()[extraction].model_copy(update=rest))
 
 
-def protocol_samples(wildcards):
-    """The samples that a protocol measures."""
-    quantiser = EVALUATION.all_protocols[wildcards.protocol].quantiser
-    return [PLAN.samples_under(unit, quantiser) for unit in PLAN.neighboured_units()]
+MAIN_EXTRACTION = extraction_options(EVALUATION.all_protocols[MAIN].extraction)
+
+
+def sets(named):
+    """Samples by the names of their features."""
+    return canonical_json({name: str(path) for name, path in named.items()})
+
+
+def further_sets(wildcards):
+    return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
+
+
+def protocol_features(wildcards):
+    """The folders of the features that a protocol measures."""
+    paths = [PLAN.features_under(unit, wildcards.protocol) for unit in PLAN.neighboured_units()]
+    further = ROOT / "further_features"
+    # Rules make whole folders: of a variant, or of all samples under an extraction and a quantiser.
+    return sorted({str(path.parents[3] if further in path.parents else path.parents[1]) for path in paths})
 
 
 def given_reference(wildcards):
@@ -100,23 +108,21 @@ def given_reference(wildcards):
 
 
 def measuring_code():
-    modules = ["quality.py", "classifier.py", "neighbours.py"]
+    modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
     return code(*(f"evaluation/{file}" for file in modules), "diffusion/images.py") + stage_code("measuring")
 
 
-def reference_code():
-    """What decides the features of real pictures."""
+def extraction_code(stage):
+    """What decides features."""
+    files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
     return (
-        code("evaluation/features.py", "evaluation/reference.py")
-        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "data/store.py"]))
-        + stage_code("references")
+        code(*(f"evaluation/{file}" for file in files))
+        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "images.py", "data/store.py"]))
+        + stage_code(stage)
+        + code("suite/stages/references.py")
     )
 
 
 def protocol_code():
-    return (
-        code(*(f"evaluation/{file}" for file in ["features.py", "quality.py", "reference.py", "tables.py"]))
-        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "images.py"]))
-        + stage_code("protocols")
-        + code("suite/stages/references.py")
-    )
+    files = ["features.py", "quality.py", "moments.py", "reference.py", "tables.py"]
+    return code(*(f"evaluation/{file}" for file in files)) + stage_code("protocols")

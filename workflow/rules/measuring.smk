@@ -65,13 +65,9 @@ use rule sample as sample_quantised with:
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=code(
-            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
-        )
-        + stage_code("extraction"),
+        code=extraction_code("extraction"),
     output:
-        features=ROOT / "features" / f"{TRAINED}.npz",
-        facts=ROOT / "features" / f"{TRAINED}.json",
+        directory(ROOT / "features" / TRAINED),
     log:
         ROOT / "logs/features" / f"{TRAINED}.log",
     benchmark:
@@ -83,28 +79,46 @@ rule features:
     resources:
         gpu=GPU,
     params:
-        options=extractor_options,
+        options=MAIN_EXTRACTION,
+        sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
     shell:
-        "python -m suite.cli features {params.options:q} --samples {input.samples:q} --output {output.features:q} > {log:q} 2>&1"
+        "python -m suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
 # Samples that the user brings: one row a file.
 use rule features as features_external with:
     input:
         samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=code(
-            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
-        )
-        + stage_code("extraction"),
+        code=extraction_code("extraction"),
     output:
-        features=ROOT / "features/external/{name}.npz",
-        facts=ROOT / "features/external/{name}.json",
+        directory(ROOT / "features/external/{name}"),
     log:
         ROOT / "logs/features_external/{name}.log",
     benchmark:
         ROOT / "benchmarks/features_external/{name}.tsv"
     wildcard_constraints:
         name=one_of(EVALUATION.external),
+    params:
+        options=MAIN_EXTRACTION,
+        sets=lambda wildcards: sets({"seed-0": EVALUATION.external[wildcards.name]}),
+
+
+# Features that only further protocols need; what is equal to the main one's is shared.
+use rule features as further_features with:
+    input:
+        samples=lambda wildcards: sorted({str(path.parents[1]) for path in further_sets(wildcards).values()}),
+        code=extraction_code("extraction"),
+    output:
+        directory(ROOT / "further_features/{extraction}/{quantiser}"),
+    log:
+        ROOT / "logs/further_features/{extraction}/{quantiser}.log",
+    benchmark:
+        ROOT / "benchmarks/further_features/{extraction}/{quantiser}.tsv"
+    wildcard_constraints:
+        extraction=one_of(PLAN.extractions()),
+    params:
+        options=lambda wildcards: extraction_options(wildcards.extraction),
+        sets=lambda wildcards: sets(further_sets(wildcards)),
 
 
 # Judges the labels of class-conditional samples; other experiments do without.
@@ -135,37 +149,36 @@ rule classifier:
         "--output {output:q} > {log:q} 2>&1"
 
 
-rule features_real:
+# The real pictures as one way from pictures to features sees them: once for all protocols that share it.
+rule reference:
     input:
         data=ROOT / "data",
-        code=code(
-            "evaluation/features.py", "diffusion/efficientnet.py", "diffusion/images.py", "diffusion/downloads.py"
-        )
-        + stage_code("extraction"),
+        code=extraction_code("references"),
     output:
-        features=ROOT / "features/real.npz",
-        facts=ROOT / "features/real.json",
+        directory(ROOT / "references/{extraction}"),
     log:
-        ROOT / "logs/features_real.log",
+        ROOT / "logs/reference/{extraction}.log",
     benchmark:
-        ROOT / "benchmarks/features_real/real.tsv"
+        ROOT / "benchmarks/reference/{extraction}.tsv"
+    wildcard_constraints:
+        extraction=one_of(PLAN.extractions()),
     conda:
         "../../environment.yml"
     threads: 1
     resources:
         gpu=GPU,
     params:
-        options=extractor_options,
+        options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
-        "python -m suite.cli real-features {params.options:q} --data {input.data:q} --output {output.features:q} > {log:q} 2>&1"
+        "python -m suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule measure:
     input:
-        features=ROOT / "features" / f"{TRAINED}.npz",
+        features=ROOT / "features" / TRAINED,
         samples=ROOT / "samples" / TRAINED,
-        real=rules.features_real.output.features,
-        teacher_features=ROOT / "features" / f"{TEACHER}.npz",
+        real=PLAN.real(),
+        teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
         code=measuring_code(),
@@ -192,16 +205,16 @@ rule measure:
         "python -m suite.cli measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
-        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
+        "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
 rule measure_external:
     input:
-        features=rules.features_external.output.features,
+        features=rules.features_external.output,
         samples=rules.features_external.input.samples,
-        real=rules.features_real.output.features,
-        teacher_features=ROOT / "features" / f"{TEACHER}.npz",
+        real=PLAN.real(),
+        teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
         code=measuring_code(),
@@ -226,14 +239,14 @@ rule measure_external:
     shell:
         "python -m suite.cli measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
-        "--teacher-features {input.teacher_features:q} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
+        "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
 # What "perfect" looks like at the test part's size.
 rule measure_floor:
     input:
-        real=rules.features_real.output.features,
+        real=PLAN.real(),
         classifier=CLASSIFIER,
         code=measuring_code(),
     output:
@@ -256,37 +269,11 @@ rule measure_floor:
         "--output {output.table:q} > {log:q} 2>&1"
 
 
-# The real pictures as one way from pictures to features sees them: once for all protocols that share it.
-rule reference:
-    input:
-        data=ROOT / "data",
-        code=reference_code(),
-    output:
-        directory(ROOT / "references/{extraction}"),
-    log:
-        ROOT / "logs/reference/{extraction}.log",
-    benchmark:
-        ROOT / "benchmarks/reference/{extraction}.tsv"
-    wildcard_constraints:
-        extraction=one_of(PLAN.extractions()),
-    conda:
-        "../../environment.yml"
-    threads: 1
-    resources:
-        gpu=GPU,
-    params:
-        options=lambda wildcards: protocol_options(
-            PLAN.extractions()[wildcards.extraction].model_copy(update=ONLY_EXTRACTION)
-        ),
-    shell:
-        "python -m suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
-
-
 # One and the same samples under one protocol.
 rule protocol:
     input:
-        samples=lambda wildcards: sorted({str(path.parents[1]) for path in protocol_samples(wildcards)}),
-        reference=lambda wildcards: ROOT / "references" / EVALUATION.all_protocols[wildcards.protocol].extraction,
+        features=lambda wildcards: protocol_features(wildcards),
+        reference=lambda wildcards: PLAN.real(wildcards.protocol),
         given=given_reference,
         code=protocol_code(),
     output:
@@ -308,8 +295,11 @@ rule protocol:
         options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
         rows=lambda wildcards: json.dumps(
             [
-                [unit.method, unit.variant, unit.nfe, unit.train_seed, str(path)]
-                for unit, path in zip(PLAN.neighboured_units(), protocol_samples(wildcards))
+                [
+                    *(unit.method, unit.variant, unit.nfe, unit.train_seed),
+                    str(PLAN.features_under(unit, wildcards.protocol)),
+                ]
+                for unit in PLAN.neighboured_units()
             ]
         ),
         seed=PLAN.first_seed,
@@ -322,12 +312,11 @@ rule protocol:
 rule learning_curve:
     input:
         students=ROOT / "students/{variant}/train-{train_seed}",
-        real=rules.features_real.output.features,
+        real=PLAN.real(),
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=core_code("noise.py", "images.py", "solvers.py", "efficientnet.py")
-        + code("evaluation/features.py", "evaluation/quality.py")
-        + stage_code("learning_curve")
-        + code("suite/stages/sampling.py"),
+        code=core_code("noise.py", "solvers.py")
+        + extraction_code("learning_curve")
+        + code("evaluation/quality.py", "suite/stages/sampling.py"),
         method=method_code,
     output:
         table=ROOT / "learning_curves/{variant}/train-{train_seed}.csv",
@@ -344,7 +333,7 @@ rule learning_curve:
     resources:
         gpu=GPU,
     params:
-        options=extractor_options,
+        options=MAIN_EXTRACTION,
         settings=method_settings,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         seed=PLAN.first_seed,
@@ -451,7 +440,7 @@ rule neighbours:
     input:
         samples=[PLAN.samples(unit)[PLAN.first_seed].parents[1] for unit in PLAN.neighboured_units()],
         features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
-        real=rules.features_real.output.features,
+        real=PLAN.real(),
         data=ROOT / "data",
         code=code("evaluation/neighbours.py") + stage_code("neighbours"),
     output:
@@ -470,8 +459,7 @@ rule neighbours:
                 [
                     f"{EXPERIMENT.labels[unit.variant]}, NFE {unit.nfe}",
                     str(PLAN.samples(unit)[PLAN.first_seed]),
-                    str(PLAN.features(unit.variant, unit.train_seed)),
-                    f"nfe-{unit.nfe}/seed-{PLAN.first_seed}",
+                    str(PLAN.features_under(unit, MAIN)),
                 ]
                 for unit in PLAN.neighboured_units()
             ]

@@ -1,0 +1,114 @@
+"""How sure the figures are: the tables of spread and of differences."""
+
+from collections.abc import Collection
+
+from evaluation.intervals import Interval, over_sampling_seeds, over_training_seeds
+from evaluation.tables import LOWER_IS_BETTER, Cell, Column, Results, Table, floor_row, metric_columns
+
+_KEYS = ("frechet_distance", "kid", "mse_to_teacher")
+NOT_SUPPORTED = "≈ not told apart"
+
+
+def _ends(interval: Interval | None) -> list[Cell]:
+    """Lower and upper end."""
+    return [Cell(interval.low), Cell(interval.high)] if interval else [Cell(), Cell()]
+
+
+def spread_table(results: Results) -> Table:
+    """Mean, and interval over sampling seeds and over training seeds, of every row."""
+    keys = [key for key in _KEYS if results.has(key)]
+    columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count")]
+    columns.append(Column("num_samples", "Samples", "count"))
+    for column in metric_columns(results, keys):
+        columns += [
+            Column(column.key, column.title, "number"),
+            Column(f"{column.key}_sampling_low", "over sampling seeds: from", "number"),
+            Column(f"{column.key}_sampling_high", "to", "number"),
+            Column(f"{column.key}_training_low", "over training seeds: from", "number"),
+            Column(f"{column.key}_training_high", "to", "number"),
+        ]
+    rows = []
+    counts: dict[str, set[int]] = {"sampling": set(), "training": set()}
+    for row in results.rows:
+        count = results.count(row)
+        cells = [Cell(results.label(row)), Cell(row.nfe), Cell(count, mark="" if count == results.full_count else " ‡")]
+        for key in keys:
+            values = results.values(key, row)
+            if values is None:
+                cells += [Cell()] * 5
+                continue
+            sampling, training = over_sampling_seeds(values), over_training_seeds(values)
+            counts["sampling"].add(sampling.n)
+            if training is not None and row.variant not in results.untrained:
+                counts["training"].add(training.n)
+            cells += [Cell(sampling.mean), *_ends(sampling), *_ends(training)]
+        rows.append(cells)
+    floor = floor_row(results, columns)
+    numbers = {
+        name: " to ".join(str(n) for n in sorted({min(found), max(found)})) for name, found in counts.items() if found
+    }
+    return Table(
+        "spread",
+        "Two kinds of spread, kept apart",
+        "95 % intervals of the mean (Student's t). Over sampling seeds: of these very students, other noise. Over "
+        "training seeds: of another training run of the same method on the same teacher. "
+        + "; ".join(f"{name} seeds: {count}" for name, count in numbers.items())
+        + ". With one seed there is no interval. ‡: another number of samples, not to be compared.",
+        columns,
+        [*rows, *floor],
+        aside=frozenset({len(rows)} if floor else ()),
+    )
+
+
+def difference_table(results: Results, without: Collection[str] = ()) -> Table:
+    """Every one-evaluation student of BOOT against the other students with one evaluation, and against the teacher.
+
+    Args:
+        without: variants to leave out: an ablation's changes, which have a table of their own.
+    """
+    without = frozenset(without)
+    keys = [key for key in _KEYS if results.has(key)]
+    titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in metric_columns(results, keys)), strict=True))
+    columns = [
+        *(
+            Column("a", "Row"),
+            Column("b", "minus row"),
+            Column("metric", "Measure"),
+            Column("difference", "Difference", "number"),
+        ),
+        *(Column("sampling_low", "Sampling seeds, paired: from", "number"), Column("sampling_high", "to", "number")),
+        *(Column("training_low", "Training seeds: from", "number"), Column("training_high", "to", "number")),
+        Column("verdict", "The intervals say"),
+    ]
+    rows = []
+    students = [
+        row
+        for row in results.rows
+        if row.nfe == 1 and row.method != "external" and row.variant not in results.untrained | without
+    ]
+    boots = [row for row in students if row in results.boot_rows]
+    for number, a in enumerate(boots):
+        rivals = [row for row in students if row not in boots[: number + 1]]
+        for b in [*rivals, *results.ladder]:
+            for key in keys:
+                found = results.difference(key, a, b)
+                # The teacher's distance to itself is 0 by definition, and no measurement.
+                if found is None or (key == "mse_to_teacher" and b == results.teacher_row):
+                    continue
+                verdict = found.verdict(LOWER_IS_BETTER[key]) if found.known else "one seed: nothing can be said"
+                verdict = NOT_SUPPORTED if verdict == "level" else verdict
+                cells = [Cell(results.long_label(a)), Cell(results.long_label(b)), Cell(titles[key])]
+                cells += [Cell(found.sampling.mean), *_ends(found.sampling), *_ends(found.training)]
+                rows.append([*cells, Cell(verdict)])
+    return Table(
+        "differences",
+        "BOOT against the others, with intervals",
+        "Differences of the means, with 95 % intervals: over sampling seeds seed by seed, because both rows start from "
+        "the same noise; over training seeds (Welch) where there are several. A difference counts as better or worse "
+        "only if every interval that could be taken leaves out zero; with one training run the verdict is about these "
+        f"very students and not about the method. '{NOT_SUPPORTED}' marks what the intervals do not support. Every row "
+        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance. "
+        "Bold in the main table and the sentences about BOOT follow the same rule.",
+        columns,
+        rows,
+    )
