@@ -123,9 +123,11 @@ def test_one_set_of_samples_is_measured_under_every_protocol(finished):
         for folder in ("samples", "quantised/truncate")
     )
     assert set(np.unique(own - darker)) == {0, 1}
-    # The real pictures are seen once for all protocols that see them alike.
-    assert {path.name for path in (root / "references").iterdir()} == {
-        "torch-fidelity-efficientnet-lite0-64", "clean-fid-clean-efficientnet-lite0-64"
+    # Pictures are seen once for all protocols that see them alike: the features of 'few' are those of 'main'.
+    main, clean = "torch-fidelity-efficientnet-lite0-64", "clean-fid-clean-efficientnet-lite0-64"
+    assert {path.name for path in (root / "references").iterdir()} == {main, clean}
+    assert {str(path.relative_to(root / "further_features")) for path in (root / "further_features").glob("*/*")} == {
+        f"{main}/truncate", f"{clean}/round"
     }  # fmt: skip
 
 
@@ -269,7 +271,7 @@ def test_a_change_of_one_method_reruns_that_method_alone(finished):
     raw["methods"]["boot-euler"]["training"]["steps"] = 9
     assert planned(finished, raw) == {
         "distil boot-euler", "sample boot-euler", "features boot-euler", "measure boot-euler", "pictures boot-euler",
-        "trajectory boot-euler", "protocol", "sample_quantised",
+        "trajectory boot-euler", "protocol", "sample_quantised", "further_features",
         "neighbours", "speed", "report", "all",
     }  # fmt: skip
 
