@@ -42,6 +42,7 @@ rule report:
             "evaluation/protocol_table.py",
             "evaluation/protocols.py",
             "evaluation/report.py",
+            "evaluation/spread.py",
             "evaluation/tables.py",
             "evaluation/plots.py",
             "evaluation/published.yaml",
