@@ -75,7 +75,7 @@ def measure_speed(
     seconds: float = 60.0,
     precision: float = 0.02,
     warmup: int = 2,
-    min_rounds: int = 5,
+    min_rounds: int = 6,  # the fewest that give a median an interval at 95 %
     max_rounds: int = 200,
     seed: int = 0,
 ) -> SpeedResult:

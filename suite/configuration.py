@@ -89,7 +89,7 @@ class SpeedSettings(Settings):
 
     Attributes:
         batch_sizes: each is timed; latency is the time of one such batch.
-        seconds: time budget over all batch sizes and samplers; at least five rounds of each are taken.
+        seconds: time budget over all batch sizes and samplers; at least six rounds of each are taken.
         precision: rounds end before that when every median is known within this share of it, at 95 %.
     """
 
