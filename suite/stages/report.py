@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from diffusion.files import read_json
 from diffusion.teacher import TeacherSettings
@@ -75,7 +76,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             },
             benchmarks=_benchmarks(plan),
             provenance={
-                "data": read_json(root / "data" / "manifest.json"),
+                "data": _data_facts(root / "data" / "manifest.json"),
                 "teacher": experiment.teacher.model_dump(mode="json"),
                 "hardware": speed_facts["hardware"],
                 "versions": floor["versions"],
@@ -105,6 +106,14 @@ def write_report(arguments: argparse.Namespace) -> None:
         configuration=experiment.raw,
         commits_of_the_results=_commits(plan),
     )
+
+
+def _data_facts(manifest: Path) -> dict[str, Any]:
+    """The manifest without its list of files, which is long."""
+    facts: dict[str, Any] = read_json(manifest)
+    for part in facts["splits"].values():
+        part.pop("shards", None)
+    return facts
 
 
 def _benchmarks(plan: Plan) -> list[Path]:
