@@ -6,6 +6,8 @@ VENV = .venv
 # What `snakemake --cores` gets, and what pytest gets (ARGS="-k schedule").
 CORES = all
 ARGS =
+# Test processes side by side; a file stays in one of them, because its tests share what is dear to make.
+WORKERS = 2
 
 # Tools run as modules of the environment's interpreter, with its bin first in PATH for the jobs they start; so an
 # activated environment is not needed, and another one does no harm.
@@ -30,7 +32,7 @@ reproduce: $(STAMP)
 	@echo 'The report: results/digits/report/index.html'
 
 test: $(STAMP)
-	$(IN_VENV) -m pytest $(ARGS)
+	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(IN_VENV) -m ruff check

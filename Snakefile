@@ -15,6 +15,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
+from diffusion.data import downloads
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json

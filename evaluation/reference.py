@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion.data.store import Pictures
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json, sha256_file
 from diffusion.images import load_samples
@@ -63,9 +64,7 @@ class Reference:
         return nearest(self.held_out, self.features)
 
 
-def write_features(
-    path: Path, images: np.ndarray, dimensions: int, extract: Callable[[np.ndarray], np.ndarray]
-) -> None:
+def write_features(path: Path, images: Pictures, dimensions: int, extract: Callable[[np.ndarray], np.ndarray]) -> None:
     """Writes the features of pictures, float32 (N, dimensions), to an ``.npy`` file, a portion at a time.
 
     Args:

@@ -38,6 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("data", "data.prepare_data", "write the two parts of a data set")
     sub.add_argument("--settings", required=True, help="JSON")
+    sub.add_argument("--downloads", type=Path, help="the folder with what was fetched for it")
+    sub.add_argument("--state", type=Path, help="where an interrupted preparation is kept; none starts anew")
+    paths(sub, "output")
+
+    sub = command("fetch", "data.fetch", "download one file of a data set")
+    sub.add_argument("--settings", required=True, help="JSON")
     paths(sub, "output")
 
     sub = command("teacher", "training.train_teacher", "train the teacher")
@@ -45,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     paths(sub, "data")
 
     sub = command("import-teacher", "training.import_teacher", "take a stored teacher into the results")
-    paths(sub, "path", "output")
+    sub.add_argument("--path", required=True, help="a folder, or a model of the Hub")
+    sub.add_argument("--revision", help="of the Hub's model")
+    paths(sub, "output")
     sub.add_argument("--num-classes", type=int, help="how many of the network's labels are classes")
 
     sub = command("classifier", "classifier.train_classifier", "train the classifier that judges labels")
@@ -137,6 +145,9 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(f"--{name}", required=True)
     guidance(sub)
     paths(sub, "output")
+
+    sub = command("estimate", "estimating.print_estimate", "what the experiment will cost")
+    sub.add_argument("--config", required=True, help="JSON")
 
     sub = command("report", "report.write_report", "render the report")
     sub.add_argument("--config", required=True, help="JSON")

@@ -1,15 +1,18 @@
 """Data sets: the contract that every kind keeps, the store, and the conversion of pictures."""
 
+import hashlib
 import io
 import json
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import sys
 import typing
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,8 @@ from PIL import Image, ImageFile
 
 from diffusion import data
 from diffusion.data import images as images_kind
-from diffusion.data.store import Splits, stratified_split
+from diffusion.data import store
+from diffusion.data.store import Shards, Splits, stratified_split
 from diffusion.errors import UserError
 from diffusion.files import sha256_file
 
@@ -30,11 +34,19 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 @pytest.fixture(params=sorted(data.kinds()))
 def kind(request: pytest.FixtureRequest) -> str:
+    if request.param == "hub":
+        pytest.importorskip("datasets")
     return request.param
 
 
 def tiny(kind: str, folder: Path) -> typing.Any:
     return data.parse_settings(data.kinds()[kind].tiny_settings(folder))
+
+
+def prepared(settings: typing.Any) -> Splits:
+    """With every picture read."""
+    splits = data.prepare(settings)
+    return replace(splits, train_images=splits.train_images[:], test_images=splits.test_images[:])
 
 
 def all_arrays(splits: Splits) -> list[np.ndarray]:
@@ -52,12 +64,12 @@ def test_settings_are_strict_and_describe_the_pictures(kind: str, tmp_path: Path
         settings.kind = "other"
     # What a manifest records can be read back.
     assert data.parse_settings(settings.model_dump(mode="json")) == settings
-    splits = data.prepare(settings)
+    splits = prepared(settings)
     assert splits.train_images.shape[1:] == (settings.resolution, settings.resolution, settings.channels)
 
 
 def test_prepares_two_valid_and_disjoint_parts(kind: str, tmp_path: Path) -> None:
-    splits = data.prepare(tiny(kind, tmp_path / "source"))
+    splits = prepared(tiny(kind, tmp_path / "source"))
     for part in ("train", "test"):
         images, labels = getattr(splits, f"{part}_images"), getattr(splits, f"{part}_labels")
         assert images.dtype == np.uint8
@@ -74,14 +86,14 @@ def test_prepares_two_valid_and_disjoint_parts(kind: str, tmp_path: Path) -> Non
 
 def test_is_the_same_twice(kind: str, tmp_path: Path) -> None:
     settings = tiny(kind, tmp_path / "source")
-    first, second = data.prepare(settings), data.prepare(settings)
+    first, second = prepared(settings), prepared(settings)
     for one, other in zip(all_arrays(first), all_arrays(second), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
     settings = tiny(kind, tmp_path / "source")
-    splits = data.prepare(settings)
+    splits = prepared(settings)
     data.write_dataset(tmp_path / "data", splits, settings)
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
     assert manifest["settings"] == settings.model_dump(mode="json")
@@ -90,18 +102,19 @@ def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
         loaded = data.load_split(tmp_path / "data", part)
         np.testing.assert_array_equal(loaded.images, getattr(splits, f"{part}_images"))
         np.testing.assert_array_equal(loaded.labels, getattr(splits, f"{part}_labels"))
-        assert isinstance(loaded.images, np.memmap)
-        assert not loaded.images.flags.writeable
+        assert isinstance(loaded.images, Shards)
         assert loaded.class_names == splits.class_names
         assert loaded.name == part
         entry = manifest["splits"][part]
         assert loaded.sha256 == entry["sha256"]["images"]
-        for what in ("images", "labels"):
-            assert entry["sha256"][what] == sha256_file(tmp_path / f"data/{part}-{what}.npy")
+        assert entry["sha256"]["labels"] == sha256_file(tmp_path / f"data/{part}-labels.npy")
+        hashes = [sha256_file(tmp_path / "data" / shard["file"]) for shard in entry["shards"]]
+        assert [shard["sha256"] for shard in entry["shards"]] == hashes
+        assert entry["sha256"]["images"] == hashlib.sha256("".join(hashes).encode()).hexdigest()
         assert entry["count"] == sum(entry["per_class"]) == len(loaded.images)
         assert [int((loaded.labels == c).sum()) for c in range(len(loaded.class_names))] == entry["per_class"]
     # The same content gives the same bytes, so that nothing downstream is made again.
-    data.write_dataset(tmp_path / "again", data.prepare(settings), settings)
+    data.write_dataset(tmp_path / "again", prepared(settings), settings)
     assert (tmp_path / "again/manifest.json").read_bytes() == (tmp_path / "data/manifest.json").read_bytes()
 
 
@@ -120,8 +133,8 @@ def test_kinds_are_cheap_to_import() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"kind": "imagenet"}, r"data\.kind: found 'imagenet', expected one of: digits, images"),
-        ({}, r"data\.kind: is missing, expected one of: digits, images"),
+        ({"kind": "imagenet"}, r"data\.kind: found 'imagenet', expected one of: cifar10, digits, "),
+        ({}, r"data\.kind: is missing, expected one of: cifar10, digits, "),
         ({"kind": ["digits"]}, r"data\.kind: found \['digits'\]"),
         ("digits", r"data: found 'digits', expected a block"),
         ({"kind": "digits", "test_size": "360"}, r"data\.test_size: found '360'"),
@@ -165,7 +178,7 @@ def test_stratified_split_leaves_every_class_in_training() -> None:
 def test_digits() -> None:
     from sklearn.datasets import load_digits
 
-    splits = data.prepare(data.parse_settings({"kind": "digits"}))
+    splits = prepared(data.parse_settings({"kind": "digits"}))
     assert splits.train_images.shape == (1437, 8, 8, 1)
     assert splits.test_images.shape == (360, 8, 8, 1)
     assert splits.class_names == tuple("0123456789")
@@ -176,7 +189,7 @@ def test_digits() -> None:
     whole = np.concatenate([splits.train_images, splits.test_images])[..., 0]
     original = np.round(load_digits().images * 255 / 16).astype(np.uint8)
     assert sorted(image.tobytes() for image in whole) == sorted(image.tobytes() for image in original)
-    other = data.prepare(data.parse_settings({"kind": "digits", "split_seed": 1, "test_size": 100}))
+    other = prepared(data.parse_settings({"kind": "digits", "split_seed": 1, "test_size": 100}))
     assert len(other.test_images) == 100
 
 
@@ -227,9 +240,9 @@ def test_store_replaces_a_data_set(stored: Path) -> None:
     data.write_dataset(stored, some_splits(), data.parse_settings({"kind": "digits"}))
     assert sorted(path.name for path in stored.iterdir()) == [
         "manifest.json",
-        "test-images.npy",
+        "test-00000.npy",
         "test-labels.npy",
-        "train-images.npy",
+        "train-00000.npy",
         "train-labels.npy",
     ]
 
@@ -239,23 +252,23 @@ def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
         with pytest.raises(UserError, match=message):
             data.load_split(stored, "train")
 
-    images, labels = stored / "train-images.npy", stored / "train-labels.npy"
+    images, labels = stored / "train-00000.npy", stored / "train-labels.npy"
     whole_images, whole_labels = images.read_bytes(), labels.read_bytes()
     np.save(images, np.zeros((4, 2, 2, 1), np.uint8))
-    refuses(r"train-images\.npy: found uint8 \(4, 2, 2, 1\), expected uint8 \(3, 2, 2, 1\)")
+    refuses(r"train-00000\.npy: found uint8 \(4, 2, 2, 1\), expected uint8 \(3, 2, 2, 1\)")
     np.save(images, np.zeros((3, 2, 2, 1), np.int16))
     refuses("found int16")
     images.write_bytes(whole_images[:-1])
-    refuses(r"train-images\.npy: cannot be read as an array")
+    refuses(r"train-00000\.npy: cannot be read as an array")
     images.write_bytes(b"")
     refuses("cannot be read as an array")
     images.unlink()
-    refuses(r"train-images\.npy: not found, though the manifest lists it. Delete")
+    refuses(r"train-00000\.npy: not found, though the manifest lists it. Delete")
     images.write_bytes(whole_images)
     np.save(labels, np.array([0, 1, 2]))
     refuses("labels reach from 0 to 2, expected 0 to 1")
     np.save(labels, np.array([0, 1, None], dtype=object), allow_pickle=True)
-    refuses("cannot be read as an array .*pickle")
+    refuses("cannot be read as an array .*Python objects")
     with labels.open("wb") as handle:
         np.savez(handle, labels=np.array([0, 1, 0]))
     refuses("found an archive")
@@ -277,7 +290,7 @@ def picture(path: Path, colour: typing.Any = RED, size: tuple[int, int] = (4, 4)
 
 
 def prepare(path: Path, **settings: typing.Any) -> Splits:
-    return data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings}))
+    return prepared(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings}))
 
 
 def zipped(folder: Path, target: Path, with_folders: bool = False) -> Path:
@@ -607,8 +620,9 @@ def png(pixels: np.ndarray, colour: int, bits: int, size: tuple[int, int] | None
 def converted(tmp_path: Path, content: bytes, suffix: str, resolution: int = 2, channels: int = 3) -> np.ndarray:
     path = tmp_path / f"picture.{suffix}"
     path.write_bytes(content)
-    file = images_kind._File((path.name,), str(path), path)
-    result = images_kind.read_picture(file, resolution, channels)
+    file = images_kind.PictureFile((path.name,), str(path), path)
+    size = data.parse_settings({"kind": "images", "path": "x", "resolution": resolution, "channels": channels})
+    result = images_kind.read_picture(file, size)
     assert result.dtype == np.uint8
     assert result.shape == (resolution, resolution, channels)
     return result
@@ -793,30 +807,137 @@ def test_jpeg_is_decoded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_zip_and_folder_give_the_same(tmp_path: Path) -> None:
     settings = images_kind.tiny_settings(tmp_path / "p")
     archive = zipped(tmp_path / "p", tmp_path / "p.zip")
-    from_folder = data.prepare(data.parse_settings(settings))
-    from_zip = data.prepare(data.parse_settings({**settings, "path": str(archive)}))
+    from_folder = prepared(data.parse_settings(settings))
+    from_zip = prepared(data.parse_settings({**settings, "path": str(archive)}))
     for one, other in zip(all_arrays(from_folder), all_arrays(from_zip), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_large_sets_go_through_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = data.parse_settings(images_kind.tiny_settings(tmp_path / "p"))
-    in_memory = data.prepare(settings)
-    monkeypatch.setattr(images_kind, "MAX_IN_MEMORY", 0)
-    mapped = data.prepare(settings)
-    assert isinstance(mapped.train_images, np.memmap)
-    data.write_dataset(tmp_path / "data", mapped, settings)
-    stored = data.load_split(tmp_path / "data", "train")
-    np.testing.assert_array_equal(stored.images, in_memory.train_images)
+# Shards, and preparations that are stopped
+
+
+class Counted:
+    """Pictures that say which were asked for, and stop at one."""
+
+    def __init__(self, images: np.ndarray, stop_at: int | None = None) -> None:
+        self.images, self.stop_at, self.asked = images, stop_at, []
+        self.shape = images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        if rows != slice(None, 1):  # which is how the store looks at their type
+            self.asked += list(range(*rows.indices(len(self))))
+            if self.stop_at in self.asked:
+                raise KeyboardInterrupt
+        return self.images[rows]
+
+
+DIGITS = {"kind": "digits"}
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three pictures of 2×2 a shard, two at a time."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 12)
+    monkeypatch.setattr(store, "_PORTION_BYTES", 8)
+
+
+def many(count: int = 11) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 2, 2, 1), dtype=np.uint8)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_read_like_one_array(tmp_path: Path) -> None:
+    images = many()
+    splits = replace(some_splits(), train_images=images, train_labels=np.zeros(11, np.int64))
+    data.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
+    assert len(list((tmp_path / "data").glob("train-0*.npy"))) == 4
+    shards = data.load_split(tmp_path / "data", "train").images
+    assert shards.shape == images.shape
+    assert len(shards) == 11
+    assert shards.nbytes == images.nbytes
+    assert shards.dtype == images.dtype
+    random = np.random.default_rng(1)
+    for rows in (
+        *(slice(None), slice(2, 9), slice(3, 6), slice(-4, None), slice(None, None, -1), slice(1, 10, 3), slice(5, 5)),
+        *(0, 2, 3, 10, -1, -11, np.int64(4)),
+        *([0, 10, 3, 3], random.integers(-11, 11, 40), random.integers(0, 11, (3, 4)), np.array([], np.int64)),
+    ):
+        np.testing.assert_array_equal(shards[rows], images[rows])
+    np.testing.assert_array_equal(np.asarray(shards), images)
+    np.testing.assert_array_equal(np.stack(list(shards)), images)
+    for outside in (11, -12, [0, 11], [-12]):
+        with pytest.raises(IndexError):
+            shards[outside]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_preparation_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    settings, folder, state = data.parse_settings(DIGITS), tmp_path / "data", tmp_path / "state"
+    splits = replace(some_splits(), train_labels=np.zeros(11, np.int64), fingerprint="one")
+    first = Counted(many(), stop_at=7)
+    with pytest.raises(KeyboardInterrupt):
+        data.write_dataset(folder, replace(splits, train_images=first), settings, state)
+    assert not folder.exists()
+    second = Counted(many())
+    data.write_dataset(folder, replace(splits, train_images=second), settings, state)
+    assert second.asked == list(range(6, 11))  # two shards of three were there
+    np.testing.assert_array_equal(data.load_split(folder, "train").images, many())
+    assert [path.name for path in state.iterdir() if path.is_dir()] == []
+    # From the beginning to the end in one go: the same bytes.
+    data.write_dataset(tmp_path / "again", replace(splits, train_images=many()), settings)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_another_source_starts_anew(tmp_path: Path) -> None:
+    settings, state = data.parse_settings(DIGITS), tmp_path / "state"
+    splits = replace(some_splits(), train_labels=np.zeros(11, np.int64), fingerprint="one")
+    with pytest.raises(KeyboardInterrupt):
+        data.write_dataset(tmp_path / "a", replace(splits, train_images=Counted(many(), 7)), settings, state)
+    other = Counted(255 - many())
+    data.write_dataset(tmp_path / "b", replace(splits, train_images=other, fingerprint="two"), settings, state)
+    np.testing.assert_array_equal(data.load_split(tmp_path / "b", "train").images, 255 - many())
+
+
+def test_two_preparations_of_one_set_at_a_time_are_refused(tmp_path: Path) -> None:
+    settings, splits = data.parse_settings(DIGITS), some_splits()
+
+    class Meanwhile(Counted):
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            if rows != slice(None, 1):
+                with pytest.raises(UserError, match="another process is preparing this data set"):
+                    data.write_dataset(tmp_path / "b", splits, settings, tmp_path / "state")
+            return self.images[rows]
+
+    images = Meanwhile(np.asarray(splits.train_images))
+    data.write_dataset(tmp_path / "a", replace(splits, train_images=images), settings, tmp_path / "state")
+    assert (tmp_path / "a/manifest.json").is_file()
+
+
+def test_too_little_room_is_seen_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _path: usage._replace(free=11))
+    images = Counted(many())
+    splits = replace(some_splits(), train_images=images, train_labels=np.zeros(11, np.int64))
+    with pytest.raises(UserError, match=r"cannot be written: the pictures need .* MiB more, 0\.0 MiB are free"):
+        data.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
+    assert images.asked == []
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
-def test_a_full_temporary_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: typing.Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images_kind, "MAX_IN_MEMORY", 0)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=r"has no room for .* Set TMPDIR"):
-        data.prepare(data.parse_settings(images_kind.tiny_settings(tmp_path / "p")))
+    with pytest.raises(UserError, match=r"train-00000\.npy.*No space left"):
+        data.write_dataset(tmp_path / "data", some_splits(), data.parse_settings(DIGITS))
+    assert not (tmp_path / "data").exists()
+
+
+def test_pillow_is_left_as_strict_as_it_is() -> None:
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False

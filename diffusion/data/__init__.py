@@ -4,7 +4,9 @@ A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 
 - ``Settings``, a frozen pydantic model that forbids unknown keys, with ``kind: Literal["<file name>"]``,
   and from which ``resolution`` and ``channels`` can be read before anything is prepared;
-- ``prepare(settings) -> Splits``, which makes the two parts;
+- ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
+- where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
+  ``prepare(settings, downloaded)`` is then told the folder that holds it;
 - ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
   written under ``folder``.
  The import of a kind must be cheap, because the workflow imports it to check a configuration: heavy
@@ -15,6 +17,7 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +25,9 @@ import pydantic
 
 from diffusion.data.store import Split, Splits, load_split, write_dataset
 from diffusion.errors import UserError
+from diffusion.fetching import Download
 
-__all__ = ["Split", "Splits", "kinds", "load_split", "parse_settings", "prepare", "write_dataset"]
+__all__ = ["Split", "Splits", "downloads", "kinds", "load_split", "parse_settings", "prepare", "write_dataset"]
 
 
 @functools.cache
@@ -70,12 +74,24 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
         raise UserError("\n".join(lines)) from error
 
 
-def prepare(settings: pydantic.BaseModel) -> Splits:
-    """Makes the two parts of the data set that ``settings`` (from :func:`parse_settings`) describe.
+def downloads(settings: pydantic.BaseModel) -> list[Download]:
+    """The files that have to be fetched before the data set can be prepared."""
+    kind: str = settings.kind  # type: ignore[attr-defined]
+    listed = getattr(kinds()[kind], "downloads", None)
+    found: list[Download] = listed(settings) if listed else []
+    return found
+
+
+def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Splits:
+    """The two parts of the data set that ``settings`` (from :func:`parse_settings`) describe.
+
+    Args:
+        downloaded: the folder that holds what :func:`downloads` names.
 
     Raises:
         UserError: the source is missing or cannot be used.
     """
     kind: str = settings.kind  # type: ignore[attr-defined]
-    splits: Splits = kinds()[kind].prepare(settings)
+    module = kinds()[kind]
+    splits: Splits = module.prepare(settings, downloaded) if downloads(settings) else module.prepare(settings)
     return splits

@@ -18,26 +18,31 @@ Conversion of a picture, in this order
     4. Transparency is composited over white.
     5. Colour: palette, CMYK and YCbCr become RGB; grey becomes RGB by repetition; with ``channels: 1`` colour
        becomes luma (ITU-R 601, Pillow's ``L``).
-    6. Size, by the centre crop of ADM (Dhariwal and Nichol 2021, ``center_crop_arr`` of guided-diffusion):
-       halve with a box filter while the shorter side is at least twice the resolution, resize with a
-       bicubic filter until the shorter side is the resolution, cut out the middle. Smaller pictures are
-       enlarged by the same bicubic step.
+    6. Size, in the way that ``crop`` names:
+       ``adm``: the centre crop of ADM (Dhariwal and Nichol 2021, ``center_crop_arr`` of guided-diffusion; EDM's
+       ``center-crop-dhariwal``): halve with a box filter while the shorter side is at least twice the resolution,
+       resize with a bicubic filter until the shorter side is the resolution, cut out the middle;
+       ``box``: resize with a box filter until the shorter side is the resolution, cut out the middle, as
+       guided-diffusion prepares LSUN (``datasets/lsun_bedroom.py``);
+       ``lanczos``: cut out the middle square, resize with Lanczos' filter, as EDM's ``dataset_tool.py`` does with
+       ``center-crop``, and without a crop for pictures that are square, as FFHQ's.
+       Smaller pictures are enlarged by the same filter.
 """
 
+import hashlib
 import io
 import logging
 import os
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import pydantic
@@ -61,12 +66,12 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 * 2**20
 # A longer strip would be enlarged into gigabytes before its middle is cut out.
 MAX_ASPECT = 50
-# Above this the pictures are collected in a temporary file instead of in memory.
-MAX_IN_MEMORY = 2**30
 # Pictures a worker thread takes at a time.
 CHUNK = 32
 
 TEST_NAMES = ("test", "val", "valid", "validation")
+
+Crop = Literal["adm", "box", "lanczos"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,18 +88,18 @@ class Settings(pydantic.BaseModel):
     resolution: int = pydantic.Field(ge=2, le=4096)
     # 3 for RGB, 1 for grey.
     channels: Literal[1, 3] = 3
+    # How a picture gets its size; see the head of this file.
+    crop: Crop = "adm"
     # Share of the pictures for the test part; used where the folder itself has no split.
     test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
     split_seed: int = pydantic.Field(default=0, ge=0)
 
 
 def prepare(settings: Settings) -> Splits:
-    """Reads all pictures at the chosen resolution; see the module's docstring for layout and conversion.
-
-    Memory is that of the result (above 1 GiB a temporary file), plus one picture a worker thread.
+    """Lists the pictures; they are read when they are asked for. The module's docstring has layout and conversion.
 
     Raises:
-        UserError: the path, the layout, or a picture cannot be used; the message names the file.
+        UserError: the path or the layout cannot be used; and, when it is read, a picture. The message names the file.
     """
     path = Path(settings.path).expanduser()
     with ExitStack() as stack:
@@ -113,15 +118,15 @@ def prepare(settings: Settings) -> Splits:
                     f"{path}: the {name} part has {len(part)} picture(s), expected at least 2 (there are "
                     f"{len(pictures)} in all). Add pictures or change test_fraction."
                 )
-        train_images = _read_all([picture for picture, _ in train], settings)
-        test_images = _read_all([picture for picture, _ in test], settings)
+        opened = stack.pop_all()  # a zip stays open for as long as its pictures may be read
     return Splits(
-        train_images=train_images,
+        train_images=DecodedPictures([picture for picture, _ in train], settings, opened),
         train_labels=np.array([label for _, label in train], dtype=np.int64),
-        test_images=test_images,
+        test_images=DecodedPictures([picture for picture, _ in test], settings, opened),
         test_labels=np.array([label for _, label in test], dtype=np.int64),
         class_names=class_names,
         source=f"pictures in {path.name}",
+        fingerprint=_fingerprint(picture for picture, _ in [*train, *test]),
     )
 
 
@@ -142,7 +147,7 @@ def tiny_settings(folder: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _File:
+class PictureFile:
     """A file of the folder or zip: its path inside in parts, its name for messages, where its bytes are."""
 
     parts: tuple[str, ...]
@@ -174,13 +179,13 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-def _is_picture(file: _File) -> bool:
+def _is_picture(file: PictureFile) -> bool:
     return os.path.splitext(file.parts[-1])[1].lower() in EXTENSIONS
 
 
-def _list_folder(root: Path) -> tuple[list[_File], set[tuple[str, ...]]]:
+def _list_folder(root: Path) -> tuple[list[PictureFile], set[tuple[str, ...]]]:
     """All files and all folders below ``root``, without hidden ones. Links are followed, loops are not."""
-    files: list[_File] = []
+    files: list[PictureFile] = []
     folders: set[tuple[str, ...]] = set()
 
     def walk(folder: Path, parts: tuple[str, ...], above: frozenset[str]) -> None:
@@ -195,7 +200,7 @@ def _list_folder(root: Path) -> tuple[list[_File], set[tuple[str, ...]]]:
                 folders.add(inside)
                 walk(Path(entry.path), inside, above | {here})
             else:
-                files.append(_File(inside, entry.path, Path(entry.path)))
+                files.append(PictureFile(inside, entry.path, Path(entry.path)))
 
     try:
         walk(root, (), frozenset())
@@ -204,7 +209,7 @@ def _list_folder(root: Path) -> tuple[list[_File], set[tuple[str, ...]]]:
     return files, folders
 
 
-def _list_zip(path: Path, stack: ExitStack) -> tuple[list[_File], set[tuple[str, ...]]]:
+def _list_zip(path: Path, stack: ExitStack) -> tuple[list[PictureFile], set[tuple[str, ...]]]:
     """The same for the entries of a zip, which stays open until ``stack`` closes it."""
     expected = "expected a folder or a zip of pictures. Correct 'path' of the data set."
     try:
@@ -216,7 +221,7 @@ def _list_zip(path: Path, stack: ExitStack) -> tuple[list[_File], set[tuple[str,
     except (OSError, NotImplementedError) as error:
         raise UserError(f"{path}: cannot be read ({error}), {expected}") from error
     # By name, because a zip may hold a name twice: the later entry is the valid one.
-    files: dict[tuple[str, ...], _File] = {}
+    files: dict[tuple[str, ...], PictureFile] = {}
     folders: set[tuple[str, ...]] = set()
     for entry in archive.infolist():
         # Windows programs write backslashes. The names are never used as paths, so nothing can point outside.
@@ -227,11 +232,11 @@ def _list_zip(path: Path, stack: ExitStack) -> tuple[list[_File], set[tuple[str,
         above = parts if name.endswith("/") else parts[:-1]
         folders.update(above[:depth] for depth in range(1, len(above) + 1))
         if not name.endswith("/"):
-            files[parts] = _File(parts, f"{path}/{name}", (archive, entry))
+            files[parts] = PictureFile(parts, f"{path}/{name}", (archive, entry))
     return list(files.values()), folders
 
 
-def _warn_of_skipped(path: Path, files: Sequence[_File]) -> None:
+def _warn_of_skipped(path: Path, files: Sequence[PictureFile]) -> None:
     skipped = Counter(
         os.path.splitext(file.parts[-1])[1].lower() or "no extension" for file in files if not _is_picture(file)
     )
@@ -240,11 +245,11 @@ def _warn_of_skipped(path: Path, files: Sequence[_File]) -> None:
         _log.warning("%s: skipped %d files that are not pictures (%s)", path, skipped.total(), detail)
 
 
-_Part = list[tuple[_File, int]]
+_Part = list[tuple[PictureFile, int]]
 
 
 def _arrange(
-    path: Path, pictures: Sequence[_File], folders: set[tuple[str, ...]], settings: Settings
+    path: Path, pictures: Sequence[PictureFile], folders: set[tuple[str, ...]], settings: Settings
 ) -> tuple[_Part, _Part, tuple[str, ...]]:
     """Train part, test part (pictures with labels, in the order of names) and the names of the classes."""
     root = _enter_wrappers(path, pictures, folders)
@@ -288,7 +293,7 @@ def _arrange(
     return train_part, test_part, names
 
 
-def _is_below(file: _File, folder: tuple[str, ...]) -> bool:
+def _is_below(file: PictureFile, folder: tuple[str, ...]) -> bool:
     return len(file.parts) > len(folder) and file.parts[: len(folder)] == folder
 
 
@@ -296,7 +301,7 @@ def _children(folder: tuple[str, ...], folders: set[tuple[str, ...]]) -> set[str
     return {other[-1] for other in folders if other[:-1] == folder}
 
 
-def _enter_wrappers(path: Path, pictures: Sequence[_File], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
+def _enter_wrappers(path: Path, pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]) -> tuple[str, ...]:
     """The folder where classes or parts begin: below single folders that hold only folders."""
     root: tuple[str, ...] = ()
     while len(children := _children(root, folders)) == 1:
@@ -310,8 +315,8 @@ def _enter_wrappers(path: Path, pictures: Sequence[_File], folders: set[tuple[st
 
 
 def _classes_below(
-    path: Path, root: tuple[str, ...], pictures: Sequence[_File], folders: set[tuple[str, ...]]
-) -> dict[str, list[_File]]:
+    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
+) -> dict[str, list[PictureFile]]:
     """The pictures of every class folder in ``root``."""
     where = "/".join((str(path), *root))
     inside = [file for file in pictures if _is_below(file, root)]
@@ -325,7 +330,7 @@ def _classes_below(
             f"class is unclear. Move it into one of them, or put all pictures into one folder for a "
             f"single class."
         )
-    classes: dict[str, list[_File]] = {name: [] for name in names}
+    classes: dict[str, list[PictureFile]] = {name: [] for name in names}
     for file in inside:
         classes[file.parts[len(root)]].append(file)
     empty = sorted(name for name, members in classes.items() if not members)
@@ -337,60 +342,93 @@ def _classes_below(
     return classes
 
 
-def _labelled(classes: dict[str, list[_File]], names: Sequence[str]) -> _Part:
+def _labelled(classes: dict[str, list[PictureFile]], names: Sequence[str]) -> _Part:
     return [(file, label) for label, name in enumerate(names) for file in classes.get(name, [])]
 
 
 # Reading pictures
 
 
-def _read_all(pictures: Sequence[_File], settings: Settings) -> np.ndarray:
-    """Decodes into one array (N, resolution, resolution, channels), on all cores.
+class Encoded(Protocol):
+    """A picture as it is stored: its name for messages, and its bytes as a seekable file."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self) -> BinaryIO: ...
+
+
+class Size(Protocol):
+    """What becomes of a picture; settings with these keys are one."""
+
+    @property
+    def resolution(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def crop(self) -> Crop: ...
+
+
+class DecodedPictures:
+    """Pictures that are decoded, on all cores, when a slice of them is asked for: uint8 (N, H, W, C).
 
     Threads will do, because Pillow decodes and resizes outside Python's lock.
+
+    Args:
+        files: in order.
+        size: what becomes of them.
+        opened: what has to stay open as long as they may be read; closed with the last reference.
     """
-    from PIL import Image
 
-    Image.init()  # loads the decoders before threads would do so at the same time
-    result = _allocate((len(pictures), settings.resolution, settings.resolution, settings.channels))
+    def __init__(self, files: Sequence[Encoded], size: Size, opened: ExitStack | None = None) -> None:
+        self._files, self._size, self._opened = files, size, opened
+        self.shape = (len(files), size.resolution, size.resolution, size.channels)
 
-    def work(start: int) -> None:
-        for index in range(start, min(start + CHUNK, len(pictures))):
-            result[index] = read_picture(pictures[index], settings.resolution, settings.channels)
+    def __len__(self) -> int:
+        return len(self._files)
 
-    with ThreadPoolExecutor(_cores()) as pool:
-        jobs = [pool.submit(work, start) for start in range(0, len(pictures), CHUNK)]
-        try:
-            for job in jobs:  # in order, so that of several bad files the first is named
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return result
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        from PIL import Image
+
+        Image.init()  # loads the decoders before threads would do so at the same time
+        files = self._files[rows]
+        result = np.empty((len(files), *self.shape[1:]), dtype=np.uint8)
+
+        def work(start: int) -> None:
+            for index in range(start, min(start + CHUNK, len(files))):
+                result[index] = read_picture(files[index], self._size)
+
+        with ThreadPoolExecutor(_cores()) as pool:
+            jobs = [pool.submit(work, start) for start in range(0, len(files), CHUNK)]
+            try:
+                for job in jobs:  # in order, so that of several bad files the first is named
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return result
+
+
+def _fingerprint(files: Iterable[PictureFile]) -> str:
+    """Of names, sizes and times, not of the content."""
+    digest = hashlib.sha256()
+    for file in files:
+        if isinstance(file.place, Path):
+            exists = file.place.exists()  # a dangling link is refused when it is read
+            status = file.place.stat() if exists else file.place.lstat()
+            facts: tuple[int, ...] = (status.st_size, status.st_mtime_ns)
+        else:
+            facts = (file.place[1].CRC, file.place[1].file_size)
+        digest.update(repr((file.parts, *facts)).encode())
+    return digest.hexdigest()
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised uint8 array, in memory or, if large, in a nameless temporary file."""
-    size = int(np.prod(shape, dtype=np.int64))
-    if size <= MAX_IN_MEMORY:
-        return np.empty(shape, dtype=np.uint8)
-    with tempfile.TemporaryFile() as file:
-        try:
-            # Reserves the blocks: writing to a mapped file on a full disk kills the process.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, dtype=np.uint8, mode="w+", shape=shape)
-        except OSError as error:
-            raise UserError(
-                f"{tempfile.gettempdir()}: has no room for {size / 2**30:.1f} GiB of pictures "
-                f"({error.strerror}). Set TMPDIR to a folder on a larger disk, or choose a lower resolution."
-            ) from error
-
-
-def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
+def read_picture(file: Encoded, size: Size) -> np.ndarray:
     """Reads and converts one picture as the module's docstring says.
 
     Returns:
@@ -405,7 +443,8 @@ def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
         with file.open() as handle, Image.open(handle, formats=FORMATS) as image:
             _refuse_sizes(file, image)
             image.load()
-            converted = _centre_crop(_to_mode(file, _upright(image), "RGB" if channels == 3 else "L"), resolution)
+            picture = _to_mode(file, _upright(image), "RGB" if size.channels == 3 else "L")
+            converted = _resized(picture, size.resolution, size.crop)
     except (
         OSError,
         SyntaxError,
@@ -423,10 +462,10 @@ def read_picture(file: _File, resolution: int, channels: int) -> np.ndarray:
         raise UserError(
             f"{file.name}: cannot be read as a picture ({error}). It may be truncated or damaged; replace or remove it."
         ) from error
-    return np.asarray(converted).reshape(resolution, resolution, channels)
+    return np.asarray(converted).reshape(size.resolution, size.resolution, size.channels)
 
 
-def _refuse_sizes(file: _File, image: "Image.Image") -> None:
+def _refuse_sizes(file: Encoded, image: "Image.Image") -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise UserError(
@@ -458,7 +497,7 @@ def _upright(image: "Image.Image") -> "Image.Image":
     return image if turn is None else image.transpose(turn)
 
 
-def _to_mode(file: _File, image: "Image.Image", mode: Literal["L", "RGB"]) -> "Image.Image":
+def _to_mode(file: Encoded, image: "Image.Image", mode: Literal["L", "RGB"]) -> "Image.Image":
     from PIL import Image
 
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -480,7 +519,7 @@ def _to_mode(file: _File, image: "Image.Image", mode: Literal["L", "RGB"]) -> "I
     return image.convert(mode)
 
 
-def _from_16_bit(file: _File, image: "Image.Image") -> "Image.Image":
+def _from_16_bit(file: Encoded, image: "Image.Image") -> "Image.Image":
     from PIL import Image
 
     values = np.asarray(image)
@@ -497,13 +536,20 @@ def _from_16_bit(file: _File, image: "Image.Image") -> "Image.Image":
     return Image.fromarray(grey)
 
 
-def _centre_crop(image: "Image.Image", resolution: int) -> "Image.Image":
-    """ADM's ``center_crop_arr``, with its rounding."""
+def _resized(image: "Image.Image", resolution: int, crop: Crop) -> "Image.Image":
+    """With the roundings of the published code."""
     from PIL import Image
 
-    while min(image.size) >= 2 * resolution:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if crop == "lanczos":
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    if crop == "adm":
+        while min(image.size) >= 2 * resolution:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = resolution / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    filter_of = Image.Resampling.BICUBIC if crop == "adm" else Image.Resampling.BOX
+    image = image.resize((round(image.width * scale), round(image.height * scale)), filter_of)
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))

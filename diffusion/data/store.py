@@ -1,22 +1,47 @@
-"""A data set on disk: a folder with four ``.npy`` arrays and a manifest.
- ``train-images.npy`` and ``test-images.npy`` are uint8 (N, H, W, C) with H = W and C = 1 or 3;
-``train-labels.npy`` and ``test-labels.npy`` are int64 (N,), indices into the manifest's ``class_names``.
-``manifest.json`` holds counts, resolution, channels, class names, pictures per class, the SHA-256 of every
-array file, the settings and the source.
+"""A data set on disk: a folder with shards of pictures, two files of labels and a manifest.
+
+``train-00000.npy``, ``train-00001.npy`` … and ``test-00000.npy`` … are uint8 (N, H, W, C) with H = W and C = 1 or 3, no
+larger than :data:`SHARD_BYTES` each, to be memory-mapped; ``train-labels.npy`` and ``test-labels.npy`` are int64 (N,),
+indices into the manifest's ``class_names``. ``manifest.json`` holds counts, resolution, channels, class names, pictures
+per class, the SHA-256 of every file, the settings and the source.
 """
 
+import bisect
 import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import pydantic
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json, sha256_file, write_json
 
 PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
+# A shard is what a preparation that was interrupted has to make again at most.
+SHARD_BYTES = 256 * 2**20
+# Pictures that are asked for at a time while a shard is written: what has to be in memory.
+_PORTION_BYTES = 32 * 2**20
+
+
+class Pictures(Protocol):
+    """Pictures that may be made when they are asked for: uint8, ``shape`` (N, H, W, C)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -24,20 +49,93 @@ class Splits:
     """A data set in two parts.
 
     Attributes:
-        train_images: uint8 (N, H, W, C), may be memory-mapped.
+        train_images: uint8 (N, H, W, C): an array, or an object that decodes the slice it is asked for.
         train_labels: int64 (N,), indices into ``class_names``.
-        test_images: uint8 (M, H, W, C).
+        test_images: uint8 (M, H, W, C), likewise.
         test_labels: int64 (M,).
         class_names: one name a class; a single name where there are no classes.
         source: where the pictures come from, in words.
+        fingerprint: changes when the source does, as far as can be told without reading it: what an interrupted
+            preparation has made is used again only under the same fingerprint.
     """
 
-    train_images: np.ndarray
+    train_images: Pictures
     train_labels: np.ndarray
-    test_images: np.ndarray
+    test_images: Pictures
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     source: str
+    fingerprint: str = ""
+
+
+class Shards:
+    """The pictures of a part as one read-only array, uint8 (N, H, W, C), from memory-mapped files.
+
+    It takes an index, a slice or an array of indices, and gives arrays in memory; ``np.asarray`` reads everything.
+
+    Args:
+        arrays: at least one, each uint8 (n, H, W, C), read-only.
+    """
+
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = tuple(arrays)
+        self._ends = list(accumulate(map(len, arrays)))
+        self.shape = (self._ends[-1], *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all pictures."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (picture for array in self._arrays for picture in array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    @overload
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, rows: int) -> np.ndarray: ...
+
+    def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
+        if isinstance(rows, slice):
+            wanted = range(*rows.indices(len(self)))
+            if wanted.step == 1 and len(wanted):
+                return np.concatenate([array[part] for array, part in self._pieces(wanted.start, wanted.stop)])
+            return self[np.arange(wanted.start, wanted.stop, wanted.step)]
+        if isinstance(rows, (int, np.integer)):
+            index = int(rows) + len(self) * (rows < 0)
+            if not 0 <= index < len(self):
+                raise IndexError(f"picture {rows} of {len(self)}")
+            shard = bisect.bisect_right(self._ends, index)
+            return np.array(self._arrays[shard][index - self._ends[shard]])
+        index_array = np.asarray(rows, dtype=np.int64)
+        index_array = np.where(index_array < 0, index_array + len(self), index_array)
+        if index_array.size and not 0 <= index_array.min() <= index_array.max() < len(self):
+            raise IndexError(f"pictures {index_array.min()} to {index_array.max()} of {len(self)}")
+        if len(self._arrays) == 1:
+            return np.asarray(self._arrays[0][index_array])
+        found = np.empty((*index_array.shape, *self.shape[1:]), dtype=np.uint8)
+        shards = np.searchsorted(self._ends, index_array, side="right")
+        for shard in np.unique(shards):
+            inside = shards == shard
+            start = self._ends[shard] - len(self._arrays[shard])
+            found[inside] = self._arrays[shard][index_array[inside] - start]
+        return found
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, slice]]:
+        for array, end in zip(self._arrays, self._ends, strict=True):
+            begin = end - len(array)
+            if start < end and stop > begin:
+                yield array, slice(max(start - begin, 0), min(stop, end) - begin)
 
 
 @dataclass(frozen=True)
@@ -48,11 +146,11 @@ class Split:
         images: uint8 (N, H, W, C), memory-mapped and read-only.
         labels: int64 (N,).
         class_names: one name a class.
-        sha256: hash of the pictures' file, as the manifest records it.
+        sha256: hash of the pictures, as the manifest records it: of the hashes of its shards.
         name: ``train`` or ``test``.
     """
 
-    images: np.ndarray
+    images: Shards
     labels: np.ndarray
     class_names: tuple[str, ...]
     sha256: str
@@ -103,15 +201,23 @@ def stratified_split(labels: np.ndarray, test_size: int, seed: int) -> tuple[np.
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
-def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseModel) -> None:
+def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseModel, state: Path | None = None) -> None:
     """Stores a data set; the folder appears whole or not at all, and replaces an existing one.
+
+    Args:
+        state: a folder in which shards are kept until all are made, so that a run that is stopped goes on where it was;
+            on the same file system. None starts anew every time.
 
     Raises:
         ValueError: ``splits`` break the contract (types, shapes, labels): a fault of the data set's module.
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, has no room, or is being prepared by another process.
     """
     _check(splits)
     folder = Path(folder)
+    parts: dict[str, tuple[Pictures, np.ndarray]] = {
+        "train": (splits.train_images, splits.train_labels),
+        "test": (splits.test_images, splits.test_labels),
+    }
     manifest: dict[str, Any] = {
         "resolution": splits.train_images.shape[1],
         "channels": splits.train_images.shape[3],
@@ -120,18 +226,94 @@ def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseMod
         "settings": settings.model_dump(mode="json"),
         "splits": {},
     }
-    with atomic_path(folder) as temporary:
-        temporary.mkdir()
-        for part in PARTS:
-            images, labels = getattr(splits, f"{part}_images"), getattr(splits, f"{part}_labels")
-            np.save(temporary / f"{part}-images.npy", images, allow_pickle=False)
-            np.save(temporary / f"{part}-labels.npy", labels, allow_pickle=False)
-            manifest["splits"][part] = {
+    with _workplace(folder, splits, settings, state) as work:
+        _refuse_if_full(folder, work, sum(_size(images) for images, _ in parts.values()))
+        for name, (images, labels) in parts.items():
+            shards = _write_shards(work, name, images)
+            np.save(work / f"{name}-labels.npy", labels, allow_pickle=False)
+            hashes = {file: sha256_file(work / file) for file in shards}
+            manifest["splits"][name] = {
                 "count": len(images),
                 "per_class": np.bincount(labels, minlength=len(splits.class_names)).tolist(),
-                "sha256": {what: sha256_file(temporary / f"{part}-{what}.npy") for what in ("images", "labels")},
+                "shards": [{"file": file, "count": count, "sha256": hashes[file]} for file, count in shards.items()],
+                "sha256": {
+                    "images": hashlib.sha256("".join(hashes.values()).encode()).hexdigest(),
+                    "labels": sha256_file(work / f"{name}-labels.npy"),
+                },
             }
-        write_json(temporary / "manifest.json", manifest)
+        write_json(work / "manifest.json", manifest)
+
+
+@contextmanager
+def _workplace(folder: Path, splits: Splits, settings: pydantic.BaseModel, state: Path | None) -> Iterator[Path]:
+    """Where the data set is made; it becomes ``folder`` at the end."""
+    if state is None:
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            yield temporary
+        return
+    facts = [settings.model_dump(mode="json"), splits.fingerprint, splits.train_images.shape, splits.test_images.shape]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    work = state / f"data-{key}"
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(state / f"data-{key}.lock", timeout=0):
+            yield work
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(work, folder)
+        (state / f"data-{key}.lock").unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(
+            f"{work}: another process is preparing this data set. Wait until it ends, or stop it."
+        ) from error
+
+
+def _write_shards(work: Path, name: str, images: Pictures) -> dict[str, int]:
+    """Writes what is not there yet of a part's shards; their names with the number of pictures."""
+    size = max(1, _size(images) // max(1, len(images)))
+    length, portion = max(1, SHARD_BYTES // size), max(1, _PORTION_BYTES // size)
+    shards = {}
+    with tqdm(total=len(images), desc=name, unit="pictures", mininterval=5) as progress:
+        for number, start in enumerate(range(0, len(images), length)):
+            file, count = f"{name}-{number:05d}.npy", min(length, len(images) - start)
+            shards[file] = count
+            if not (work / file).exists():
+                with atomic_path(work / file) as temporary:
+                    shape = (count, *images.shape[1:])
+                    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+                    _reserve(temporary)
+                    for first in range(0, count, portion):
+                        rows = images[start + first : start + min(first + portion, count)]
+                        array[first : first + len(rows)] = rows
+                        progress.update(len(rows))
+                    array.flush()
+            progress.n = start + count
+            progress.refresh()
+    return shards
+
+
+def _reserve(file: Path) -> None:
+    """Takes the file's room on the disk: writing to a mapped file on a full one kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+
+
+def _size(images: Pictures) -> int:
+    return int(np.prod(images.shape, dtype=np.int64))
+
+
+def _refuse_if_full(folder: Path, work: Path, needed: int) -> None:
+    """Before hours are spent."""
+    missing = needed - sum(file.stat().st_size for file in work.glob("*.npy"))
+    free = shutil.disk_usage(work).free
+    if free < missing:
+        raise UserError(
+            f"{folder}: cannot be written: the pictures need {missing / 2**20:,.1f} MiB more, {free / 2**20:,.1f} MiB "
+            f"are free. Free space, or choose a lower resolution."
+        )
 
 
 def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
@@ -148,32 +330,33 @@ def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
     try:
         part = manifest["splits"][name]
         side, channels, class_names = manifest["resolution"], manifest["channels"], manifest["class_names"]
-        shapes = {"images": (part["count"], side, side, channels), "labels": (part["count"],)}
-        sha256 = part["sha256"]["images"]
+        shards = {shard["file"]: (shard["count"], side, side, channels) for shard in part["shards"]}
+        count, sha256 = part["count"], part["sha256"]["images"]
+        if not shards or sum(shape[0] for shape in shards.values()) != count:
+            raise KeyError("shards")
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}). {remedy}") from error
-    arrays = {}
-    for what, dtype in (("images", np.uint8), ("labels", np.int64)):
-        file = folder / f"{name}-{what}.npy"
-        try:
-            array = np.load(file, mmap_mode="r" if what == "images" else None, allow_pickle=False)
-        except FileNotFoundError as error:
-            raise UserError(f"{file}: not found, though the manifest lists it. {remedy}") from error
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{file}: cannot be read as an array ({error}). {remedy}") from error
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shapes[what]:
-            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-            raise UserError(
-                f"{file}: found {found}, expected {np.dtype(dtype)} {shapes[what]} as in the manifest. {remedy}"
-            )
-        arrays[what] = array
-    labels = arrays["labels"]
+    images = Shards([_open(folder / file, np.uint8, shape, remedy) for file, shape in shards.items()])
+    labels = np.array(_open(folder / f"{name}-labels.npy", np.int64, (count,), remedy))
     if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
         raise UserError(
             f"{folder / f'{name}-labels.npy'}: labels reach from {labels.min()} to {labels.max()}, expected "
             f"0 to {len(class_names) - 1} for the classes of the manifest. {remedy}"
         )
-    return Split(arrays["images"], labels, tuple(class_names), sha256, name)
+    return Split(images, labels, tuple(class_names), sha256, name)
+
+
+def _open(file: Path, dtype: type[np.generic], shape: tuple[int, ...], remedy: str) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: not found, though the manifest lists it. {remedy}") from error
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{file}: cannot be read as an array ({error}). {remedy}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
+        raise UserError(f"{file}: found {found}, expected {np.dtype(dtype)} {shape} as in the manifest. {remedy}")
+    return array
 
 
 def _check(splits: Splits) -> None:
@@ -183,10 +366,9 @@ def _check(splits: Splits) -> None:
     shape = splits.train_images.shape[1:]
     for part in PARTS:
         images, labels = getattr(splits, f"{part}_images"), getattr(splits, f"{part}_labels")
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-            raise ValueError(
-                f"{part}_images must be uint8 (N, H, W, C) with N > 0, found {images.dtype} {images.shape}"
-            )
+        kind = images[:1].dtype if len(images.shape) == 4 and len(images) else None
+        if kind != np.uint8:
+            raise ValueError(f"{part}_images must be uint8 (N, H, W, C) with N > 0, found {kind} {images.shape}")
         if images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3) or images.shape[1:] != shape:
             raise ValueError(f"pictures must be square with 1 or 3 channels, alike in both parts, found {images.shape}")
         if labels.dtype != np.int64 or labels.shape != (len(images),):

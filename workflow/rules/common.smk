@@ -8,6 +8,12 @@ if shutil.which("python") != sys.executable:
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
 
+# Trainers can share their batches over several processes, one a card (docs/scale.md). The number is no part of what a
+# result is, so it is told to the jobs by the environment, and a change of it makes nothing again.
+PROCESSES = int(os.environ.get("BOOT_PROCESSES", "1"))
+if PROCESSES > 1:
+    os.environ["BOOT_LAUNCH"] = f"python -m torch.distributed.run --standalone --nproc_per_node {PROCESSES} -m"
+
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
 CORE = ["denoiser.py", "schedule.py", "pipelines.py", "conditions.py", "thresholding.py", "guidance.py"]
@@ -35,13 +41,24 @@ def settings(model, leave_out=None):
     return canonical_json(model.model_dump(mode="json", exclude=leave_out))
 
 
+# Above that many files of a folder their sizes and times are not looked at: every start of the workflow would wait.
+MOST_FILES_LOOKED_AT = 20_000
+
+
 def fingerprint(path):
-    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip."""
+    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip.
+
+    Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
+    goes unseen."""
     if path is None or not Path(path).expanduser().exists():
         return None  # the job says what is missing
     root = Path(path).expanduser()
-    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-    facts = [(file.name, *(lambda s: (s.st_size, s.st_mtime_ns))(file.stat())) for file in files]
+    folders = [(Path(folder), sorted(names)) for folder, _, names in os.walk(root)] if root.is_dir() else []
+    files = [folder / name for folder, names in folders for name in names] if folders else [root]
+    if len(files) > MOST_FILES_LOOKED_AT:
+        facts = [(str(folder), folder.stat().st_mtime_ns, len(names)) for folder, names in sorted(folders)]
+    else:
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 

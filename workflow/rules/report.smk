@@ -79,3 +79,18 @@ rule measures:
     input:
         PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
         rules.measure_floor.output.table,
+
+
+# `snakemake estimate --configfile …`: what the experiment will cost, before anything runs. It makes no file.
+rule estimate:
+    log:
+        ROOT / "logs/estimate.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores
+    resources:
+        gpu=GPU,
+    params:
+        config=canonical_json(EXPERIMENT.raw),
+    shell:
+        "python -m suite.cli estimate --config {params.config:q} 2> {log:q}"

@@ -1,8 +1,29 @@
 """Data, teacher and students."""
 
+WANTED = downloads(EXPERIMENT.data)
+DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
+
+
+# What a data set has that may be downloaded and is not at hand; kept for all experiments that use it.
+rule fetch:
+    output:
+        DOWNLOADS / "{file}",
+    log:
+        ROOT / "logs/fetch/{file}.log",
+    wildcard_constraints:
+        file=one_of([download.name for download in WANTED]),
+    conda:
+        "../../environment.yml"
+    threads: 1
+    params:
+        settings=settings(EXPERIMENT.data),
+    shell:
+        "python -m suite.cli fetch --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+
 
 rule data:
     input:
+        downloads=[DOWNLOADS / download.name for download in WANTED],
         code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py") + stage_code("data"),
     output:
         directory(ROOT / "data"),
@@ -16,15 +37,17 @@ rule data:
     params:
         settings=settings(EXPERIMENT.data),
         pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
+        downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
+        state=ROOT / "state",
     shell:
-        "python -m suite.cli data --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.cli data --settings {params.settings:q} {params.downloads} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
 
     rule teacher:
         input:
-            stored=deciding_files(Path(EXPERIMENT.teacher.path)),
+            stored=deciding_files(EXPERIMENT.teacher.folder),
             code=core_code() + stage_code("training"),
         output:
             directory(ROOT / "teacher"),
@@ -37,11 +60,12 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
         threads: 1
         params:
             path=EXPERIMENT.teacher.path,
+            revision=[] if EXPERIMENT.teacher.revision is None else ["--revision", EXPERIMENT.teacher.revision],
             classes=(
                 "" if EXPERIMENT.teacher.num_classes is None else f"--num-classes {EXPERIMENT.teacher.num_classes}"
             ),
         shell:
-            "python -m suite.cli import-teacher --path {params.path:q} {params.classes} --output {output:q} > {log:q} 2>&1"
+            "python -m suite.cli import-teacher --path {params.path:q} {params.revision:q} {params.classes} --output {output:q} > {log:q} 2>&1"
 
 else:
 
@@ -61,12 +85,12 @@ else:
         # The result depends on the number of threads in its last bits, and more than a few do not help.
         threads: min(workflow.cores, 8)
         resources:
-            gpu=GPU,
+            gpu=GPU * PROCESSES,
         params:
             settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
             state=ROOT / "state",
         shell:
-            "python -m suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+            "${{BOOT_LAUNCH:-python -m}} suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
             "--output {output:q} > {log:q} 2>&1"
 
 
@@ -91,13 +115,13 @@ rule distil:
     # Small networks gain little from a second thread and much from a second job beside them.
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
@@ -122,13 +146,13 @@ rule distil_with_data:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
@@ -183,13 +207,13 @@ rule distil_with_pairs:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "python -m suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--pairs {input.pairs:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"

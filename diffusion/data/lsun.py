@@ -1,0 +1,103 @@
+"""LSUN (Yu et al. 2015, arXiv 1506.03365), one category, from the lmdb that its authors give out."""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
+
+import numpy as np
+import pydantic
+
+from diffusion.data.images import Crop, DecodedPictures
+from diffusion.data.store import Splits, stratified_split
+from diffusion.errors import UserError
+
+if TYPE_CHECKING:
+    import lmdb
+
+
+class Settings(pydantic.BaseModel):
+    """Where the lmdb is and what becomes of its pictures."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    channels: ClassVar[int] = 3
+
+    kind: Literal["lsun"]
+    # The folder with data.mdb, e.g. bedroom_train_lmdb.
+    path: str = pydantic.Field(min_length=1)
+    resolution: int = pydantic.Field(default=256, ge=2, le=4096)
+    # As guided-diffusion prepares LSUN; see diffusion/data/images.py.
+    crop: Crop = "box"
+    # Pictures in the test part, drawn from the lmdb: LSUN's own validation part has 300 of a category.
+    test_size: int = pydantic.Field(default=10_000, ge=2)
+    split_seed: int = pydantic.Field(default=0, ge=0)
+
+
+def prepare(settings: Settings) -> Splits:
+    """Lists the lmdb's pictures, in the order of their keys; they are decoded when they are asked for.
+
+    Raises:
+        UserError: no lmdb, one that is damaged or empty; and, when it is read, a picture.
+    """
+    import lmdb
+
+    path = Path(settings.path).expanduser()
+    what = (
+        "Expected an LSUN lmdb, a folder with data.mdb; unzip e.g. http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip"
+    )
+    if not (path / "data.mdb").is_file():
+        raise UserError(f"{path}: has no data.mdb (data.path). {what} (43 GB) and name its folder.")
+    try:
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        with database.begin() as transaction:
+            keys = list(transaction.cursor().iternext(keys=True, values=False))
+    except lmdb.Error as error:
+        raise UserError(f"{path}: cannot be read as an lmdb ({error}); it may be truncated. {what}.") from error
+    if len(keys) < settings.test_size + 2:
+        raise UserError(
+            f"{path}: holds {len(keys)} pictures, of which {settings.test_size} would be for testing (data.test_size). "
+            f"The lmdb may be incomplete; LSUN's bedrooms are 3,033,042."
+        )
+    files = [_Entry(database, key, f"{path}/{key.decode(errors='replace')}") for key in keys]
+    train, test = stratified_split(np.zeros(len(keys), np.int64), settings.test_size, settings.split_seed)
+    return Splits(
+        train_images=DecodedPictures([files[index] for index in train], settings),
+        train_labels=np.zeros(len(train), np.int64),
+        test_images=DecodedPictures([files[index] for index in test], settings),
+        test_labels=np.zeros(len(test), np.int64),
+        class_names=("all",),
+        source=f"LSUN (Yu et al. 2015), {path.name}",
+        fingerprint=hashlib.sha256(b"\n".join(keys)).hexdigest(),
+    )
+
+
+def tiny_settings(folder: Path) -> dict[str, Any]:
+    """Settings for the contract tests: an lmdb of WebP pictures, 256 pixels high, as LSUN has them."""
+    import lmdb
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with lmdb.open(str(folder), map_size=2**24) as database, database.begin(write=True) as transaction:
+        for index in range(12):
+            coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+            buffer = io.BytesIO()
+            coarse.resize((341, 256)).save(buffer, "WEBP")
+            transaction.put(hashlib.sha1(bytes([index])).hexdigest().encode(), buffer.getvalue())
+    return {"kind": "lsun", "path": str(folder), "resolution": 16, "test_size": 4}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A picture in the lmdb."""
+
+    database: "lmdb.Environment"
+    key: bytes
+    name: str
+
+    def open(self) -> BinaryIO:
+        """Its bytes; threads may ask at the same time."""
+        with self.database.begin() as transaction:
+            return io.BytesIO(transaction.get(self.key) or b"")

@@ -1,0 +1,275 @@
+"""The readers of published data sets, on made files of their true format (the contract of a kind is in test_data)."""
+
+import gzip
+import io
+import pickle
+import shutil
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion import data
+from diffusion.data import cifar10, fashion_mnist, hub, imagenet64, lsun
+from diffusion.data.images import PictureFile, read_picture
+from diffusion.errors import UserError
+
+
+def settings_of(kind, folder, **changes):
+    return data.parse_settings({**kind.tiny_settings(folder), **changes})
+
+
+# -- Fashion-MNIST and other idx files ---------------------------------------------------------------------------------
+
+
+def idx(values):
+    return (
+        struct.pack(">BBBB", 0, 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+    )
+
+
+def test_idx_files_are_read_as_they_are_written(tmp_path):
+    settings = settings_of(fashion_mnist, tmp_path / "f")
+    images = np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
+    # Not gzipped, beside a gzipped one: what is unpacked is taken.
+    (tmp_path / "f" / "train-images-idx3-ubyte").write_bytes(idx(images))
+    (tmp_path / "f" / "train-labels-idx1-ubyte").write_bytes(idx(np.array([7, 0, 9], np.uint8)))
+    splits = data.prepare(settings)
+    np.testing.assert_array_equal(splits.train_images[:, :, :, 0], images)
+    assert splits.train_labels.tolist() == [7, 0, 9]
+    assert len(splits.class_names) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "train-images-idx3-ubyte.gz",
+            None,
+            "has neither train-images-idx3-ubyte nor .*dataset-fashion-mnist",
+        ),
+        ("train-images-idx3-ubyte.gz", b"\x1f\x8b broken", "cannot be read"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"PK\x03\x04 something else"), "expected 00 00 08 03"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3, np.uint8))), "10 pictures and 3 labels"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(10, np.uint8))[:-1]), r"9 values, expected \(10,\)"),
+        ("t10k-images-idx3-ubyte.gz", gzip.compress(idx(np.zeros((10, 8, 8), np.uint8))), "8×8 pixels; expected 28"),
+    ],
+    ids=["missing", "no gzip", "another file", "labels", "truncated", "size"],
+)
+def test_idx_files_that_do_not_fit_are_refused(tmp_path, name, content, message):
+    settings = settings_of(fashion_mnist, tmp_path / "f")
+    (tmp_path / "f" / name).unlink()
+    if content is not None:
+        (tmp_path / "f" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        data.prepare(settings)
+
+
+def test_fashion_mnist_is_fetched_only_where_it_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")
+    settings = data.parse_settings({"kind": "fashion_mnist"})
+    wanted = data.downloads(settings)
+    assert sorted(one.name for one in wanted) == sorted(f"{name}.gz" for name in fashion_mnist._FILES.values())
+    assert all(one.url.startswith("http") and len(one.md5) == 32 for one in wanted)
+    given = settings_of(fashion_mnist, tmp_path / "f")
+    assert data.downloads(given) == []
+    splits = data.prepare(settings, tmp_path / "f")  # as if it had been fetched
+    assert splits.class_names[0] == "T-shirt/top"
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "f")
+    assert data.downloads(settings) == []
+    np.testing.assert_array_equal(data.prepare(settings).train_images, data.prepare(given).train_images)
+
+
+# -- CIFAR-10 ----------------------------------------------------------------------------------------------------------
+
+
+def pickled(folder, into):
+    """The made binary files as the Python version has them."""
+    into.mkdir(parents=True)
+    for name in (*cifar10._BINARY["train"], *cifar10._BINARY["test"]):
+        records = np.frombuffer((folder / name).read_bytes(), np.uint8).reshape(-1, cifar10._RECORD)
+        batch = {b"batch_label": b"x", b"labels": records[:, 0].tolist(), b"data": records[:, 1:]}
+        (into / name.removesuffix(".bin")).write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def test_every_form_of_cifar10_gives_the_same(tmp_path):
+    binary = settings_of(cifar10, tmp_path / "f")
+    pickled(tmp_path / "f", tmp_path / "root" / "cifar-10-batches-py")
+    for name, folder in (("b", tmp_path / "f"), ("p", tmp_path / "root" / "cifar-10-batches-py")):
+        with tarfile.open(tmp_path / f"{name}.tar.gz", "w:gz") as archive:
+            archive.add(folder, "cifar-10-batches")
+    expected = data.prepare(binary)
+    record = np.frombuffer((tmp_path / "f" / "data_batch_1.bin").read_bytes(), np.uint8)[1 : cifar10._RECORD]
+    np.testing.assert_array_equal(expected.train_images[0], record.reshape(3, 32, 32).transpose(1, 2, 0))
+    for path in ("root", "b.tar.gz", "p.tar.gz"):
+        found = data.prepare(binary.model_copy(update={"path": str(tmp_path / path)}))
+        np.testing.assert_array_equal(found.train_images, expected.train_images)
+        np.testing.assert_array_equal(found.test_images, expected.test_images)
+        np.testing.assert_array_equal(found.train_labels, expected.train_labels)
+    fetched = data.parse_settings({"kind": "cifar10", "whole": False})
+    assert [one.name for one in data.downloads(fetched)] == ["cifar-10-binary.tar.gz"]
+    shutil.move(tmp_path / "b.tar.gz", tmp_path / "cifar-10-binary.tar.gz")
+    np.testing.assert_array_equal(data.prepare(fetched, tmp_path).train_images, expected.train_images)
+
+
+class Malicious:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path):
+    settings = settings_of(cifar10, tmp_path / "f")
+    pickled(tmp_path / "f", tmp_path / "p")
+    bad = {b"labels": Malicious(tmp_path / "executed"), b"data": np.zeros((1, 3072), np.uint8)}
+    (tmp_path / "p" / "data_batch_2").write_bytes(pickle.dumps(bad, protocol=2))
+    with pytest.raises(UserError, match=r"data_batch_2: refused \(it asks for pathlib\.Path\.touch|it asks for"):
+        data.prepare(settings.model_copy(update={"path": str(tmp_path / "p")}))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_cifar10_that_is_not_whole_is_refused(tmp_path):
+    settings = settings_of(cifar10, tmp_path / "f")
+    with pytest.raises(UserError, match="50 pictures in the train part, expected 50,000"):
+        data.prepare(settings.model_copy(update={"whole": True}))
+    (tmp_path / "f" / "data_batch_3.bin").unlink()
+    with pytest.raises(UserError, match=r"lacks data_batch_3\.bin"):
+        data.prepare(settings)
+    (tmp_path / "f" / "data_batch_3.bin").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match=r"data_batch_3\.bin: 100 bytes, expected a multiple of 3073"):
+        data.prepare(settings)
+    (tmp_path / "f" / "data_batch_3.bin").write_bytes(b"\xff" * cifar10._RECORD)
+    with pytest.raises(UserError, match="labels 255 to 255"):
+        data.prepare(settings)
+    for path, message in (("none", "not found"), ("bad.tar.gz", "cannot be read as a tar"), ("e", "has neither")):
+        (tmp_path / "bad.tar.gz").write_bytes(b"\x1f\x8b broken")
+        (tmp_path / "e").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            data.prepare(settings.model_copy(update={"path": str(tmp_path / path)}))
+
+
+# -- ImageNet at 64×64 -------------------------------------------------------------------------------------------------
+
+
+def test_imagenet_batches_are_read_across_their_borders(tmp_path):
+    settings = settings_of(imagenet64, tmp_path / "f")
+    splits = data.prepare(settings)
+    arrays = [np.load(tmp_path / "f" / f"train_data_batch_{n}.npz")["data"] for n in (1, 2)]
+    expected = np.concatenate(arrays).reshape(-1, 3, 64, 64).transpose(0, 2, 3, 1)
+    assert splits.train_images.shape == expected.shape == (16, 64, 64, 3)
+    for rows in (slice(0, 16), slice(7, 11), slice(9, 9), slice(12, 16), slice(None, 1)):
+        np.testing.assert_array_equal(splits.train_images[rows], expected[rows])
+    assert splits.train_labels[:4].tolist() == [0, 1, 2, 0]  # from 1 in the files
+
+
+def test_imagenet_batches_are_taken_in_the_order_of_their_numbers(tmp_path):
+    settings = settings_of(imagenet64, tmp_path / "f")
+    shutil.move(tmp_path / "f" / "train_data_batch_1.npz", tmp_path / "f" / "train_data_batch_10.npz")
+    assert len(data.prepare(settings).train_images[:7]) == 7
+    ten = np.load(tmp_path / "f" / "train_data_batch_10.npz")["data"].reshape(-1, 3, 64, 64).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(data.prepare(settings).train_images[7:], ten)
+
+
+def test_imagenet_that_is_not_whole_is_refused(tmp_path):
+    settings = settings_of(imagenet64, tmp_path / "f")
+    with pytest.raises(UserError, match=r"16 pictures in the train part, expected 1,281,167; class 4 and 996 more are"):
+        data.prepare(settings.model_copy(update={"whole": True}))
+    whole = (tmp_path / "f" / "train_data_batch_2.npz").read_bytes()
+    (tmp_path / "f" / "train_data_batch_2.npz").write_bytes(whole[:-40])
+    with pytest.raises(UserError, match=r"train_data_batch_2\.npz: cannot be read"):
+        data.prepare(settings)
+    np.savez(tmp_path / "f" / "train_data_batch_2.npz", data=np.zeros((2, 3072), np.uint8), labels=np.array([1, 2]))
+    with pytest.raises(UserError, match=r"expected uint8 \(2, 12288\). It is not a batch of 64×64"):
+        data.prepare(settings).train_images[:]
+    (tmp_path / "f" / "val_data.npz").unlink()
+    with pytest.raises(UserError, match=r"has no val_data\.npz .*image-net\.org.*Imagenet64_val_npz\.zip"):
+        data.prepare(settings)
+
+
+# -- LSUN --------------------------------------------------------------------------------------------------------------
+
+
+def test_lsun_is_resized_as_guided_diffusion_does(tmp_path):
+    """A box filter to the shorter side, then the middle."""
+    import lmdb
+
+    settings = settings_of(lsun, tmp_path / "f")
+    with lmdb.open(str(tmp_path / "f"), readonly=True, lock=False) as database, database.begin() as transaction:
+        stored = [Image.open(io.BytesIO(value)).convert("RGB") for _key, value in transaction.cursor()]
+    splits = data.prepare(settings)
+    found = {picture.tobytes() for part in (splits.train_images, splits.test_images) for picture in part[:]}
+    expected = set()
+    for image in stored:
+        small = np.asarray(image.resize((round(341 * 16 / 256), 16), Image.Resampling.BOX))
+        left = (small.shape[1] - 16) // 2
+        expected.add(np.ascontiguousarray(small[:, left : left + 16]).tobytes())
+    assert found == expected
+    assert len(splits.test_images) == 4
+
+
+def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
+    settings = settings_of(lsun, tmp_path / "f")
+    with pytest.raises(UserError, match=r"holds 12 pictures, of which 11 would be for testing"):
+        data.prepare(settings.model_copy(update={"test_size": 11}))
+    with pytest.raises(UserError, match=r"has no data\.mdb .*bedroom_train_lmdb\.zip"):
+        data.prepare(settings.model_copy(update={"path": str(tmp_path)}))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "data.mdb").write_bytes(b"\x00" * 8192)
+    with pytest.raises(UserError, match="cannot be read as an lmdb"):
+        data.prepare(settings.model_copy(update={"path": str(tmp_path / "bad")}))
+    import lmdb
+
+    with lmdb.open(str(tmp_path / "f")) as database, database.begin(write=True) as transaction:
+        transaction.put(b"0000", b"RIFF broken")
+    splits = data.prepare(settings)
+    with pytest.raises(UserError, match="f/0000: cannot be read as a picture"):
+        [part[:] for part in (splits.train_images, splits.test_images)]
+
+
+# -- crops -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 37), (8, 8), (9, 40)])
+def test_lanczos_is_a_centre_square_and_one_resize(tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    raw = {"kind": "images", "path": "x", "resolution": 8, "crop": "lanczos"}
+    found = read_picture(PictureFile(("p.png",), "p.png", tmp_path / "p.png"), data.parse_settings(raw))
+    side = min(size)
+    top, left = (size[1] - side) // 2, (size[0] - side) // 2
+    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
+    np.testing.assert_array_equal(found, np.asarray(square.resize((8, 8), Image.Resampling.LANCZOS)))
+
+
+# -- the Hub -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hub_says_what_it_needs(tmp_path, monkeypatch):
+    settings = settings_of(hub, tmp_path / "f")
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets"):
+        data.prepare(settings)
+
+
+def test_the_hub_refuses_what_does_not_fit(tmp_path):
+    pytest.importorskip("datasets")
+    settings = settings_of(hub, tmp_path / "f")
+    splits = data.prepare(settings)
+    assert splits.class_names == ("cat", "dog")
+    assert (len(splits.train_images), len(splits.test_images)) == (8, 4)
+    held_out = data.prepare(settings.model_copy(update={"test": None, "test_fraction": 0.5}))
+    assert (len(held_out.train_images), len(held_out.test_images)) == (4, 4)
+    for change, message in (
+        ({"image": "picture"}, r"data\.image: no column 'picture'; it has image, label"),
+        ({"image": "label"}, "does not hold pictures"),
+        ({"label": "class"}, r"data\.label: no column 'class'"),
+        ({"train": "nothing"}, r"part 'nothing': cannot be loaded"),
+        ({"name": "nobody/nothing"}, r"nobody/nothing \(data\.name\), part 'train': cannot be loaded .*network"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data.prepare(settings.model_copy(update=change))
