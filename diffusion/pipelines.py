@@ -15,6 +15,7 @@ from diffusion.files import read_json, write_json
 from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _EXACT_SCHEDULE = "schedule.json"
 _EDM = "EDMEulerScheduler"
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
@@ -112,7 +113,7 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """
     schedule, prediction_type, thresholding = load_schedule(folder)
     conditions = load_conditions(folder)
-    denoiser = Denoiser(load_network(folder / "unet"), schedule, prediction_type, thresholding, conditions)
+    denoiser = Denoiser(load_network(_part(folder, "unet")), schedule, prediction_type, thresholding, conditions)
     return denoiser.to(device).eval().requires_grad_(False)
 
 
@@ -144,7 +145,7 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     Raises:
         UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
     """
-    path = folder / "unet" / "config.json"
+    path = _part(folder, "unet") / "config.json"
     stored = read_json(folder / "model_index.json").get("num_classes")
     try:
         return _conditions_of(read_json(path), num_classes or stored)
@@ -177,11 +178,12 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     Raises:
         UserError: the folder is not a pipeline with a ``UNet2DModel``, or its two schedules differ.
     """
-    for file in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"):
-        if not (folder / file).exists():
-            raise UserError(f"{folder}: no {file}; expected a `diffusers` pipeline folder with a UNet2DModel.")
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
-    _check_scheduler(config, folder / "scheduler" / "scheduler_config.json")
+    scheduler_file = _part(folder, "scheduler") / "scheduler_config.json"
+    for file in (folder / "model_index.json", scheduler_file, _part(folder, "unet") / "config.json"):
+        if not file.exists():
+            raise UserError(f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel.")
+    config = read_json(scheduler_file)
+    _check_scheduler(config, scheduler_file)
     scheduler = _scheduler(config)
     schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
     thresholding = _thresholding_of(config)
@@ -292,7 +294,7 @@ def load_network(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights = folder / _WEIGHTS
     if not weights.exists():
         raise CheckpointError(
             f"{weights}: not found. Only safetensors are read, never a pickle; convert the weights first "
@@ -301,7 +303,7 @@ def load_network(folder: Path) -> nn.Module:
     config = read_json(folder / "config.json")
     try:
         network = UNet2DModel.from_config(config)
-        network.load_state_dict(load_file(weights), strict=True)
+        network.load_state_dict(_with_todays_names(load_file(weights), network), strict=True)
     except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
@@ -314,6 +316,19 @@ def load_network(folder: Path) -> nn.Module:
     return network
 
 
+def _with_todays_names(weights: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of `diffusers` before 0.14, as the Hub's first teachers are, had other names in their attention."""
+    names = network.state_dict()
+    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+    def renamed(name: str) -> str:
+        parts = name.split(".")
+        other = ".".join([*parts[:-2], today.get(parts[-2], parts[-2]), parts[-1]]) if len(parts) > 1 else name
+        return other if name not in names and other in names else name
+
+    return {renamed(name): tensor for name, tensor in weights.items()}
+
+
 def picture_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(C, H, W) of the pictures that a network of this configuration makes."""
     size = config["sample_size"]
@@ -321,18 +336,34 @@ def picture_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     return config["out_channels"], height, width
 
 
+def network_configuration(folder: Path) -> dict[str, Any]:
+    """The configuration of a pipeline folder's network."""
+    configuration: dict[str, Any] = read_json(_part(folder, "unet") / "config.json")
+    return configuration
+
+
 def stored_picture_shape(folder: Path) -> tuple[int, int, int]:
     """(C, H, W) of a pipeline folder's pictures, without loading its weights."""
-    return picture_shape(read_json(folder / "unet" / "config.json"))
+    return picture_shape(network_configuration(folder))
+
+
+def _part(folder: Path, name: str) -> Path:
+    """Where a part of a pipeline is: its own folder, or the pipeline's, as in the Hub's oldest ones."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights of a pipeline folder."""
+    return _part(folder, "unet") / _WEIGHTS
 
 
 def deciding_files(folder: Path) -> list[Path]:
     """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule, the
     number of classes."""
     files = [
-        folder / "unet" / "diffusion_pytorch_model.safetensors",
-        folder / "unet" / "config.json",
-        folder / "scheduler" / "scheduler_config.json",
+        weights_file(folder),
+        _part(folder, "unet") / "config.json",
+        _part(folder, "scheduler") / "scheduler_config.json",
         folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
     ]

@@ -1,5 +1,6 @@
 """Training a diffusion teacher."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
+from diffusion.hub_models import model_folder
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_schedule, stored_picture_shape
@@ -114,16 +116,27 @@ class TeacherSettings(_UsedTeacher):
 
 
 class StoredTeacher(_UsedTeacher):
-    """A teacher that exists: any `diffusers` folder with a ``UNet2DModel`` in safetensors.
+    """A teacher that exists: any `diffusers` pipeline with a ``UNet2DModel`` in safetensors.
 
     Attributes:
-        path: the pipeline's folder.
+        path: the pipeline's folder, or a model of the Hugging Face Hub ("google/ddpm-cifar10-32").
+        revision: commit of the Hub's model, so that it stays the same.
         num_classes: how many of a class-conditional network's labels are classes; where there is one label more, it
             stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
     """
 
     path: str = Field(min_length=1)
+    revision: str | None = None
     num_classes: int | None = Field(None, ge=1)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where it lies, its weights perhaps not yet: a model of the Hub is fetched by the workflow.
+
+        Raises:
+            UserError: there is none.
+        """
+        return model_folder(self.path, self.revision)
 
     def facts(self, channels: int, resolution: int) -> TeacherFacts:
         """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
@@ -131,8 +144,8 @@ class StoredTeacher(_UsedTeacher):
         Raises:
             UserError: the folder is not such a pipeline, or cannot be guided.
         """
-        schedule, prediction_type, _thresholding = load_schedule(Path(self.path))
-        conditions = load_conditions(Path(self.path), self.num_classes)
+        schedule, prediction_type, _thresholding = load_schedule(self.folder)
+        conditions = load_conditions(self.folder, self.num_classes)
         if self.guidance_scale != 1 and not conditions.can_be_guided:
             raise UserError(
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
@@ -143,7 +156,7 @@ class StoredTeacher(_UsedTeacher):
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
-        shape = stored_picture_shape(Path(self.path))
+        shape = stored_picture_shape(self.folder)
         if shape != (channels, resolution, resolution):
             raise ValueError(
                 f"path: {self.path} makes pictures of shape {shape}, but the data set's are "
@@ -233,7 +246,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     compute = run.compiled(compute, settings.training)
 
     def loss(step: Step) -> torch.Tensor:
-        x, labels = pictures.draw(settings.training.batch_size, step.generator)
+        x, labels = pictures.draw(settings.training.slice_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
         t = uniform_times(len(x), schedule.t_min, schedule.t_max, step.generator)
         condition = None

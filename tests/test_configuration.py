@@ -53,7 +53,11 @@ def test_every_shipped_experiment_is_valid(file):
         ("data.kind", "celeba", ["data.kind: found 'celeba'", "digits", "images"]),
         ("data.colour", 1, ["data.colour", "unknown"]),
         ("teacher.training", DELETED, ["teacher.training: missing"]),
-        ("teacher.path", "nowhere", ["teacher.network: unknown key", "seed, guidance_scale, path, num_classes"]),
+        (
+            "teacher.path",
+            "nowhere",
+            ["teacher.network: unknown key", "guidance_scale, path, revision, num_classes"],
+        ),
         ("teacher.training.steps", "many", ["teacher.training.steps: found 'many'", "integer"]),
         ("teacher.training.steps", 0, ["teacher.training.steps: found 0", "greater than or equal to 1"]),
         ("teacher.training.stepz", 5, ["teacher.training.stepz: unknown key", "batch_size"]),
@@ -229,7 +233,7 @@ def test_selection_keeps_the_files_order_and_drops_the_rest():
 def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
     raw = copy.deepcopy(TINY)
     raw["teacher"] = {"path": str(tmp_path / "nowhere")}
-    with pytest.raises(UserError, match=r"nowhere: no model_index\.json"):
+    with pytest.raises(UserError, match=r"teacher\.path: .*nowhere' is no folder"):
         parse_experiment(raw)
     save_denoiser(tmp_path / "teacher", tiny_denoiser(channels=3))
     raw["teacher"] = {"path": str(tmp_path / "teacher")}

@@ -18,7 +18,7 @@ from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
 from diffusion.method import student_network
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_denoiser, save_denoiser
+from diffusion.pipelines import deciding_files, load_denoiser, save_denoiser, stored_picture_shape
 from diffusion.schedule import DiscreteSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 
@@ -241,3 +241,87 @@ def test_copying_a_folder_keeps_it_whole(folder, tmp_path):
     t = torch.tensor(0.5)
     with torch.no_grad():
         assert torch.equal(load_denoiser(folder)(NOISE, t), load_denoiser(tmp_path / "copy")(NOISE, t))
+
+
+# -- teachers by name --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_layout(tmp_path):
+    """A pipeline as the Hub's oldest ones are: no folder a part, and the attention's old names in the weights."""
+    denoiser = tiny_denoiser("epsilon", clip=False)
+    save_denoiser(tmp_path / "new", denoiser)
+    old = tmp_path / "old"
+    old.mkdir()
+    shutil.copy(tmp_path / "new" / "model_index.json", old)
+    shutil.copy(tmp_path / "new" / "unet" / "config.json", old)
+    shutil.copy(tmp_path / "new" / "scheduler" / "scheduler_config.json", old)
+    before = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = {}
+    for name, tensor in load_file(tmp_path / "new" / "unet" / "diffusion_pytorch_model.safetensors").items():
+        for today, then in before.items():
+            name = name.replace(f"attentions.0.{today}.", f"attentions.0.{then}.")
+        weights[name] = tensor
+    assert any(".query." in name for name in weights)
+    save_file(weights, old / "diffusion_pytorch_model.safetensors")
+    return old, denoiser
+
+
+def test_the_hubs_oldest_layout_is_read(hub_layout):
+    folder, denoiser = hub_layout
+    found = load_denoiser(folder)
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(found.network(x, 5.0).sample, denoiser.network(x, 5.0).sample)
+    assert stored_picture_shape(folder) == (1, 8, 8)
+    assert {file.name for file in deciding_files(folder)} == {
+        "config.json", "scheduler_config.json", "model_index.json", "diffusion_pytorch_model.safetensors"
+    }  # fmt: skip
+
+
+def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch):
+    """Only the small files are asked for while the experiment is read; the weights by the job."""
+    from diffusion.teacher import StoredTeacher
+    from suite.cli import build_parser
+    from suite.stages.training import import_teacher
+
+    folder, denoiser = hub_layout
+    asked = []
+
+    def snapshot(name, revision, allow_patterns):
+        asked.append((name, revision, any("safetensors" in pattern for pattern in allow_patterns)))
+        assert not any(pattern.endswith((".bin", ".pt", ".ckpt", "*")) for pattern in allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    teacher = StoredTeacher(path="google/ddpm-tiny", revision="abc")
+    facts = teacher.facts(1, 8)
+    assert (facts.prediction_type, facts.channels, facts.resolution) == ("epsilon", 1, 8)
+    teacher.check_pictures(1, 8)
+    with pytest.raises(ValueError, match=r"google/ddpm-tiny makes pictures of shape \(1, 8, 8\), but the data"):
+        teacher.check_pictures(3, 32)
+    assert asked == [("google/ddpm-tiny", "abc", False)]
+    command = ["import-teacher", "--path", "google/ddpm-tiny", "--revision", "abc", "--output", str(tmp_path / "t")]
+    import_teacher(build_parser().parse_args(command))
+    assert asked[1:] == [("google/ddpm-tiny", "abc", True)]
+    x = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(load_denoiser(tmp_path / "t").network(x, 5.0).sample, denoiser.network(x, 5.0).sample)
+
+
+def test_a_teacher_that_is_nowhere_is_refused_in_words(tmp_path, monkeypatch):
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    from diffusion.teacher import StoredTeacher
+
+    with pytest.raises(UserError, match=r"teacher\.path: 'no such folder' is no folder .* and no name of a model"):
+        StoredTeacher(path="no such folder").facts(1, 8)
+    with pytest.raises(UserError, match=r"'nobody/nothing': no folder of that name, not in the Hub's cache, and"):
+        StoredTeacher(path="nobody/nothing").facts(1, 8)  # the tests have no network
+
+    def missing(*_args, **_options):
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
+    with pytest.raises(UserError, match=r"'nobody/nothing', revision 'x': .* the Hub has no such public model"):
+        StoredTeacher(path="nobody/nothing", revision="x").facts(1, 8)

@@ -28,11 +28,6 @@ def network_folder(method: Any, source: Path, nfe: int) -> Path:
     return source / f"nfe-{method.student_for(nfe)}" if method.trains else source
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights of a `diffusers` folder."""
-    return folder / "unet" / "diffusion_pytorch_model.safetensors"
-
-
 def configured_method(settings: str, guidance_scale: float = 1.0) -> Any:
     """The method that a block of settings, as JSON, describes, for a teacher under that guidance."""
     raw = json.loads(settings)

@@ -9,11 +9,12 @@ import pandas as pd
 from diffusion.device import default_device
 from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
+from diffusion.pipelines import weights_file
 from evaluation import quality
 from evaluation.reference import load_real
 from evaluation.tables import CURVE_COLUMNS
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder, weights_file
+from suite.stages.common import configured_method, network_folder
 from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
 from suite.stages.training import snapshot_name

@@ -12,9 +12,9 @@ from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape
+from diffusion.pipelines import stored_picture_shape, weights_file
 from suite.provenance import write_provenance
-from suite.stages.common import load_teacher, weights_file
+from suite.stages.common import load_teacher
 
 
 def draw_pictures(arguments: argparse.Namespace) -> None:

@@ -11,11 +11,11 @@ import torch
 from diffusion.device import default_device, gpu_lock
 from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_conditions, stored_picture_shape
+from diffusion.pipelines import load_conditions, stored_picture_shape, weights_file
 from evaluation import speed
 from suite.configuration import SpeedSettings
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder, weights_file
+from suite.stages.common import configured_method, network_folder
 
 
 def time_sampling(arguments: argparse.Namespace) -> None:

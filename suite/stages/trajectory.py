@@ -11,10 +11,10 @@ from boot.trajectory import SignalOfState, trajectory_errors
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape
+from diffusion.pipelines import stored_picture_shape, weights_file
 from evaluation.tables import TRAJECTORY_COLUMNS
 from suite.provenance import write_provenance
-from suite.stages.common import load_teacher, weights_file
+from suite.stages.common import load_teacher
 
 _TIMES = 11
 _NOISES = 128

@@ -1,0 +1,50 @@
+"""Stored teachers by the name of a folder or of a model of the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from diffusion.errors import UserError
+
+_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SMALL = ["*.json", "unet/*.json", "scheduler/*.json"]
+# Tensors only: of a model that has pickles alone, nothing is fetched.
+_WEIGHTS = ["diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+
+
+def model_folder(name: str, revision: str | None = None, weights: bool = False) -> Path:
+    """The folder of a `diffusers` pipeline: ``name`` itself where it is one, else the Hub's usual cache.
+
+    Args:
+        name: a folder, or a model of the Hub such as "google/ddpm-cifar10-32".
+        revision: commit, tag or branch of the Hub's model.
+        weights: whether its weights are wanted too, or the small files only, which say what kind of teacher it is.
+
+    Raises:
+        UserError: neither a folder nor a name; no such model; no network and nothing in the cache.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"teacher.path: {name!r} is no folder (looked for it in {Path.cwd()}) and no name of a model of the Hub "
+            f"(owner/name); expected one of them."
+        )
+    import huggingface_hub  # a second, for those who want it
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"teacher.path: {name!r}" + (f", revision {revision!r}" if revision else "")
+    try:
+        wanted = _SMALL + (_WEIGHTS if weights else [])
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+        raise UserError(
+            f"{where}: no folder of that name, and the Hub has no such public model or revision "
+            f"({type(error).__name__}). Correct the name, or log in (hf auth login) where it is gated."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{where}: no folder of that name, not in the Hub's cache, and the download failed "
+            f"({type(error).__name__}). Check the network, or fetch it elsewhere (hf download {name}) and name its "
+            f"folder."
+        ) from error
