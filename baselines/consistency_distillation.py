@@ -123,7 +123,7 @@ class ConsistencyDistillation(Method):
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "consistency distillation trains on the data set"
-        settings, batch = self.settings, self.settings.training.batch_size
+        settings, batch = self.settings, self.settings.training.slice_size
         pictures = RealPictures(data, run.device)
         network = student_network(teacher)
         own_target = settings.target_decay > 0

@@ -65,7 +65,7 @@ class Pid(Method):
         student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
-        batch, shape = settings.batch_size, picture_shape(network.config)
+        batch, shape = settings.slice_size, picture_shape(network.config)
         times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
         longest = times[0]
 

@@ -108,7 +108,7 @@ class ProgressiveDistillation(Method):
                 compute: Callable[..., torch.Tensor] = compute,
                 source: Denoiser = source,
                 nfe: int = nfe,
-                batch: int = settings.batch_size,
+                batch: int = settings.slice_size,
             ) -> torch.Tensor:
                 x, labels = pictures.draw(batch, step.generator)
                 condition = source.conditions.of_labels(labels)

@@ -78,6 +78,11 @@ class Sid(Method):
         return (1,)
 
     def check(self, teacher: TeacherFacts) -> None:
+        if self.settings.training.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"training.gradient_accumulation_steps: found {self.settings.training.gradient_accumulation_steps}, "
+                f"expected 1: a step trains two networks in turn"
+            )
         low, high = teacher.log_noise_to_signal
         if not low <= math.log(self.settings.sigma_init) <= high:
             raise ValueError(

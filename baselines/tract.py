@@ -112,7 +112,7 @@ class Tract(Method):
                 source: Denoiser = teacher,  # bound now: `teacher` moves on, and so does the number of its steps
                 teacher_steps: int = teacher_steps,
             ) -> torch.Tensor:
-                x, labels = pictures.draw(settings.batch_size, step.generator)
+                x, labels = pictures.draw(settings.slice_size, step.generator)
                 condition = source.conditions.of_labels(labels)
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, teacher_steps + 1, (len(x),), generator=step.generator, device=x.device)

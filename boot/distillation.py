@@ -128,7 +128,7 @@ class Boot(Method):
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
-        batch = settings.training.batch_size
+        batch = settings.training.slice_size
         boundary_count = math.ceil(batch * settings.boundary_fraction) if settings.boundary_weight else 0
         shape = (batch, *picture_shape(network.config))
         distance = squared_l2 if settings.distance == "l2" else load_lpips(settings.lpips, run.device)
@@ -174,7 +174,7 @@ def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[
 
     s is drawn and t follows, so that the interval is covered up to t_max; the last steps are shorter than δ.
     """
-    batch, generator = settings.training.batch_size, step.generator
+    batch, generator = settings.training.slice_size, step.generator
     low = schedule.t_min
     if settings.times == "progressive":
         grown = min(1.0, step.progress / settings.progressive_share)

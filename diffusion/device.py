@@ -19,8 +19,11 @@ def default_device() -> torch.device:
         UserError: the variable names a device that this machine does not have.
     """
     wanted = os.environ.get("BOOT_DEVICE")
+    if not wanted and not torch.cuda.is_available():
+        return torch.device("cpu")
     if not wanted:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # One of several processes that train together has a card of its own.
+        wanted = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import filelock
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from diffusion.device import gpu_lock
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
 from diffusion.files import atomic_path
+from diffusion.processes import join
 from diffusion.settings import Settings
 
 _FORMAT = "boot-reproduction training state 1"
@@ -43,10 +44,10 @@ LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_
 
 @dataclass(frozen=True)
 class Step:
-    """What the loss of one optimiser step may depend on.
+    """What the loss of one optimiser step, or of a slice of its batch, may depend on.
 
     Attributes:
-        generator: the only source of randomness, seeded by (seed, stage, step), on the run's device.
+        generator: the only source of randomness, seeded by (seed, stage, step, slice), on the run's device.
         progress: share of the stage's steps that are done, in [0, 1).
         average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
     """
@@ -106,7 +107,10 @@ class TrainingSettings(Settings):
 
     Attributes:
         steps: optimiser steps (of one stage, where a method has several).
-        batch_size: pictures or noises a step.
+        batch_size: pictures or noises a step, however many GPUs share it.
+        gradient_accumulation_steps: in how many slices of equal size a step's batch is computed, one after the other;
+            several processes share them. Every slice has its own random draws, so that a run gives the same weights, up
+            to the order of float32 sums, whatever the number of processes that share its slices.
         learning_rate: the peak value, after ``warmup_steps`` of linear warm-up.
         decay: how the rate falls to zero over ``steps`` ("constant": it does not).
         ema_decay: decay of the exponential moving average of the weights that is kept as the result; null keeps
@@ -127,6 +131,7 @@ class TrainingSettings(Settings):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(128, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
     warmup_steps: int = Field(0, ge=0)
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -138,6 +143,20 @@ class TrainingSettings(Settings):
     snapshots: int = Field(0, ge=0)
     compile: Literal["off", "default", "cudagraphs"] = "off"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _slices(self) -> "TrainingSettings":
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"gradient_accumulation_steps: found {self.gradient_accumulation_steps}, expected a divisor of "
+                f"batch_size ({self.batch_size})"
+            )
+        return self
+
+    @property
+    def slice_size(self) -> int:
+        """Pictures or noises of one slice: what a loss is called for."""
+        return self.batch_size // self.gradient_accumulation_steps
 
     @field_validator("betas")
     @classmethod
@@ -188,7 +207,7 @@ class _EvaluationCounter:
 
     def __call__(self, _module: nn.Module, arguments: tuple[Any, ...]) -> None:
         if self.run.counting:
-            self.run.evaluations += len(arguments[0])
+            self.run.evaluations += len(arguments[0]) * self.run.processes.size  # all have equal shares
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> "_EvaluationCounter":
         return self  # the copy of a counted network is counted by the same run
@@ -212,6 +231,7 @@ class TrainingRun:
         self, folder: Path, key: str, seed: int, device: torch.device, checkpoint_seconds: float = 30.0
     ) -> None:
         self.folder, self.key, self.seed, self.device = folder, key, seed, device
+        self.processes = join(device)
         self.checkpoint_seconds = checkpoint_seconds
         self.evaluations = 0
         self.counting = True  # off inside a compiled step, which would be compiled anew for every count
@@ -226,7 +246,8 @@ class TrainingRun:
     def __enter__(self) -> "TrainingRun":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
+            if self.processes.is_main:
+                self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             if self.device.type == "cuda":
                 self._cleanup.enter_context(gpu_lock(self.device))
         except filelock.Timeout as error:
@@ -251,7 +272,8 @@ class TrainingRun:
     def deliver(self) -> None:
         """Notes that the result is stored. The state stays: whoever runs the job may be killed before it has taken
         note of the result, and would ask for it again; :func:`discard_delivered` removes it later."""
-        (self.folder / _DELIVERED).touch()
+        if self.processes.is_main:
+            (self.folder / _DELIVERED).touch()
 
     # -- cost ---------------------------------------------------------------------------------------------------
 
@@ -282,6 +304,8 @@ class TrainingRun:
     def note_seconds(self) -> None:
         """Stores the time spent so far, which outlives the process."""
         self._tick()
+        if not self.processes.is_main:
+            return
         with atomic_path(self._spent_file) as temporary:
             temporary.write_text(f"{self.wall_clock_s:.3f}")
 
@@ -302,7 +326,8 @@ class TrainingRun:
 
         Args:
             stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
-            loss: one step's loss, a scalar tensor.
+            loss: the loss of one slice of a step's batch (``settings.slice_size``), a scalar tensor; the step's loss is
+                the mean over its slices.
             real_images: whether each step sees ``batch_size`` real pictures.
             bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
             after_step: called after each step of the optimiser, with the same :class:`Step` as the loss, whose average
@@ -314,6 +339,14 @@ class TrainingRun:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
             CheckpointError: the stored state is truncated, or belongs to another run.
         """
+        slices = settings.gradient_accumulation_steps
+        if slices % self.processes.size:
+            raise UserError(
+                f"training.gradient_accumulation_steps: found {slices}, expected a multiple of the number of processes "
+                f"({self.processes.size}), which share the slices."
+            )
+        own_slices = range(self.processes.rank, slices, self.processes.size)
+        self.processes.wait()  # until the one that writes has stored what the others look for
         average = None
         if settings.ema_decay is not None:
             average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
@@ -374,13 +407,17 @@ class TrainingRun:
             rate = settings.rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            this = Step(self.generator(stage, step), step / settings.steps, averaged)
-            with autocast():
-                value = loss(this)
-            value.backward()
+            value = torch.zeros((), device=self.device)
+            for number in own_slices:
+                this = Step(self.generator(stage, step, number), step / settings.steps, averaged)
+                with autocast():
+                    share = loss(this) / slices
+                share.backward()
+                value += share.detach()
+            self.processes.sum_gradients(network, value)
             norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
             first_bad = torch.where(
-                (first_bad < 0) & ~torch.isfinite(value.detach() + norm), torch.full_like(first_bad, step), first_bad
+                (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
             )
             last = step + 1 == settings.steps
             if (last or step % check_every == check_every - 1) and (bad := int(first_bad)) >= 0:
@@ -403,7 +440,7 @@ class TrainingRun:
             if last or step % log_every == 0:
                 self._tick()
                 seen = {"learning_rate": rate, "wall_clock_s": round(self.wall_clock_s, 3)}
-                unread.append(({"stage": stage, "step": step + 1, **seen}, value.detach().clone(), norm.clone()))
+                unread.append(({"stage": stage, "step": step + 1, **seen}, value.clone(), norm.clone()))
             # Numbers are read where the host waits for the device anyway.
             if unread and (last or step % check_every == check_every - 1):
                 for row, loss_value, norm_value in unread:
@@ -424,7 +461,9 @@ class TrainingRun:
                 good_step, saved_at = step + 1, time.perf_counter()
         cost = self.cost()
         self._save(finished, {"stage": stage, "result": result.state_dict(), "cost": cost})
-        checkpoint.unlink(missing_ok=True)
+        if self.processes.is_main:
+            checkpoint.unlink(missing_ok=True)
+        self.processes.wait()
         return Trained(result.eval(), cost, self._snapshots(stage, settings))
 
     def _snapshot_file(self, stage: str, step: int) -> Path:
@@ -474,9 +513,9 @@ class TrainingRun:
 
         return step
 
-    def generator(self, stage: str, step: int) -> torch.Generator:
-        """The random generator of one step; also seeds the global one, which dropout uses."""
-        text = f"{self.seed}/{stage}/{step}"
+    def generator(self, stage: str, step: int, number: int = 0) -> torch.Generator:
+        """The random generator of one slice of a step; also seeds the global one, which dropout uses."""
+        text = f"{self.seed}/{stage}/{step}" + (f"/{number}" if number else "")
         number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
         torch.manual_seed(number)
         return torch.Generator(self.device).manual_seed(number)
@@ -491,6 +530,8 @@ class TrainingRun:
 
     def _save(self, path: Path, content: dict[str, Any]) -> None:
         self.note_seconds()
+        if not self.processes.is_main:
+            return
         content |= {
             "format": _FORMAT,
             "key": self.key,

@@ -64,10 +64,10 @@ def distil(method, folder, data, key="key", seed=0, stop_at=None, teacher=None):
         if stop_at is not None:
             draw = run.generator
 
-            def interrupt(stage, step):
+            def interrupt(stage, step, number=0):
                 if step == stop_at:
                     raise KeyboardInterrupt
-                return draw(stage, step)
+                return draw(stage, step, number)
 
             run.generator = interrupt
         return method.distil(teacher, run, given)

@@ -178,10 +178,10 @@ class Watched(TrainingRun):
 
         return super().fit(stage, network, loss, settings, after_step=noted, beside=beside, **others)
 
-    def generator(self, stage, step):
+    def generator(self, stage, step, number=0):
         if (stage, step) == self.stop_at:
             raise KeyboardInterrupt
-        return super().generator(stage, step)
+        return super().generator(stage, step, number)
 
 
 def train(folder, data, stop_at=None, teacher=None, **settings):

@@ -18,13 +18,21 @@ from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, sha256_file, write_json
+from diffusion.hub_models import model_folder
 from diffusion.pairs import Pairs, PairsSettings, generate_pairs
-from diffusion.pipelines import deciding_files, load_conditions, load_denoiser, save_denoiser, stored_picture_shape
+from diffusion.pipelines import (
+    deciding_files,
+    load_conditions,
+    load_denoiser,
+    save_denoiser,
+    stored_picture_shape,
+    weights_file,
+)
 from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, load_teacher, result_folder, weights_file
+from suite.stages.common import configured_method, load_teacher, result_folder
 
 _TRAINING_CODE = ("diffusion", "boot", "baselines")
 
@@ -36,6 +44,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
     inputs = {"data": arguments.data / "manifest.json"}
     with training_run(arguments, "teacher", settings.seed, inputs) as run:
         denoiser, cost = fit_teacher(settings, split, run)
+        if not run.processes.is_main:
+            return
         with result_folder(arguments.output) as folder:
             save_denoiser(folder, denoiser)
             students = [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}]
@@ -49,13 +59,13 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 
 def import_teacher(arguments: argparse.Namespace) -> None:
     """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file."""
-    denoiser = load_denoiser(arguments.path)
-    denoiser.conditions = load_conditions(arguments.path, arguments.num_classes)
+    source = model_folder(arguments.path, arguments.revision, weights=True)
+    denoiser = load_denoiser(source)
+    denoiser.conditions = load_conditions(source, arguments.num_classes)
     with result_folder(arguments.output) as folder:
         save_denoiser(folder, denoiser)
-        write_provenance(
-            folder / "provenance.json", {"weights": weights_file(arguments.path)}, stored=str(arguments.path)
-        )
+        inputs = {"weights": weights_file(source)}
+        write_provenance(folder / "provenance.json", inputs, stored=arguments.path, revision=arguments.revision)
 
 
 def make_pairs(arguments: argparse.Namespace) -> None:
@@ -95,6 +105,8 @@ def distil(arguments: argparse.Namespace) -> None:
         inputs["pairs"] = arguments.pairs / "provenance.json"
     with training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
         students = method.distil(teacher, run, given)
+        if not run.processes.is_main:
+            return
         last = min(students, key=lambda student: student.nfe)
         with result_folder(arguments.output) as folder:
             for student in students:
