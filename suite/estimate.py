@@ -1,0 +1,337 @@
+"""What an experiment will cost, before anything runs: network evaluations, hours, memory, disk, downloads.
+
+Evaluations of training are counted, not assumed: one loss of every stage is computed with a stand-in network of a few
+weights, by the method's own code, and what passed through it is multiplied by steps and slices. Times come from the
+real network, with random weights: its rate on the present machine, measured for some seconds, and its floating-point
+operations, counted without computing, at an assumed share of a stated card's peak.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
+from diffusion.data import downloads
+from diffusion.data.store import Shards, Split
+from diffusion.denoiser import Denoiser
+from diffusion.files import read_json
+from diffusion.guidance import guided
+from diffusion.networks import NetworkSettings, build_network
+from diffusion.pairs import Pairs
+from diffusion.pipelines import load_schedule
+from diffusion.teacher import TeacherSettings, train_teacher
+from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
+from suite.configuration import Experiment
+from suite.plan import Plan
+
+# Peak of dense bfloat16 products in operations a second, from the maker's data sheets, and the share of it that a
+# training is assumed to reach.
+CARDS = {"A100": 312e12, "H100": 989e12}
+SHARE_OF_PEAK = 0.3
+# A pass with a gradient takes about three times as long as one without: forward, and twice that backward.
+_WITH_GRADIENT = 3
+_STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
+_SIDE = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one rule costs for one variant, all its training seeds together.
+
+    Attributes:
+        forward: network evaluations without a gradient.
+        trained: those with one.
+        memory: bytes of weights, gradients, optimiser and average that a job holds; activations come on top.
+        disk: bytes that stay.
+    """
+
+    rule: str
+    variant: str
+    forward: float = 0
+    trained: float = 0
+    memory: float = 0
+    disk: float = 0
+
+    @property
+    def passes(self) -> float:
+        """Evaluations without a gradient that take as long."""
+        return self.forward + _WITH_GRADIENT * self.trained
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The rows, and what turns evaluations into hours.
+
+    Attributes:
+        parameters: of the teacher's network.
+        operations: floating-point operations of one evaluation; a multiplication and an addition are two.
+        rate: evaluations without a gradient a second, on ``device``.
+        download: bytes from the network.
+    """
+
+    rows: list[Row]
+    parameters: int
+    operations: float
+    rate: float
+    device: str
+    download: float
+
+    def hours_here(self, row: Row) -> float:
+        """At the measured rate."""
+        return row.passes / self.rate / 3600
+
+    def hours_on(self, card: str, row: Row) -> float:
+        """At the assumed share of a card's peak."""
+        return row.passes * self.operations / (CARDS[card] * SHARE_OF_PEAK) / 3600
+
+
+class CountingRun(TrainingRun):
+    """A run that computes one loss a stage and counts what all its steps would take."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "estimate", 0, torch.device("cpu"))
+        self.forward = self.trained = 0.0
+        self._passed = [0, 0]
+
+    def count(self, network: nn.Module) -> None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
+            self._passed[learns] += len(arguments[0])
+
+        # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
+        if not network._forward_pre_hooks:
+            self._cleanup.callback(network.register_forward_pre_hook(hook).remove)
+
+    def fit(
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Callable[[Step], torch.Tensor],
+        settings: TrainingSettings,
+        *_arguments: Any,
+        **_keywords: Any,
+    ) -> Trained:
+        self._passed = [0, 0]
+        loss(Step(self.generator(stage, 0), 0.5, copy.deepcopy(network).requires_grad_(False)))
+        slices = settings.steps * settings.gradient_accumulation_steps
+        self.forward += slices * self._passed[0]
+        self.trained += slices * self._passed[1]
+        return Trained(network, {})
+
+
+class _MadePairs(Pairs):
+    """An offline set that needs no file."""
+
+    def __init__(self, conditions: Conditions, shape: tuple[int, ...]) -> None:
+        self.cost, self._conditions, self._shape = {}, conditions, shape
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+        noise = torch.randn((count, *self._shape), generator=generator)
+        return noise, noise, self._conditions.of_samples(range(count), "cpu")
+
+
+def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0) -> Estimate:
+    """Counts and measures. Reads no picture, and nothing that it makes stays.
+
+    Args:
+        seconds: for how long the rate of the real network is measured, one pass at least.
+    """
+    plan, data = Plan(experiment), experiment.data
+    picture = data.resolution**2 * data.channels
+    conditions, facts = _conditions(experiment, plan), experiment.teacher.facts(data.channels, data.resolution)
+    network, operations = _real_network(experiment, conditions, device)
+    weights = 4 * sum(weight.numel() for weight in network.parameters())
+    rows = []
+    if (manifest := plan.root / "data" / "manifest.json").exists():
+        count = sum(part["count"] for part in read_json(manifest)["splits"].values())
+        rows.append(Row("data", "", disk=count * picture))
+    made = _Made(experiment, conditions, facts.channels)
+    if isinstance(experiment.teacher, TeacherSettings):
+        rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1))
+    for name, pairs in plan.pairs().items():
+        evaluations = pairs.count * pairs.num_inference_steps * made.evaluations_a_step
+        rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture))
+    for variant in plan.trained_variants():
+        method = experiment.methods[variant]
+        students = len(method.students())
+        # Beside the student, its gradient, two moments and average: the teacher.
+        cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
+        rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds))
+    samples = experiment.evaluation.num_samples * len(experiment.evaluation.seeds)
+    for variant in experiment.methods:
+        units = [unit for unit in plan.units() if unit.variant == variant]
+        evaluations = samples * sum(unit.nfe for unit in units)
+        rows.append(Row("sample", variant, evaluations, memory=weights, disk=samples * len(units) * picture))
+    fetched = sum(one.size or 0 for one in downloads(data))
+    return Estimate(rows, weights // 4, operations, _rate(network, made, device, seconds), str(device), fetched)
+
+
+def _trained(rule: str, variant: str, cost: tuple[float, float], memory: float, disk: float, seeds: int) -> Row:
+    return Row(rule, variant, seeds * cost[0], seeds * cost[1], memory, seeds * disk)
+
+
+class _Made:
+    """Stand-ins of an experiment's teacher and data, of a few weights and numbers."""
+
+    def __init__(self, experiment: Experiment, conditions: Conditions, channels: int) -> None:
+        self.experiment, self.conditions, self.channels = experiment, conditions, channels
+        self.shape = (channels, _SIDE, _SIDE)
+        self.split = Split(
+            Shards([np.zeros((8, _SIDE, _SIDE, channels), np.uint8)]),
+            np.zeros(8, np.int64),
+            tuple(map(str, range(conditions.num_classes))) if isinstance(conditions, ClassLabels) else ("all",),
+            "",
+            "train",
+        )
+        self.evaluations_a_step = 1 if experiment.teacher.guidance_scale == 1 else 2
+
+    def teacher_cost(self) -> tuple[float, float]:
+        """Evaluations without and with a gradient."""
+        settings = self.experiment.teacher
+        assert isinstance(settings, TeacherSettings)
+        small = settings.model_copy(update={"network": _STAND_IN, "training": _uncompiled(settings.training)})
+        return self._counted(lambda run: train_teacher(small, self.split, run))
+
+    def cost_of(self, variant: str) -> tuple[float, float]:
+        """The same of a method that trains, without its offline set."""
+        method = copy.copy(self.experiment.methods[variant])
+        settings: Any = method.settings
+        changes: dict[str, Any] = {"training": _uncompiled(settings.training)}
+        if getattr(settings, "distance", "l2") != "l2":
+            changes["distance"] = "l2"  # LPIPS' backbone is no network evaluation
+        method.settings = settings.model_copy(update=changes)
+        data: Split | Pairs | None = self.split if method.needs_data else None
+        if method.pairs() is not None:
+            data = _MadePairs(self.conditions, self.shape)
+        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+        return self._counted(lambda run: method.distil(teacher, run, data))
+
+    def _teacher(self) -> Denoiser:
+        teacher = self.experiment.teacher
+        if isinstance(teacher, TeacherSettings):
+            schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
+        else:
+            schedule, prediction, thresholding = load_schedule(teacher.folder)
+        network = build_network(_STAND_IN, self.channels, _SIDE, _labels(self.conditions)).requires_grad_(False)
+        return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
+
+    @staticmethod
+    def _counted(train: Callable[[CountingRun], Any]) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            counting = CountingRun(Path(folder))
+            with counting:
+                train(counting)
+            return counting.forward, counting.trained
+
+
+def _uncompiled(settings: TrainingSettings) -> TrainingSettings:
+    return settings.model_copy(update={"compile": "off"})
+
+
+def _labels(conditions: Conditions) -> int | None:
+    return conditions.num_classes + conditions.has_null if isinstance(conditions, ClassLabels) else None
+
+
+def _conditions(experiment: Experiment, plan: Plan) -> Conditions:
+    """What the teacher is told. Of a data set that is not prepared the number of classes is not known, and costs
+    nothing: ten."""
+    teacher = experiment.teacher
+    if not isinstance(teacher, TeacherSettings):
+        from diffusion.pipelines import load_conditions
+
+        return load_conditions(teacher.folder, teacher.num_classes)
+    if not teacher.labels:
+        return Unconditional()
+    manifest = plan.root / "data" / "manifest.json"
+    classes = len(read_json(manifest)["class_names"]) if manifest.exists() else 10
+    return ClassLabels(classes, teacher.label_dropout > 0)
+
+
+def _real_network(experiment: Experiment, conditions: Conditions, device: torch.device) -> tuple[nn.Module, float]:
+    """The teacher's network with random weights, and the floating-point operations of one of its evaluations."""
+    data, teacher = experiment.data, experiment.teacher
+
+    def build() -> nn.Module:
+        if isinstance(teacher, TeacherSettings):
+            return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
+        from diffusers import UNet2DModel
+
+        from diffusion.pipelines import network_configuration
+
+        network: nn.Module = UNet2DModel.from_config(network_configuration(teacher.folder))
+        return network
+
+    with torch.device("meta"):
+        nowhere = build()
+        x = torch.empty(1, data.channels, data.resolution, data.resolution)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        nowhere(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
+    return build().to(device).eval(), float(counter.get_total_flops())
+
+
+def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
+    told = {"class_labels": torch.zeros(count, dtype=torch.int64, device=device)}
+    return told if isinstance(conditions, ClassLabels) else {}
+
+
+def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float) -> float:
+    """Evaluations a second without a gradient, at a batch that a card is filled by."""
+    data = made.experiment.data
+    count = 64 if device.type == "cuda" else 4
+    x = torch.randn(count, data.channels, data.resolution, data.resolution, device=device)
+
+    def once() -> None:
+        network(x, torch.zeros(count, device=device), **_told(made.conditions, count, device))
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        once()
+        done, start = 0, time.perf_counter()
+        while not done or time.perf_counter() - start < seconds:
+            once()
+            done += count
+        return done / (time.perf_counter() - start)
+
+
+def table(found: Estimate) -> str:
+    """The estimate in Markdown."""
+    lines = [
+        f"The teacher's network: {found.parameters / 1e6:.1f} M weights, {found.operations / 1e9:.3g} GFLOP an "
+        f"evaluation; {found.rate:.3g} evaluations a second on {found.device}.",
+        "",
+        "| Rule | Variant | Evaluations | with gradient | Hours here | "
+        + " | ".join(f"{card} hours" for card in CARDS)
+        + " | Memory, without activations | Disk |",
+        "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---:|---:|",
+    ]
+    forward, trained, disk = (sum(getattr(row, key) for row in found.rows) for key in ("forward", "trained", "disk"))
+    total = Row("all", "", forward, trained, max(row.memory for row in found.rows), disk)
+    for row in [*found.rows, total]:
+        cells = [row.rule, row.variant, f"{row.forward + row.trained:.3g}", f"{row.trained:.3g}"]
+        cells += [f"{found.hours_here(row):.3g}", *(f"{found.hours_on(card, row):.3g}" for card in CARDS)]
+        cells += [_bytes(row.memory), _bytes(row.disk)]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Hours on a card: {SHARE_OF_PEAK:.0%} of its bfloat16 peak, an assumption. An evaluation with a gradient "
+        f"counts {_WITH_GRADIENT} times. Downloads: {_bytes(found.download)}. Not counted: features, measures, speed, "
+        "activations, and the data set's size where it is not prepared yet.",
+    ]
+    return "\n".join(lines)
+
+
+def _bytes(number: float) -> str:
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB" if number else "–"
