@@ -1,0 +1,120 @@
+"""Every experiment of config/: it parses, plans, and runs scaled down on made pictures of its true size and format.
+
+By default the small runs go to the students' samples, which is where data, teachers and methods meet; with
+``BOOT_TEST_EXPERIMENTS=report`` they go to the report.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_workflow import snakemake
+
+from diffusion.data import cifar10, fashion_mnist, lsun
+from suite.configuration import parse_experiment
+
+CONFIG = Path(__file__).parents[1] / "config"
+ALL = sorted(path.stem for path in CONFIG.glob("*.yaml"))
+PUBLISHED = ("cifar10", "ffhq64", "imagenet64", "bedroom256", "fashion-mnist", "mnist")
+
+
+def configuration(name):
+    return yaml.safe_load((CONFIG / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_experiment_and_every_variant_of_it_is_accepted(name):
+    raw = configuration(name)
+    parse_experiment(raw)
+    if "select" in raw:
+        experiment = parse_experiment(raw | {"select": list(raw["methods"])})
+        assert set(experiment.methods) >= set(raw["methods"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_experiment_plans_without_its_data(name, tmp_path):
+    done = snakemake(tmp_path, "--dry-run", config=CONFIG / f"{name}.yaml")
+    assert "rule teacher:" in done.stdout + done.stderr
+    fetches = "rule fetch:" in done.stdout + done.stderr
+    assert fetches == (name == "cifar10" or (name == "fashion-mnist" and not fashion_mnist.DEBIAN.is_dir()))
+
+
+def pictures(folder, names, size, mode="RGB"):
+    """Files as their data sets have them; of ImageNet also a grey and a CMYK one."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for name in names:
+        coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(folder / name)
+
+
+def made_data(name, folder):
+    """What replaces the data block's keys: a small set of true size and format."""
+    if name == "cifar10":
+        return cifar10.tiny_settings(folder)
+    if name == "fashion-mnist":
+        return fashion_mnist.tiny_settings(folder)
+    if name == "bedroom256":
+        return lsun.tiny_settings(folder) | {"resolution": 256}
+    if name == "ffhq64":
+        pictures(folder, [f"{index:05d}.png" for index in range(80)], (128, 128))
+        return {"path": str(folder)}
+    if name == "imagenet64":
+        for part, count in (("train", 8), ("val", 4)):
+            for label in ("n01440764", "n01443537"):
+                pictures(folder / part / label, [f"{part}_{label}_{i}.JPEG" for i in range(count)], (120, 90))
+        pictures(folder / "train" / "n01484850", ["grey_0.JPEG", "grey_1.JPEG"], (75, 90), "L")
+        pictures(folder / "val" / "n01484850", ["cmyk_0.JPEG", "cmyk_1.JPEG"], (90, 75), "CMYK")
+        return {"path": str(folder)}
+    return {}
+
+
+def scaled_down(name, folder):
+    """The experiment's own file with a small network, few steps and few pictures."""
+    raw = configuration(name)
+    raw["data"] |= made_data(name, folder)
+    network = raw["teacher"]["network"]
+    network |= {"block_out_channels": [8] * len(network["block_out_channels"]), "norm_num_groups": 4}
+    network |= {"attention_head_dim": 4, "layers_per_block": 1}
+    raw["teacher"]["training"] |= {"steps": 2, "batch_size": 2}
+    raw["select"] = [
+        v for v in raw["select"] if raw["methods"][v]["method"] in ("ddim", "boot", "progressive_distillation")
+    ]
+    for method in (raw["methods"][variant] for variant in raw["select"]):
+        if method["method"] == "ddim":
+            method["num_inference_steps"] = [1, 2]
+        else:
+            method["training"] = method["training"] | {"steps": 2, "batch_size": 2}
+        if method["method"] == "progressive_distillation":
+            method["start_steps"] = 2
+        if method["method"] == "boot":
+            method["distance"] = "l2"  # LPIPS wants weights that are not here
+    few = {"num_samples": 16, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 2}, "protocols": {}}
+    raw["evaluation"] |= few | {"features": "efficientnet-lite0-32", "batch_size": 16}
+    raw["speed"] = {"batch_sizes": [1], "seconds": 1}
+    return raw
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_experiment_runs_scaled_down(name, tmp_path):
+    raw = scaled_down(name, tmp_path / "made")
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    boot = next(variant for variant in raw["select"] if raw["methods"][variant]["method"] == "boot")
+    root = Path("results") / raw["experiment"]
+    whole = os.environ.get("BOOT_TEST_EXPERIMENTS") == "report"
+    targets = (
+        [] if whole else [str(root / "samples" / variant / "train-0") for variant in raw["select"] if variant != "ddim"]
+    )
+    snakemake(tmp_path, *targets, config=tmp_path / "small.yaml")
+    experiment = parse_experiment(raw)
+    size = (experiment.data.resolution, experiment.data.resolution, experiment.data.channels)
+    with np.load(tmp_path / root / "samples" / boot / "train-0" / "nfe-1" / "seed-0.npz") as archive:
+        assert archive["arr_0"].shape == (16, *size)
+        assert ("arr_1" in archive) == (name == "imagenet64")
+    if whole:
+        assert (tmp_path / root / "report" / "index.html").is_file()
