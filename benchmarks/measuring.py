@@ -5,12 +5,11 @@
 First: seconds of the extractor's bare forward passes over a set of pictures, in batches that lie ready, and of the
 suite's extraction of the same set (torch-fidelity's loop, with its loading and checks).
 
-Second: what the suite measures of one set of samples with torch-fidelity and clean-fid (Fréchet distance and KID by
-both, precision and recall), with the real pictures' features at hand as they are for every row but the first; against
-writing the samples as PNG files and having the two tools measure the folder, one after the other, against a folder of
-the real pictures (clean-fid its Fréchet distance alone): once as the tools are called, and once with their references
-cached (torch-fidelity's cache, clean-fid's statistics). Neither side starts a process; that would add some seconds to
-each.
+Second: one set of samples measured with torch-fidelity (Fréchet distance, KID, precision and recall) and with clean-fid
+(Fréchet distance), by the suite, with the real pictures' features at hand as they are for every row but the first;
+against writing the samples as PNG files and having the two tools measure the folder, one after the other, against a
+folder of the real pictures: once as the tools are called, and once with their references cached (torch-fidelity's cache,
+clean-fid's statistics). Neither side starts a process; that would add some seconds to each.
 
 Medians over interleaved rounds, one warm-up round before them; compare ratios of one run only.
 """
@@ -90,7 +89,7 @@ def main() -> None:
             features = extractor.extract(samples, arguments.batch_size)
             quality.measure_under("torch-fidelity", features, known["torch-fidelity"])
             quality.precision_recall(features, known["torch-fidelity"].features)
-            quality.measure_under("clean-fid", extractor.extract_cleanfid(samples), known["clean-fid"])
+            quality.cleanfid_frechet_distance(extractor.extract_cleanfid(samples), known["clean-fid"].moments)
 
         def theirs(cached: bool) -> None:
             write(samples, places["samples"])
