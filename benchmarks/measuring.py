@@ -8,8 +8,8 @@ suite's extraction of the same set (torch-fidelity's loop, with its loading and 
 Second: one set of samples measured with torch-fidelity (Fréchet distance, KID, precision and recall) and with clean-fid
 (Fréchet distance), by the suite, with the real pictures' features at hand as they are for every row but the first;
 against writing the samples as PNG files and having the two tools measure the folder, one after the other, against a
-folder of the real pictures: once as the tools are called, and once with their references cached (torch-fidelity's cache,
-clean-fid's statistics). Neither side starts a process; that would add some seconds to each.
+folder of the real pictures: once as the tools are called, and once with their references cached (torch-fidelity's
+cache, clean-fid's statistics). Neither side starts a process; that would add some seconds to each.
 
 Medians over interleaved rounds, one warm-up round before them; compare ratios of one run only.
 """
