@@ -12,7 +12,7 @@ GPU = int(DEVICE.type == "cuda")
 # result is, so it is told to the jobs by the environment, and a change of it makes nothing again.
 PROCESSES = int(os.environ.get("BOOT_PROCESSES", "1"))
 if PROCESSES > 1:
-    os.environ["BOOT_LAUNCH"] = f"python -m torch.distributed.run --standalone --nproc_per_node {PROCESSES} -m"
+    os.environ.update(BOOT_LAUNCH=f"python -m torch.distributed.run --standalone --nproc_per_node {PROCESSES} -m")
 
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
