@@ -27,7 +27,7 @@ from diffusion.files import read_json
 from diffusion.guidance import guided
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pairs import Pairs
-from diffusion.pipelines import load_schedule
+from diffusion.pipelines import load_conditions, load_schedule, network_configuration
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
 from suite.configuration import Experiment
@@ -147,18 +147,18 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     """
     plan, data = Plan(experiment), experiment.data
     picture = data.resolution**2 * data.channels
-    conditions, facts = _conditions(experiment, plan), experiment.teacher.facts(data.channels, data.resolution)
+    conditions = _conditions(experiment, plan)
     network, operations = _real_network(experiment, conditions, device)
     weights = 4 * sum(weight.numel() for weight in network.parameters())
     rows = []
     if (manifest := plan.root / "data" / "manifest.json").exists():
         count = sum(part["count"] for part in read_json(manifest)["splits"].values())
         rows.append(Row("data", "", disk=count * picture))
-    made = _Made(experiment, conditions, facts.channels)
+    made = _Made(experiment, conditions)
     if isinstance(experiment.teacher, TeacherSettings):
         rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1))
     for name, pairs in plan.pairs().items():
-        evaluations = pairs.count * pairs.num_inference_steps * made.evaluations_a_step
+        evaluations = pairs.count * pairs.num_inference_steps * experiment.teacher.guidance.evaluations
         rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture))
     for variant in plan.trained_variants():
         method = experiment.methods[variant]
@@ -182,17 +182,16 @@ def _trained(rule: str, variant: str, cost: tuple[float, float], memory: float, 
 class _Made:
     """Stand-ins of an experiment's teacher and data, of a few weights and numbers."""
 
-    def __init__(self, experiment: Experiment, conditions: Conditions, channels: int) -> None:
-        self.experiment, self.conditions, self.channels = experiment, conditions, channels
-        self.shape = (channels, _SIDE, _SIDE)
+    def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
+        self.experiment, self.conditions, self.channels = experiment, conditions, experiment.data.channels
+        self.shape = (self.channels, _SIDE, _SIDE)
         self.split = Split(
-            Shards([np.zeros((8, _SIDE, _SIDE, channels), np.uint8)]),
+            Shards([np.zeros((8, _SIDE, _SIDE, self.channels), np.uint8)]),
             np.zeros(8, np.int64),
             tuple(map(str, range(conditions.num_classes))) if isinstance(conditions, ClassLabels) else ("all",),
             "",
             "train",
         )
-        self.evaluations_a_step = 1 if experiment.teacher.guidance_scale == 1 else 2
 
     def teacher_cost(self) -> tuple[float, float]:
         """Evaluations without and with a gradient."""
@@ -246,8 +245,6 @@ def _conditions(experiment: Experiment, plan: Plan) -> Conditions:
     nothing: ten."""
     teacher = experiment.teacher
     if not isinstance(teacher, TeacherSettings):
-        from diffusion.pipelines import load_conditions
-
         return load_conditions(teacher.folder, teacher.num_classes)
     if not teacher.labels:
         return Unconditional()
@@ -263,9 +260,7 @@ def _real_network(experiment: Experiment, conditions: Conditions, device: torch.
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
             return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
-        from diffusers import UNet2DModel
-
-        from diffusion.pipelines import network_configuration
+        from diffusers import UNet2DModel  # 3 seconds: not at import
 
         network: nn.Module = UNet2DModel.from_config(network_configuration(teacher.folder))
         return network

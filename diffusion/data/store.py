@@ -201,6 +201,14 @@ def stratified_split(labels: np.ndarray, test_size: int, seed: int) -> tuple[np.
     return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
 
+def split_by_class(
+    images: np.ndarray, labels: np.ndarray, test_size: int, seed: int, class_names: tuple[str, ...], source: str
+) -> Splits:
+    """The two parts of pictures that are in memory, uint8 (N, H, W, C), by :func:`stratified_split`."""
+    train, test = stratified_split(labels, test_size, seed)
+    return Splits(images[train], labels[train], images[test], labels[test], class_names, source)
+
+
 def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseModel, state: Path | None = None) -> None:
     """Stores a data set; the folder appears whole or not at all, and replaces an existing one.
 
