@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.images import Crop, DecodedPictures
+from diffusion.data.images import DecodedPictures, PictureSettings
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
 
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     import datasets
 
 
-class Settings(pydantic.BaseModel):
-    """Which data set, and what becomes of its pictures."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+class Settings(PictureSettings):
+    """Which data set."""
 
     kind: Literal["hub"]
     # A name of the Hub ("uoft-cs/cifar10"), or a folder that `datasets.load_dataset` reads.
@@ -35,12 +33,6 @@ class Settings(pydantic.BaseModel):
     # Names of its columns; without labels, all pictures are one class.
     image: str = "image"
     label: str | None = None
-    resolution: int = pydantic.Field(ge=2, le=4096)
-    channels: Literal[1, 3] = 3
-    # See diffusion/data/images.py.
-    crop: Crop = "adm"
-    test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
-    split_seed: int = pydantic.Field(default=0, ge=0)
 
 
 def prepare(settings: Settings) -> Splits:

@@ -76,23 +76,28 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class Settings(pydantic.BaseModel):
-    """Where the pictures are and what becomes of them."""
+class PictureSettings(pydantic.BaseModel):
+    """What becomes of pictures that come encoded, and what is held out of them."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    kind: Literal["images"]
-    # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
-    path: str = pydantic.Field(min_length=1)
     # Side of the square pictures that come out, in pixels.
     resolution: int = pydantic.Field(ge=2, le=4096)
     # 3 for RGB, 1 for grey.
     channels: Literal[1, 3] = 3
     # How a picture gets its size; see the head of this file.
     crop: Crop = "adm"
-    # Share of the pictures for the test part; used where the folder itself has no split.
+    # Share of the pictures for the test part; used where the source itself has no split.
     test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
     split_seed: int = pydantic.Field(default=0, ge=0)
+
+
+class Settings(PictureSettings):
+    """Where the pictures are."""
+
+    kind: Literal["images"]
+    # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
+    path: str = pydantic.Field(min_length=1)
 
 
 def prepare(settings: Settings) -> Splits:
