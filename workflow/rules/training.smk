@@ -24,7 +24,10 @@ rule fetch:
 rule data:
     input:
         downloads=[DOWNLOADS / download.name for download in WANTED],
-        code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py") + stage_code("data"),
+        code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py")
+        # These kinds decode pictures as folders do.
+        + code(*(["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []))
+        + stage_code("data"),
     output:
         directory(ROOT / "data"),
     log:
