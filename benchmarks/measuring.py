@@ -109,7 +109,9 @@ def main() -> None:
                 kid_subsets=quality.KID_SUBSETS,
                 kid_subset_size=min(quality.KID_SUBSET_SIZE, arguments.count),
             )
-            options = {"mode": "clean", "num_workers": 0, "device": device, "verbose": False}
+            # Its own default of 12 is for larger machines; torch-fidelity has workers of its own.
+            workers = arguments.threads if arguments.threads > 1 else 0
+            options = {"mode": "clean", "num_workers": workers, "device": device, "verbose": False}
             model = extractor._cleanfid_model("clean")
             if cached:
                 found = cleanfid.fid.get_folder_features(str(places["samples"]), model, **options)

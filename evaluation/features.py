@@ -19,7 +19,9 @@ import io
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -208,9 +210,15 @@ class Extractor(ABC):
         batch_size = min(batch_size, len(dataset))
         # get_model_features draws latents that nobody needs: they must not move the caller's random state.
         # Its resizers turn all of Python's warnings off: for as long as they run and no longer.
-        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic(), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(devices=[]),
+            _reproducible_arithmetic(),
+            warnings.catch_warnings(),
+            ThreadPoolExecutor(torch.get_num_threads()) as pool,
+        ):
+            batches = _BatchesOfCleanFid(dataset, batch_size, mode, pool)
             features = cleanfid.fid.get_model_features(
-                _batches_of_clean_fid(dataset, batch_size),
+                batches,
                 model,
                 mode=mode,
                 z_dim=1,
@@ -218,6 +226,7 @@ class Extractor(ABC):
                 batch_size=batch_size,
                 device=self._device,
                 verbose=False,
+                custom_fn_resize=batches.resized,
             )
         return _check_features(np.asarray(features, dtype=np.float32), self.name)
 
@@ -417,20 +426,43 @@ class _Pictures(Dataset):
         return list(batch.expand(-1, 3, -1, -1).contiguous().unbind(0))
 
 
-def _batches_of_clean_fid(dataset: _Pictures, batch_size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+class _BatchesOfCleanFid:
     """A "generator" for clean-fid that ignores its latents and hands out the stored pictures in order.
 
     clean-fid always asks for whole batches and cuts the surplus off itself: the last batch is filled with
     repetitions of the last picture.
+
+    clean-fid's own resizer runs in threads, a batch ahead of the network, which would otherwise wait for it: beside a
+    small network, or one on a GPU, resizing is most of the time.
     """
 
-    def batches() -> Iterator[torch.Tensor]:
-        for start in range(0, len(dataset), batch_size):
-            batch = [min(index, len(dataset) - 1) for index in range(start, start + batch_size)]
-            yield torch.stack(dataset.__getitems__(batch)).float()
+    def __init__(self, dataset: _Pictures, batch_size: int, mode: CleanMode, pool: ThreadPoolExecutor) -> None:
+        self._dataset, self._batch_size, self._pool = dataset, batch_size, pool
+        # Of "legacy_tensorflow" the network resizes.
+        self._resize = None if mode == "legacy_tensorflow" else cleanfid.fid.build_resizer(mode)
+        self._resizing: deque[Future[np.ndarray]] = deque()
+        self._batches = self._one_ahead()
 
-    iterator = batches()
-    return lambda _latents: next(iterator)
+    def __call__(self, _latents: torch.Tensor) -> torch.Tensor:
+        return next(self._batches)
+
+    def resized(self, _picture: np.ndarray) -> np.ndarray:
+        """The next picture, resized; clean-fid asks once for each that it was handed, in order."""
+        return self._resizing.popleft().result()
+
+    def _one_ahead(self) -> Iterator[torch.Tensor]:
+        waiting: torch.Tensor | None = None
+        for start in range(0, len(self._dataset), self._batch_size):
+            indices = [min(index, len(self._dataset) - 1) for index in range(start, start + self._batch_size)]
+            batch = torch.stack(self._dataset.__getitems__(indices)).float()
+            if self._resize is not None:
+                pictures = batch.permute(0, 2, 3, 1).numpy()
+                self._resizing.extend(self._pool.submit(self._resize, picture) for picture in pictures)
+            if waiting is not None:
+                yield waiting
+            waiting = batch
+        if waiting is not None:
+            yield waiting
 
 
 def _check_images(images: np.ndarray) -> np.ndarray:
