@@ -24,6 +24,7 @@ from evaluation.tables import (
     format_value,
     metric_columns,
     spread_of,
+    teacher_row,
     without_empty_columns,
 )
 
@@ -99,17 +100,19 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         for axis, variants in ablation.axes.items():
             for variant in variants:
                 add(axis, variant, ablation.changes[variant])
-    floor = floor_row(results, columns) if rows else []
+    teacher, floor = (make(results, columns) if rows else [] for make in (teacher_row, floor_row))
+    set_apart = {*range(len(teacher) + 1)} if rows else set()
     table = Table(
         "ablation",
         "One change at a time",
-        "Each row is the base but for one change. Mean ± standard deviation over training seeds, each at its mean over "
+        "The teacher's own samples first (spread over sampling seeds), then the base. Each row is the base but for one "
+        "change. Mean ± standard deviation over training seeds, each at its mean over "
         "sampling seeds. Bold: better than the base by more than two standard deviations of the difference, with at "
         "least three training seeds on each side.",
         columns,
-        [*rows, *floor],
+        [*teacher, *rows, *floor],
         notes=ablation_sentences(results, ablation) if ablation else [],
-        aside=frozenset({0, len(rows)} if floor else {0} if rows else ()),
+        aside=frozenset(set_apart | ({len(teacher) + len(rows)} if floor else set())),
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

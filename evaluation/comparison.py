@@ -29,6 +29,7 @@ from evaluation.tables import (
     read_table,
     spread_of,
     supported_best,
+    teacher_row,
     without_empty_columns,
 )
 
@@ -102,15 +103,17 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
         cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
         rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
-    floor = floor_row(results, columns) if rows else []
+    teacher, floor = (make(results, columns) if rows else [] for make in (teacher_row, floor_row))
+    set_apart = {0} if teacher else set()
     table = Table(
         "comparison",
         "Every method at the same cost of training",
-        "One teacher; each method's student with the fewest evaluations, the nearest to the data first. Mean ± "
+        "The teacher's own samples first (mean ± standard deviation over sampling seeds), then each method's student "
+        "with the fewest evaluations, the nearest to the data first. Mean ± "
         "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
         "method of the same budget by more than two standard deviations of the difference.",
         columns,
-        [*rows, *floor],
+        [*teacher, *rows, *floor],
         notes=[
             "Costs are whole: an offline set counts in full for every student that reads it, though it is made once, "
             "and a chain of students counts all that came before. Wall-clock is of one job on one core, with another "
@@ -119,7 +122,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         ]
         if rows
         else [],
-        aside=frozenset({len(rows)} if floor else ()),
+        aside=frozenset(set_apart | ({len(teacher) + len(rows)} if floor else set())),
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 
@@ -128,8 +131,9 @@ def steps_table(results: Results, comparison: Comparison | None) -> Table:
     """Fréchet distance against the evaluations of sampling: students that allow several, and samplers."""
     variants: list[tuple[str, str, str]] = []
     if comparison is not None:
-        variants = [(b, name, v) for b, named in comparison.budgets.items() for v, name in named.items()]
-        variants += [(MISSING, results.labels.get(v, v), v) for v in results.labels if v in results.untrained]
+        untrained = sorted(results.untrained & set(results.labels), key=[results.teacher[0], *results.labels].index)
+        variants = [(MISSING, results.labels[v], v) for v in untrained]
+        variants += [(b, name, v) for b, named in comparison.budgets.items() for v, name in named.items()]
     rows_of = {v: {row.nfe: row for row in results.rows if row.variant == v and row.nfe} for _, _, v in variants}
     counts = sorted({nfe for rows in rows_of.values() for nfe in rows})
     rows = []
@@ -144,8 +148,8 @@ def steps_table(results: Results, comparison: Comparison | None) -> Table:
     table = Table(
         "comparison_steps",
         f"{results.frechet_name} against the evaluations of sampling",
-        "Students that sample with several numbers of evaluations (those of a chain are a network each, those of "
-        "consistency distillation one), and the teacher's samplers without training. Every evaluation counts: a "
+        "The teacher's samplers without training, and students that sample with several numbers of evaluations (those "
+        "of a chain are a network each, those of consistency distillation one). Every evaluation counts: a "
         "second-order step of Heun is two.",
         [
             Column("budget", "Equal"),

@@ -372,12 +372,14 @@ class Results:
 
     @property
     def rows(self) -> list[Method]:
-        """Measured methods: variants in the order of the labels, most evaluations first, then what users brought."""
+        """Measured methods: the teacher's reference run, then variants in the order of the labels, most evaluations
+        first, then what users brought."""
         found = {row for _, row in self._index if row.method != "real"}
         order = {variant: place for place, variant in enumerate(self.labels)}
         return sorted(
             found,
             key=lambda row: (
+                (row.variant, row.nfe) != self.teacher,
                 row.method == "external",
                 order.get(row.variant, len(order)),
                 row.variant,
@@ -776,6 +778,25 @@ def _supported_winners(results: Results, metric: str) -> set[Method]:
 
 
 FLOOR = "Real pictures held out (floor)"
+
+
+def teacher_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
+    """The row of the teacher's reference run for a table of students with these columns; none where it is not measured.
+
+    The column "method", or the first, gets the name. What training costs stays empty: the teacher's is no student's.
+    """
+    row = results.teacher_row
+    if row is None:
+        return []
+    known: dict[str, Any] = {"nfe": row.nfe, "images_per_second": results.speed_of(row, "images_per_second")}
+    known["method" if any(column.key == "method" for column in columns) else columns[0].key] = (
+        f"Teacher ({results.label(row)})"
+    )
+    cells = []
+    for column in columns:
+        spread = results.spread(column.key, row)
+        cells.append(Cell(spread.mean, spread.sd, spread.n) if spread else Cell(known.get(column.key)))
+    return [cells]
 
 
 def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:

@@ -375,6 +375,7 @@ def _rows(report: Path, name: str) -> list[dict[str, str]]:
 
 def test_main_table(report: Path) -> None:
     rows = {(row["method"], row["nfe"]): row for row in _rows(report, "main")}
+    assert next(iter(rows)) == ("DDIM", "50"), "the teacher's own figures come first"
     boot = rows["BOOT (Heun)", "1"]
     assert float(boot["frechet_distance"]) == pytest.approx(124)
     assert float(boot["frechet_distance_sd"]) == pytest.approx(1.5)
