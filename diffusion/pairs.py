@@ -17,6 +17,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointError, NonFiniteError
 from diffusion.files import read_json, write_json
 from diffusion.noise import initial_noise
+from diffusion.processes import portions_of
 from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
 from diffusion.training import Trained, TrainingRun
@@ -53,7 +54,7 @@ def generate_pairs(
 ) -> None:
     """Draws the teacher's samples and writes the set to ``folder``, float16, shape (count, C, H, W).
 
-    A set that was begun in the run's folder is gone on with.
+    A set that was begun in the run's folder is gone on with. Several processes share the batches; the first writes.
 
     Args:
         teacher: guided and in evaluation mode, on the run's device.
@@ -65,18 +66,37 @@ def generate_pairs(
     if begun.exists() and done.exists():
         state = read_json(done)
         first, run.evaluations = state["count"], state["evaluations"]
-    mode: Any = "r+" if first else "w+"
-    images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))
-    for start in range(first, settings.count, batch_size):
-        indices = range(start, min(start + batch_size, settings.count))
+    run.processes.wait()  # until all have read it
+    evaluations_a_sample = 0
+
+    def draw(indices: range) -> torch.Tensor:
+        nonlocal evaluations_a_sample
+        before = run.evaluations
         noise = initial_noise(SEED, indices, shape).to(run.device)
         condition = teacher.conditions.of_samples(indices, run.device)
         with torch.inference_mode():
             samples = ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+        # Counted where a portion has come in: of several processes, one may repeat another's work in the last turn.
+        evaluations_a_sample = (run.evaluations - before) // (run.processes.size * len(indices))
+        run.evaluations = before
         if not torch.isfinite(samples).all():
-            raise NonFiniteError(f"pairs {start} to {indices.stop - 1}: the teacher's samples are not finite.")
-        images[indices.start : indices.stop] = samples.cpu().numpy()
+            raise NonFiniteError(f"pairs {indices.start} to {indices.stop - 1}: the teacher's samples are not finite.")
+        return samples.half()
+
+    portions = [
+        range(first + part.start, first + part.stop) for part in portions_of(settings.count - first, batch_size)
+    ]
+    drawn = run.processes.spread(portions, draw)
+    if not run.processes.is_main:
+        for _ in drawn:
+            pass
+        return
+    mode: Any = "r+" if first else "w+"
+    images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))
+    for indices, samples in zip(portions, drawn, strict=True):
+        images[indices.start : indices.stop] = samples.numpy()
         images.flush()
+        run.evaluations += evaluations_a_sample * len(indices)
         run.note_seconds()
         write_json(done, {"count": indices.stop, "evaluations": run.evaluations})
     cost = run.cost() | {"offline_bytes": images.nbytes}

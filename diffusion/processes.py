@@ -1,7 +1,7 @@
-"""Several processes that train one network together, one a GPU, as `accelerate launch` or `torchrun` start them."""
+"""Several processes that do one job together, one a GPU, as `accelerate launch` or `torchrun` start them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,15 +9,17 @@ from torch import nn
 
 
 class Processes(NamedTuple):
-    """This process among those that train together.
+    """This process among those that work together.
 
     Attributes:
         rank: 0 for the one that writes files.
         size: how many they are.
+        device: where this one computes, and where tensors are that it exchanges with the others.
     """
 
     rank: int = 0
     size: int = 1
+    device: torch.device = torch.device("cpu")
 
     @property
     def is_main(self) -> bool:
@@ -44,12 +46,47 @@ class Processes(NamedTuple):
         if self.size > 1:
             self.sum([*(p.grad for p in network.parameters() if p.grad is not None), *others])
 
+    def spread(self, portions: Sequence[range], compute: Callable[[range], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """What ``compute`` gives for every portion, in their order, on the CPU; each process computes its share.
+
+        The portions are the same whatever the number of processes, and so is what comes out.
+
+        Args:
+            portions: indices, of equal numbers but for the last, which may have fewer.
+            compute: indices to a tensor whose first dimension is theirs.
+        """
+        for first in range(0, len(portions), self.size):
+            turn = portions[first : first + self.size]
+            # Where nothing is left for a process it does another's work again: all must bring tensors of one shape.
+            own = compute(turn[min(self.rank, len(turn) - 1)])
+            if self.size == 1:
+                yield own.cpu()
+                continue
+            padded = own.new_zeros(len(turn[0]), *own.shape[1:]).to(self.device)
+            padded[: len(own)] = own.to(self.device)
+            shared = [torch.empty_like(padded) for _ in range(self.size)]
+            torch.distributed.all_gather(shared, padded)
+            for portion, tensor in zip(turn, shared, strict=False):
+                yield tensor[: len(portion)].cpu()
+
+
+ALONE = Processes()
+
+
+def portions_of(count: int, size: int) -> list[range]:
+    """0 … count - 1 in ranges of ``size``; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
 
 def join(device: torch.device) -> Processes:
-    """The processes that this one was started with; alone where nobody says otherwise."""
+    """The processes that this one was started with; alone where nobody says otherwise.
+
+    Args:
+        device: where this process computes.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Processes()
+        return ALONE
     from accelerate import PartialState  # a second, for those who want it
 
     state = PartialState(cpu=device.type == "cpu")
-    return Processes(state.process_index, state.num_processes)
+    return Processes(state.process_index, state.num_processes, device)

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffusion.data.store import Pictures
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json, sha256_file
 from diffusion.images import load_samples
+from diffusion.processes import ALONE, Processes, portions_of
 from evaluation.moments import Moments, moments
 from evaluation.neighbours import Neighbours, nearest
 
@@ -64,17 +66,33 @@ class Reference:
         return nearest(self.held_out, self.features)
 
 
-def write_features(path: Path, images: Pictures, dimensions: int, extract: Callable[[np.ndarray], np.ndarray]) -> None:
+def write_features(
+    path: Path,
+    images: Pictures,
+    dimensions: int,
+    extract: Callable[[np.ndarray], np.ndarray],
+    processes: Processes = ALONE,
+) -> None:
     """Writes the features of pictures, float32 (N, dimensions), to an ``.npy`` file, a portion at a time.
 
     Args:
         images: uint8 (N, H, W, C), may be memory-mapped.
         extract: pictures to features.
+        processes: share the portions; the first writes the file.
     """
+    portions = portions_of(len(images), _PORTION)
+    parts = processes.spread(
+        portions,
+        lambda indices: torch.from_numpy(extract(np.asarray(images[indices.start : indices.stop]))),
+    )
+    if not processes.is_main:
+        for _ in parts:
+            pass
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images), dimensions))
-    for start in range(0, len(images), _PORTION):
-        features[start : start + _PORTION] = extract(np.asarray(images[start : start + _PORTION]))
+    for indices, part in zip(portions, parts, strict=True):
+        features[indices.start : indices.stop] = part.numpy()
     features.flush()
 
 

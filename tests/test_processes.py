@@ -1,4 +1,5 @@
-"""A batch in slices, and several processes that share them: the same training, up to the order of sums."""
+"""A batch in slices, and several processes that share them: the same training, up to the order of sums; and samples,
+features and pairs that do not depend on the number of processes at all."""
 
 import json
 import os
@@ -6,19 +7,25 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TEACHER, tiny_splits
+from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from baselines.sid import Sid, SidSettings
 from diffusion.data import parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
-from diffusion.processes import Processes
+from diffusion.pipelines import save_denoiser
+from diffusion.processes import Processes, portions_of
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
+
+ALONE = [sys.executable, "-m"]
+TOGETHER = [*ALONE, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
 
 
 def train(folder, slices, draws, steps=3):
@@ -83,25 +90,23 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     training = {"steps": 40, "batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
     command = ["teacher", "--data", str(tmp_path / "data"), "--settings", json.dumps(TEACHER | {"training": training})]
-    alone = [sys.executable, "-m"]
-    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
 
     def start(name, launch):
         places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
         options = [*launch, "suite.cli", *command, *places]
         return subprocess.Popen(
             [*options, "--checkpoint-seconds", "0"],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"},
+            env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    for name, launch in (("one", alone), ("two", together)):
+    for name, launch in (("one", ALONE), ("two", TOGETHER)):
         running = start(name, launch)
         _, log = running.communicate(timeout=300)
         assert running.returncode == 0, log
-    victim = start("both", together)
+    victim = start("both", TOGETHER)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "both").glob("state/*/checkpoint.pt")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -109,7 +114,7 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
         process.kill()
     victim.communicate()
     assert not (tmp_path / "both" / "out").exists(), "the job ended before it could be killed"
-    again = start("both", alone)
+    again = start("both", ALONE)
     _, log = again.communicate(timeout=300)
     assert again.returncode == 0, log
     assert "resuming stage" in log
@@ -122,3 +127,73 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
     costs = [json.loads((tmp_path / name / "out" / "cost.json").read_text())["students"][0] for name in weights]
     assert len({cost["network_evaluations"] for cost in costs}) == 1
     assert len({cost["real_images_seen"] for cost in costs}) == 1
+
+
+def _spread(rank, size, rendezvous, found):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+    computed = []
+
+    def compute(indices):
+        computed.append(indices)
+        return torch.tensor([[i, i**2] for i in indices])
+
+    results = list(Processes(rank, size).spread(portions_of(7, 2), compute))
+    torch.save({"results": results, "computed": [list(indices) for indices in computed]}, f"{found}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_portions_come_out_the_same_whatever_the_number_of_processes(size, tmp_path):
+    """Seven in portions of two: the last is shorter, and for some processes none is left."""
+    if size == 1:
+        results = [list(Processes().spread(portions_of(7, 2), lambda part: torch.tensor([[i, i**2] for i in part])))]
+    else:
+        found = tmp_path / "found"
+        torch.multiprocessing.spawn(_spread, (size, tmp_path / "rendezvous", found), nprocs=size)
+        stored = [torch.load(f"{found}-{rank}") for rank in range(size)]
+        results = [one["results"] for one in stored]
+        shares = [{tuple(part) for part in one["computed"]} for one in stored]
+        assert set.union(*shares) == {(0, 1), (2, 3), (4, 5), (6,)}
+        assert max(map(len, shares)) == -(-4 // size)
+    for own in results:
+        assert [len(part) for part in own] == [2, 2, 2, 1]
+        assert torch.cat(own).tolist() == [[i, i**2] for i in range(7)]
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path):
+    """Bit for bit, with the same counts; the last turn leaves one of them without work."""
+    save_denoiser(tmp_path / "teacher", tiny_denoiser())
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    ddim = json.dumps({"method": "ddim", "num_inference_steps": [2]})
+    protocol = ["--protocol", json.dumps({"features": "efficientnet-lite0-32"}), "--batch-size", "2"]
+
+    def commands(root):
+        samples, sets = root / "samples", json.dumps({"a": str(root / "samples/nfe-2/seed-0.npz")})
+        source = ["--source", str(tmp_path / "teacher")]
+        drawn = ["--seeds", "0", "--num-samples", "5", "--batch-size", "2", "--output", str(samples)]
+        yield ["sample", "--settings", ddim, *source, *drawn]
+        yield ["features", *protocol, "--sets", sets, "--output", str(root / "features")]
+        yield ["reference", *protocol, "--data", str(tmp_path / "data"), "--output", str(root / "reference")]
+        pairs = ["--settings", json.dumps({"count": 5, "num_inference_steps": 3}), "--batch-size", "2"]
+        places = ["--state", str(root / "state"), "--output", str(root / "pairs")]
+        yield ["pairs", *pairs, "--teacher", str(tmp_path / "teacher"), *places]
+
+    for name, launch in (("one", ALONE), ("two", TOGETHER)):
+        for command in commands(tmp_path / name):
+            done = subprocess.run([*launch, "suite.cli", *command], env=ENVIRONMENT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+    arrays = {
+        name: {
+            "samples": np.load(tmp_path / name / "samples/nfe-2/seed-0.npz")["arr_0"],
+            "features": np.load(tmp_path / name / "features/a.npy"),
+            "train": np.load(tmp_path / name / "reference/train.npy"),
+            "pairs": np.load(tmp_path / name / "pairs/images.npy"),
+        }
+        for name in ("one", "two")
+    }
+    for key, array in arrays["one"].items():
+        assert len(np.unique(array.reshape(len(array), -1), axis=0)) == len(array)
+        np.testing.assert_array_equal(arrays["two"][key], array, err_msg=key)
+    costs = [json.loads((tmp_path / name / "pairs/pairs.json").read_text())["cost"] for name in ("one", "two")]
+    assert [cost["network_evaluations"] for cost in costs] == [15, 15]

@@ -12,12 +12,18 @@ from diffusion.denoiser import Denoiser
 from diffusion.files import atomic_path
 from diffusion.guidance import Guidance, guided
 from diffusion.pipelines import load_denoiser
+from diffusion.processes import ALONE, Processes
 from suite.registry import method_class
 
 
 @contextmanager
-def result_folder(output: Path) -> Iterator[Path]:
-    """A fresh folder that becomes ``output`` when the block ends without an error."""
+def result_folder(output: Path, processes: Processes = ALONE) -> Iterator[Path]:
+    """A fresh folder that becomes ``output`` when the block ends without an error.
+
+    Of several processes the first alone has it; the others get a path at which nothing is."""
+    if not processes.is_main:
+        yield output
+        return
     with atomic_path(output) as temporary:
         temporary.mkdir()
         yield temporary

@@ -9,6 +9,7 @@ from diffusion.data import load_split
 from diffusion.data.store import PARTS
 from diffusion.device import default_device
 from diffusion.files import sha256_file, write_json
+from diffusion.processes import join
 from evaluation.features import Extractor, load_extractor
 from evaluation.protocols import CleanMode, Protocol
 from evaluation.reference import load_features, write_features, write_moments
@@ -26,7 +27,8 @@ def extract_reference(arguments: argparse.Namespace) -> None:
     extractor, mode = extractor_under(arguments)
     description = extractor.describe(mode)
     parts = {}
-    with result_folder(arguments.output) as folder:
+    processes = join(default_device())
+    with result_folder(arguments.output, processes) as folder:
         for part in PARTS:
             split = load_split(arguments.data, part)
             write_features(
@@ -34,13 +36,18 @@ def extract_reference(arguments: argparse.Namespace) -> None:
                 split.images,
                 extractor.dimensions,
                 lambda images: extractor.extract_in(mode, images, arguments.batch_size),
+                processes,
             )
+            if not processes.is_main:
+                continue
             about = {"resolution": split.images.shape[1], "sha256": split.sha256}
             write_moments(
                 folder / f"{part}.npz", load_features(folder / f"{part}.npy"), about | {"extractor": description}
             )
             own = {"count": len(split.images), "features_sha256": sha256_file(folder / f"{part}.npy")}
             parts[part] = about | own
+        if not processes.is_main:
+            return
         if (classifier := extractor.classifier()) is not None:
             np.savez(folder / "classifier.npz", weight=classifier[0], bias=classifier[1])
         write_json(folder / "facts.json", {"extractor": description, "parts": parts})

@@ -13,6 +13,7 @@ from diffusion.errors import UserError
 from diffusion.images import Quantiser, save_samples, to_uint8
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
+from diffusion.processes import ALONE, Processes, join, portions_of
 from suite.provenance import write_provenance
 from suite.stages.common import configured_method, network_folder, result_folder
 
@@ -20,9 +21,10 @@ from suite.stages.common import configured_method, network_folder, result_folder
 def sample(arguments: argparse.Namespace) -> None:
     """Draws the samples of a variant: every number of evaluations, every sampling seed."""
     method, device = configured_method(arguments.settings, arguments.guidance_scale), default_device()
+    processes = join(device)
     wanted = arguments.nfe or method.evaluations()
     sources = {nfe: network_folder(method, arguments.source, nfe) for nfe in wanted}
-    with result_folder(arguments.output) as folder:
+    with result_folder(arguments.output, processes) as folder:
         for nfe, source in sources.items():
             for seed in arguments.seeds:
                 images, labels = draw_samples(
@@ -34,8 +36,12 @@ def sample(arguments: argparse.Namespace) -> None:
                     arguments.batch_size,
                     device,
                     arguments.quantiser,
+                    processes,
                 )
-                save_samples(folder / f"nfe-{nfe}" / f"seed-{seed}.npz", images, labels)
+                if processes.is_main:
+                    save_samples(folder / f"nfe-{nfe}" / f"seed-{seed}.npz", images, labels)
+        if not processes.is_main:
+            return
         write_provenance(
             folder / "provenance.json",
             {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)},
@@ -57,8 +63,11 @@ def draw_samples(
     batch_size: int,
     device: torch.device,
     quantiser: Quantiser = "round",
+    processes: Processes = ALONE,
 ) -> tuple[np.ndarray, torch.Tensor | None]:
     """Samples of one stored network, uint8, shape (num_samples, H, W, C), and the classes they were asked for, if any.
+
+    Several processes share the batches; the samples do not depend on how many they are.
 
     Raises:
         UserError: the sampler did not evaluate its network ``nfe`` times a sample.
@@ -72,16 +81,24 @@ def draw_samples(
     sampler, network = method.sampler(source, nfe, device)
     network.register_forward_pre_hook(count)
     shape, conditions = stored_picture_shape(source), load_conditions(source)
-    told = conditions.of_samples(range(num_samples), "cpu") or {}
-    images = []
-    for start in range(0, num_samples, batch_size):
-        indices = range(start, min(start + batch_size, num_samples))
+
+    def draw(indices: range) -> torch.Tensor:
+        nonlocal evaluated
+        evaluated = 0
         noise = initial_noise(seed, indices, shape).to(device)
         with torch.inference_mode():
-            images.append(to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser))
-    if evaluated != nfe * num_samples:
-        raise UserError(
-            f"{method.name}: {evaluated} network evaluations for {num_samples} samples, expected {nfe} a sample. "
-            f"The method's evaluations() or sampler() is wrong."
-        )
-    return np.concatenate(images), told.get("class_labels")
+            drawn = to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser)
+        if evaluated != nfe * len(indices):
+            raise UserError(
+                f"{method.name}: {evaluated} network evaluations for {len(indices)} samples, expected {nfe} a sample. "
+                f"The method's evaluations() or sampler() is wrong."
+            )
+        return torch.from_numpy(drawn)
+
+    channels, height, width = shape
+    images = np.empty((num_samples, height, width, channels), np.uint8)
+    portions = portions_of(num_samples, batch_size)
+    for indices, drawn in zip(portions, processes.spread(portions, draw), strict=True):
+        images[indices.start : indices.stop] = drawn.numpy()
+    told = conditions.of_samples(range(num_samples), "cpu") or {}
+    return images, told.get("class_labels")

@@ -74,9 +74,11 @@ def make_pairs(arguments: argparse.Namespace) -> None:
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     with training_run(arguments, f"pairs-{settings.name}", 0, inputs) as run:
-        with result_folder(arguments.output) as folder:
+        with result_folder(arguments.output, run.processes) as folder:
             shape = stored_picture_shape(arguments.teacher)
             generate_pairs(settings, teacher, shape, run, folder, arguments.batch_size)
+            if not run.processes.is_main:
+                return
             write_provenance(
                 folder / "provenance.json",
                 inputs,

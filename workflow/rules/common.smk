@@ -16,7 +16,15 @@ if PROCESSES > 1:
 
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.
-CORE = ["denoiser.py", "schedule.py", "pipelines.py", "conditions.py", "thresholding.py", "guidance.py"]
+CORE = [
+    "denoiser.py",
+    "schedule.py",
+    "pipelines.py",
+    "conditions.py",
+    "thresholding.py",
+    "guidance.py",
+    "processes.py",
+]
 
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
@@ -132,9 +140,10 @@ def measuring_code():
 def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
+    pictures = ["efficientnet.py", "downloads.py", "images.py", "processes.py", "data/store.py"]
     return (
         code(*(f"evaluation/{file}" for file in files))
-        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "images.py", "data/store.py"]))
+        + code(*(f"diffusion/{file}" for file in pictures))
         + stage_code(stage)
         + code("suite/stages/references.py")
     )

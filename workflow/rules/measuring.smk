@@ -26,7 +26,7 @@ rule sample:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         settings=method_settings,
         # A student has learnt it.
@@ -36,7 +36,7 @@ rule sample:
         batch_size=EVALUATION.batch_size,
         quantiser="",
     shell:
-        "python -m suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
+        "${{BOOT_LAUNCH:-python -m}} suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
 
 
@@ -77,12 +77,12 @@ rule features:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         options=MAIN_EXTRACTION,
         sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
     shell:
-        "python -m suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
+        "${{BOOT_LAUNCH:-python -m}} suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
 # Samples that the user brings: one row a file.
@@ -166,11 +166,11 @@ rule reference:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
-        "python -m suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
+        "${{BOOT_LAUNCH:-python -m}} suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule measure:

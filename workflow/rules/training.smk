@@ -180,14 +180,14 @@ rule pairs:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU,
+        gpu=GPU * PROCESSES,
     params:
         settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
         guidance=GUIDANCE,
         state=ROOT / "state",
         batch_size=EVALUATION.batch_size,
     shell:
-        "python -m suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
+        "${{BOOT_LAUNCH:-python -m}} suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
         "--batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
