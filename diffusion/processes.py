@@ -30,6 +30,14 @@ class Processes(NamedTuple):
         if self.size > 1:
             torch.distributed.barrier()
 
+    def as_main_says(self, yes: bool) -> bool:
+        """What the first process says to a question whose answer may differ, as one about time."""
+        if self.size == 1:
+            return yes
+        answer = torch.tensor(int(yes), device=self.device)
+        torch.distributed.broadcast(answer, 0)
+        return bool(answer)
+
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces every tensor by its sum over the processes, the same bits in each; all call it with like tensors."""
         if self.size == 1:

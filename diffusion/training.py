@@ -27,6 +27,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from diffusion import sharding
 from diffusion.device import gpu_lock
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
 from diffusion.files import atomic_path
@@ -124,6 +125,8 @@ class TrainingSettings(Settings):
         compile: "default" compiles the loss and its gradient with torch.compile; "cudagraphs" captures them as CUDA
             graphs too, which spares a small network the time of launching its kernels. Both give the same losses up to
             the order of float32 sums. The draws and the optimiser stay outside.
+        shard: spreads the weights, their gradients, moments and average over the processes (FSDP), for networks that do
+            not fit one card otherwise; alone, a process has all of them. The same training up to the order of sums.
         precision: "bf16" runs the networks under bfloat16 autocast; "auto" does so for a teacher on a GPU that
             supports it, and takes float32 otherwise: the targets of distillation are differences of estimates, which
             their weights amplify, and all distillers shall have the same precision.
@@ -142,6 +145,7 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     snapshots: int = Field(0, ge=0)
     compile: Literal["off", "default", "cudagraphs"] = "off"
+    shard: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     @model_validator(mode="after")
@@ -151,6 +155,12 @@ class TrainingSettings(Settings):
                 f"gradient_accumulation_steps: found {self.gradient_accumulation_steps}, expected a divisor of "
                 f"batch_size ({self.batch_size})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded(self) -> "TrainingSettings":
+        if self.shard and self.compile != "off":
+            raise ValueError(f"shard: found true with compile {self.compile!r}, expected 'off'")
         return self
 
     @property
@@ -363,6 +373,16 @@ class TrainingRun:
             return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
 
         beside = beside or {}
+        plain = None
+        if settings.shard and self.processes.size > 1:
+            if beside:
+                raise UserError(
+                    f"training.shard: found true, expected false: beside the network this method changes "
+                    f"{', '.join(beside)}, which is not spread over processes."
+                )
+            plain = copy.deepcopy(network).cpu()
+            for module in (network, *([] if averaged is None else [averaged])):
+                sharding.shard(module, self.processes)
         optimiser = settings.optimiser_of(network)
         checkpoint = self.folder / "checkpoint.pt"
         first = 0
@@ -371,10 +391,10 @@ class TrainingRun:
             if state["stage"] == stage:
                 first = state["step"]
                 self._restore_totals(state)
-                network.load_state_dict(state["network"])
-                optimiser.load_state_dict(state["optimiser"])
+                sharding.load_whole(network, state["network"])
+                sharding.load_whole_optimiser(optimiser, state["optimiser"])
                 if average is not None:
-                    average.load_state_dict(state["average"])
+                    sharding.load_whole(average, state["average"])
                 for name, part in beside.items():
                     part.load_state_dict(state["beside"][name])
                 self._use_threads(state["threads"])
@@ -383,14 +403,16 @@ class TrainingRun:
         def save(step: int) -> None:
             self._save(
                 checkpoint,
-                {
-                    "stage": stage,
-                    "step": step,
-                    "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "average": None if average is None else average.state_dict(),
-                    "beside": {name: part.state_dict() for name, part in beside.items()},
-                },
+                sharding.whole(
+                    {
+                        "stage": stage,
+                        "step": step,
+                        "network": network.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "average": None if average is None else average.state_dict(),
+                        "beside": {name: part.state_dict() for name, part in beside.items()},
+                    }
+                ),
             )
 
         autocast = self._autocast(settings.precision, bf16)
@@ -414,8 +436,11 @@ class TrainingRun:
                     share = loss(this) / slices
                 share.backward()
                 value += share.detach()
-            self.processes.sum_gradients(network, value)
-            norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+            if plain is None:
+                self.processes.sum_gradients(network, value)
+            else:
+                self.processes.sum([value])  # the gradients are summed already
+            norm = sharding.whole(nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))
             first_bad = torch.where(
                 (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
             )
@@ -449,18 +474,23 @@ class TrainingRun:
                 unread.clear()
                 bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
             if step + 1 in kept_at:
-                content = {"result": result.state_dict(), "cost": self.cost()}
+                content = {"result": sharding.whole(result.state_dict()), "cost": self.cost()}
                 self._save(self._snapshot_file(stage, step + 1), content)
             now = time.perf_counter()
             if now - noted_at > min(5.0, self.checkpoint_seconds):
                 self.note_seconds()
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
-            if not last and now - saved_at > self.checkpoint_seconds and step % check_every == check_every - 1:
+            due = now - saved_at > self.checkpoint_seconds
+            if not last and step % check_every == check_every - 1 and self.processes.as_main_says(due):
                 save(step + 1)
                 good_step, saved_at = step + 1, time.perf_counter()
         cost = self.cost()
-        self._save(finished, {"stage": stage, "result": result.state_dict(), "cost": cost})
+        weights = sharding.whole(result.state_dict())
+        if plain is not None:
+            result = plain.to(self.device)
+            result.load_state_dict(weights)
+        self._save(finished, {"stage": stage, "result": weights, "cost": cost})
         if self.processes.is_main:
             checkpoint.unlink(missing_ok=True)
         self.processes.wait()

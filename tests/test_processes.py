@@ -1,6 +1,7 @@
 """A batch in slices, and several processes that share them: the same training, up to the order of sums; and samples,
 features and pairs that do not depend on the number of processes at all."""
 
+import copy
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.pipelines import save_denoiser
 from diffusion.processes import Processes, portions_of
+from diffusion.sharding import shard, whole
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
 
@@ -85,11 +87,14 @@ def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_network_as_one(tmp_path):
-    """Also when one process goes on where two were killed."""
+@pytest.mark.parametrize("spread", [False, True])
+def test_two_processes_train_the_same_network_as_one(spread, tmp_path):
+    """Also when one process goes on where two were killed, and the other way round."""
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    training = {"steps": 40, "batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
-    command = ["teacher", "--data", str(tmp_path / "data"), "--settings", json.dumps(TEACHER | {"training": training})]
+    training = {"batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
+    # Every step is stored here, and gathering what is spread takes its time.
+    settings = TEACHER | {"training": training | {"shard": spread, "steps": 12 if spread else 40}}
+    command = ["teacher", "--data", str(tmp_path / "data"), "--settings", json.dumps(settings)]
 
     def start(name, launch):
         places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
@@ -102,31 +107,82 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
             text=True,
         )
 
-    for name, launch in (("one", ALONE), ("two", TOGETHER)):
+    def finish(name, launch):
         running = start(name, launch)
         _, log = running.communicate(timeout=300)
         assert running.returncode == 0, log
-    victim = start("both", TOGETHER)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "both").glob("state/*/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    for process in [*psutil.Process(victim.pid).children(recursive=True), victim]:
-        process.kill()
-    victim.communicate()
-    assert not (tmp_path / "both" / "out").exists(), "the job ended before it could be killed"
-    again = start("both", ALONE)
-    _, log = again.communicate(timeout=300)
-    assert again.returncode == 0, log
-    assert "resuming stage" in log
+        return log
+
+    finish("one", ALONE)
+    finish("two", TOGETHER)
+    for name, launch, other in (("fewer", TOGETHER, ALONE), ("more", ALONE, TOGETHER)):
+        victim = start(name, launch)
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / name).glob("state/*/checkpoint.pt")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for process in [*psutil.Process(victim.pid).children(recursive=True), victim]:
+            process.kill()
+        victim.communicate()
+        assert not (tmp_path / name / "out").exists(), "the job ended before it could be killed"
+        assert "resuming stage" in finish(name, other)
 
     file = "out/unet/diffusion_pytorch_model.safetensors"
-    weights = {name: load_file(tmp_path / name / file) for name in ("one", "two", "both")}
-    for other in ("two", "both"):
+    names = ("one", "two", "fewer", "more")
+    weights = {name: load_file(tmp_path / name / file) for name in names}
+    for name in names[1:]:
         for key, tensor in weights["one"].items():
-            torch.testing.assert_close(weights[other][key], tensor, rtol=1e-3, atol=1e-5)
-    costs = [json.loads((tmp_path / name / "out" / "cost.json").read_text())["students"][0] for name in weights]
+            if not key.endswith("to_k.bias"):  # no gradient but rounding, which Adam blows up: softmax does not see it
+                torch.testing.assert_close(weights[name][key], tensor, rtol=1e-4, atol=1e-6)
+    costs = [json.loads((tmp_path / name / "out" / "cost.json").read_text())["students"][0] for name in names]
     assert len({cost["network_evaluations"] for cost in costs}) == 1
     assert len({cost["real_images_seen"] for cost in costs}) == 1
+
+
+class _Two(torch.nn.Module):
+    """A part and a list of parts, as a U-Net has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.others = torch.nn.Linear(6, 8), torch.nn.ModuleList([torch.nn.Linear(8, 4, bias=False)])
+
+    def forward(self, x):
+        return self.others[0](self.first(x))
+
+
+def _sharded(rank, size, rendezvous, found):
+    """Every process keeps its share alone, of weights, gradients, moments and average."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
+    torch.manual_seed(0)
+    network = _Two()
+    whole_network = copy.deepcopy(network)
+    shard(network, Processes(rank, size))
+    x = torch.full((5, 6), rank + 1.0)
+    network(x).sum().backward()
+    (whole_network(x).sum() + whole_network(torch.full((5, 6), 2.0 - rank)).sum()).backward()
+    gradients = [weight.grad for weight in network.parameters()]
+    for gradient, expected in zip(gradients, whole_network.parameters(), strict=True):
+        torch.testing.assert_close(whole(gradient), expected.grad)  # the sum over both
+    torch.save([tuple(weight.to_local().shape) for weight in network.parameters()], f"{found}-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_keeps_its_share_alone(tmp_path):
+    torch.multiprocessing.spawn(_sharded, (2, tmp_path / "rendezvous", tmp_path / "found"), nprocs=2)
+    assert torch.load(tmp_path / "found-0") == torch.load(tmp_path / "found-1") == [(4, 6), (4,), (2, 8)]
+
+
+def test_what_cannot_be_spread_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="shard: found true with compile 'default', expected 'off'"):
+        TrainingSettings(steps=1, shard=True, compile="default")
+    monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr(Processes, "wait", lambda _self: None)
+    network = torch.nn.Linear(2, 1)
+    settings = TrainingSettings(steps=1, batch_size=2, gradient_accumulation_steps=2, shard=True)
+    with (
+        TrainingRun(tmp_path, "k", 0, torch.device("cpu")) as run,
+        pytest.raises(UserError, match="beside the network this method changes other"),
+    ):
+        run.fit("s", network, lambda _step: network.weight.sum(), settings, beside={"other": torch.nn.Linear(1, 1)})
 
 
 def _spread(rank, size, rendezvous, found):
