@@ -310,7 +310,8 @@ def load_published(path: Path = Path(__file__).parent / "published.yaml") -> dic
         UserError: an entry lacks its source, its certainty or its data set, or names an unknown one.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for number, entry in enumerate(content["entries"]):
+    rows = [(block, number, entry) for block in ("entries", "costs") for number, entry in enumerate(content[block])]
+    for block, number, entry in rows:
         for key, allowed in (
             ("source", content["sources"]),
             ("dataset", content["datasets"]),
@@ -318,7 +319,7 @@ def load_published(path: Path = Path(__file__).parent / "published.yaml") -> dic
         ):
             if entry.get(key) not in allowed:
                 raise UserError(
-                    f"{path}: entries[{number}].{key} is {entry.get(key)!r}; expected one of {sorted(allowed)}."
+                    f"{path}: {block}[{number}].{key} is {entry.get(key)!r}; expected one of {sorted(allowed)}."
                 )
     return dict(content)
 

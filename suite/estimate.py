@@ -9,7 +9,7 @@ operations, counted without computing, at an assumed share of a stated card's pe
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_configuration
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
+from evaluation.tables import load_published
 from suite.configuration import Experiment
 from suite.plan import Plan
 
@@ -76,6 +77,7 @@ class Estimate:
         operations: floating-point operations of one evaluation; a multiplication and an addition are two.
         rate: evaluations without a gradient a second, on ``device``.
         download: bytes from the network.
+        published: what others' trainings on the same data set took: entries of ``costs`` in evaluation/published.yaml.
     """
 
     rows: list[Row]
@@ -84,6 +86,7 @@ class Estimate:
     rate: float
     device: str
     download: float
+    published: Sequence[Mapping[str, Any]] = ()
 
     def hours_here(self, row: Row) -> float:
         """At the measured rate."""
@@ -172,7 +175,9 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         evaluations = samples * sum(unit.nfe for unit in units)
         rows.append(Row("sample", variant, evaluations, memory=weights, disk=samples * len(units) * picture))
     fetched = sum(one.size or 0 for one in downloads(data))
-    return Estimate(rows, weights // 4, operations, _rate(network, made, device, seconds), str(device), fetched)
+    published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
+    rate = _rate(network, made, device, seconds)
+    return Estimate(rows, weights // 4, operations, rate, str(device), fetched, published)
 
 
 def _trained(rule: str, variant: str, cost: tuple[float, float], memory: float, disk: float, seeds: int) -> Row:
@@ -322,6 +327,13 @@ def table(found: Estimate) -> str:
         f"counts {_WITH_GRADIENT} times. Downloads: {_bytes(found.download)}. Not counted: features, measures, speed, "
         "activations, and the data set's size where it is not prepared yet.",
     ]
+    if found.published:
+        sources = load_published()["sources"]
+        lines += ["", "| Published | Hours of one | | Source |", "|---|---:|---|---|"]
+        for cost in found.published:
+            source = sources[cost["source"]]["short"] + (" †" if cost["certainty"] == "unchecked" else "")
+            lines.append(f"| {cost['what']} | {cost['hours']:,} | {cost['card']} ({cost['remark']}) | {source} |")
+        lines += ["", "Of the same data set, not of these settings; kinds of cards differ. †: not yet checked."]
     return "\n".join(lines)
 
 
