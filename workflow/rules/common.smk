@@ -18,6 +18,10 @@ if PROCESSES > 1:
 # reruns that stage and what follows, and nothing else.
 CORE = ["denoiser.py", "schedule.py", "pipelines.py", "conditions.py", "thresholding.py", "guidance.py"]
 
+# A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
+if isinstance(EXPERIMENT.teacher, StoredTeacher):
+    CORE += filter(None, [own_network_file(EXPERIMENT.teacher.folder)])
+
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
 
