@@ -19,7 +19,7 @@ from diffusion.data import downloads
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json
-from diffusion.pipelines import deciding_files
+from diffusion.pipelines import deciding_files, own_network_file
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN

@@ -25,6 +25,11 @@ def model_folder(name: str, revision: str | None = None, weights: bool = False) 
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise UserError(
+            f"teacher.path: {name!r} is a file, expected a folder. A published checkpoint (.pkl, .pt) becomes one by "
+            f"`python -m suite.cli convert --checkpoint {name} --output FOLDER` (docs/teachers.md)."
+        )
     if not _NAME.fullmatch(name):
         raise UserError(
             f"teacher.path: {name!r} is no folder (looked for it in {Path.cwd()}) and no name of a model of the Hub "

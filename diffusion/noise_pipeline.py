@@ -7,6 +7,9 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+# For `from_pretrained`, which takes a folder's network from a module that is imported and imports none for it.
+import diffusion.song_unet
+import diffusion.time_scaled_unet  # noqa: F401
 from diffusion.images import to_uint8
 from diffusion.pipelines import picture_shape
 
@@ -15,7 +18,7 @@ class NoisePipeline(DiffusionPipeline):
     """A pipeline that makes pictures from standard normal noise.
 
     Args:
-        unet: a ``UNet2DModel``.
+        unet: a ``UNet2DModel``, or a network that is called as one.
         scheduler: a `diffusers` scheduler; the subclass says which.
         num_classes, thresholding: of a class-conditional denoiser; stored in model_index.json.
     """

@@ -1,5 +1,6 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _EXACT_SCHEDULE = "schedule.json"
 _EDM = "EDMEulerScheduler"
+# Networks of published teachers that `diffusers` has not, and the modules of this package that hold them.
+_OWN_NETWORKS = {"SongUNet": "song_unet", "TimeScaledUNet": "time_scaled_unet"}
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
@@ -105,7 +108,8 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """Reads the network and the schedule of any `diffusers` pipeline folder with a ``UNet2DModel``.
+    """Reads the network and the schedule of any `diffusers` pipeline folder with a ``UNet2DModel``, or with one of this
+    suite's own networks.
 
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
@@ -284,13 +288,28 @@ def _check_scheduler(config: dict[str, Any], path: Path) -> None:
         )
 
 
+def network_class(config: Mapping[str, Any]) -> Any:
+    """The class of a stored network's configuration: ``UNet2DModel``, or one of this suite's own."""
+    import diffusers  # 3 seconds: not at import
+
+    name = config.get("_class_name", "")
+    if name not in _OWN_NETWORKS:
+        return diffusers.UNet2DModel
+    return getattr(importlib.import_module(f"diffusion.{_OWN_NETWORKS[name]}"), name)
+
+
+def own_network_file(folder: Path) -> str | None:
+    """The file in ``diffusion/`` that holds the network of a pipeline folder; None where it is of `diffusers`."""
+    module = _OWN_NETWORKS.get(network_configuration(folder).get("_class_name", ""))
+    return f"{module}.py" if module else None
+
+
 def load_network(folder: Path) -> nn.Module:
-    """Reads a ``UNet2DModel`` folder from safetensors, strictly.
+    """Reads a network's folder from safetensors, strictly.
 
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
     """
-    from diffusers import UNet2DModel
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -302,7 +321,7 @@ def load_network(folder: Path) -> nn.Module:
         )
     config = read_json(folder / "config.json")
     try:
-        network = UNet2DModel.from_config(config)
+        network: nn.Module = network_class(config).from_config(config)
         network.load_state_dict(_with_todays_names(load_file(weights), network), strict=True)
     except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]

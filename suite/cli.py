@@ -7,6 +7,11 @@ from pathlib import Path
 
 from diffusion.errors import UserError
 
+# Of diffusion.conversion, which is not imported for every command.
+KINDS = ("edm", "guided-diffusion", "consistency")
+ORDERS = ("heads-first", "qkv-first")
+BETAS = ("linear", "cosine")
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -55,6 +60,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--revision", help="of the Hub's model")
     paths(sub, "output")
     sub.add_argument("--num-classes", type=int, help="how many of the network's labels are classes")
+
+    sub = command("convert", "converting.convert", "make a teacher of a checkpoint that its authors publish")
+    paths(sub, "checkpoint", "output")
+    sub.add_argument("--published", metavar="FILE", help="its authors' name for it, where yours is another")
+    sub.add_argument("--kind", choices=KINDS, help="of a checkpoint that docs/teachers.md does not list")
+    sub.add_argument("--attention", choices=ORDERS, help="of OpenAI's U-Net; its weights do not tell")
+    sub.add_argument("--schedule", choices=BETAS, help="of guided-diffusion; its weights do not tell")
+    sub.add_argument("--resolution", type=int, help="of OpenAI's U-Net, where its levels do not tell")
+    sub.add_argument("--thresholding", choices=("static", "none"), default="static", help="how x̂ is bounded")
 
     sub = command("classifier", "classifier.train_classifier", "train the classifier that judges labels")
     training(sub)

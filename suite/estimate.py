@@ -27,7 +27,7 @@ from diffusion.files import read_json
 from diffusion.guidance import guided
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pairs import Pairs
-from diffusion.pipelines import load_conditions, load_schedule, network_configuration
+from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
 from evaluation.tables import load_published
@@ -265,9 +265,8 @@ def _real_network(experiment: Experiment, conditions: Conditions, device: torch.
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
             return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
-        from diffusers import UNet2DModel  # 3 seconds: not at import
-
-        network: nn.Module = UNet2DModel.from_config(network_configuration(teacher.folder))
+        configuration = network_configuration(teacher.folder)
+        network: nn.Module = network_class(configuration).from_config(configuration)
         return network
 
     with torch.device("meta"):

@@ -18,6 +18,7 @@ import pydantic
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
 from diffusion.fetching import Download
+from diffusion.pickles import NUMPY, KnownOnly
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",
@@ -133,24 +134,10 @@ def _binary(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:], _checked(name, records[:, 0].astype(np.int64))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Knows how NumPy rebuilds an array, and nothing else: no code in the file is executed."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype", "scalar"):
-            return getattr(np, name) if name in ("ndarray", "dtype") else super().find_class(_CORE, name)
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-_CORE = "numpy._core.multiarray"
-
-
 def _pickled(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a file of the Python version: ``data`` (N, 3072) and ``labels``."""
     try:
-        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
+        batch = KnownOnly(io.BytesIO(content), NUMPY, encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], dtype=np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(

@@ -26,6 +26,10 @@ CORE = [
     "processes.py",
 ]
 
+# A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
+if isinstance(EXPERIMENT.teacher, StoredTeacher):
+    CORE += filter(None, [own_network_file(EXPERIMENT.teacher.folder)])
+
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
 
