@@ -4,6 +4,7 @@ The set is made once, by a job of its own, and read by every student that needs 
 noise of a pair is drawn again from the seed and the pair's number.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointError, NonFiniteError
 from diffusion.files import read_json, write_json
+from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
@@ -58,6 +60,10 @@ def generate_pairs(
     Args:
         teacher: guided and in evaluation mode, on the run's device.
         shape: (C, H, W).
+
+    Raises:
+        NonFiniteError: a sample is not finite.
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     run.count(teacher.network)
     begun, done = run.folder / _IMAGES, run.folder / _DONE
@@ -67,18 +73,23 @@ def generate_pairs(
         first, run.evaluations = state["count"], state["evaluations"]
     mode: Any = "r+" if first else "w+"
     images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))
-    for start in range(first, settings.count, batch_size):
-        indices = range(start, min(start + batch_size, settings.count))
+
+    def draw(start: int, count: int) -> torch.Tensor:
+        indices = range(start, start + count)
         noise = initial_noise(SEED, indices, shape).to(run.device)
         condition = teacher.conditions.of_samples(indices, run.device)
         with torch.inference_mode():
-            samples = ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+            return ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+
+    for start in range(first, settings.count, batch_size):
+        stop = min(start + batch_size, settings.count)
+        samples = within_memory("evaluation.batch_size", functools.partial(draw, start), stop - start, run.device)
         if not torch.isfinite(samples).all():
-            raise NonFiniteError(f"pairs {start} to {indices.stop - 1}: the teacher's samples are not finite.")
-        images[indices.start : indices.stop] = samples.cpu().numpy()
+            raise NonFiniteError(f"pairs {start} to {stop - 1}: the teacher's samples are not finite.")
+        images[start:stop] = samples.cpu().numpy()
         images.flush()
         run.note_seconds()
-        write_json(done, {"count": indices.stop, "evaluations": run.evaluations})
+        write_json(done, {"count": stop, "evaluations": run.evaluations})
     cost = run.cost() | {"offline_bytes": images.nbytes}
     np.save(folder / _IMAGES, images)
     write_json(folder / _FACTS, {"settings": settings.model_dump(), "cost": cost})

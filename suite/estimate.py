@@ -121,7 +121,8 @@ class CountingRun(TrainingRun):
         **_keywords: Any,
     ) -> Trained:
         self._passed = [0, 0]
-        loss(Step(self.generator(stage, 0), 0.5, copy.deepcopy(network).requires_grad_(False)))
+        average = copy.deepcopy(network).requires_grad_(False)
+        loss(Step(self.generator(stage, 0), 0.5, settings.slice_size, average))
         slices = settings.steps * settings.gradient_accumulation_steps
         self.forward += slices * self._passed[0]
         self.trained += slices * self._passed[1]

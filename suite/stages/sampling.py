@@ -1,6 +1,7 @@
 """Samples."""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.images import Quantiser, save_samples, to_uint8
+from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from suite.provenance import write_provenance
@@ -62,6 +64,7 @@ def draw_samples(
 
     Raises:
         UserError: the sampler did not evaluate its network ``nfe`` times a sample.
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     evaluated = 0
 
@@ -74,11 +77,16 @@ def draw_samples(
     shape, conditions = stored_picture_shape(source), load_conditions(source)
     told = conditions.of_samples(range(num_samples), "cpu") or {}
     images = []
-    for start in range(0, num_samples, batch_size):
-        indices = range(start, min(start + batch_size, num_samples))
+
+    def draw(start: int, size: int) -> np.ndarray:
+        indices = range(start, start + size)
         noise = initial_noise(seed, indices, shape).to(device)
         with torch.inference_mode():
-            images.append(to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser))
+            return to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser)
+
+    for start in range(0, num_samples, batch_size):
+        size = min(batch_size, num_samples - start)
+        images.append(within_memory("evaluation.batch_size", functools.partial(draw, start), size, device))
     if evaluated != nfe * num_samples:
         raise UserError(
             f"{method.name}: {evaluated} network evaluations for {num_samples} samples, expected {nfe} a sample. "

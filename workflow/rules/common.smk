@@ -132,9 +132,10 @@ def measuring_code():
 def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
+    shared = ["efficientnet.py", "precision.py", "downloads.py", "images.py", "data/store.py"]
     return (
         code(*(f"evaluation/{file}" for file in files))
-        + code(*(f"diffusion/{file}" for file in ["efficientnet.py", "downloads.py", "images.py", "data/store.py"]))
+        + code(*(f"diffusion/{file}" for file in shared))
         + stage_code(stage)
         + code("suite/stages/references.py")
     )
