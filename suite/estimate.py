@@ -266,12 +266,21 @@ def _real_network(experiment: Experiment, conditions: Conditions, device: torch.
         network: nn.Module = UNet2DModel.from_config(network_configuration(teacher.folder))
         return network
 
+    operations = network_operations(build, (data.channels, data.resolution, data.resolution), conditions)
+    return build().to(device).eval(), operations
+
+
+def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
+    """The floating-point operations of one evaluation of the network that ``build`` makes, without computing any.
+
+    Args:
+        shape: (C, H, W) of the pictures.
+    """
     with torch.device("meta"):
-        nowhere = build()
-        x = torch.empty(1, data.channels, data.resolution, data.resolution)
+        network, x = build(), torch.empty(1, *shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        nowhere(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
-    return build().to(device).eval(), float(counter.get_total_flops())
+        network(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
+    return float(counter.get_total_flops())
 
 
 def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
