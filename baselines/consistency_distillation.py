@@ -123,7 +123,7 @@ class ConsistencyDistillation(Method):
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "consistency distillation trains on the data set"
-        settings, batch = self.settings, self.settings.training.slice_size
+        settings = self.settings
         pictures = RealPictures(data, run.device)
         network = student_network(teacher)
         own_target = settings.target_decay > 0
@@ -142,10 +142,10 @@ class ConsistencyDistillation(Method):
         compute = run.compiled(compute, settings.training)
 
         def loss(step: Step) -> torch.Tensor:
-            x, labels = pictures.draw(batch, step.generator)
+            x, labels = pictures.draw(step.batch_size, step.generator)
             condition = teacher.conditions.of_labels(labels)
             noise = torch.randn(x.shape, generator=step.generator, device=x.device)
-            level = torch.randint(1, settings.num_levels, (batch,), generator=step.generator, device=x.device)
+            level = torch.randint(1, settings.num_levels, (len(x),), generator=step.generator, device=x.device)
             return compute(x, noise, level, condition)
 
         def after_step(_step: Step) -> None:

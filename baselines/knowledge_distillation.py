@@ -72,7 +72,7 @@ class KnowledgeDistillation(Method):
         compute = run.compiled(compute, settings)
 
         def loss(step: Step) -> torch.Tensor:
-            noise, samples, condition = data.draw(settings.slice_size, step.generator)
+            noise, samples, condition = data.draw(step.batch_size, step.generator)
             return compute(noise, samples, condition)
 
         return [Student(1, *data.with_cost(run.fit("knowledge-distillation", network, loss, settings)))]

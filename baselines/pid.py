@@ -65,7 +65,7 @@ class Pid(Method):
         student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
-        batch, shape = settings.slice_size, picture_shape(network.config)
+        shape = picture_shape(network.config)
         times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
         longest = times[0]
 
@@ -75,7 +75,7 @@ class Pid(Method):
         compute = run.compiled(compute, settings)
 
         def loss(step: Step) -> torch.Tensor:
-            device = step.generator.device
+            batch, device = step.batch_size, step.generator.device
             noise = torch.randn((batch, *shape), generator=step.generator, device=device)
             index = torch.randint(len(times), (batch,), generator=step.generator, device=device)
             return compute(

@@ -89,7 +89,6 @@ class ProgressiveDistillation(Method):
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "progressive distillation trains on the data set"
         pictures = RealPictures(data, run.device)
-        run.count(teacher.network)
         students: list[Student] = []
         counts = self.evaluations()
         for stage, nfe in enumerate(counts):
@@ -97,6 +96,7 @@ class ProgressiveDistillation(Method):
             if stage >= len(counts) - 2:
                 settings = settings.model_copy(update={"steps": settings.steps * self.settings.last_stages_factor})
             network = student_network(teacher)
+            run.count(teacher.network)
             run.count(network)
             student = teacher.with_network(network)
             source = teacher  # bound now: `teacher` moves on
@@ -108,12 +108,11 @@ class ProgressiveDistillation(Method):
                 compute: Callable[..., torch.Tensor] = compute,
                 source: Denoiser = source,
                 nfe: int = nfe,
-                batch: int = settings.slice_size,
             ) -> torch.Tensor:
-                x, labels = pictures.draw(batch, step.generator)
+                x, labels = pictures.draw(step.batch_size, step.generator)
                 condition = source.conditions.of_labels(labels)
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
-                point = torch.randint(1, nfe + 1, (batch,), generator=step.generator, device=x.device)
+                point = torch.randint(1, nfe + 1, (len(x),), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)
 
             trained = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)

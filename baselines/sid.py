@@ -100,23 +100,23 @@ class Sid(Method):
         fake = teacher.with_network(fake_network)
         fake_training = training.model_copy(update={"learning_rate": settings.fake_learning_rate, "warmup_steps": 0})
         fake_optimiser = fake_training.optimiser_of(fake_network)
-        batch = training.batch_size
-        told = torch.full((batch,), start, dtype=torch.float64, device=run.device)
-        shape = (batch, *picture_shape(network.config))
+        told = torch.full((training.batch_size,), start, dtype=torch.float64, device=run.device)
+        shape = picture_shape(network.config)
 
         def fake_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             with torch.no_grad():
-                generated = student(z, told, condition)
+                generated = student(z, told[: len(z)], condition)
             return denoising_loss(fake, generated, noise, t, condition)
 
         def generator_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-            return sid_loss(student(z, told, condition), teacher, fake, noise, t, settings.alpha, condition)
+            generated = student(z, told[: len(z)], condition)
+            return sid_loss(generated, teacher, fake, noise, t, settings.alpha, condition)
 
         fake_loss, generator_loss = run.compiled(fake_loss, training), run.compiled(generator_loss, training)
 
         def draw(step: Step, lognormal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Condition]:
-            generator = step.generator
-            z, noise = torch.randn((2, *shape), generator=generator, device=generator.device)
+            batch, generator = step.batch_size, step.generator
+            z, noise = torch.randn((2, batch, *shape), generator=generator, device=generator.device)
             if lognormal:
                 levels = lognormal_levels(batch, generator)
             else:
@@ -140,7 +140,7 @@ class Sid(Method):
             return generator_loss(*draw(step, lognormal=False))
 
         beside = {"fake": fake_network, "fake_optimiser": fake_optimiser}
-        return [Student(1, *run.fit("sid", network, loss, training, beside=beside))]
+        return [Student(1, *run.fit("sid", network, loss, training, beside=beside, in_slices=False))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         from diffusion.one_step_pipeline import OneStepPipeline

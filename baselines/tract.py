@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
@@ -21,7 +20,7 @@ from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
 from diffusion.teacher import RealPictures, TeacherFacts
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.training import MovingAverage, Step, TrainingRun, TrainingSettings
 
 
 class TractSettings(TrainedSettings):
@@ -85,14 +84,13 @@ class Tract(Method):
         assert isinstance(data, Split), "TRACT trains on the data set"
         settings = self.settings.training
         pictures = RealPictures(data, run.device)
-        run.count(teacher.network)
         students: list[Student] = []
         teacher_steps = self.settings.start_steps
         for num_steps in self.settings.phases:
             network = student_network(teacher)
-            run.count(network)  # and so its copy below
-            average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(self.settings.self_teacher_decay))
-            average.requires_grad_(False).eval()
+            average = MovingAverage(network, self.settings.self_teacher_decay).eval()
+            for evaluated in (teacher.network, network, average.module):
+                run.count(evaluated)
             student = teacher.with_network(network)
             compute = run.compiled(
                 functools.partial(
@@ -112,13 +110,13 @@ class Tract(Method):
                 source: Denoiser = teacher,  # bound now: `teacher` moves on, and so does the number of its steps
                 teacher_steps: int = teacher_steps,
             ) -> torch.Tensor:
-                x, labels = pictures.draw(settings.slice_size, step.generator)
+                x, labels = pictures.draw(step.batch_size, step.generator)
                 condition = source.conditions.of_labels(labels)
                 noise = torch.randn(x.shape, generator=step.generator, device=x.device)
                 point = torch.randint(1, teacher_steps + 1, (len(x),), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)
 
-            def follow(_step: Step, average: AveragedModel = average, network: nn.Module = network) -> None:
+            def follow(_step: Step, average: MovingAverage = average, network: nn.Module = network) -> None:
                 average.update_parameters(network)
 
             trained = run.fit(

@@ -85,6 +85,16 @@ def untrained(experiment: Experiment, device: torch.device, classes: int) -> Den
     return denoiser.to(device).eval().requires_grad_(False)
 
 
+def of_one_stage(method: Any, settings: TrainingSettings) -> Any:
+    """The method with other settings of training and one student only, so that a step is a step of that student."""
+    update: dict[str, Any] = {"training": settings}
+    if hasattr(method.settings, "start_steps"):
+        update |= {"start_steps": 2, "end_steps": 1, "last_stages_factor": 1}
+    if hasattr(method.settings, "phases"):
+        update |= {"start_steps": 2, "phases": (1,)}
+    return type(method)(method.settings.model_copy(update=update), method.guidance)
+
+
 def training(experiment: Experiment, folder: Path, rounds: int, device: torch.device, compiled: str) -> None:
     write_dataset(folder / "data", prepare(experiment.data), experiment.data)
     split = load_split(folder / "data", "train")
@@ -109,13 +119,7 @@ def training(experiment: Experiment, folder: Path, rounds: int, device: torch.de
 
     def distiller(method: Any) -> Callable[[TrainingRun, TrainingSettings], Any]:
         def train(run: TrainingRun, settings: TrainingSettings) -> Any:
-            update: dict[str, Any] = {"training": settings}
-            if hasattr(method.settings, "start_steps"):
-                # One halving, so that a step is a step of one student.
-                update |= {"start_steps": 2, "end_steps": 1, "last_stages_factor": 1}
-            if hasattr(method.settings, "phases"):
-                update |= {"start_steps": 2, "phases": (1,)}
-            short = type(method)(method.settings.model_copy(update=update), guidance)
+            short = of_one_stage(method, settings)
             teacher = guided(untrained(experiment, device, classes), guidance)
             data: Any = split if method.needs_data else None
             if method.pairs():

@@ -128,15 +128,14 @@ class Boot(Method):
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)
         run.count(network)
-        batch = settings.training.slice_size
-        boundary_count = math.ceil(batch * settings.boundary_fraction) if settings.boundary_weight else 0
-        shape = (batch, *picture_shape(network.config))
+        shape = picture_shape(network.config)
         distance = squared_l2 if settings.distance == "l2" else load_lpips(settings.lpips, run.device)
         objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
 
         source = None
 
         def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+            boundary_count = math.ceil(len(noise) * settings.boundary_fraction) if settings.boundary_weight else 0
             terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source, condition)
             return terms.bootstrap + settings.boundary_weight * terms.boundary
 
@@ -147,9 +146,9 @@ class Boot(Method):
             if settings.bootstrap_from == "average" and source is None:
                 assert step.average is not None
                 source = BootStudent(step.average, schedule, teacher.prediction_type)
-            noise = torch.randn(shape, generator=step.generator, device=step.generator.device)
+            noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
             s, t = draw_times(settings, schedule, step)
-            return compute(noise, s, t, teacher.conditions.draw(batch, step.generator))
+            return compute(noise, s, t, teacher.conditions.draw(step.batch_size, step.generator))
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
 
@@ -174,7 +173,7 @@ def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[
 
     s is drawn and t follows, so that the interval is covered up to t_max; the last steps are shorter than δ.
     """
-    batch, generator = settings.training.slice_size, step.generator
+    batch, generator = step.batch_size, step.generator
     low = schedule.t_min
     if settings.times == "progressive":
         grown = min(1.0, step.progress / settings.progressive_share)

@@ -15,3 +15,7 @@ class CheckpointError(UserError):
 
 class NonFiniteError(UserError):
     """A loss, a gradient or a picture contains NaN or infinity."""
+
+
+class DeviceMemoryError(UserError):
+    """A batch does not fit the device's memory; the message says which one does."""

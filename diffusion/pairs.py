@@ -16,6 +16,7 @@ from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointError, NonFiniteError
 from diffusion.files import read_json, write_json
+from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.processes import portions_of
 from diffusion.settings import Settings
@@ -59,6 +60,10 @@ def generate_pairs(
     Args:
         teacher: guided and in evaluation mode, on the run's device.
         shape: (C, H, W).
+
+    Raises:
+        NonFiniteError: a sample is not finite.
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     run.count(teacher.network)
     begun, done = run.folder / _IMAGES, run.folder / _DONE
@@ -70,12 +75,15 @@ def generate_pairs(
     evaluations_a_sample = 0
 
     def draw(indices: range) -> torch.Tensor:
-        nonlocal evaluations_a_sample
-        before = run.evaluations
         noise = initial_noise(SEED, indices, shape).to(run.device)
         condition = teacher.conditions.of_samples(indices, run.device)
         with torch.inference_mode():
-            samples = ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+            return ddim_sample(teacher, noise, settings.num_inference_steps, condition)
+
+    def portion(indices: range) -> torch.Tensor:
+        nonlocal evaluations_a_sample
+        before = run.evaluations
+        samples = within_memory("evaluation.batch_size", lambda size: draw(indices[:size]), len(indices), run.device)
         # Counted where a portion has come in: of several processes, one may repeat another's work in the last turn.
         evaluations_a_sample = (run.evaluations - before) // (run.processes.size * len(indices))
         run.evaluations = before
@@ -86,7 +94,7 @@ def generate_pairs(
     portions = [
         range(first + part.start, first + part.stop) for part in portions_of(settings.count - first, batch_size)
     ]
-    drawn = run.processes.spread(portions, draw)
+    drawn = run.processes.spread(portions, portion)
     if not run.processes.is_main:
         for _ in drawn:
             pass

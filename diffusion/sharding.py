@@ -67,8 +67,9 @@ def load_whole_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]
 
 def _like(own: torch.Tensor | None, value: torch.Tensor) -> torch.Tensor:
     """``value`` spread as ``own`` is; every process has all of it, so that nothing is sent."""
-    if not hasattr(own, "device_mesh"):
+    if own is None or not hasattr(own, "full_tensor"):
         return value
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(own, DTensor)
     return distribute_tensor(value, own.device_mesh, own.placements, src_data_rank=None)

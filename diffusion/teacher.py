@@ -176,15 +176,27 @@ class RealPictures:
         self._device = device
         self._mapped = split.images
         self._held = torch.from_numpy(np.array(split.images)).to(device) if split.images.nbytes <= 2**30 else None
-        self._labels = torch.from_numpy(np.array(split.labels)).to(device)
+        self._labels = torch.from_numpy(np.array(split.labels))
+        if self._held is not None:
+            self._labels = self._labels.to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` pictures in [−1, 1], shape (count, C, H, W), and their labels, int64, shape (count,)."""
-        index = torch.randint(len(self._mapped), (count,), generator=generator, device=generator.device)
-        labels = self._labels[index]
         if self._held is not None:
-            return from_uint8(self._held[index]), labels
-        return from_uint8(torch.from_numpy(self._mapped[index.cpu().numpy()]).to(self._device)), labels
+            index = torch.randint(len(self._mapped), (count,), generator=generator, device=generator.device)
+            return from_uint8(self._held[index]), self._labels[index]
+        # Which of the host's pictures is drawn on the host, by its own generator, which every slice seeds: a draw on a
+        # card would have to be waited for, with all that the card still has to do. So the host goes on ahead and has
+        # the next batch ready.
+        on_host = generator if generator.device.type == "cpu" else None
+        index = torch.randint(len(self._mapped), (count,), generator=on_host)
+        pictures = self._to_device(torch.from_numpy(self._mapped[index.numpy()]))
+        return from_uint8(pictures), self._to_device(self._labels[index])
+
+    def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
+        if self._device.type != "cuda":
+            return batch.to(self._device)
+        return batch.pin_memory().to(self._device, non_blocking=True)
 
 
 def uniform_times(count: int, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
@@ -246,7 +258,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     compute = run.compiled(compute, settings.training)
 
     def loss(step: Step) -> torch.Tensor:
-        x, labels = pictures.draw(settings.training.slice_size, step.generator)
+        x, labels = pictures.draw(step.batch_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
         t = uniform_times(len(x), schedule.t_min, schedule.t_max, step.generator)
         condition = None

@@ -13,6 +13,7 @@ import pickle
 import shutil
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ import filelock
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from diffusion import sharding
 from diffusion.device import gpu_lock
-from diffusion.errors import CheckpointError, NonFiniteError, UserError
+from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
 from diffusion.files import atomic_path
+from diffusion.memory import halves, largest_fitting, memory_of, out_of_memory
+from diffusion.precision import float32_products, has_short_products
 from diffusion.processes import join
 from diffusion.settings import Settings
 
@@ -50,11 +53,13 @@ class Step:
     Attributes:
         generator: the only source of randomness, seeded by (seed, stage, step, slice), on the run's device.
         progress: share of the stage's steps that are done, in [0, 1).
+        batch_size: how many pictures or noises to compute the loss of: the size of the slice.
         average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
     """
 
     generator: torch.Generator
     progress: float
+    batch_size: int
     average: nn.Module | None = None
 
 
@@ -127,9 +132,15 @@ class TrainingSettings(Settings):
             the order of float32 sums. The draws and the optimiser stay outside.
         shard: spreads the weights, their gradients, moments and average over the processes (FSDP), for networks that do
             not fit one card otherwise; alone, a process has all of them. The same training up to the order of sums.
-        precision: "bf16" runs the networks under bfloat16 autocast; "auto" does so for a teacher on a GPU that
-            supports it, and takes float32 otherwise: the targets of distillation are differences of estimates, which
-            their weights amplify, and all distillers shall have the same precision.
+        precision: "fp32" computes in float32 throughout; "tf32" lets a card shorten the factors of matrix products and
+            convolutions to TF32 (10 bits of mantissa); "bf16" runs the networks under bfloat16 autocast (7 bits).
+            "auto" is "bf16" for a teacher and "tf32" for all else on a card that has them in hardware, and "fp32"
+            elsewhere: the targets of distillation are differences of estimates, which their weights amplify, and all
+            distillers shall have the same precision.
+        activation_checkpointing: the backward pass computes the activations within the network's blocks again instead
+            of keeping them. The same gradients for less memory and about a third more time.
+        channels_last: whether the channels of weights and activations lie beside each other in memory, as tensor cores
+            want them; "auto": under bfloat16 on a card. The same values up to the order of sums.
     """
 
     steps: int = Field(ge=1)
@@ -146,7 +157,9 @@ class TrainingSettings(Settings):
     snapshots: int = Field(0, ge=0)
     compile: Literal["off", "default", "cudagraphs"] = "off"
     shard: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
+    activation_checkpointing: bool = False
+    channels_last: bool | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
     def _slices(self) -> "TrainingSettings":
@@ -161,6 +174,8 @@ class TrainingSettings(Settings):
     def _sharded(self) -> "TrainingSettings":
         if self.shard and self.compile != "off":
             raise ValueError(f"shard: found true with compile {self.compile!r}, expected 'off'")
+        if self.shard and self.channels_last is True:
+            raise ValueError("shard: found true with channels_last true, expected 'auto' or false")
         return self
 
     @property
@@ -179,6 +194,37 @@ class TrainingSettings(Settings):
         """The numbers of steps after which a snapshot is taken, increasing."""
         halved = (self.steps >> power for power in range(self.snapshots, 0, -1))
         return sorted({steps for steps in halved if steps > 0})
+
+    def resolved(self, device: torch.device, bf16: bool = False) -> "TrainingSettings":
+        """The same with what "auto" comes to on a device.
+
+        Args:
+            bf16: whether precision "auto" means bfloat16 on a card that has it.
+
+        Raises:
+            UserError: TF32 without a card that has it.
+        """
+        able, precision = has_short_products(device), self.precision
+        if precision == "tf32" and not able:
+            raise UserError(
+                f"training.precision: found 'tf32' on the device {device}, expected 'auto', 'fp32' or 'bf16': TF32 "
+                f"needs a card of compute capability 8.0 or later."
+            )
+        if precision == "auto":
+            precision = ("bf16" if bf16 else "tf32") if able else "fp32"
+        channels_last = self.channels_last
+        if channels_last == "auto":
+            channels_last = precision == "bf16" and device.type == "cuda" and not self.shard
+        return self.model_copy(update={"precision": precision, "channels_last": channels_last})
+
+    @property
+    def arithmetic(self) -> str:
+        """How resolved settings compute the networks, in words."""
+        words = [{"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16 autocast"}[self.precision]]
+        words += ["channels last"] if self.channels_last else []
+        words += ["activations recomputed"] if self.activation_checkpointing else []
+        words += [f"compiled ({self.compile})"] if self.compile != "off" else []
+        return ", ".join(words)
 
     def optimiser_of(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser of the network's trainable weights."""
@@ -209,6 +255,29 @@ def discard_delivered(states: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a network's weights; after its first update it is the weights themselves.
+
+    torch's own copies its counter to the device in every update, which makes the host wait for the device.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network)
+        self.decay = decay
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        kept, current = tuple(self.module.parameters()), tuple(model.parameters())
+        if self.n_averaged == 0:  # it lies on the host
+            torch._foreach_copy_(kept, current)
+        else:
+            torch._foreach_lerp_(kept, current, 1 - self.decay)
+        for buffer, other in zip(self.module.buffers(), model.buffers(), strict=True):
+            buffer.copy_(other)
+        self.n_averaged += 1
+
+
 class _EvaluationCounter:
     """Forward hook that adds the batch size to a run's ``evaluations``."""
 
@@ -234,6 +303,7 @@ class TrainingRun:
         evaluations: pictures that went forward through a counted network, each once a pass.
         real_images_seen: pictures of the data set that were trained on, with repetition.
         wall_clock_s: training time, accumulated over interruptions.
+        arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
         log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
     """
 
@@ -247,7 +317,10 @@ class TrainingRun:
         self.counting = True  # off inside a compiled step, which would be compiled anew for every count
         self.real_images_seen = 0
         self.wall_clock_s = 0.0
+        self.arithmetic: dict[str, str] = {}
         self.log: list[dict[str, Any]] = []
+        self._networks: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the counted ones, as long as they are used
+        self._compiles = True
         self._cleanup = ExitStack()
         self._clock: float | None = None
 
@@ -288,8 +361,12 @@ class TrainingRun:
     # -- cost ---------------------------------------------------------------------------------------------------
 
     def count(self, network: nn.Module) -> None:
-        """Counts the pictures that pass through ``network`` from now on, by a hook on its forward call."""
+        """Counts the pictures that pass through ``network`` from now on, by a hook on its forward call.
 
+        All networks that a loss evaluates are to be counted: those, and the trained one, are laid out as the settings
+        say for as long as they train.
+        """
+        self._networks.add(network)
         # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
         if any(isinstance(hook, _EvaluationCounter) for hook in network._forward_pre_hooks.values()):
             return
@@ -331,24 +408,54 @@ class TrainingRun:
         bf16: bool = False,
         after_step: Callable[[Step], None] | None = None,
         beside: Mapping[str, Stateful] | None = None,
+        in_slices: bool = True,
     ) -> Trained:
         """Trains ``network`` in place.
 
         Args:
             stage: name of the stage, unique within the run; a finished stage is loaded, not trained again.
-            loss: the loss of one slice of a step's batch (``settings.slice_size``), a scalar tensor; the step's loss is
-                the mean over its slices.
+            loss: the loss of one slice of a step's batch (``step.batch_size``), a scalar tensor; the step's loss is the
+                mean over its slices.
             real_images: whether each step sees ``batch_size`` real pictures.
-            bf16: whether precision "auto" means bfloat16 on a GPU that supports it.
+            bf16: whether precision "auto" means bfloat16 on a card that has it.
             after_step: called after each step of the optimiser, with the same :class:`Step` as the loss, whose average
                 is up to date by then; for whatever else the method updates.
             beside: what the loss or ``after_step`` changes beside the network, under names; stored and restored with
                 it.
+            in_slices: whether a batch may be computed in slices; only the message of DeviceMemoryError asks.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
             CheckpointError: the stored state is truncated, or belongs to another run.
+            DeviceMemoryError: a slice does not fit the device's memory; the message names a number of slices that does.
+            UserError: the settings ask for what the device or the network does not have.
         """
+        settings = settings.resolved(self.device, bf16)
+        networks = [network, *(other for other in self._networks if other is not network)]
+        _lay_out(networks, settings, on=True)
+        try:
+            with float32_products(self.device, tf32=settings.precision != "fp32"):
+                trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {})
+                networks.append(trained.network)  # the average is a copy of the network as it is now
+                return trained
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise self._too_large(stage, network, loss, settings, in_slices, error) from error
+        finally:
+            _lay_out(networks, settings, on=False)
+
+    def _fit(
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Loss,
+        settings: TrainingSettings,
+        real_images: bool,
+        after_step: Callable[[Step], None] | None,
+        beside: Mapping[str, Stateful],
+    ) -> Trained:
+        """:meth:`fit` with resolved settings."""
         slices = settings.gradient_accumulation_steps
         if slices % self.processes.size:
             raise UserError(
@@ -359,8 +466,7 @@ class TrainingRun:
         self.processes.wait()  # until the one that writes has stored what the others look for
         average = None
         if settings.ema_decay is not None:
-            average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
-            average.requires_grad_(False)
+            average = MovingAverage(network, settings.ema_decay)
         averaged = None if average is None else average.module.eval()
         result = network if averaged is None else averaged
 
@@ -372,7 +478,6 @@ class TrainingRun:
             result.load_state_dict(state["result"])
             return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
 
-        beside = beside or {}
         plain = None
         if settings.shard and self.processes.size > 1:
             if beside:
@@ -397,8 +502,15 @@ class TrainingRun:
                     sharding.load_whole(average, state["average"])
                 for name, part in beside.items():
                     part.load_state_dict(state["beside"][name])
+                for part in (optimiser, *beside.values()):
+                    if isinstance(part, torch.optim.Optimizer):
+                        _match_layout(part)
                 self._use_threads(state["threads"])
                 print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
+        # An interrupted run may go on on another device.
+        known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
+        if known[-1:] != [settings.arithmetic]:
+            self.arithmetic[stage] = "; then ".join([*known, settings.arithmetic])
 
         def save(step: int) -> None:
             self._save(
@@ -415,7 +527,6 @@ class TrainingRun:
                 ),
             )
 
-        autocast = self._autocast(settings.precision, bf16)
         log_every = max(1, settings.steps // _LOGGED_POINTS)
         check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
         kept_at = set(settings.snapshot_steps())
@@ -431,8 +542,9 @@ class TrainingRun:
                 group["lr"] = rate
             value = torch.zeros((), device=self.device)
             for number in own_slices:
-                this = Step(self.generator(stage, step, number), step / settings.steps, averaged)
-                with autocast():
+                generator = self.generator(stage, step, number)
+                this = Step(generator, step / settings.steps, settings.slice_size, averaged)
+                with self._autocast(settings):
                     share = loss(this) / slices
                 share.backward()
                 value += share.detach()
@@ -458,7 +570,7 @@ class TrainingRun:
             if average is not None:
                 average.update_parameters(network)
             if after_step is not None:
-                with autocast():
+                with self._autocast(settings):
                     after_step(this)
             if real_images:
                 self.real_images_seen += settings.batch_size
@@ -496,6 +608,63 @@ class TrainingRun:
         self.processes.wait()
         return Trained(result.eval(), cost, self._snapshots(stage, settings))
 
+    def _autocast(self, settings: TrainingSettings) -> torch.autocast:
+        # Uncached: some versions of torch lose the gradient of weights that were first cast where there was none.
+        bf16 = settings.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    def _too_large(
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Loss,
+        settings: TrainingSettings,
+        in_slices: bool,
+        error: BaseException,
+    ) -> DeviceMemoryError:
+        """What to say after ``error``: smaller slices have been tried, until one fitted the device's memory."""
+        batch, slices = settings.batch_size, settings.gradient_accumulation_steps
+        found = (
+            f"stage {stage}: {settings.slice_size} pictures at once are more than {memory_of(self.device)} can take. "
+        )
+        if settings.shard and self.processes.size > 1:  # a process cannot try alone
+            return DeviceMemoryError(
+                f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch}; or "
+                f"more processes."
+            )
+        if in_slices:
+            others = range(slices + 1, batch + 1)
+            sizes = [batch // n for n in others if batch % n == 0 and n % self.processes.size == 0]
+        else:
+            sizes = halves(batch)
+        averages: list[nn.Module] = []
+
+        def attempt(size: int) -> None:
+            network.zero_grad(set_to_none=True)
+            if settings.ema_decay is not None and not averages:
+                averages.append(copy.deepcopy(network).requires_grad_(False).eval())
+            # In place of the optimiser's two moments, which have gone with the loop.
+            _moments = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]
+            for number in range(1 + in_slices):  # from the second slice on there is a gradient beside the activations
+                with self._autocast(settings):
+                    value = loss(Step(self.generator(stage, 0, number), 0.0, size, *averages))
+                value.backward()
+
+        self._compiles = False  # takes no less memory, and no minutes
+        fitting = largest_fitting(error, attempt, sizes, self.device)
+        if fitting is None:
+            expected = "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large."
+        elif in_slices:
+            expected = (
+                f"training.gradient_accumulation_steps: found {slices}, expected {batch // fitting.size}, in slices of "
+                f"{fitting}; the batch of a step stays {batch}."
+            )
+        else:
+            expected = f"training.batch_size: found {batch}, expected at most {fitting}."
+        if not settings.activation_checkpointing:
+            expected += " training.activation_checkpointing: true takes less memory and more time."
+        return DeviceMemoryError(found + expected)
+
     def _snapshot_file(self, stage: str, step: int) -> Path:
         return self.folder / f"snapshot-{stage}-{step}.pt"
 
@@ -526,6 +695,8 @@ class TrainingRun:
 
         def step(*arguments: Any, **keywords: Any) -> torch.Tensor:
             nonlocal per_call
+            if not self._compiles:
+                return function(*arguments, **keywords)
             if per_call is None:
                 before = self.evaluations
                 devices = [self.device] if self.device.type == "cuda" else []
@@ -550,12 +721,6 @@ class TrainingRun:
         torch.manual_seed(number)
         return torch.Generator(self.device).manual_seed(number)
 
-    def _autocast(self, precision: str, bf16: bool) -> Callable[[], torch.autocast]:
-        wanted = precision == "bf16" or (
-            precision == "auto" and bf16 and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        )
-        return lambda: torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=wanted)
-
     # -- the state ----------------------------------------------------------------------------------------------
 
     def _save(self, path: Path, content: dict[str, Any]) -> None:
@@ -568,6 +733,7 @@ class TrainingRun:
             "threads": torch.get_num_threads(),
             "evaluations": self.evaluations,
             "real_images_seen": self.real_images_seen,
+            "arithmetic": self.arithmetic,
             "log": copy.deepcopy(self.log),
         }
         with atomic_path(path) as temporary:
@@ -595,7 +761,7 @@ class TrainingRun:
 
     def _restore_totals(self, state: dict[str, Any]) -> None:
         self.evaluations, self.real_images_seen = state["evaluations"], state["real_images_seen"]
-        self.log = state["log"]
+        self.log, self.arithmetic = state["log"], state["arithmetic"]
 
     @staticmethod
     def _use_threads(threads: int) -> None:
@@ -606,3 +772,31 @@ class TrainingRun:
                 file=sys.stderr,
             )
             torch.set_num_threads(threads)
+
+
+def _lay_out(networks: list[Any], settings: TrainingSettings, on: bool) -> None:
+    """Makes networks as the settings want them for training, or takes it back.
+
+    Raises:
+        UserError: a network cannot compute its activations again.
+    """
+    for network in networks:
+        if settings.activation_checkpointing:
+            name = ("enable" if on else "disable") + "_gradient_checkpointing"
+            if not hasattr(network, name):
+                raise UserError(
+                    f"training.activation_checkpointing: found true, expected false: a {type(network).__name__} cannot "
+                    f"compute its activations again."
+                )
+            getattr(network, name)()
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last if on else torch.contiguous_format)
+
+
+def _match_layout(optimiser: torch.optim.Optimizer) -> None:
+    """Lays the optimiser's moments out in memory as its weights are: fused optimisers take that for granted, and a
+    stored state may come from a device where "auto" meant another layout."""
+    for weight, state in optimiser.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight).copy_(value)

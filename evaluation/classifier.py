@@ -52,7 +52,7 @@ def train_classifier(
     compute = run.compiled(compute, settings.training)
 
     def loss(step: Step) -> torch.Tensor:
-        return compute(*pictures.draw(settings.training.slice_size, step.generator))
+        return compute(*pictures.draw(step.batch_size, step.generator))
 
     trained = run.fit("classifier", network, loss, settings.training, real_images=True)
     return trained.network, trained.cost

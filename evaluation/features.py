@@ -33,6 +33,7 @@ from unittest import mock
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.precision import float32_products
 from evaluation.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
 from evaluation.tables import INCEPTION_NAMES
 
@@ -174,7 +175,7 @@ class Extractor(ABC):
         """
         dataset = _Pictures(_check_images(images))
         # A DataLoader draws a seed even when it has no workers: that must not move the caller's random state.
-        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic():
+        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic(self._device):
             features = get_featuresdict_from_dataset(
                 dataset,
                 self._network,
@@ -212,7 +213,7 @@ class Extractor(ABC):
         # Its resizers turn all of Python's warnings off: for as long as they run and no longer.
         with (
             torch.random.fork_rng(devices=[]),
-            _reproducible_arithmetic(),
+            _reproducible_arithmetic(self._device),
             warnings.catch_warnings(),
             ThreadPoolExecutor(torch.get_num_threads()) as pool,
         ):
@@ -481,9 +482,10 @@ def _check_features(features: np.ndarray, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _reproducible_arithmetic() -> Iterator[None]:
-    """Full float32 convolutions on CUDA, so that a figure does not depend on the card's TF32 default."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+def _reproducible_arithmetic(device: torch.device) -> Iterator[None]:
+    """Full float32 on CUDA, so that a figure depends neither on a card's TF32 nor on what the process did before."""
+    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with flags, float32_products(device, tf32=False):
         yield
 
 

@@ -26,6 +26,7 @@ from scipy import stats
 
 from diffusion.device import processor_name
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.memory import within_memory
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 
@@ -107,6 +108,7 @@ def measure_speed(
     Raises:
         UserError: no sampler, an unknown baseline, or a sampler that returns another number of pictures.
         NonFiniteError: a sampler returns NaN or infinity.
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     if not samplers or not batch_sizes:
         raise UserError("speed: nothing to measure; give at least one sampler and one batch size.")
@@ -132,7 +134,11 @@ def measure_speed(
             noise = make_noise(batch_size)
             raw["dtype"] = arithmetic(noise.dtype, device)
             for name, sampler in samplers.items():
-                _check_output(name, sampler(noise), batch_size)
+
+                def once(count: int, sampler: Sampler = sampler, noise: torch.Tensor = noise) -> torch.Tensor:
+                    return sampler(noise[:count])
+
+                _check_output(name, within_memory("speed.batch_sizes", once, batch_size, device), batch_size)
             latencies = _time_rounds(
                 samplers,
                 make_noise,

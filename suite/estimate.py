@@ -124,7 +124,8 @@ class CountingRun(TrainingRun):
         **_keywords: Any,
     ) -> Trained:
         self._passed = [0, 0]
-        loss(Step(self.generator(stage, 0), 0.5, copy.deepcopy(network).requires_grad_(False)))
+        average = copy.deepcopy(network).requires_grad_(False)
+        loss(Step(self.generator(stage, 0), 0.5, settings.slice_size, average))
         slices = settings.steps * settings.gradient_accumulation_steps
         self.forward += slices * self._passed[0]
         self.trained += slices * self._passed[1]
@@ -269,12 +270,21 @@ def _real_network(experiment: Experiment, conditions: Conditions, device: torch.
         network: nn.Module = network_class(configuration).from_config(configuration)
         return network
 
+    operations = network_operations(build, (data.channels, data.resolution, data.resolution), conditions)
+    return build().to(device).eval(), operations
+
+
+def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
+    """The floating-point operations of one evaluation of the network that ``build`` makes, without computing any.
+
+    Args:
+        shape: (C, H, W) of the pictures.
+    """
     with torch.device("meta"):
-        nowhere = build()
-        x = torch.empty(1, data.channels, data.resolution, data.resolution)
+        network, x = build(), torch.empty(1, *shape)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        nowhere(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
-    return build().to(device).eval(), float(counter.get_total_flops())
+        network(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
+    return float(counter.get_total_flops())
 
 
 def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:

@@ -59,7 +59,7 @@ def test_every_prediction_type_trains(prediction_type, tmp_path):
 
 def times_of(progress=0.0, schedule=None, seed=0, **options):
     chosen = settings(training=TRAINING | {"batch_size": 4096}, **options)
-    step = Step(torch.Generator().manual_seed(seed), progress)
+    step = Step(torch.Generator().manual_seed(seed), progress, chosen.training.batch_size)
     return draw_times(chosen, schedule or CosineSchedule(), step)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -11,7 +12,7 @@ from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 from baselines.consistency_pipeline import ConsistencyPipeline
 from boot.pipeline import BootPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.errors import UserError
+from diffusion.errors import DeviceMemoryError, UserError
 from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
 from diffusion.one_step_pipeline import OneStepPipeline
@@ -124,6 +125,53 @@ def test_the_teacher_is_left_alone(name, tmp_path, data):
     before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
     distil(build(name), tmp_path / "state", data, teacher=teacher)
     assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_recomputed_activations_and_channels_last_train_the_same(name, tmp_path, data):
+    found = {}
+    for kind, options in (("plain", {}), ("other", {"activation_checkpointing": True, "channels_last": True})):
+        method = build(name, **options)
+        given = inputs_of(method, tmp_path, data, tiny_denoiser())
+        with TrainingRun(tmp_path / kind, "key", 0, CPU) as run:
+            students = method.distil(tiny_denoiser(), run, given)
+        found[kind] = [row["loss"] for row in run.log], [s.cost["network_evaluations"] for s in students]
+        assert set(run.arithmetic.values()) == {
+            "float32" if kind == "plain" else "float32, channels last, activations recomputed"
+        }
+    assert found["other"][0] == pytest.approx(found["plain"][0], rel=1e-3)
+    assert found["other"][1] == found["plain"][1]
+
+
+class Crowded:
+    """A hook of a network, and of its copies, that lets five pictures pass at once."""
+
+    def __call__(self, _module, inputs):
+        if len(inputs[0]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def __deepcopy__(self, _memo):
+        return self
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_batch_that_is_too_large_ends_with_one_that_fits(name, tmp_path, data):
+    """The loss of every method can be computed of fewer pictures than its settings say."""
+    method, teacher = build(name), tiny_denoiser()
+    given = inputs_of(method, tmp_path, data, teacher)
+    teacher.network.register_forward_pre_hook(Crowded())
+    with (
+        TrainingRun(tmp_path / "state", "key", 0, CPU) as run,
+        pytest.raises(
+            DeviceMemoryError, match=r"8 pictures at once .* found \d+, expected (at most )?\d+[.,]"
+        ) as caught,
+    ):
+        method.distil(teacher, run, given)
+    fitting = int(re.search(r"expected (?:at most )?(\d+)", str(caught.value))[1])
+    change = {"batch_size": fitting} if "training.batch_size" in str(caught.value) else {}
+    method = build(name, **(change or {"gradient_accumulation_steps": fitting}))
+    with TrainingRun(tmp_path / "other", "key", 0, CPU) as run:
+        assert method.distil(teacher, run, given)
 
 
 @pytest.mark.slow

@@ -174,6 +174,8 @@ def test_a_process_keeps_its_share_alone(tmp_path):
 def test_what_cannot_be_spread_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="shard: found true with compile 'default', expected 'off'"):
         TrainingSettings(steps=1, shard=True, compile="default")
+    with pytest.raises(ValueError, match="shard: found true with channels_last true"):
+        TrainingSettings(steps=1, shard=True, channels_last=True)
     monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 2))
     monkeypatch.setattr(Processes, "wait", lambda _self: None)
     network = torch.nn.Linear(2, 1)

@@ -125,3 +125,23 @@ def test_pictures_too_large_to_hold_are_drawn_from_the_map(tmp_path):
     assert torch.equal(one, two)
     assert torch.equal(labels, same_labels)
     assert one.shape == (5, 1, 8, 8)
+
+
+def test_a_card_is_not_asked_which_of_the_hosts_pictures_to_take(tmp_path):
+    """The host's own generator draws them, which a slice of a step seeds: the same again, whatever was drawn before."""
+
+    class OfACard:
+        device = torch.device("cuda", 0)
+
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    pictures = RealPictures(load_split(tmp_path / "data", "train"), torch.device("cpu"))
+    pictures._held = None
+    drawn = []
+    with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
+        for step in (0, 1, 0):
+            run.generator("teacher", step)
+            drawn.append([pictures.draw(9, OfACard())[0] for _ in range(2)])
+            torch.randn(step + 1)
+    assert all(torch.equal(one, other) for one, other in zip(drawn[0], drawn[2], strict=True))
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.equal(drawn[0][0], drawn[0][1])

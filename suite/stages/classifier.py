@@ -31,6 +31,7 @@ def train_classifier(arguments: argparse.Namespace) -> None:
                 inputs,
                 settings=settings.model_dump(mode="json"),
                 device=str(default_device()),
+                arithmetic=run.arithmetic,
                 **cost,
             )
         run.deliver()

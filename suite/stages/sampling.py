@@ -11,6 +11,7 @@ import torch
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.images import Quantiser, save_samples, to_uint8
+from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from diffusion.processes import ALONE, Processes, join, portions_of
@@ -71,6 +72,7 @@ def draw_samples(
 
     Raises:
         UserError: the sampler did not evaluate its network ``nfe`` times a sample.
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     evaluated = 0
 
@@ -82,12 +84,15 @@ def draw_samples(
     network.register_forward_pre_hook(count)
     shape, conditions = stored_picture_shape(source), load_conditions(source)
 
-    def draw(indices: range) -> torch.Tensor:
-        nonlocal evaluated
-        evaluated = 0
+    def draw(indices: range) -> np.ndarray:
         noise = initial_noise(seed, indices, shape).to(device)
         with torch.inference_mode():
-            drawn = to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser)
+            return to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser)
+
+    def portion(indices: range) -> torch.Tensor:
+        nonlocal evaluated
+        evaluated = 0
+        drawn = within_memory("evaluation.batch_size", lambda size: draw(indices[:size]), len(indices), device)
         if evaluated != nfe * len(indices):
             raise UserError(
                 f"{method.name}: {evaluated} network evaluations for {len(indices)} samples, expected {nfe} a sample. "
@@ -98,7 +103,7 @@ def draw_samples(
     channels, height, width = shape
     images = np.empty((num_samples, height, width, channels), np.uint8)
     portions = portions_of(num_samples, batch_size)
-    for indices, drawn in zip(portions, processes.spread(portions, draw), strict=True):
+    for indices, drawn in zip(portions, processes.spread(portions, portion), strict=True):
         images[indices.start : indices.stop] = drawn.numpy()
     told = conditions.of_samples(range(num_samples), "cpu") or {}
     return images, told.get("class_labels")

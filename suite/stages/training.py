@@ -52,7 +52,11 @@ def train_teacher(arguments: argparse.Namespace) -> None:
             write_json(folder / "cost.json", {"method": "teacher", "variant": "teacher", "students": students})
             _write_log(folder, run)
             write_provenance(
-                folder / "provenance.json", inputs, settings=settings.model_dump(mode="json"), seed=settings.seed
+                folder / "provenance.json",
+                inputs,
+                settings=settings.model_dump(mode="json"),
+                seed=settings.seed,
+                arithmetic=run.arithmetic,
             )
         run.deliver()
 
@@ -136,6 +140,7 @@ def distil(arguments: argparse.Namespace) -> None:
                 settings=json.loads(arguments.settings),
                 guidance_scale=arguments.guidance_scale,
                 seed=arguments.seed,
+                arithmetic=run.arithmetic,
             )
         run.deliver()
 

@@ -144,7 +144,7 @@ def measuring_code():
 def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
-    pictures = ["efficientnet.py", "downloads.py", "images.py", "processes.py", "data/store.py"]
+    pictures = ["efficientnet.py", "precision.py", "downloads.py", "images.py", "processes.py", "data/store.py"]
     return (
         code(*(f"evaluation/{file}" for file in files))
         + code(*(f"diffusion/{file}" for file in pictures))

@@ -127,7 +127,10 @@ rule classifier:
         data=ROOT / "data",
         code=code(
             "evaluation/classifier.py",
-            *(f"diffusion/{file}" for file in ["training.py", "teacher.py", "images.py", "data/store.py"]),
+            *(
+                f"diffusion/{file}"
+                for file in ["training.py", "precision.py", "teacher.py", "images.py", "data/store.py"]
+            ),
         )
         + stage_code("classifier"),
     output:

@@ -75,7 +75,7 @@ else:
     rule teacher:
         input:
             data=ROOT / "data",
-            code=core_code("teacher.py", "training.py", "networks.py", "images.py", "data/store.py")
+            code=core_code("teacher.py", "training.py", "precision.py", "networks.py", "images.py", "data/store.py")
             + stage_code("training"),
         output:
             directory(ROOT / "teacher"),
@@ -101,7 +101,8 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code("training.py", "method.py", "teacher.py", "efficientnet.py") + stage_code("training"),
+        code=core_code("training.py", "precision.py", "method.py", "teacher.py", "efficientnet.py")
+        + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
@@ -134,7 +135,9 @@ rule distil_with_data:
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
-        code=core_code("training.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
+        code=core_code(
+            "training.py", "precision.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py"
+        )
         + stage_code("training"),
         method=method_code,
     output:
@@ -196,7 +199,7 @@ rule distil_with_pairs:
     input:
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
-        code=core_code("training.py", "method.py", "pairs.py", "noise.py") + stage_code("training"),
+        code=core_code("training.py", "precision.py", "method.py", "pairs.py", "noise.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
