@@ -7,17 +7,20 @@ at the same number of threads.
 """
 
 import copy
+import errno
 import hashlib
 import math
 import pickle
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import filelock
@@ -27,7 +30,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from diffusion.device import gpu_lock
+from diffusion.cards import gpu_lock
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
 from diffusion.files import atomic_path
 from diffusion.processes import join
@@ -240,6 +243,7 @@ class TrainingRun:
         self.log: list[dict[str, Any]] = []
         self._cleanup = ExitStack()
         self._clock: float | None = None
+        self._told_to_stop = False
 
     # -- the lock -----------------------------------------------------------------------------------------------
 
@@ -256,7 +260,12 @@ class TrainingRun:
                 f"(it may have survived the Snakemake that started it: `pgrep -f suite.cli`)."
             ) from error
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error}).") from error
+            remedy = ""
+            if error.errno in (errno.ENOTSUP, errno.ENOLCK):
+                remedy = " The file system must support flock: two machines could train on one state otherwise."
+            raise UserError(
+                f"{self.folder}: cannot be written or locked ({error.strerror or error}).{remedy}"
+            ) from error
         # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
         self._spent_file = self.folder / "seconds"
         if self._spent_file.exists():
@@ -338,7 +347,22 @@ class TrainingRun:
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
             CheckpointError: the stored state is truncated, or belongs to another run.
+            SystemExit: SIGTERM came, which schedulers send some seconds before they kill; the state is stored.
         """
+        with self._noting_sigterm():
+            return self._fit(stage, network, loss, settings, real_images, bf16, after_step, beside)
+
+    def _fit(
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Loss,
+        settings: TrainingSettings,
+        real_images: bool,
+        bf16: bool,
+        after_step: Callable[[Step], None] | None,
+        beside: Mapping[str, Stateful] | None,
+    ) -> Trained:
         slices = settings.gradient_accumulation_steps
         if slices % self.processes.size:
             raise UserError(
@@ -408,19 +432,23 @@ class TrainingRun:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             value = torch.zeros((), device=self.device)
+            alone, told = self.processes.size == 1, self._told_to_stop
+            # Several must leave after the same step: they tell one another with the gradients.
+            tellings = [] if alone else [torch.full((), float(told), device=self.device)]
             for number in own_slices:
                 this = Step(self.generator(stage, step, number), step / settings.steps, averaged)
                 with autocast():
                     share = loss(this) / slices
                 share.backward()
                 value += share.detach()
-            self.processes.sum_gradients(network, value)
+            self.processes.sum_gradients(network, value, *tellings)
             norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
             first_bad = torch.where(
                 (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
             )
             last = step + 1 == settings.steps
-            if (last or step % check_every == check_every - 1) and (bad := int(first_bad)) >= 0:
+            looks = last or (alone and told) or step % check_every == check_every - 1
+            if looks and (bad := int(first_bad)) >= 0:
                 self.note_seconds()
                 where = f"{checkpoint} (step {good_step})" if checkpoint.exists() else "none yet"
                 raise NonFiniteError(
@@ -442,7 +470,7 @@ class TrainingRun:
                 seen = {"learning_rate": rate, "wall_clock_s": round(self.wall_clock_s, 3)}
                 unread.append(({"stage": stage, "step": step + 1, **seen}, value.clone(), norm.clone()))
             # Numbers are read where the host waits for the device anyway.
-            if unread and (last or step % check_every == check_every - 1):
+            if unread and looks:
                 for row, loss_value, norm_value in unread:
                     values = {"loss": float(loss_value), "gradient_norm": float(norm_value)}
                     self.log.append({column: (row | values)[column] for column in LOG_COLUMNS})
@@ -456,15 +484,37 @@ class TrainingRun:
                 self.note_seconds()
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
-            if not last and now - saved_at > self.checkpoint_seconds and step % check_every == check_every - 1:
+            leaves = looks and not last and (told if alone else bool(tellings[0]))
+            if leaves or (looks and not last and now - saved_at > self.checkpoint_seconds):
                 save(step + 1)
                 good_step, saved_at = step + 1, time.perf_counter()
+            if leaves:
+                self.processes.wait()  # until the state is stored
+                print(f"{self.folder}: SIGTERM; stage {stage} is stored at step {step + 1}", file=sys.stderr)
+                sys.exit(128 + signal.SIGTERM)
         cost = self.cost()
         self._save(finished, {"stage": stage, "result": result.state_dict(), "cost": cost})
         if self.processes.is_main:
             checkpoint.unlink(missing_ok=True)
         self.processes.wait()
         return Trained(result.eval(), cost, self._snapshots(stage, settings))
+
+    @contextmanager
+    def _noting_sigterm(self) -> Iterator[None]:
+        """SIGTERM ends the training after the present step, not at once. Several may come: a scheduler signals each
+        process, and a process that is signalled passes it on."""
+
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self._told_to_stop = True
+
+        if threading.current_thread() is not threading.main_thread():  # only the main one may handle signals
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _snapshot_file(self, stage: str, step: int) -> Path:
         return self.folder / f"snapshot-{stage}-{step}.pt"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -84,7 +85,7 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
     training = {"steps": 40, "batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
     command = ["teacher", "--data", str(tmp_path / "data"), "--settings", json.dumps(TEACHER | {"training": training})]
     alone = [sys.executable, "-m"]
-    together = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    together = [sys.executable, "-m", "suite.launch", "2"]
 
     def start(name, launch):
         places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
@@ -122,3 +123,30 @@ def test_two_processes_train_the_same_network_as_one(tmp_path):
     costs = [json.loads((tmp_path / name / "out" / "cost.json").read_text())["students"][0] for name in weights]
     assert len({cost["network_evaluations"] for cost in costs}) == 1
     assert len({cost["real_images_seen"] for cost in costs}) == 1
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_to_stop_leave_together_with_a_state(tmp_path):
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    training = {"steps": 100_000, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
+    command = [sys.executable, "-m", "suite.launch", "2", "suite.cli", "teacher", "--data", str(tmp_path / "data")]
+    settings = ["--settings", json.dumps(TEACHER | {"training": training})]
+    places = ["--state", str(tmp_path / "state"), "--output", str(tmp_path / "out"), "--checkpoint-seconds", "1e6"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen([*command, *settings, *places], env=environment, stdout=log, stderr=log)
+    # Written from within the loop, after some seconds.
+    deadline = time.monotonic() + 180
+    while not list(tmp_path.glob("state/*/seconds")) and time.monotonic() < deadline:
+        assert running.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    # As Slurm does it: to every process at once.
+    for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+        process.terminate()
+    running.wait(60)
+    said = (tmp_path / "log").read_text()
+    steps = re.findall(r"stage teacher is stored at step (\d+)", said)
+    assert len(steps) == 2, said
+    assert steps[0] == steps[1]
+    (checkpoint,) = tmp_path.glob("state/*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["step"] == int(steps[0])
