@@ -16,9 +16,10 @@ if PROCESSES > 1:
 
 
 # What jobs ask of a cluster: memory in MB, time in minutes. One machine counts neither, unless told to by --resources.
-# A job that was killed for want of either gets twice as much with each further attempt.
+# A job that was killed for want of either gets as much again with each further attempt; why it was, nobody says, and so
+# memory must not grow beyond all nodes where it was the time.
 def growing(amount):
-    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+    return lambda wildcards, attempt: amount * attempt
 
 
 # Not so the time of jobs that go on where they were stopped: the next attempt has less to do.

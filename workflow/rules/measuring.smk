@@ -27,6 +27,8 @@ rule sample:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(12 * 60),
     params:
         settings=method_settings,
         # A student has learnt it.
@@ -78,6 +80,8 @@ rule features:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(2 * 60),
     params:
         options=MAIN_EXTRACTION,
         sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
@@ -141,6 +145,8 @@ rule classifier:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=settings(EVALUATION.classifier),
         state=ROOT / "state",
@@ -167,6 +173,8 @@ rule reference:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(32_000),
+        runtime=growing(4 * 60),
     params:
         options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
@@ -195,6 +203,8 @@ rule measure:
     threads: 1
     resources:
         gpu=GPU if CLASSIFIER else 0,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
@@ -232,6 +242,8 @@ rule measure_external:
     threads: 1
     resources:
         gpu=GPU if CLASSIFIER else 0,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
@@ -259,6 +271,9 @@ rule measure_floor:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         num_samples=EVALUATION.num_samples,
@@ -290,6 +305,8 @@ rule protocol:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
@@ -332,6 +349,8 @@ rule learning_curve:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(8 * 60),
     params:
         options=MAIN_EXTRACTION,
         settings=method_settings,
@@ -363,6 +382,8 @@ rule speed:
     threads: workflow.cores
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         units=canonical_json(
             [
@@ -398,6 +419,8 @@ rule pictures:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
@@ -426,6 +449,8 @@ rule trajectory:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
@@ -453,6 +478,9 @@ rule neighbours:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(16_000),
+        runtime=growing(2 * 60),
     params:
         rows=json.dumps(
             [
