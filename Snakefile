@@ -16,7 +16,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from diffusion.data import downloads
-from diffusion.device import default_device
+from diffusion.device import wanted_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json
 from diffusion.pipelines import deciding_files, own_network_file
@@ -37,7 +37,7 @@ if not workflow.overwrite_configfiles:
 
 try:
     EXPERIMENT = parse_experiment(config)
-    DEVICE = default_device()
+    DEVICE = wanted_device()
 except UserError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}")
 
@@ -55,6 +55,13 @@ rule all:
     default_target: True
     input:
         ROOT / "report" / "index.html",
+
+
+# On a cluster these run where Snakemake runs: what downloads, for compute nodes often have no way to the network, and
+# what prints.
+localrules:
+    fetch,
+    estimate,
 
 
 include: "workflow/rules/common.smk"

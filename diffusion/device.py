@@ -2,48 +2,59 @@
 
 import os
 import platform
-import sys
-import tempfile
 from pathlib import Path
 
-import filelock
 import torch
 
+from diffusion.cards import claim_cards, number_of_cards
 from diffusion.errors import UserError
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU; the environment variable ``BOOT_DEVICE`` overrides ("cpu", "cuda:1").
+def wanted_device() -> torch.device:
+    """The kind of device that networks shall run on, found out without taking memory of a GPU.
 
     Raises:
-        UserError: the variable names a device that this machine does not have.
+        UserError: ``BOOT_DEVICE`` names a device that this machine does not have.
     """
     wanted = os.environ.get("BOOT_DEVICE")
-    if not wanted and not torch.cuda.is_available():
-        return torch.device("cpu")
     if not wanted:
-        # One of several processes that train together has a card of its own.
-        wanted = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
-        torch.empty(0, device=device)
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+        elif (cards := number_of_cards()) <= (device.index or 0):
+            raise RuntimeError(f"it has {cards} GPUs")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"BOOT_DEVICE: found {wanted!r}, expected a device of this machine ({error}).") from error
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # libraries that only know "cuda" take this one
     return device
 
 
-def gpu_lock(device: torch.device) -> filelock.BaseFileLock:
-    """A lock on one card, to be entered by jobs whose wall-clock is reported; it waits for the job that holds it.
+def default_device() -> torch.device:
+    """A GPU where there is one, else the CPU; the environment variable ``BOOT_DEVICE`` overrides ("cpu", "cuda:1").
 
-    Snakemake's ``gpu`` resource serialises the jobs of one run, but can be overridden away and knows nothing of a
-    trainer that has outlived its run.
+    Of several GPUs this process gets one that no other job has, and the same one whenever it asks; it waits until one
+    is free.
+
+    Raises:
+        UserError: ``BOOT_DEVICE`` names a device that this machine does not have, or the GPU cannot be used.
     """
-    card = torch.cuda.get_device_properties(device).uuid
-    path = Path(tempfile.gettempdir()) / f"boot-reproduction-{os.getuid()}-gpu-{card}.lock"
-    print(f"waiting for the GPU ({path})", file=sys.stderr)
-    return filelock.FileLock(path)
+    device = wanted_device()
+    if device.type != "cuda":
+        return device
+    if not os.environ.get("BOOT_DEVICE"):
+        if "LOCAL_RANK" in os.environ:
+            # One of several processes that train together has a card of its own.
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        elif number_of_cards() > 1:
+            device = torch.device("cuda", claim_cards(1)[0])
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"{device}: cannot be used ({error}). BOOT_DEVICE=cpu keeps off it.") from error
+    if device.index is not None:
+        torch.cuda.set_device(device)  # libraries that only know "cuda" take this one
+    return device
 
 
 def processor_name() -> str:

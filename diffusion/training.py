@@ -7,18 +7,21 @@ at the same number of threads.
 """
 
 import copy
+import errno
 import hashlib
 import math
 import pickle
 import shutil
+import signal
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, Protocol
 
 import filelock
@@ -29,7 +32,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from diffusion import sharding
-from diffusion.device import gpu_lock
+from diffusion.cards import gpu_lock
 from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
 from diffusion.files import atomic_path
 from diffusion.memory import halves, largest_fitting, memory_of, out_of_memory
@@ -323,6 +326,7 @@ class TrainingRun:
         self._compiles = True
         self._cleanup = ExitStack()
         self._clock: float | None = None
+        self._told_to_stop = False
 
     # -- the lock -----------------------------------------------------------------------------------------------
 
@@ -339,7 +343,12 @@ class TrainingRun:
                 f"(it may have survived the Snakemake that started it: `pgrep -f suite.cli`)."
             ) from error
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error}).") from error
+            remedy = ""
+            if error.errno in (errno.ENOTSUP, errno.ENOLCK):
+                remedy = " The file system must support flock: two machines could train on one state otherwise."
+            raise UserError(
+                f"{self.folder}: cannot be written or locked ({error.strerror or error}).{remedy}"
+            ) from error
         # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
         self._spent_file = self.folder / "seconds"
         if self._spent_file.exists():
@@ -429,12 +438,13 @@ class TrainingRun:
             CheckpointError: the stored state is truncated, or belongs to another run.
             DeviceMemoryError: a slice does not fit the device's memory; the message names a number of slices that does.
             UserError: the settings ask for what the device or the network does not have.
+            SystemExit: SIGTERM came, which schedulers send some seconds before they kill; the state is stored.
         """
         settings = settings.resolved(self.device, bf16)
         networks = [network, *(other for other in self._networks if other is not network)]
         _lay_out(networks, settings, on=True)
         try:
-            with float32_products(self.device, tf32=settings.precision != "fp32"):
+            with float32_products(self.device, tf32=settings.precision != "fp32"), self._noting_sigterm():
                 trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {})
                 networks.append(trained.network)  # the average is a copy of the network as it is now
                 return trained
@@ -541,6 +551,9 @@ class TrainingRun:
             for group in optimiser.param_groups:
                 group["lr"] = rate
             value = torch.zeros((), device=self.device)
+            alone, told = self.processes.size == 1, self._told_to_stop
+            # Several must leave after the same step: they tell one another with the gradients.
+            tellings = [] if alone else [torch.full((), float(told), device=self.device)]
             for number in own_slices:
                 generator = self.generator(stage, step, number)
                 this = Step(generator, step / settings.steps, settings.slice_size, averaged)
@@ -549,15 +562,16 @@ class TrainingRun:
                 share.backward()
                 value += share.detach()
             if plain is None:
-                self.processes.sum_gradients(network, value)
+                self.processes.sum_gradients(network, value, *tellings)
             else:
-                self.processes.sum([value])  # the gradients are summed already
+                self.processes.sum([value, *tellings])  # the gradients are summed already
             norm = sharding.whole(nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))
             first_bad = torch.where(
                 (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
             )
             last = step + 1 == settings.steps
-            if (last or step % check_every == check_every - 1) and (bad := int(first_bad)) >= 0:
+            looks = last or (alone and told) or step % check_every == check_every - 1
+            if looks and (bad := int(first_bad)) >= 0:
                 self.note_seconds()
                 where = f"{checkpoint} (step {good_step})" if checkpoint.exists() else "none yet"
                 raise NonFiniteError(
@@ -579,7 +593,7 @@ class TrainingRun:
                 seen = {"learning_rate": rate, "wall_clock_s": round(self.wall_clock_s, 3)}
                 unread.append(({"stage": stage, "step": step + 1, **seen}, value.clone(), norm.clone()))
             # Numbers are read where the host waits for the device anyway.
-            if unread and (last or step % check_every == check_every - 1):
+            if unread and looks:
                 for row, loss_value, norm_value in unread:
                     values = {"loss": float(loss_value), "gradient_norm": float(norm_value)}
                     self.log.append({column: (row | values)[column] for column in LOG_COLUMNS})
@@ -593,10 +607,15 @@ class TrainingRun:
                 self.note_seconds()
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
+            leaves = looks and not last and (told if alone else bool(tellings[0]))
             due = now - saved_at > self.checkpoint_seconds
-            if not last and step % check_every == check_every - 1 and self.processes.as_main_says(due):
+            if leaves or (looks and not last and self.processes.as_main_says(due)):
                 save(step + 1)
                 good_step, saved_at = step + 1, time.perf_counter()
+            if leaves:
+                self.processes.wait()  # until the state is stored
+                print(f"{self.folder}: SIGTERM; stage {stage} is stored at step {step + 1}", file=sys.stderr)
+                sys.exit(128 + signal.SIGTERM)
         cost = self.cost()
         weights = sharding.whole(result.state_dict())
         if plain is not None:
@@ -629,8 +648,8 @@ class TrainingRun:
         )
         if settings.shard and self.processes.size > 1:  # a process cannot try alone
             return DeviceMemoryError(
-                f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch}; or "
-                f"more processes."
+                f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch}, or "
+                "more processes."
             )
         if in_slices:
             others = range(slices + 1, batch + 1)
@@ -664,6 +683,23 @@ class TrainingRun:
         if not settings.activation_checkpointing:
             expected += " training.activation_checkpointing: true takes less memory and more time."
         return DeviceMemoryError(found + expected)
+
+    @contextmanager
+    def _noting_sigterm(self) -> Iterator[None]:
+        """SIGTERM ends the training after the present step, not at once. Several may come: a scheduler signals each
+        process, and a process that is signalled passes it on."""
+
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self._told_to_stop = True
+
+        if threading.current_thread() is not threading.main_thread():  # only the main one may handle signals
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _snapshot_file(self, stage: str, step: int) -> Path:
         return self.folder / f"snapshot-{stage}-{step}.pt"

@@ -46,7 +46,7 @@ def direct_requirements() -> list[Requirement]:
     texts = [
         *described["build-system"]["requires"],
         *project["dependencies"],
-        *(text for extra in project["optional-dependencies"].values() for text in extra),
+        *project["optional-dependencies"]["dev"],  # the others are for clusters, and not locked
     ]
     return [Requirement(text) for text in texts]
 

@@ -4,6 +4,7 @@ features and pairs that do not depend on the number of processes at all."""
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,7 @@ from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
 
 ALONE = [sys.executable, "-m"]
-TOGETHER = [*ALONE, "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+TOGETHER = [*ALONE, "suite.launch", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
 
 
@@ -255,3 +256,29 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
         np.testing.assert_array_equal(arrays["two"][key], array, err_msg=key)
     costs = [json.loads((tmp_path / name / "pairs/pairs.json").read_text())["cost"] for name in ("one", "two")]
     assert [cost["network_evaluations"] for cost in costs] == [15, 15]
+
+
+@pytest.mark.slow
+def test_processes_that_are_told_to_stop_leave_together_with_a_state(tmp_path):
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    training = {"steps": 100_000, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
+    command = [sys.executable, "-m", "suite.launch", "2", "suite.cli", "teacher", "--data", str(tmp_path / "data")]
+    settings = ["--settings", json.dumps(TEACHER | {"training": training})]
+    places = ["--state", str(tmp_path / "state"), "--output", str(tmp_path / "out"), "--checkpoint-seconds", "1e6"]
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen([*command, *settings, *places], env=ENVIRONMENT, stdout=log, stderr=log)
+    # Written from within the loop, after some seconds.
+    deadline = time.monotonic() + 180
+    while not list(tmp_path.glob("state/*/seconds")) and time.monotonic() < deadline:
+        assert running.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    # As Slurm does it: to every process at once.
+    for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+        process.terminate()
+    running.wait(60)
+    said = (tmp_path / "log").read_text()
+    steps = re.findall(r"stage teacher is stored at step (\d+)", said)
+    assert len(steps) == 2, said
+    assert steps[0] == steps[1]
+    (checkpoint,) = tmp_path.glob("state/*/checkpoint.pt")
+    assert torch.load(checkpoint, weights_only=True)["step"] == int(steps[0])

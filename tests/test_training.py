@@ -1,7 +1,10 @@
 """The training loop: resume, locks, broken states, non-finite losses, cost."""
 
+import errno
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -22,8 +25,9 @@ def small_network():
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 4))
 
 
-def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, network=None):
-    """Trains a small network with dropout on a noise-fitting loss; ``stop_after`` raises KeyboardInterrupt."""
+def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, network=None, terminated_at=None):
+    """Trains a small network with dropout on a noise-fitting loss; ``stop_after`` raises KeyboardInterrupt,
+    ``terminated_at`` sends SIGTERM, and then no state is stored but the one that this leaves."""
     network = network or small_network()
     steps = 0
 
@@ -31,6 +35,8 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
         nonlocal steps
         if steps == stop_after:
             raise KeyboardInterrupt
+        if steps == terminated_at:
+            os.kill(os.getpid(), signal.SIGTERM)
         x = torch.randn(16, 4, generator=step.generator)
         value = (network(x) - x.flip(1)).square().mean()
         if steps == break_at:
@@ -39,7 +45,8 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
         return value
 
     # Zero seconds between checkpoints: every step leaves one.
-    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
+    seconds = 0 if terminated_at is None else 1e6
+    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=seconds) as run:
         run.count(network)
         trained = run.fit("only", network, loss, settings, real_images=True)
         return trained.network.state_dict(), trained.cost, run
@@ -62,6 +69,30 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, stop_after, ema_decay):
     for measure in ("network_evaluations", "real_images_seen"):
         assert cost[measure] == whole_cost[measure] == 20 * 16
     assert [row["step"] for row in run.log] == list(range(1, 21))
+
+
+def test_sigterm_leaves_a_state_and_the_resumed_run_has_the_same_bits(tmp_path, capsys):
+    """A scheduler's word before it kills: at a time limit, or for a job of more weight."""
+    before = signal.getsignal(signal.SIGTERM)
+    whole, _, _ = train(tmp_path / "whole", SETTINGS)
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path / "stopped", SETTINGS, terminated_at=7)
+    assert left.value.code == 128 + signal.SIGTERM
+    # The signal came within the eighth step; the ninth is the first that begins after it.
+    assert "stage only is stored at step 9" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed, cost, run = train(tmp_path / "stopped", SETTINGS)
+    assert "resuming stage only at step 9 of 20" in capsys.readouterr().err
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert cost["network_evaluations"] == 20 * 16
+    assert [row["step"] for row in run.log] == list(range(1, 21))
+
+
+def test_sigterm_at_the_last_step_lets_the_stage_end(tmp_path):
+    whole, _, _ = train(tmp_path / "whole", SETTINGS)
+    ended, _, _ = train(tmp_path / "told", SETTINGS, terminated_at=18)
+    assert all(torch.equal(whole[name], ended[name]) for name in whole)
+    assert not (tmp_path / "told" / "checkpoint.pt").exists()
 
 
 def test_another_seed_gives_other_weights(tmp_path):
@@ -114,6 +145,15 @@ def test_two_trainers_on_one_state_refuse_each_other(tmp_path):
         pytest.raises(UserError, match="another process is training"),
         TrainingRun(tmp_path / "state", "key", 0, CPU),
     ):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*_arguments):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match="must support flock"), TrainingRun(tmp_path / "state", "key", 0, CPU):
         pass
 
 

@@ -284,6 +284,14 @@ def test_a_change_of_the_speed_budget_trains_nothing(finished):
 
 
 @pytest.mark.slow
+def test_what_jobs_ask_of_a_cluster_makes_nothing_again(finished, monkeypatch):
+    monkeypatch.setenv("BOOT_PROCESSES", "2")
+    asked = ["--set-resources", "distil:mem_mb=1", "teacher:runtime=1", "sample:gpu=1", "--set-threads", "distil=2"]
+    done = snakemake(finished, "--dry-run", *asked, config=finished / "tiny.yaml")
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
 def test_a_broken_configuration_is_refused_before_any_job(tmp_path):
     raw = yaml.safe_load(TINY.read_text())
     raw["methods"]["boot-heun"]["detla"] = 0.1

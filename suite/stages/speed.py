@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffusion.device import default_device, gpu_lock
+from diffusion.cards import gpu_lock
+from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
 from diffusion.pipelines import load_conditions, stored_picture_shape, weights_file

@@ -12,7 +12,18 @@ GPU = int(DEVICE.type == "cuda")
 # result is, so it is told to the jobs by the environment, and a change of it makes nothing again.
 PROCESSES = int(os.environ.get("BOOT_PROCESSES", "1"))
 if PROCESSES > 1:
-    os.environ.update(BOOT_LAUNCH=f"python -m torch.distributed.run --standalone --nproc_per_node {PROCESSES} -m")
+    os.environ.update(BOOT_LAUNCH=f"python -m suite.launch {PROCESSES}")
+
+
+# What jobs ask of a cluster: memory in MB, time in minutes. One machine counts neither, unless told to by --resources.
+# A job that was killed for want of either gets as much again with each further attempt; why it was, nobody says, and so
+# memory must not grow beyond all nodes where it was the time.
+def growing(amount):
+    return lambda wildcards, attempt: amount * attempt
+
+
+# Not so the time of jobs that go on where they were stopped: the next attempt has less to do.
+RESUMED_MINUTES = 24 * 60
 
 # What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
 # reruns that stage and what follows, and nothing else.

@@ -27,6 +27,8 @@ rule sample:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(8_000),
+        runtime=growing(12 * 60),
     params:
         settings=method_settings,
         # A student has learnt it.
@@ -78,6 +80,8 @@ rule features:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(8_000),
+        runtime=growing(2 * 60),
     params:
         options=MAIN_EXTRACTION,
         sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
@@ -144,6 +148,8 @@ rule classifier:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=settings(EVALUATION.classifier),
         state=ROOT / "state",
@@ -170,6 +176,8 @@ rule reference:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(32_000),
+        runtime=growing(4 * 60),
     params:
         options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
@@ -198,6 +206,8 @@ rule measure:
     threads: 1
     resources:
         gpu=GPU if CLASSIFIER else 0,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
@@ -235,6 +245,8 @@ rule measure_external:
     threads: 1
     resources:
         gpu=GPU if CLASSIFIER else 0,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
@@ -262,6 +274,9 @@ rule measure_floor:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         num_samples=EVALUATION.num_samples,
@@ -293,6 +308,8 @@ rule protocol:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
         options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
@@ -335,6 +352,8 @@ rule learning_curve:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(8 * 60),
     params:
         options=MAIN_EXTRACTION,
         settings=method_settings,
@@ -366,6 +385,8 @@ rule speed:
     threads: workflow.cores
     resources:
         gpu=GPU,
+        mem_mb=growing(16_000),
+        runtime=growing(4 * 60),
     params:
         units=canonical_json(
             [
@@ -401,6 +422,8 @@ rule pictures:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
@@ -429,6 +452,8 @@ rule trajectory:
     threads: 1
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
@@ -456,6 +481,9 @@ rule neighbours:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(16_000),
+        runtime=growing(2 * 60),
     params:
         rows=json.dumps(
             [

@@ -48,17 +48,20 @@ rule report:
             "evaluation/published.yaml",
             "evaluation/templates/report.html.j2",
         ),
+    # Without a shared file system (profiles/kubernetes), `local` makes Snakemake render the report where it runs itself.
     output:
-        page=report(ROOT / "report/index.html", caption="../captions/page.rst", category="Report"),
-        metrics=report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables"),
-        speed=report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables"),
-        cost=report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables"),
-        tables=directory(ROOT / "report/tables"),
-        figures=report(
-            directory(ROOT / "report/figures"),
-            patterns=["{name}.svg"],
-            caption="../captions/figure.rst",
-            category="Figures",
+        page=local(report(ROOT / "report/index.html", caption="../captions/page.rst", category="Report")),
+        metrics=local(report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables")),
+        speed=local(report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables")),
+        cost=local(report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables")),
+        tables=local(directory(ROOT / "report/tables")),
+        figures=local(
+            report(
+                directory(ROOT / "report/figures"),
+                patterns=["{name}.svg"],
+                caption="../captions/figure.rst",
+                category="Figures",
+            )
         ),
     log:
         ROOT / "logs/report.log",
@@ -67,6 +70,9 @@ rule report:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         # Not sorted: the file's order is the order of the report's rows.
         config=json.dumps(EXPERIMENT.raw),
@@ -90,6 +96,8 @@ rule estimate:
     threads: workflow.cores
     resources:
         gpu=GPU,
+        mem_mb=growing(8_000),
+        runtime=growing(60),
     params:
         config=canonical_json(EXPERIMENT.raw),
     shell:

@@ -15,6 +15,9 @@ rule fetch:
     conda:
         "../../environment.yml"
     threads: 1
+    resources:
+        mem_mb=growing(2_000),
+        runtime=growing(4 * 60),
     params:
         settings=settings(EXPERIMENT.data),
     shell:
@@ -37,6 +40,9 @@ rule data:
     conda:
         "../../environment.yml"
     threads: workflow.cores
+    resources:
+        mem_mb=growing(8_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=settings(EXPERIMENT.data),
         pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
@@ -61,6 +67,9 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
         conda:
             "../../environment.yml"
         threads: 1
+        resources:
+            mem_mb=growing(8_000),
+            runtime=growing(60),
         params:
             path=EXPERIMENT.teacher.path,
             revision=[] if EXPERIMENT.teacher.revision is None else ["--revision", EXPERIMENT.teacher.revision],
@@ -89,6 +98,8 @@ else:
         threads: min(workflow.cores, 8)
         resources:
             gpu=GPU * PROCESSES,
+            mem_mb=growing(16_000),
+            runtime=RESUMED_MINUTES,
         params:
             settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
             state=ROOT / "state",
@@ -120,6 +131,8 @@ rule distil:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(16_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
@@ -153,6 +166,8 @@ rule distil_with_data:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(16_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
@@ -184,6 +199,8 @@ rule pairs:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(8_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
         guidance=GUIDANCE,
@@ -214,6 +231,8 @@ rule distil_with_pairs:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        mem_mb=growing(16_000),
+        runtime=RESUMED_MINUTES,
     params:
         settings=method_settings,
         guidance=GUIDANCE,
