@@ -648,7 +648,7 @@ class TrainingRun:
         )
         if settings.shard and self.processes.size > 1:  # a process cannot try alone
             return DeviceMemoryError(
-                f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch}, or "
+                f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch} or "
                 "more processes."
             )
         if in_slices:
