@@ -941,8 +941,19 @@ def test_the_documentation_lists_what_is_published():
         )
         for name, known in PUBLISHED.items()
     }
+
+
+def test_the_experiment_in_the_documentation_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text()
     (block,) = (yaml.safe_load(text.split("```")[0]) for text in page.split("```yaml\n")[1:])
-    assert block["teacher"]["path"] in page.split("```yaml")[0]
+    commands = page.split("```yaml")[0]
+    assert f"--output {block['teacher']['path']}" in commands
+    address, name = commands.split("wget ")[1].split()[0].rsplit("/", 1)
+    assert PUBLISHED[name].address == f"{address}/{name}"
+    assert f"--checkpoint {name}" in commands
+    tree = made.song_unet(**SMALL_SONG | {"size": 32}, multiples=(1, 2))
+    block["teacher"]["path"] = str(run(write(made.preconditioned(tree, 32), tmp_path / name), tmp_path / "teacher"))
+    assert parse_experiment(block).evaluation.teacher.nfe == 50
 
 
 def test_unconditional_teachers_are_told_nothing(tmp_path):

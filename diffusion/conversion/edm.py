@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
@@ -206,7 +207,7 @@ def load_edm(file: Path, thresholding: Thresholding) -> Denoiser:
         )
     try:
         model = network.attribute("_modules", dict).get("model")
-        resolution, labels = network.attribute("img_resolution", int), network.attribute("label_dim", int)
+        resolution, labels = (int(network.attribute(name, int, np.integer)) for name in ("img_resolution", "label_dim"))
         kind = model.class_name if isinstance(model, PickledObject) else type(model).__name__
         if kind not in ("SongUNet", "DhariwalUNet"):
             raise ValueError(f"its model is a {kind}, expected SongUNet or DhariwalUNet")
