@@ -54,7 +54,7 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        ROOT / "report" / "index.html",
+        local(ROOT / "report" / "index.html"),
 
 
 # On a cluster these run where Snakemake runs: what downloads, for compute nodes often have no way to the network, and

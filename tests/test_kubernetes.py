@@ -23,7 +23,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "workflow" / "profiles" / "kubernetes"
-STEPS = 2000
+STEPS = 300
 
 MISSING = [name for name in ("git", "rsync") if shutil.which(name) is None]
 for module in ("snakemake_executor_plugin_kubernetes", "snakemake_storage_plugin_fs"):
@@ -161,7 +161,7 @@ def checkout(tmp_path):
     )
     if listed.returncode:
         pytest.skip(f"not a git checkout: {listed.stderr}")
-    folder = tmp_path / "checkout"
+    folder = tmp_path / "mounted" / "checkout"
     for name in filter(lambda name: (ROOT / name).exists(), listed.stdout.splitlines()):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
@@ -179,9 +179,9 @@ def cluster(tmp_path):
     # As in the image: `python` is what runs the suite, and the index is a folder.
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    (bin_folder / "python").symlink_to(sys.executable)
-    (bin_folder / "pip").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip "$@"\n')
-    (bin_folder / "pip").chmod(0o755)
+    for name, command in (("python", f'"{sys.executable}"'), ("pip", f'"{sys.executable}" -m pip')):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (bin_folder / name).chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PIP_"))} | {
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
         "BOOT_DEVICE": "cpu",
@@ -207,20 +207,15 @@ def cluster(tmp_path):
 
 def test_a_student_trains_in_pods_and_a_lost_pod_is_tried_again(cluster, checkout, tmp_path):
     """The profile as it is, but for the volume's place and how often the API is asked."""
-    volume = tmp_path / "volume"
-    profile = yaml.safe_load((PROFILE / "config.yaml").read_text())
-    profile |= {
-        "kubernetes-persistent-volumes": [f"boot:{volume}"],
-        "config": [f"results={volume}/results"],
-        "seconds-between-status-checks": 1,
-        "cores": 2,
-    }
+    results = checkout / "volume" / "tiny"
+    text = (PROFILE / "config.yaml").read_text().replace("/mnt/boot", str(checkout.parent))
+    profile = yaml.safe_load(text) | {"seconds-between-status-checks": 1, "cores": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile))
     raw = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
     raw["methods"]["boot-heun"]["training"]["steps"] = STEPS
     (checkout / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    student = volume / "results/tiny/students/boot-heun/train-0"
-    command = [sys.executable, "-m", "snakemake", str(student), "--workflow-profile", str(tmp_path / "config.yaml")]
+    student = "volume/tiny/students/boot-heun/train-0"
+    command = [sys.executable, "-m", "snakemake", student, "--workflow-profile", str(tmp_path / "config.yaml")]
     environment = os.environ | {"KUBECONFIG": str(cluster.kubeconfig), "BOOT_DEVICE": "cpu"}
     log = tmp_path / "snakemake.log"
 
@@ -231,7 +226,7 @@ def test_a_student_trains_in_pods_and_a_lost_pod_is_tried_again(cluster, checkou
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 400
-        while not list(volume.glob("results/tiny/state/boot-heun-*/seconds")):
+        while not list(results.glob("state/boot-heun-*/seconds")):
             assert running.poll() is None, log.read_text()[-5000:]
             assert time.monotonic() < deadline, log.read_text()[-5000:]
             time.sleep(0.1)
@@ -247,9 +242,9 @@ def test_a_student_trains_in_pods_and_a_lost_pod_is_tried_again(cluster, checkou
     assert asked[0]["limits"]["nvidia.com/gpu"] == "1"
     (data,) = cluster.of_rule("data")
     assert "nvidia.com/gpu" not in data["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert (student / "nfe-1/unet/diffusion_pytorch_model.safetensors").exists()
-    assert (volume / "results/tiny/logs/distil/boot-heun/train-0.log").exists()
-    assert not any((volume / "results/tiny/state").glob("*")), "what was delivered is cleared away"
+    assert (checkout / student / "nfe-1/unet/diffusion_pytorch_model.safetensors").exists()
+    assert (results / "logs/distil/boot-heun/train-0.log").exists()
+    assert not any((results / "state").glob("*")), "what was delivered is cleared away"
 
     # Nothing is left to do, with the profile and without.
     again = subprocess.run(
@@ -272,4 +267,8 @@ def test_the_manifest_names_what_the_profile_names():
     assert parts["PersistentVolumeClaim"]["metadata"]["name"] == name
     assert {part["metadata"].get("namespace", name) for part in parts.values()} == {profile["kubernetes-namespace"]}
     assert container["image"] == profile["container-image"]
-    assert profile["config"][0].startswith(f"results={place}/")
+    assert profile["default-storage-prefix"] == container["workingDir"]
+    assert container["workingDir"].startswith(f"{place}/")
+    (setting,) = profile["config"]
+    folder = setting.removeprefix("results=")
+    assert profile["precommand"].endswith(f" {container['workingDir']}/{folder} {folder}")

@@ -16,10 +16,10 @@ if PROCESSES > 1:
 
 
 # What jobs ask of a cluster: memory in MB, time in minutes. One machine counts neither, unless told to by --resources.
-# A job that was killed for want of either gets as much again with each further attempt; why it was, nobody says, and so
-# memory must not grow beyond all nodes where it was the time.
+# A job that was killed for want of either gets as much again, twice. Not for ever: why it was killed nobody says, and a
+# trainer whose time ends again and again would come to ask for more memory than a node has.
 def growing(amount):
-    return lambda wildcards, attempt: amount * attempt
+    return lambda wildcards, attempt: amount * min(attempt, 3)
 
 
 # Not so the time of jobs that go on where they were stopped: the next attempt has less to do.
