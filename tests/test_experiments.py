@@ -18,7 +18,7 @@ from suite.configuration import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
 ALL = sorted(path.stem for path in CONFIG.glob("*.yaml"))
-PUBLISHED = ("cifar10", "ffhq64", "imagenet64", "bedroom256", "fashion-mnist", "mnist")
+PUBLISHED = ("cifar10", "cifar10-short", "ffhq64", "imagenet64", "bedroom256", "fashion-mnist", "mnist")
 
 
 def configuration(name):
@@ -40,7 +40,7 @@ def test_every_experiment_plans_without_its_data(name, tmp_path):
     done = snakemake(tmp_path, "--dry-run", config=CONFIG / f"{name}.yaml")
     assert "rule teacher:" in done.stdout + done.stderr
     fetches = "rule fetch:" in done.stdout + done.stderr
-    assert fetches == (name == "cifar10" or (name == "fashion-mnist" and not fashion_mnist.DEBIAN.is_dir()))
+    assert fetches == (name.startswith("cifar10") or (name == "fashion-mnist" and not fashion_mnist.DEBIAN.is_dir()))
 
 
 def pictures(folder, names, size, mode="RGB"):
@@ -54,7 +54,7 @@ def pictures(folder, names, size, mode="RGB"):
 
 def made_data(name, folder):
     """What replaces the data block's keys: a small set of true size and format."""
-    if name == "cifar10":
+    if name.startswith("cifar10"):
         return cifar10.tiny_settings(folder)
     if name == "fashion-mnist":
         return fashion_mnist.tiny_settings(folder)
