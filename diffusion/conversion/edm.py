@@ -167,7 +167,8 @@ def read_pickle(file: Path) -> Any:
         if handle.read(4) == b"PK\x03\x04":
             raise CheckpointError(
                 f"{file}: is an archive of torch.save, as the training states of NVlabs/edm are "
-                f"(training-state-*.pt); expected a network pickle (network-snapshot-*.pkl, or a published one)."
+                f"(training-state-*.pt), and OpenAI's checkpoints, which are of another --kind; expected a network "
+                f"pickle (network-snapshot-*.pkl, or a published one)."
             )
         handle.seek(0)
         try:
