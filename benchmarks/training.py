@@ -13,8 +13,8 @@ at a time. Between every few steps others take their turn, and a round is over w
 - the plain loop: the same network trained as a teacher by the parts of `diffusers`, `accelerate` and torch that the
   example of `diffusers` for unconditional training is made of, eagerly in float32 (with torch's defaults:
   convolutions in TF32 on a card), its batch already on the device;
-- the bare passes: the evaluations that one step of the method was seen to make, by size and in order, the trained
-  ones forward and backward, on a network of its own, and one step of the optimiser;
+- the bare passes: the evaluations that one step of the method was seen to make, by network, size and order, the
+  trained ones forward and backward, and one step of the optimiser;
 - a large product of matrices, of bfloat16 on a card and float32 on a processor.
 
 Columns: pictures a second; the time of a step over that of its bare passes; the operations of those evaluations a
@@ -220,17 +220,18 @@ class InTurns(TrainingRun):
 def bare_passes(recorder: Recorder, settings: TrainingSettings, device: torch.device) -> Callable[[], None]:
     """The recorded evaluations and a step of the optimiser, and nothing else."""
     trained = next(module for module, *_, learns in recorder.passes if learns)
-    network = copy.deepcopy(trained)
+    network = copy.deepcopy(trained)  # so that no gradient is left in the real one
     optimiser = settings.optimiser_of(network)
     enabled = settings.precision == "bf16"
 
     def once() -> None:
-        for _module, x, timesteps, keywords, learns in recorder.passes:
+        for module, x, timesteps, keywords, learns in recorder.passes:
+            evaluated = network if module is trained else module
             with (
                 torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False),
                 torch.set_grad_enabled(learns),
             ):
-                output = network(x, timesteps, **keywords)[0]
+                output = evaluated(x, timesteps, **keywords)[0]
                 if learns:
                     value = output.float().square().mean()
             if learns:
