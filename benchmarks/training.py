@@ -13,15 +13,15 @@ at a time. Between every few steps others take their turn, and a round is over w
 - the plain loop: the same network trained as a teacher by the parts of `diffusers`, `accelerate` and torch that the
   example of `diffusers` for unconditional training is made of, eagerly in float32 (with torch's defaults:
   convolutions in TF32 on a card), its batch already on the device;
-- the bare passes: the evaluations that one step of the method was seen to make, by size and in order, the trained
-  ones forward and backward, on a network of its own, and one step of the optimiser.
+- the bare passes: the evaluations that one step of the method was seen to make, by network, size and order, the
+  trained ones forward and backward, and one step of the optimiser;
+- a large product of matrices, of bfloat16 on a card and float32 on a processor.
 
 Columns: pictures a second; the time of a step over that of its bare passes; the operations of those evaluations a
-second (a backward pass counts two more; recomputed activations count for nothing) as a share of what a large product
-of matrices reaches, of bfloat16 on a card and float32 on a processor; the plain loop's pictures a second, and ours
-over them (a plain loop trains a teacher: a distiller evaluates its networks more often); the most memory of a step.
-Sampling: pictures a second with one evaluation of a student and with 50 of the teacher, at the smallest batch that is
-nearly the best for one.
+second (a backward pass counts two more; recomputed activations count for nothing) over those of the product; the plain
+loop's pictures a second, and ours over them (a plain loop trains a teacher: a distiller evaluates its networks more
+often); the most memory of a step. Sampling: pictures a second with one evaluation of a student and with 50 of the
+teacher, at the smallest batch that is nearly the best for one.
 
 Medians over rounds. Compare ratios of one run only. What the time does not suffice for is listed as not run.
 """
@@ -121,12 +121,16 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def best_product(device: torch.device, rounds: int) -> float:
-    """Operations a second of a large product of matrices."""
-    size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    found = medians({"product": lambda: torch.mm(a, b)}, max(rounds, 10), device)
-    return 2 * size**3 / found["product"]
+class Product:
+    """A product of matrices that is large enough to keep the device busy, of bfloat16 on a card, float32 elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
+        self.factors = torch.randn(2, size, size, device=device).to(dtype)
+        self.operations = 2 * size**3
+
+    def __call__(self) -> None:
+        torch.mm(*self.factors)
 
 
 class PlainLoop:
@@ -216,17 +220,18 @@ class InTurns(TrainingRun):
 def bare_passes(recorder: Recorder, settings: TrainingSettings, device: torch.device) -> Callable[[], None]:
     """The recorded evaluations and a step of the optimiser, and nothing else."""
     trained = next(module for module, *_, learns in recorder.passes if learns)
-    network = copy.deepcopy(trained)
+    network = copy.deepcopy(trained)  # so that no gradient is left in the real one
     optimiser = settings.optimiser_of(network)
     enabled = settings.precision == "bf16"
 
     def once() -> None:
-        for _module, x, timesteps, keywords, learns in recorder.passes:
+        for module, x, timesteps, keywords, learns in recorder.passes:
+            evaluated = network if module is trained else module
             with (
                 torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False),
                 torch.set_grad_enabled(learns),
             ):
-                output = network(x, timesteps, **keywords)[0]
+                output = evaluated(x, timesteps, **keywords)[0]
                 if learns:
                     value = output.float().square().mean()
             if learns:
@@ -290,18 +295,21 @@ def measure(
     changes: dict[str, Any],
     rounds: int,
     device: torch.device,
+    operations: float,
     known: dict[str, tuple[int, int]],
 ) -> dict[str, Any]:
-    """One training in turns with the plain loop and, where it is eager, with its own bare passes.
+    """One training in turns with the plain loop, a large product and, where it is eager, its own bare passes.
 
     Args:
+        operations: of one evaluation of the network.
         known: the evaluations of one step of each training, without a gradient and with one; an eager one adds its own.
     """
     eager = changes.get("compile", "off") == "off"
     train, settings = trainer(experiment, name, batch, changes, device)
     recorder = Recorder() if eager else None
     plain: PlainLoop | None = None
-    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "bare": []}
+    product = Product(device)
+    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "bare": [], "product": []}
     warmup = 3 if eager else 5
     started, memory, bare, steps = 0.0, None, None, 1
 
@@ -339,6 +347,10 @@ def measure(
             if step == warmup:
                 plain.train(2)
             timed("plain", functools.partial(plain.train, steps), steps)
+        if step == warmup:
+            product()
+        repeats = 10 if device.type == "cuda" else 1
+        timed("product", lambda: [product() for _ in range(repeats)], repeats)
         if bare is not None:
             if step == warmup:
                 bare()
@@ -356,6 +368,7 @@ def measure(
         known[name] = sum(n for n, learns in fed if not learns), sum(n for n, learns in fed if learns)
     found = {kind: statistics.median(values) for kind, values in seconds.items() if values}
     forward, trained = known[name]
+    done = operations * (forward + WITH_GRADIENT * trained)
     return {
         "batch": batch,
         "arithmetic": settings.arithmetic,
@@ -366,8 +379,11 @@ def measure(
             statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True)) if eager else None
         ),
         "evaluations": [forward, trained],
-        "passes_per_step": forward + WITH_GRADIENT * trained,
-        "seconds_per_step": found["ours"],
+        "operations": done,
+        "product_operations_per_second": product.operations / found["product"],
+        "share_of_product": statistics.median(
+            done / o * p / product.operations for o, p in zip(seconds["ours"], seconds["product"], strict=True)
+        ),
         "peak_memory_gib": None if memory is None else memory / 2**30,
         "seconds": seconds,
     }
@@ -482,10 +498,9 @@ def main() -> None:
     names = ("ffhq64", "imagenet64", "bedroom256") if on_card else ("digits",)
     experiments = [parse(path) for path in arguments.configfile or [CONFIG / f"{name}.yaml" for name in names]]
     modes = arguments.modes if arguments.modes is not None else ["default", *(["cudagraphs"] if on_card else [])]
-    product = best_product(device, arguments.rounds)
     machine = torch.cuda.get_device_name(device) if on_card else f"{torch.get_num_threads()} threads"
     print(f"{device}, {machine}, torch {torch.__version__}, medians of {arguments.rounds} rounds")
-    print(f"a large product of matrices: {product / 1e12:.4g} TFLOP/s\n\n{HEAD}", flush=True)
+    print(HEAD, flush=True)
 
     rows: list[dict[str, Any]] = []
     operations: dict[str, float] = {}
@@ -509,9 +524,8 @@ def main() -> None:
                 elif changes.get("compile") and name not in evaluations:
                     row = {"not_run": "its eager form was not"}
                 else:
-                    row = measure(experiment, name, batch, changes, arguments.rounds, device, evaluations)
-                    done = operations[experiment.name] * row["passes_per_step"]
-                    row["share_of_product"] = done / row["seconds_per_step"] / product
+                    each = operations[experiment.name]
+                    row = measure(experiment, name, batch, changes, arguments.rounds, device, each, evaluations)
         except OutOfTime:
             row = {"not_run": f"the {arguments.seconds:.0f} s are over"}
         except (UserError, RuntimeError) as error:
@@ -527,7 +541,6 @@ def main() -> None:
                 "device": str(device),
                 "threads": torch.get_num_threads(),
                 "rounds": arguments.rounds,
-                "product_operations_per_second": product,
                 "operations_per_evaluation": operations,
                 "rows": rows,
             }
