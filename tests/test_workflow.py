@@ -195,6 +195,9 @@ def test_every_result_has_its_provenance(finished):
     ]:  # fmt: skip
         facts = json.loads(file.read_text())
         assert {"inputs", "versions", "hardware", "commit", "command"} <= facts.keys(), file
+    trained = {"teacher": "teacher", "students/boot-heun/train-0": "boot"}
+    for folder, stage in trained.items():
+        assert set(json.loads((root / folder / "provenance.json").read_text())["arithmetic"]) == {stage}
     assert not (root / "state").exists() or not any((root / "state").iterdir())
 
 
