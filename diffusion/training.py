@@ -186,6 +186,11 @@ class TrainingSettings(Settings):
         """Pictures or noises of one slice: what a loss is called for."""
         return self.batch_size // self.gradient_accumulation_steps
 
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML 1.1 makes of the word without quotes
+
     @field_validator("betas")
     @classmethod
     def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from tiny import tiny_denoiser
 from torch import nn
 
@@ -279,6 +280,12 @@ def test_a_finished_stage_brings_its_number_of_threads(tmp_path):
 def test_learning_rates_by_hand(decay, expected):
     settings = TrainingSettings(steps=4, learning_rate=0.5, warmup_steps=2, decay=decay)
     assert [settings.rate(step) for step in range(4)] == pytest.approx(expected)
+
+
+def test_off_without_quotes_is_what_yaml_makes_of_it():
+    assert TrainingSettings(**yaml.safe_load("{steps: 1, compile: off}")).compile == "off"
+    with pytest.raises(ValueError, match="compile"):
+        TrainingSettings(**yaml.safe_load("{steps: 1, compile: on}"))
 
 
 def test_copies_of_a_counted_network_are_counted_once(tmp_path):
