@@ -1001,6 +1001,8 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         Column("source", "Source"),
         Column("certainty", "Certainty"),
     ]
+    used = {entry["source"] for entry in published["entries"]}
+    cited = [source for name, source in published["sources"].items() if name in used]
     rows = []
     datasets = list(published["datasets"])
     # The data set of this experiment first.
@@ -1040,7 +1042,7 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         [
             "Certainty: 'reported' is a figure of the named paper; 'quoted' is what a later paper quotes; "
             "'unchecked' (†) has still to be checked against its source.",
-            "Sources: " + "; ".join(f"{s['short']}: {s['full']}" for s in published["sources"].values()) + ".",
+            "Sources: " + "; ".join(f"{s['short']}: {s['full']}" for s in cited) + ".",
         ],
     )
 

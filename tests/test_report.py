@@ -642,7 +642,10 @@ def test_published_figures_have_source_and_certainty() -> None:
         assert all(0 <= float(entry[key]) <= 1 for key in ("precision", "recall") if key in entry)
     keys = [(e["method"], e["dataset"], e["nfe"]) for e in published["entries"]]
     assert len(keys) == len(set(keys))
-    assert set(published["sources"]) == {e["source"] for e in published["entries"]}
+    for cost in published["costs"]:
+        assert set(cost) == {"what", "dataset", "hours", "card", "source", "certainty", "remark"}
+        assert cost["hours"] > 0
+    assert set(published["sources"]) == {e["source"] for e in (*published["entries"], *published["costs"])}
     assert all(set(source) == {"short", "full"} for source in published["sources"].values())
 
 
