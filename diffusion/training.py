@@ -278,8 +278,8 @@ class MovingAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         kept, current = tuple(self.module.parameters()), tuple(model.parameters())
         if self.n_averaged == 0:  # it lies on the host
-            for own, other in zip(kept, current, strict=True):  # once; the spread weights of FSDP have no foreach copy
-                own.copy_(other)
+            for own, weight in zip(kept, current, strict=True):  # once; the spread weights of FSDP have no foreach copy
+                own.copy_(weight)
         else:
             torch._foreach_lerp_(kept, current, 1 - self.decay)
         for buffer, other in zip(self.module.buffers(), model.buffers(), strict=True):
