@@ -19,12 +19,11 @@ from evaluation.tables import (
     Results,
     Spread,
     Table,
+    between_references,
     compare,
-    floor_row,
     format_value,
     metric_columns,
     spread_of,
-    teacher_row,
     without_empty_columns,
 )
 
@@ -100,8 +99,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         for axis, variants in ablation.axes.items():
             for variant in variants:
                 add(axis, variant, ablation.changes[variant])
-    teacher, floor = (make(results, columns) if rows else [] for make in (teacher_row, floor_row))
-    set_apart = {*range(len(teacher) + 1)} if rows else set()
+    rows, aside = between_references(results, columns, rows, first=1)
     table = Table(
         "ablation",
         "One change at a time",
@@ -110,9 +108,9 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         "sampling seeds. Bold: better than the base by more than two standard deviations of the difference, with at "
         "least three training seeds on each side.",
         columns,
-        [*teacher, *rows, *floor],
+        rows,
         notes=ablation_sentences(results, ablation) if ablation else [],
-        aside=frozenset(set_apart | ({len(teacher) + len(rows)} if floor else set())),
+        aside=aside,
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

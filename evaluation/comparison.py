@@ -22,14 +22,13 @@ from evaluation.tables import (
     Results,
     Spread,
     Table,
+    between_references,
     compare,
-    floor_row,
     format_value,
     metric_columns,
     read_table,
     spread_of,
     supported_best,
-    teacher_row,
     without_empty_columns,
 )
 
@@ -103,8 +102,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
         cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
         rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
-    teacher, floor = (make(results, columns) if rows else [] for make in (teacher_row, floor_row))
-    set_apart = {0} if teacher else set()
+    rows, aside = between_references(results, columns, rows)
     table = Table(
         "comparison",
         "Every method at the same cost of training",
@@ -113,7 +111,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
         "method of the same budget by more than two standard deviations of the difference.",
         columns,
-        [*teacher, *rows, *floor],
+        rows,
         notes=[
             "Costs are whole: an offline set counts in full for every student that reads it, though it is made once, "
             "and a chain of students counts all that came before. Wall-clock is of one job on one core, with another "
@@ -122,7 +120,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         ]
         if rows
         else [],
-        aside=frozenset(set_apart | ({len(teacher) + len(rows)} if floor else set())),
+        aside=aside,
     )
     return without_empty_columns(table, keep=("frechet_distance",))
 

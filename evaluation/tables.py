@@ -820,6 +820,24 @@ def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
     return [cells]
 
 
+def between_references(
+    results: Results, columns: Sequence[Column], rows: Sequence[list[Cell]], first: int = 0
+) -> tuple[list[list[Cell]], frozenset[int]]:
+    """Rows of students between the teacher's and the floor's; nothing of nothing.
+
+    Args:
+        first: how many of the rows, from the first, are set apart too.
+
+    Returns:
+        All rows, and the numbers of those set apart (``Table.aside``).
+    """
+    if not rows:
+        return [], frozenset()
+    teacher, floor = teacher_row(results, columns), floor_row(results, columns)
+    last = len(teacher) + len(rows)
+    return [*teacher, *rows, *floor], frozenset([*range(len(teacher) + first), *range(last, last + len(floor))])
+
+
 def main_table(results: Results) -> Table:
     """The main table, in the form of Table 1 of the BOOT paper."""
     # Only class-conditional samples have labels.
