@@ -37,6 +37,9 @@ CORE = [
     "processes.py",
 ]
 
+# The loop that all training stages run in.
+LOOP = ["training.py", "precision.py", "sharding.py"]
+
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
     CORE += filter(None, [own_network_file(EXPERIMENT.teacher.folder)])

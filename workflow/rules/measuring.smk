@@ -131,10 +131,7 @@ rule classifier:
         data=ROOT / "data",
         code=code(
             "evaluation/classifier.py",
-            *(
-                f"diffusion/{file}"
-                for file in ["training.py", "precision.py", "teacher.py", "images.py", "data/store.py"]
-            ),
+            *(f"diffusion/{file}" for file in [*LOOP, "teacher.py", "images.py", "data/store.py"]),
         )
         + stage_code("classifier"),
     output:

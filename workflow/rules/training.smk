@@ -84,8 +84,7 @@ else:
     rule teacher:
         input:
             data=ROOT / "data",
-            code=core_code("teacher.py", "training.py", "precision.py", "networks.py", "images.py", "data/store.py")
-            + stage_code("training"),
+            code=core_code(*LOOP, "teacher.py", "networks.py", "images.py", "data/store.py") + stage_code("training"),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -112,8 +111,7 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code("training.py", "precision.py", "method.py", "teacher.py", "efficientnet.py")
-        + stage_code("training"),
+        code=core_code(*LOOP, "method.py", "teacher.py", "efficientnet.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
@@ -148,9 +146,7 @@ rule distil_with_data:
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
-        code=core_code(
-            "training.py", "precision.py", "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py"
-        )
+        code=core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
         + stage_code("training"),
         method=method_code,
     output:
@@ -216,7 +212,7 @@ rule distil_with_pairs:
     input:
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
-        code=core_code("training.py", "precision.py", "method.py", "pairs.py", "noise.py") + stage_code("training"),
+        code=core_code(*LOOP, "method.py", "pairs.py", "noise.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
