@@ -60,6 +60,7 @@ from diffusion.errors import UserError
 from diffusion.guidance import guided
 from diffusion.memory import out_of_memory
 from diffusion.networks import build_network
+from diffusion.precision import float32_products
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment
@@ -98,19 +99,6 @@ def until(deadline: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextmanager
-def torchs_defaults() -> Iterator[None]:
-    """The arithmetic of a script that sets nothing."""
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def release(device: torch.device) -> None:
@@ -343,7 +331,7 @@ def measure(
             if len(seconds["ours"]) == rounds:
                 raise RoundsAreOver
         assert plain is not None
-        with torchs_defaults():
+        with float32_products(device, tf32=False, tf32_convolutions=True):  # as a script that sets nothing
             if step == warmup:
                 plain.train(2)
             timed("plain", functools.partial(plain.train, steps), steps)

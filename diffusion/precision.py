@@ -13,18 +13,21 @@ def has_short_products(device: torch.device) -> bool:
 
 
 @contextmanager
-def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
+def float32_products(device: torch.device, tf32: bool, tf32_convolutions: bool | None = None) -> Iterator[None]:
     """Within it a card multiplies float32 matrices, and convolves, in TF32 (10 bits of mantissa), or exactly.
 
     torch's own default is exact matrix products and convolutions in TF32. A processor is left alone: it always computes
     exactly, and torch's switch could make it take bfloat16.
+
+    Args:
+        tf32_convolutions: whether it convolves so; None as it multiplies.
     """
     if device.type != "cuda":
         yield
         return
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32 if tf32_convolutions is None else tf32_convolutions
     try:
         yield
     finally:
