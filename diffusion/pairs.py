@@ -18,7 +18,7 @@ from diffusion.errors import CheckpointError, NonFiniteError
 from diffusion.files import read_json, write_json
 from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
-from diffusion.processes import portions_of
+from diffusion.processes import drain, portions_of
 from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
 from diffusion.training import Trained, TrainingRun
@@ -96,8 +96,7 @@ def generate_pairs(
     ]
     drawn = run.processes.spread(portions, portion)
     if not run.processes.is_main:
-        for _ in drawn:
-            pass
+        drain(drawn)
         return
     mode: Any = "r+" if first else "w+"
     images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))

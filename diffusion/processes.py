@@ -1,7 +1,7 @@
 """Several processes that do one job together, one a GPU, as `accelerate launch` or `torchrun` start them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,6 +79,12 @@ class Processes(NamedTuple):
 
 
 ALONE = Processes()
+
+
+def drain(parts: Iterable[object]) -> None:
+    """Takes part in what the processes compute together, and keeps nothing of it."""
+    for _ in parts:
+        pass
 
 
 def portions_of(count: int, size: int) -> list[range]:

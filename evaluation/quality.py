@@ -45,6 +45,7 @@ EXTRAPOLATION_LEAST_PER_DIMENSION = 5.0
 _SMALLEST_PER_DIMENSION = 5000 / 2048
 # Distances that precision and recall hold at once, 0.8 GB.
 _MOST_DISTANCES = 200_000_000
+_PICTURES_AT_ONCE = 256
 
 
 class NoMatrixRootError(UserError):
@@ -307,8 +308,12 @@ def mean_squared_distance(samples: np.ndarray, teacher: np.ndarray) -> float:
             f"mse_to_teacher: found {samples.dtype} {samples.shape} and {teacher.dtype} {teacher.shape}; "
             f"expected two uint8 arrays of one shape, made from the same noise."
         )
-    difference = (samples.astype(np.float64) - teacher.astype(np.float64)) / 127.5
-    return float(np.mean(difference**2))
+    total = 0  # of whole numbers, so exact; a portion at a time, for pictures may be more than memory holds
+    for start in range(0, len(samples), _PICTURES_AT_ONCE):
+        portion = slice(start, start + _PICTURES_AT_ONCE)
+        difference = samples[portion].astype(np.int32) - teacher[portion]
+        total += int(np.sum(difference**2, dtype=np.int64))
+    return total / samples.size / 127.5**2
 
 
 def measure(

@@ -19,7 +19,7 @@ from diffusion.data.store import Pictures
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, read_json, sha256_file
 from diffusion.images import load_samples
-from diffusion.processes import ALONE, Processes, portions_of
+from diffusion.processes import ALONE, Processes, drain, portions_of
 from evaluation.moments import Moments, moments
 from evaluation.neighbours import Neighbours, nearest
 
@@ -86,8 +86,7 @@ def write_features(
         lambda indices: torch.from_numpy(extract(np.asarray(images[indices.start : indices.stop]))),
     )
     if not processes.is_main:
-        for _ in parts:
-            pass
+        drain(parts)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images), dimensions))

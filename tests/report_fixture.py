@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from diffusion.files import write_json
-from diffusion.images import save_samples
 from evaluation.ablation import Ablation
 from evaluation.comparison import Comparison
 from evaluation.report import ReportInputs
@@ -140,6 +139,7 @@ def fabricate(
         return rng.integers(0, 256, size=(*shape, 8, 8, 1), dtype=np.uint8)
 
     samples = {}
+    (folder / "samples").mkdir(parents=True)
     labels = {
         "ddim": "DDIM",
         "boot-heun": "BOOT (Heun)",
@@ -148,7 +148,7 @@ def fabricate(
     }
     for label in ("DDIM, 50", "DDIM, 1", *(f"{labels.get(v, v)}, 1" for v in boot), "my-samples"):
         path = folder / "samples" / f"{len(samples)}.npz"
-        save_samples(path, pictures(20))
+        np.savez(path, arr_0=pictures(20))
         samples[label] = path
 
     shown = {}

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny import tiny_denoiser
 
 from diffusion.errors import NonFiniteError, UserError
 from diffusion.files import atomic_path, canonical_json, read_json, write_json
-from diffusion.images import from_uint8, load_samples, save_samples, to_uint8
+from diffusion.images import from_uint8, load_labels, load_samples, save_samples, to_uint8
 from diffusion.pipelines import save_denoiser
 from diffusion.training import TrainingRun, TrainingSettings
 
@@ -141,8 +142,52 @@ def test_non_finite_pictures_stop_the_run(bad):
 
 def test_samples_round_trip(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
-    save_samples(tmp_path / "s.npz", images)
+    save_samples(tmp_path / "s.npz", iter([images[:2], images[2:]]), images.shape, torch.tensor([5, 0, 7]))
     np.testing.assert_array_equal(load_samples(tmp_path / "s.npz"), images)
+    np.testing.assert_array_equal(load_labels(tmp_path / "s.npz"), [5, 0, 7])
+    with np.load(tmp_path / "s.npz") as as_others_read_it:
+        np.testing.assert_array_equal(as_others_read_it["arr_0"], images)
+        np.testing.assert_array_equal(as_others_read_it["arr_1"], [5, 0, 7])
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_samples_of_others_are_read(tmp_path, save, order):
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
+    save(tmp_path / "s.npz", other=np.zeros(7), arr_0=np.asarray(images, order=order), arr_1=np.arange(3))
+    np.testing.assert_array_equal(load_samples(tmp_path / "s.npz"), images)
+    np.testing.assert_array_equal(load_labels(tmp_path / "s.npz"), [0, 1, 2])
+
+
+def test_samples_larger_than_memory_are_written_and_read_in_parts(tmp_path):
+    batch = np.full((64, 64, 64, 3), 7, np.uint8)
+    tracemalloc.start()
+    save_samples(tmp_path / "s.npz", (batch for _ in range(64)), (64 * 64, 64, 64, 3))
+    images = load_samples(tmp_path / "s.npz")
+    assert images[-1, -1, -1, -1] == 7
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(images, np.memmap)
+    assert images.nbytes > 40e6
+    assert peak < images.nbytes / 4
+
+
+def test_other_batches_than_announced_are_refused_and_nothing_stays(tmp_path):
+    batch = np.zeros((2, 4, 4, 1), np.uint8)
+    for batches, shape in (([batch], (3, 4, 4, 1)), ([batch], (2, 4, 4, 3)), ([batch.astype(np.int8)], batch.shape)):
+        with pytest.raises(ValueError, match="expected"):
+            save_samples(tmp_path / "s.npz", batches, shape)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_samples_are_refused(tmp_path, save):
+    save(tmp_path / "s.npz", arr_0=np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1), dtype=np.uint8))
+    content = bytearray((tmp_path / "s.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"s\.npz: cannot be read"):
+        load_samples(tmp_path / "s.npz")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +207,7 @@ def test_unfit_samples_are_refused_by_name(tmp_path, arrays, expected):
 
 
 def test_truncated_and_missing_samples_are_refused(tmp_path):
-    save_samples(tmp_path / "s.npz", np.zeros((3, 4, 4, 1), np.uint8))
+    save_samples(tmp_path / "s.npz", [np.zeros((3, 4, 4, 1), np.uint8)], (3, 4, 4, 1))
     (tmp_path / "s.npz").write_bytes((tmp_path / "s.npz").read_bytes()[:60])
     with pytest.raises(UserError, match="cannot be read"):
         load_samples(tmp_path / "s.npz")

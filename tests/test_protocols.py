@@ -10,7 +10,7 @@ from test_workflow import TINY
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.errors import UserError
-from diffusion.images import save_samples, to_uint8
+from diffusion.images import to_uint8
 from evaluation.moments import Moments, moments, streamed_moments
 from evaluation.protocols import Protocol, in_words, resize_in_words
 from evaluation.reference import load_features, load_given, write_features, write_moments
@@ -282,7 +282,7 @@ def job(tmp_path):
 
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
-    save_samples(tmp_path / "samples.npz", images)
+    np.savez(tmp_path / "samples.npz", arr_0=images)
 
     def call(stage, name, *options):
         stage(build_parser().parse_args([name, *map(str, options)]))

@@ -191,6 +191,9 @@ def test_mean_squared_distance_is_on_the_decoded_range():
     half = black.copy()
     half[0] = 255
     assert mean_squared_distance(half, black) == pytest.approx(2)
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 700, 4, 4, 3), dtype=np.uint8)  # of several portions
+    expected = np.mean((a / 127.5 - b / 127.5) ** 2)
+    assert mean_squared_distance(a, b) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(UserError, match="one shape"):
         mean_squared_distance(black, white[:1])
     with pytest.raises(UserError, match="uint8"):

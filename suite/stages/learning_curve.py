@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from diffusion.device import default_device
@@ -45,8 +46,8 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
     rows: list[dict[str, Any]] = []
     for cost, folder in points:
-        images, _labels = draw_samples(
-            method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device
+        images = np.concatenate(
+            [*draw_samples(method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device)]
         )
         at = {"variant": arguments.variant, "nfe": nfe, "train_seed": arguments.train_seed, "step": cost["step"]}
         at |= {key: cost[key] for key in _COSTS}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from diffusion.images import Quantiser, save_samples, to_uint8
 from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
-from diffusion.processes import ALONE, Processes, join, portions_of
+from diffusion.processes import ALONE, Processes, drain, join, portions_of
 from suite.provenance import write_provenance
 from suite.stages.common import configured_method, network_folder, result_folder
 
@@ -28,7 +29,7 @@ def sample(arguments: argparse.Namespace) -> None:
     with result_folder(arguments.output, processes) as folder:
         for nfe, source in sources.items():
             for seed in arguments.seeds:
-                images, labels = draw_samples(
+                batches = draw_samples(
                     method,
                     source,
                     nfe,
@@ -39,8 +40,17 @@ def sample(arguments: argparse.Namespace) -> None:
                     arguments.quantiser,
                     processes,
                 )
-                if processes.is_main:
-                    save_samples(folder / f"nfe-{nfe}" / f"seed-{seed}.npz", images, labels)
+                if not processes.is_main:
+                    drain(batches)
+                    continue
+                channels, height, width = stored_picture_shape(source)
+                told = load_conditions(source).of_samples(range(arguments.num_samples), "cpu") or {}
+                save_samples(
+                    folder / f"nfe-{nfe}" / f"seed-{seed}.npz",
+                    batches,
+                    (arguments.num_samples, height, width, channels),
+                    told.get("class_labels"),
+                )
         if not processes.is_main:
             return
         write_provenance(
@@ -65,8 +75,8 @@ def draw_samples(
     device: torch.device,
     quantiser: Quantiser = "round",
     processes: Processes = ALONE,
-) -> tuple[np.ndarray, torch.Tensor | None]:
-    """Samples of one stored network, uint8, shape (num_samples, H, W, C), and the classes they were asked for, if any.
+) -> Iterator[np.ndarray]:
+    """Samples of one stored network in batches, uint8, each of shape (n, H, W, C).
 
     Several processes share the batches; the samples do not depend on how many they are.
 
@@ -100,10 +110,5 @@ def draw_samples(
             )
         return torch.from_numpy(drawn)
 
-    channels, height, width = shape
-    images = np.empty((num_samples, height, width, channels), np.uint8)
     portions = portions_of(num_samples, batch_size)
-    for indices, drawn in zip(portions, processes.spread(portions, portion), strict=True):
-        images[indices.start : indices.stop] = drawn.numpy()
-    told = conditions.of_samples(range(num_samples), "cpu") or {}
-    return images, told.get("class_labels")
+    return (drawn.numpy() for drawn in processes.spread(portions, portion))
