@@ -212,18 +212,28 @@ class TrainingSettings(Settings):
         Raises:
             UserError: TF32 without a card that has it.
         """
-        able, precision = has_short_products(device), self.precision
-        if precision == "tf32" and not able:
+        able = has_short_products(device)
+        if self.precision == "tf32" and not able:
             raise UserError(
                 f"training.precision: found 'tf32' on the device {device}, expected 'auto', 'fp32' or 'bf16': TF32 "
                 f"needs a card of compute capability 8.0 or later."
             )
-        if precision == "auto":
-            precision = ("bf16" if bf16 else "tf32") if able else "fp32"
+        precision = self.precision_where(able, bf16)
         channels_last = self.channels_last
         if channels_last == "auto":
             channels_last = precision == "bf16" and device.type == "cuda" and not self.shard
         return self.model_copy(update={"precision": precision, "channels_last": channels_last})
+
+    def precision_where(self, able: bool, bf16: bool = False) -> Literal["fp32", "tf32", "bf16"]:
+        """What precision "auto" comes to.
+
+        Args:
+            able: whether the device has short products (:func:`diffusion.precision.has_short_products`).
+            bf16: whether "auto" means bfloat16 there.
+        """
+        if self.precision != "auto":
+            return self.precision
+        return ("bf16" if bf16 else "tf32") if able else "fp32"
 
     @property
     def arithmetic(self) -> str:

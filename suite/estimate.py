@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
@@ -28,15 +30,19 @@ from diffusion.guidance import guided
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
+from diffusion.precision import float32_products
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
 from evaluation.tables import load_published
 from suite.configuration import Experiment
 from suite.plan import Plan
 
-# Peak of dense bfloat16 products in operations a second, from the maker's data sheets, and the share of it that a
-# training is assumed to reach.
-CARDS = {"A100": 312e12, "H100": 989e12}
+# Peak of dense products in operations a second, from the maker's data sheets (of the SXM cards), by precision; and the
+# share of it that networks are assumed to reach.
+CARDS = {
+    "A100": {"bf16": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
+}
 SHARE_OF_PEAK = 0.3
 # A pass with a gradient takes about three times as long as one without: forward, and twice that backward.
 _WITH_GRADIENT = 3
@@ -53,6 +59,8 @@ class Row:
         trained: those with one.
         memory: bytes of weights, gradients, optimiser and average that a job holds; activations come on top.
         disk: bytes that stay.
+        learning: pictures whose activations a step of training holds at once, in its largest stage.
+        precision: of the networks on a card.
     """
 
     rule: str
@@ -61,6 +69,8 @@ class Row:
     trained: float = 0
     memory: float = 0
     disk: float = 0
+    learning: int = 0
+    precision: str = "tf32"
 
     @property
     def passes(self) -> float:
@@ -75,7 +85,8 @@ class Estimate:
     Attributes:
         parameters: of the teacher's network.
         operations: floating-point operations of one evaluation; a multiplication and an addition are two.
-        rate: evaluations without a gradient a second, on ``device``.
+        activations: bytes that an evaluation of one picture keeps for its backward pass, in float32.
+        rates: evaluations without a gradient a second on ``device``, by precision.
         download: bytes from the network.
         published: what others' trainings on the same data set took: entries of ``costs`` in evaluation/published.yaml.
     """
@@ -83,18 +94,23 @@ class Estimate:
     rows: list[Row]
     parameters: int
     operations: float
-    rate: float
+    activations: float
+    rates: Mapping[str, float]
     device: str
     download: float
     published: Sequence[Mapping[str, Any]] = ()
 
+    def memory(self, row: Row) -> float:
+        """Bytes that a job holds, the activations of float32 included."""
+        return row.memory + row.learning * self.activations
+
     def hours_here(self, row: Row) -> float:
         """At the measured rate."""
-        return row.passes / self.rate / 3600
+        return row.passes / self.rates[row.precision] / 3600
 
     def hours_on(self, card: str, row: Row) -> float:
-        """At the assumed share of a card's peak."""
-        return row.passes * self.operations / (CARDS[card] * SHARE_OF_PEAK) / 3600
+        """At the assumed share of a card's peak in the row's precision."""
+        return row.passes * self.operations / (CARDS[card][row.precision] * SHARE_OF_PEAK) / 3600
 
 
 class CountingRun(TrainingRun):
@@ -103,6 +119,7 @@ class CountingRun(TrainingRun):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "estimate", 0, torch.device("cpu"))
         self.forward = self.trained = 0.0
+        self.learning = 0
         self._passed = [0, 0]
 
     def count(self, network: nn.Module) -> None:
@@ -129,6 +146,7 @@ class CountingRun(TrainingRun):
         slices = settings.steps * settings.gradient_accumulation_steps
         self.forward += slices * self._passed[0]
         self.trained += slices * self._passed[1]
+        self.learning = max(self.learning, self._passed[1])
         return Trained(network, {})
 
 
@@ -152,7 +170,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     plan, data = Plan(experiment), experiment.data
     picture = data.resolution**2 * data.channels
     conditions = _conditions(experiment, plan)
-    network, operations = _real_network(experiment, conditions, device)
+    network, operations, activations = _real_network(experiment, conditions, device)
     weights = 4 * sum(weight.numel() for weight in network.parameters())
     rows = []
     if (manifest := plan.root / "data" / "manifest.json").exists():
@@ -160,7 +178,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         rows.append(Row("data", "", disk=count * picture))
     made = _Made(experiment, conditions)
     if isinstance(experiment.teacher, TeacherSettings):
-        rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1))
+        precision = experiment.teacher.training.precision_where(True, bf16=True)
+        rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1, precision))
     for name, pairs in plan.pairs().items():
         evaluations = pairs.count * pairs.num_inference_steps * experiment.teacher.guidance.evaluations
         rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture))
@@ -169,7 +188,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         students = len(method.students())
         # Beside the student, its gradient, two moments and average: the teacher.
         cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
-        rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds))
+        precision = method.settings.training.precision_where(True)
+        rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds, precision))
     samples = experiment.evaluation.num_samples * len(experiment.evaluation.seeds)
     for variant in experiment.methods:
         units = [unit for unit in plan.units() if unit.variant == variant]
@@ -177,12 +197,12 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         rows.append(Row("sample", variant, evaluations, memory=weights, disk=samples * len(units) * picture))
     fetched = sum(one.size or 0 for one in downloads(data))
     published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
-    rate = _rate(network, made, device, seconds)
-    return Estimate(rows, weights // 4, operations, rate, str(device), fetched, published)
+    rates = _rates(network, made, device, seconds, sorted({row.precision for row in rows}))
+    return Estimate(rows, weights // 4, operations, activations, rates, str(device), fetched, published)
 
 
-def _trained(rule: str, variant: str, cost: tuple[float, float], memory: float, disk: float, seeds: int) -> Row:
-    return Row(rule, variant, seeds * cost[0], seeds * cost[1], memory, seeds * disk)
+def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
+    return Row(rule, variant, seeds * run.forward, seeds * run.trained, memory, seeds * disk, run.learning, precision)
 
 
 class _Made:
@@ -199,14 +219,14 @@ class _Made:
             "train",
         )
 
-    def teacher_cost(self) -> tuple[float, float]:
-        """Evaluations without and with a gradient."""
+    def teacher_cost(self) -> CountingRun:
+        """What the teacher's training takes."""
         settings = self.experiment.teacher
         assert isinstance(settings, TeacherSettings)
         small = settings.model_copy(update={"network": _STAND_IN, "training": _uncompiled(settings.training)})
         return self._counted(lambda run: train_teacher(small, self.split, run))
 
-    def cost_of(self, variant: str) -> tuple[float, float]:
+    def cost_of(self, variant: str) -> CountingRun:
         """The same of a method that trains, without its offline set."""
         method = copy.copy(self.experiment.methods[variant])
         settings: Any = method.settings
@@ -230,12 +250,12 @@ class _Made:
         return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
 
     @staticmethod
-    def _counted(train: Callable[[CountingRun], Any]) -> tuple[float, float]:
+    def _counted(train: Callable[[CountingRun], Any]) -> CountingRun:
         with tempfile.TemporaryDirectory() as folder:
             counting = CountingRun(Path(folder))
             with counting:
                 train(counting)
-            return counting.forward, counting.trained
+            return counting
 
 
 def _uncompiled(settings: TrainingSettings) -> TrainingSettings:
@@ -259,8 +279,10 @@ def _conditions(experiment: Experiment, plan: Plan) -> Conditions:
     return ClassLabels(classes, teacher.label_dropout > 0)
 
 
-def _real_network(experiment: Experiment, conditions: Conditions, device: torch.device) -> tuple[nn.Module, float]:
-    """The teacher's network with random weights, and the floating-point operations of one of its evaluations."""
+def _real_network(
+    experiment: Experiment, conditions: Conditions, device: torch.device
+) -> tuple[nn.Module, float, float]:
+    """The teacher's network with random weights, the operations of one of its evaluations, and the activations."""
     data, teacher = experiment.data, experiment.teacher
 
     def build() -> nn.Module:
@@ -270,8 +292,9 @@ def _real_network(experiment: Experiment, conditions: Conditions, device: torch.
         network: nn.Module = network_class(configuration).from_config(configuration)
         return network
 
-    operations = network_operations(build, (data.channels, data.resolution, data.resolution), conditions)
-    return build().to(device).eval(), operations
+    shape = (data.channels, data.resolution, data.resolution)
+    operations = network_operations(build, shape, conditions)
+    return build().to(device).eval(), operations, network_activations(build, shape, conditions)
 
 
 def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
@@ -287,12 +310,45 @@ def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, in
     return float(counter.get_total_flops())
 
 
+def network_activations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
+    """The bytes that an evaluation with a gradient keeps for each picture, in float32, without computing any.
+
+    Args:
+        shape: (C, H, W) of the pictures.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()  # what several views share counts once
+        kept[storage._cdata] = storage
+        return tensor
+
+    sizes = []
+    with FakeTensorMode():
+        network = build().train()
+        for count in (1, 2):  # their difference, because weights are kept too
+            kept.clear()
+            with saved_tensors_hooks(note, lambda tensor: tensor):
+                network(torch.empty(count, *shape), torch.zeros(count), **_told(conditions, count, "cpu"))
+            sizes.append(sum(storage.nbytes() for storage in kept.values()))
+    return float(sizes[1] - sizes[0])
+
+
 def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
     told = {"class_labels": torch.zeros(count, dtype=torch.int64, device=device)}
     return told if isinstance(conditions, ClassLabels) else {}
 
 
-def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float) -> float:
+def _rates(
+    network: nn.Module, made: _Made, device: torch.device, seconds: float, precisions: Sequence[str]
+) -> dict[str, float]:
+    """Evaluations a second without a gradient, in each of the precisions: on a processor the same for all."""
+    if device.type != "cuda":
+        return dict.fromkeys(precisions, _rate(network, made, device, seconds, "fp32"))
+    return {one: _rate(network, made, device, seconds / len(precisions), one) for one in precisions}
+
+
+def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float, precision: str) -> float:
     """Evaluations a second without a gradient, at a batch that a card is filled by."""
     data = made.experiment.data
     count = 64 if device.type == "cuda" else 4
@@ -303,7 +359,11 @@ def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float)
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with (
+        torch.inference_mode(),
+        float32_products(device, tf32=precision != "fp32"),
+        torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
         once()
         done, start = 0, time.perf_counter()
         while not done or time.perf_counter() - start < seconds:
@@ -314,27 +374,35 @@ def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float)
 
 def table(found: Estimate) -> str:
     """The estimate in Markdown."""
+    by_precision = ", ".join(f"{rate:.3g} ({precision})" for precision, rate in found.rates.items())
+    rates = by_precision if len(set(found.rates.values())) > 1 else f"{max(found.rates.values()):.3g}"
     lines = [
         f"The teacher's network: {found.parameters / 1e6:.1f} M weights, {found.operations / 1e9:.3g} GFLOP an "
-        f"evaluation; {found.rate:.3g} evaluations a second on {found.device}.",
+        f"evaluation; {rates} evaluations a second on {found.device}.",
         "",
         "| Rule | Variant | Evaluations | with gradient | Hours here | "
         + " | ".join(f"{card} hours" for card in CARDS)
-        + " | Memory, without activations | Disk |",
-        "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---:|---:|",
+        + " | Weights | Activations | Disk |",
+        "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---:|---:|---:|",
     ]
-    forward, trained, disk = (sum(getattr(row, key) for row in found.rows) for key in ("forward", "trained", "disk"))
-    total = Row("all", "", forward, trained, max(row.memory for row in found.rows), disk)
-    for row in [*found.rows, total]:
-        cells = [row.rule, row.variant, f"{row.forward + row.trained:.3g}", f"{row.trained:.3g}"]
-        cells += [f"{found.hours_here(row):.3g}", *(f"{found.hours_on(card, row):.3g}" for card in CARDS)]
-        cells += [_bytes(row.memory), _bytes(row.disk)]
+    largest = max(found.rows, key=found.memory)
+    for first, second, rows in [*((row.rule, row.variant, [row]) for row in found.rows), ("all", "", found.rows)]:
+        trained, hours = sum(row.trained for row in rows), [sum(map(found.hours_here, rows))]
+        hours += [sum(found.hours_on(card, row) for row in rows) for card in CARDS]
+        most = rows[0] if len(rows) == 1 else largest
+        cells = [first, second, f"{trained + sum(row.forward for row in rows):.3g}", f"{trained:.3g}"]
+        cells += [f"{number:.3g}" for number in hours]
+        cells += [_bytes(most.memory), _bytes(most.learning * found.activations), _bytes(sum(row.disk for row in rows))]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Hours on a card: {SHARE_OF_PEAK:.0%} of its bfloat16 peak, an assumption. An evaluation with a gradient "
-        f"counts {_WITH_GRADIENT} times. Downloads: {_bytes(found.download)}. Not counted: features, measures, speed, "
-        "activations, and the data set's size where it is not prepared yet.",
+        f"Hours on a card: {SHARE_OF_PEAK:.0%} of its peak in the precision of the settings (training.precision: auto "
+        "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
+        f"counts {_WITH_GRADIENT} times. Weights: memory for them, their gradients, moments and averages. Activations: "
+        f"of the pictures that a training step holds at once, {_bytes(found.activations)} each in float32; bfloat16 "
+        "and activation checkpointing take less, and training.gradient_accumulation_steps or several processes divide "
+        f"them. Downloads: {_bytes(found.download)}. Not counted: features, measures, speed, the activations of "
+        "sampling, and the data set's size where it is not prepared yet.",
     ]
     if found.published:
         sources = load_published()["sources"]

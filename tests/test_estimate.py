@@ -7,11 +7,12 @@ from test_experiments import CONFIG
 from test_workflow import TINY
 from tiny import tiny_denoiser, tiny_splits
 
+from diffusion.conditions import Unconditional
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.pairs import Pairs, generate_pairs
 from diffusion.training import TrainingRun
 from suite.configuration import parse_experiment
-from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
+from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, network_activations, table
 from suite.registry import method_class, method_modules
 
 CPU = torch.device("cpu")
@@ -57,10 +58,16 @@ def test_the_teacher_and_the_sums_by_hand():
     assert rows["sample", "boot-heun"].forward == 2 * 2 * 48
     row = rows["distil", "boot-heun"]
     assert row.passes == row.forward + 3 * row.trained
-    assert found.hours_here(row) == pytest.approx(row.passes / found.rate / 3600)
-    expected = row.passes * found.operations / (CARDS["A100"] * SHARE_OF_PEAK) / 3600
+    assert found.hours_here(row) == pytest.approx(row.passes / found.rates["tf32"] / 3600)
+    expected = row.passes * found.operations / (CARDS["A100"]["tf32"] * SHARE_OF_PEAK) / 3600
     assert found.hours_on("A100", row) == pytest.approx(expected)
+    teacher = rows["teacher", ""]
+    assert teacher.precision == "bf16"
+    expected = teacher.passes * found.operations / (CARDS["A100"]["bf16"] * SHARE_OF_PEAK) / 3600
+    assert found.hours_on("A100", teacher) == pytest.approx(expected)
     text = table(found)
+    total = next(line for line in text.splitlines() if line.startswith("| all |")).split(" | ")
+    assert float(total[5]) == pytest.approx(sum(found.hours_on("A100", row) for row in found.rows), rel=0.01)
     assert text.count("| distil |") == 4
     assert "| all |" in text
 
@@ -70,6 +77,50 @@ def test_operations_and_weights_are_the_real_networks():
     # The first convolution alone has 2 · 9 · C_in · C_out · H · W; the whole network many times that.
     assert found.operations > 10 * 2 * 9 * 1 * 16 * 8 * 8
     assert found.parameters == sum(weight.numel() for weight in tiny_denoiser().network.parameters())
+
+
+def test_memory_is_that_of_weights_and_of_the_largest_slice():
+    found = estimate(experiment_of(), CPU, 0)
+    rows = {(row.rule, row.variant): row for row in found.rows}
+    teacher = rows["teacher", ""]
+    # Weights, gradients, two moments and the average; the batch is 16.
+    assert teacher.memory == 4 * 5 * found.parameters
+    assert teacher.learning == 16
+    assert found.memory(teacher) == teacher.memory + 16 * found.activations
+    sliced = yaml.safe_load(TINY.read_text())
+    sliced["teacher"]["training"] |= {"gradient_accumulation_steps": 4}
+    rows = estimate(parse_experiment(sliced), CPU, 0).rows
+    assert next(row for row in rows if row.rule == "teacher").learning == 4
+    # A step of BOOT has a gradient through the bootstrapped pictures and those at the boundary.
+    assert next(row for row in rows if row.variant == "boot-euler").learning == 20
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64", "bedroom256"])
+def test_every_slice_of_a_published_experiment_fits_a_card(name, monkeypatch):
+    monkeypatch.setattr("suite.estimate._rate", lambda *_: 1.0)
+    raw = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())
+    found = estimate(parse_experiment(raw | {"select": list(raw["methods"])}), CPU, 0)
+    # 80 GB, and what torch keeps beside: a fifth was seen.
+    assert max(found.memory(row) for row in found.rows) < 80e9 / 1.2
+    # Not that there was nothing to divide.
+    assert all(row.learning >= 5 for row in found.rows if row.rule == "distil")
+
+
+def test_activations_are_what_autograd_keeps():
+    """A chain by hand: a convolution keeps its input, a SiLU too, and the sum of squares its factor."""
+
+    class Chain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+
+        def forward(self, x, _timestep):
+            hidden = torch.nn.functional.silu(self.a(x))
+            return self.b(hidden).square()
+
+    picture, hidden = 3 * 16 * 16, 8 * 16 * 16
+    expected = 4 * (picture + hidden + hidden + picture)
+    assert network_activations(Chain, (3, 16, 16), Unconditional()) == expected
 
 
 def test_a_published_experiment_is_estimated_without_its_data(monkeypatch):

@@ -73,6 +73,11 @@ def made_data(name, folder):
     return {}
 
 
+def shortened(training):
+    slices = {key: 2 for key in ("gradient_accumulation_steps",) if key in training}
+    return training | {"steps": 2, "batch_size": 4} | slices
+
+
 def scaled_down(name, folder):
     """The experiment's own file with a small network, few steps and few pictures."""
     raw = configuration(name)
@@ -80,7 +85,7 @@ def scaled_down(name, folder):
     network = raw["teacher"]["network"]
     network |= {"block_out_channels": [8] * len(network["block_out_channels"]), "norm_num_groups": 4}
     network |= {"attention_head_dim": 4, "layers_per_block": 1}
-    raw["teacher"]["training"] |= {"steps": 2, "batch_size": 2}
+    raw["teacher"]["training"] = shortened(raw["teacher"]["training"])
     raw["select"] = [
         v for v in raw["select"] if raw["methods"][v]["method"] in ("ddim", "boot", "progressive_distillation")
     ]
@@ -88,7 +93,7 @@ def scaled_down(name, folder):
         if method["method"] == "ddim":
             method["num_inference_steps"] = [1, 2]
         else:
-            method["training"] = method["training"] | {"steps": 2, "batch_size": 2}
+            method["training"] = shortened(method["training"])
         if method["method"] == "progressive_distillation":
             method["start_steps"] = 2
         if method["method"] == "boot":
