@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from diffusion.begun import BegunArray
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointError, NonFiniteError
@@ -23,7 +24,7 @@ from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
 from diffusion.training import Trained, TrainingRun
 
-_IMAGES, _FACTS, _DONE = "images.npy", "pairs.json", "pairs-done.json"
+_IMAGES, _FACTS = "images.npy", "pairs.json"
 # Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
 SEED = 2**40
 
@@ -66,11 +67,8 @@ def generate_pairs(
         DeviceMemoryError: a batch does not fit the device's memory.
     """
     run.count(teacher.network)
-    begun, done = run.folder / _IMAGES, run.folder / _DONE
-    first = 0
-    if begun.exists() and done.exists():
-        state = read_json(done)
-        first, run.evaluations = state["count"], state["evaluations"]
+    begun = BegunArray(run.folder / _IMAGES)
+    first, run.evaluations = begun.facts["count"], begun.facts.get("evaluations", run.evaluations)
     run.processes.wait()  # until all have read it
     evaluations_a_sample = 0
 
@@ -91,21 +89,18 @@ def generate_pairs(
             raise NonFiniteError(f"pairs {indices.start} to {indices.stop - 1}: the teacher's samples are not finite.")
         return samples.half()
 
-    portions = [
-        range(first + part.start, first + part.stop) for part in portions_of(settings.count - first, batch_size)
-    ]
+    portions = portions_of(settings.count, batch_size, first)
     drawn = run.processes.spread(portions, portion)
     if not run.processes.is_main:
         drain(drawn)
         return
-    mode: Any = "r+" if first else "w+"
-    images = np.lib.format.open_memmap(begun, mode, np.float16, (settings.count, *shape))
-    for indices, samples in zip(portions, drawn, strict=True):
-        images[indices.start : indices.stop] = samples.numpy()
-        images.flush()
+
+    def note(indices: range) -> dict[str, float]:
         run.evaluations += evaluations_a_sample * len(indices)
         run.note_seconds()
-        write_json(done, {"count": indices.stop, "evaluations": run.evaluations})
+        return {"evaluations": run.evaluations}
+
+    images = begun.fill((settings.count, *shape), np.float16, portions, (part.numpy() for part in drawn), note)
     cost = run.cost() | {"offline_bytes": images.nbytes}
     np.save(folder / _IMAGES, images)
     write_json(folder / _FACTS, {"settings": settings.model_dump(), "cost": cost})

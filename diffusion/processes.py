@@ -87,9 +87,9 @@ def drain(parts: Iterable[object]) -> None:
         pass
 
 
-def portions_of(count: int, size: int) -> list[range]:
-    """0 … count - 1 in ranges of ``size``; the last may be shorter."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def portions_of(count: int, size: int, first: int = 0) -> list[range]:
+    """first … count - 1 in ranges of ``size``; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(first, count, size)]
 
 
 def join(device: torch.device) -> Processes:

@@ -154,6 +154,12 @@ class StoredTeacher(_UsedTeacher):
         conditional = not isinstance(conditions, Unconditional)
         return _facts(schedule, prediction_type, channels, resolution, conditional)
 
+    @property
+    def num_known_classes(self) -> int | None:
+        """How many classes the teacher can be told; None where it is told nothing."""
+        conditions = load_conditions(self.folder, self.num_classes)
+        return conditions.num_classes if isinstance(conditions, ClassLabels) else None
+
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
         shape = stored_picture_shape(self.folder)

@@ -263,6 +263,12 @@ class TrainingSettings(Settings):
         return self.learning_rate * warmup
 
 
+def mark_delivered(state: Path) -> None:
+    """Notes that the result is stored. The state stays: whoever runs the job may be killed before it has taken note of
+    the result, and would ask for it again; :func:`discard_delivered` removes it later."""
+    (state / _DELIVERED).touch()
+
+
 def discard_delivered(states: Path) -> None:
     """Removes the states under ``states`` whose results are stored, so that a forced rerun really trains again.
 
@@ -378,10 +384,9 @@ class TrainingRun:
         self._cleanup.close()
 
     def deliver(self) -> None:
-        """Notes that the result is stored. The state stays: whoever runs the job may be killed before it has taken
-        note of the result, and would ask for it again; :func:`discard_delivered` removes it later."""
+        """Notes that the result is stored (:func:`mark_delivered`)."""
         if self.processes.is_main:
-            (self.folder / _DELIVERED).touch()
+            mark_delivered(self.folder)
 
     # -- cost ---------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,14 @@ from diffusion.settings import Settings
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
 VisionTransformerName = Literal["clip-vit-l-14", "dinov2-vit-l-14"]
 ExtractorName = Literal["efficientnet-lite0-64", "efficientnet-lite0-32", "inception", VisionTransformerName]
+# Numbers a picture.
+DIMENSIONS: dict[ExtractorName, int] = {
+    "efficientnet-lite0-64": 1280,
+    "efficientnet-lite0-32": 1280,
+    "inception": 2048,
+    "clip-vit-l-14": 768,
+    "dinov2-vit-l-14": 1024,
+}
 # Whose weights a user can name: an extractor, or clean-fid's own copy of the FID Inception.
 WeightsName = Literal["inception", "inception-clean-fid", VisionTransformerName]
 Library = Literal["torch-fidelity", "clean-fid"]

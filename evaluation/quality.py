@@ -29,7 +29,7 @@ from evaluation.features import metric_name
 from evaluation.moments import Moments, RankWarning, as_tensor, checked, moments
 from evaluation.neighbours import nearer_than_held_out, nearest
 from evaluation.protocols import MAIN, Library
-from evaluation.reference import Reference
+from evaluation.reference import MOST_COMPARED, Reference
 from evaluation.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
@@ -448,17 +448,6 @@ def measure_floor(
     return rows
 
 
-def held_out_draw(features: np.ndarray, count: int | None) -> np.ndarray:
-    """As many held-out pictures as the samples, or as there are; drawn, because they may be sorted by class.
-
-    Args:
-        features: (N, D), may be memory-mapped.
-        count: None takes all.
-    """
-    drawn = np.random.default_rng(0).permutation(len(features))[:count]
-    return np.asarray(features[np.sort(drawn)])
-
-
 def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
     """Each measure of the column ``metric`` spelled out, for the report and the provenance files.
 
@@ -470,6 +459,7 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
     """
     by = "by torch-fidelity"
     whole = f"num_samples samples against the whole '{reference}' part"
+    compared = f"{whole} (where it is larger, {MOST_COMPARED:,} drawn of it)"
     few = EXTRAPOLATION_LEAST_PER_DIMENSION
     sentences = {
         "frechet_distance": (
@@ -483,11 +473,11 @@ def definitions(extractor: str, reference: str = "train") -> dict[str, str]:
             "Standard deviation of KID between those subsets, which share pictures. Of a set no larger than a subset "
             "every subset is the whole: the deviation is then the reference's alone."
         ),
-        "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {whole}, {by}.",
-        "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {whole}, {by}.",
+        "precision": f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {compared}, {by}.",
+        "recall": f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {compared}, {by}.",
         "density": (
             f"Mean number of real balls that a sample lies in, over {DENSITY_NEIGHBORHOOD}; a ball reaches to the "
-            f"{DENSITY_NEIGHBORHOOD}th nearest real neighbour. 1 is expected of equal distributions."
+            f"{DENSITY_NEIGHBORHOOD}th nearest real neighbour; {compared}. 1 is expected of equal distributions."
         ),
         "coverage": "Share of these balls with a sample inside. Grows with num_samples.",
         "classifier_score": (
@@ -531,8 +521,8 @@ def _reference_rows(
     """The measures against the reference at one count; those that need no full count too."""
     assert reference.features is not None
     own = moments(features, what=what, warn=warn)
-    precision, recall = precision_recall(features, reference.features)
-    density, coverage = density_coverage(features, reference.features)
+    precision, recall = precision_recall(features, reference.compared)
+    density, coverage = density_coverage(features, reference.compared)
     kernel = kid(features, reference.features)
     by_fidelity = {
         "frechet_distance": frechet_distance(own, reference.moments),

@@ -26,7 +26,10 @@ from evaluation.neighbours import Neighbours, nearest
 _PORTION = 4096  # pictures
 # What must be equal of two descriptions of an extractor, for features to be of one kind.
 _DECIDING = ("name", "library", "layer", "dimensions", "resize", "normalisation", "weights_sha256", "mode")
-_OTHER = {"train": "test", "test": "train"}
+OTHER_PART = {"train": "test", "test": "train"}
+# So many stand for a larger set where each of its pictures is compared with each: with 50,000 Kynkäänniemi et al. 2019
+# measure precision and recall, and the distances of a million to each other would take days.
+MOST_COMPARED = 50_000
 
 
 @dataclass
@@ -57,6 +60,12 @@ class Reference:
             return self.stored_moments
         assert self.features is not None
         return moments(self.features, what=f"reference '{self.name}'")
+
+    @cached_property
+    def compared(self) -> np.ndarray:
+        """The features, or :data:`MOST_COMPARED` drawn of them: what precision, recall, density and coverage take."""
+        assert self.features is not None
+        return self.features if len(self.features) <= MOST_COMPARED else drawn(self.features, MOST_COMPARED)
 
     @cached_property
     def distance_of_held_out(self) -> Neighbours:
@@ -109,6 +118,18 @@ def load_features(path: Path) -> np.ndarray:
     return features
 
 
+def drawn(features: np.ndarray, count: int | None) -> np.ndarray:
+    """So many feature vectors, or all where there are fewer: drawn, because pictures may be sorted by class, and the
+    same ones whenever it is asked.
+
+    Args:
+        features: (N, D), may be memory-mapped.
+        count: None takes all.
+    """
+    rows = np.random.default_rng(0).permutation(len(features))[:count]
+    return np.asarray(features[np.sort(rows)])
+
+
 def write_moments(path: Path, features: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Stores the moments of features: an ``.npz`` with ``mu``, ``sigma``, ``count`` and ``facts`` (JSON).
 
@@ -137,7 +158,7 @@ def load_real(folder: Path, part: str = "train") -> Reference:
     if (folder / "classifier.npz").exists():
         with np.load(folder / "classifier.npz", allow_pickle=False) as archive:
             classifier = archive["weight"], archive["bias"]
-    features, held_out = (load_features(folder / f"{name}.npy") for name in (part, _OTHER[part]))
+    features, held_out = (load_features(folder / f"{name}.npy") for name in (part, OTHER_PART[part]))
     return Reference(part, features, held_out, classifier, known, read_json(folder / "facts.json")["parts"][part])
 
 

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("data", "data.prepare_data", "write the two parts of a data set")
     sub.add_argument("--settings", required=True, help="JSON")
     sub.add_argument("--downloads", type=Path, help="the folder with what was fetched for it")
+    sub.add_argument("--teacher-classes", type=int, help="how many classes a stored teacher knows")
     sub.add_argument("--state", type=Path, help="where an interrupted preparation is kept; none starts anew")
     paths(sub, "output")
 
@@ -99,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("sample", "sampling.sample", "draw the samples of a variant")
     paths(sub, "source", "output")
+    sub.add_argument("--state", type=Path, help="where interrupted sampling is kept; none starts anew")
     guidance(sub)
     sub.add_argument("--settings", required=True, help="JSON")
     for name in ("num-samples", "batch-size"):

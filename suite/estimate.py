@@ -31,8 +31,9 @@ from diffusion.networks import NetworkSettings, build_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.precision import float32_products
-from diffusion.teacher import TeacherSettings, train_teacher
+from diffusion.teacher import StoredTeacher, TeacherSettings, train_teacher
 from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
+from evaluation.protocols import DIMENSIONS
 from evaluation.tables import load_published
 from suite.configuration import Experiment
 from suite.plan import Plan
@@ -46,6 +47,8 @@ CARDS = {
 SHARE_OF_PEAK = 0.3
 # A pass with a gradient takes about three times as long as one without: forward, and twice that backward.
 _WITH_GRADIENT = 3
+# Weights of extractors that no package brings.
+_TRANSFERS = {"inception": 96e6, "clip-vit-l-14": 1.7e9, "dinov2-vit-l-14": 1.2e9}
 _STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
 _SIDE = 4
 
@@ -61,6 +64,7 @@ class Row:
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage.
         precision: of the networks on a card.
+        transfer: bytes from the network.
     """
 
     rule: str
@@ -71,6 +75,7 @@ class Row:
     disk: float = 0
     learning: int = 0
     precision: str = "tf32"
+    transfer: float = 0
 
     @property
     def passes(self) -> float:
@@ -87,7 +92,6 @@ class Estimate:
         operations: floating-point operations of one evaluation; a multiplication and an addition are two.
         activations: bytes that an evaluation of one picture keeps for its backward pass, in float32.
         rates: evaluations without a gradient a second on ``device``, by precision.
-        download: bytes from the network.
         published: what others' trainings on the same data set took: entries of ``costs`` in evaluation/published.yaml.
     """
 
@@ -97,7 +101,6 @@ class Estimate:
     activations: float
     rates: Mapping[str, float]
     device: str
-    download: float
     published: Sequence[Mapping[str, Any]] = ()
 
     def memory(self, row: Row) -> float:
@@ -173,9 +176,11 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     network, operations, activations = _real_network(experiment, conditions, device)
     weights = 4 * sum(weight.numel() for weight in network.parameters())
     rows = []
-    if (manifest := plan.root / "data" / "manifest.json").exists():
-        count = sum(part["count"] for part in read_json(manifest)["splits"].values())
-        rows.append(Row("data", "", disk=count * picture))
+    fetched = sum(one.size or 0 for one in downloads(data))
+    if fetched:
+        rows.append(Row("fetch", "", disk=fetched, transfer=fetched))
+    pictures = _pictures(experiment, plan)
+    rows.append(Row("data", "", disk=pictures * picture))
     made = _Made(experiment, conditions)
     if isinstance(experiment.teacher, TeacherSettings):
         precision = experiment.teacher.training.precision_where(True, bf16=True)
@@ -190,15 +195,22 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
         precision = method.settings.training.precision_where(True)
         rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds, precision))
+    if isinstance(experiment.teacher, StoredTeacher):
+        transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
+        rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
     samples = experiment.evaluation.num_samples * len(experiment.evaluation.seeds)
     for variant in experiment.methods:
         units = [unit for unit in plan.units() if unit.variant == variant]
         evaluations = samples * sum(unit.nfe for unit in units)
         rows.append(Row("sample", variant, evaluations, memory=weights, disk=samples * len(units) * picture))
-    fetched = sum(one.size or 0 for one in downloads(data))
+    kept = 4 * DIMENSIONS[experiment.evaluation.features]
+    rows.append(Row("reference", "", disk=pictures * kept, transfer=_TRANSFERS.get(experiment.evaluation.features, 0)))
+    for variant in experiment.methods:
+        units = [unit for unit in plan.units() if unit.variant == variant]
+        rows.append(Row("features", variant, disk=samples * len(units) * kept))
     published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
     rates = _rates(network, made, device, seconds, sorted({row.precision for row in rows}))
-    return Estimate(rows, weights // 4, operations, activations, rates, str(device), fetched, published)
+    return Estimate(rows, weights // 4, operations, activations, rates, str(device), published)
 
 
 def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
@@ -260,6 +272,13 @@ class _Made:
 
 def _uncompiled(settings: TrainingSettings) -> TrainingSettings:
     return settings.model_copy(update={"compile": "off"})
+
+
+def _pictures(experiment: Experiment, plan: Plan) -> Any:
+    """How many pictures the data set has: as prepared, as the settings say, or as its kind always has; 0 if unknown."""
+    if (manifest := plan.root / "data" / "manifest.json").exists():
+        return sum(part["count"] for part in read_json(manifest)["splits"].values())
+    return getattr(experiment.data, "num_pictures", None) or 0
 
 
 def _labels(conditions: Conditions) -> int | None:
@@ -382,8 +401,8 @@ def table(found: Estimate) -> str:
         "",
         "| Rule | Variant | Evaluations | with gradient | Hours here | "
         + " | ".join(f"{card} hours" for card in CARDS)
-        + " | Weights | Activations | Disk |",
-        "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---:|---:|---:|",
+        + " | Weights | Activations | Disk | Transfer |",
+        "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---:|---:|---:|---:|",
     ]
     largest = max(found.rows, key=found.memory)
     for first, second, rows in [*((row.rule, row.variant, [row]) for row in found.rows), ("all", "", found.rows)]:
@@ -392,7 +411,8 @@ def table(found: Estimate) -> str:
         most = rows[0] if len(rows) == 1 else largest
         cells = [first, second, f"{trained + sum(row.forward for row in rows):.3g}", f"{trained:.3g}"]
         cells += [f"{number:.3g}" for number in hours]
-        cells += [_bytes(most.memory), _bytes(most.learning * found.activations), _bytes(sum(row.disk for row in rows))]
+        cells += [_bytes(most.memory), _bytes(most.learning * found.activations)]
+        cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -401,8 +421,8 @@ def table(found: Estimate) -> str:
         f"counts {_WITH_GRADIENT} times. Weights: memory for them, their gradients, moments and averages. Activations: "
         f"of the pictures that a training step holds at once, {_bytes(found.activations)} each in float32; bfloat16 "
         "and activation checkpointing take less, and training.gradient_accumulation_steps or several processes divide "
-        f"them. Downloads: {_bytes(found.download)}. Not counted: features, measures, speed, the activations of "
-        "sampling, and the data set's size where it is not prepared yet.",
+        "them. Transfer: bytes from the network, where no cache has them. Not counted: the time of features, measures "
+        "and speed, the activations of sampling, further protocols, and the disk of sets whose size is not known yet.",
     ]
     if found.published:
         sources = load_published()["sources"]

@@ -1,17 +1,11 @@
 """Starts one command as several processes that train together: ``python -m suite.launch 4 suite.cli teacher …``.
 
-Where the machine has GPUs, each process gets one of its own, and no other job of this user gets any of them.
+Where the machine has GPUs, each process gets one of its own, and no other job of this user gets any of them. A single
+process takes this one's place.
 """
 
 import os
 import sys
-
-import torch
-from torch.distributed.run import main as run_distributed
-
-from diffusion.cards import CLAIMED_BY_STARTER, claim_cards
-from diffusion.device import wanted_device
-from diffusion.errors import UserError
 
 
 def visible(cards: list[int]) -> str:
@@ -24,6 +18,16 @@ def visible(cards: list[int]) -> str:
 def main() -> None:
     """Claims the cards, which stay claimed as long as this process lives, and starts the processes."""
     processes, command = int(sys.argv[1]), sys.argv[2:]
+    if processes == 1:
+        os.execv(sys.executable, [sys.executable, "-m", *command])
+    # Not before: they take seconds to load, which the single process takes for itself.
+    import torch
+    from torch.distributed.run import main as run_distributed
+
+    from diffusion.cards import CLAIMED_BY_STARTER, claim_cards
+    from diffusion.device import wanted_device
+    from diffusion.errors import UserError
+
     try:
         if wanted_device() == torch.device("cuda"):
             cards = claim_cards(processes)

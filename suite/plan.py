@@ -1,8 +1,9 @@
 """Which files an experiment has: the one place that knows the layout of the results folder."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from diffusion.images import Quantiser
 from diffusion.method import Method
@@ -66,6 +67,15 @@ class Plan:
             return "data" if method.needs_data else "nothing"
 
         return [name for name in self.trained_variants() if read_by(self.experiment.methods[name]) == reads]
+
+    def processes(self, variant: str | None, most: int) -> int:
+        """How many processes train a variant, or the teacher where it is None: as many as can share its slices evenly.
+
+        Args:
+            most: how many there are.
+        """
+        trained: Any = self.experiment.teacher if variant is None else self.experiment.methods[variant].settings
+        return math.gcd(trained.training.gradient_accumulation_steps, most)
 
     def pairs(self) -> dict[str, PairsSettings]:
         """The offline sets of the experiment by name."""

@@ -126,12 +126,15 @@ def test_activations_are_what_autograd_keeps():
 def test_a_published_experiment_is_estimated_without_its_data(monkeypatch):
     monkeypatch.setattr("suite.estimate._rate", lambda *_: 1.0)
     found = estimate(parse_experiment(yaml.safe_load((CONFIG / "cifar10.yaml").read_text())), CPU, 0)
-    assert found.download == 170_052_171
     text = table(found)
     assert "| EDM's teacher (DDPM++, 200 M pictures) | 384 | V100 (about 2 days on 8) | EDM, README |" in text
     assert "DDPM, appendix B †" in text
     assert "9,984" not in text, "of another data set"
     rows = {(row.rule, row.variant): row for row in found.rows}
+    assert rows["fetch", ""].transfer == rows["fetch", ""].disk == 170_052_171
+    assert rows["data", ""].disk == 60_000 * 32 * 32 * 3
+    assert rows["reference", ""].disk == 60_000 * 2048 * 4
+    assert rows["features", "ddim"].disk == 7 * 50_000 * 2048 * 4
     assert rows["teacher", ""].trained == 800_000 * 128
     # 13 halvings of 50,000 steps, the last two twice as long: two evaluations of the teacher, one of the student.
     progressive = rows["distil", "progressive"]

@@ -11,6 +11,7 @@ from diffusion import efficientnet
 from diffusion.errors import UserError
 from evaluation import features
 from evaluation.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
+from evaluation.protocols import DIMENSIONS
 
 # isort: split
 import cleanfid.features
@@ -320,3 +321,9 @@ def test_clean_fids_own_network_is_verified_before_it_is_loaded(tmp_path, monkey
     extractor._cleanfid_models = {}
     with pytest.raises(UserError, match="expected f58cb9b6"):
         extractor.extract_cleanfid(pictures(2))
+
+
+def test_dimensions_are_known_before_an_extractor_is_loaded():
+    assert set(DIMENSIONS) == set(EXTRACTORS)
+    for name in EMBEDDED:
+        assert load_extractor(name).dimensions == DIMENSIONS[name]

@@ -27,9 +27,10 @@ from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training import TrainingRun
 from evaluation.neighbours import closeness, nearest
+from suite.stages.common import check_classes
+from suite.stages.data import prepare_data
 from suite.stages.measuring import _check_labels
 from suite.stages.neighbours import find_neighbours
-from suite.stages.training import check_classes
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -342,12 +343,21 @@ def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
         _check_labels(arguments, {0: colour}, {0: np.array([0, 1])})
 
 
+def test_data_of_other_classes_than_a_stored_teachers_are_refused_before_they_are_prepared(tmp_path):
+    told = {"settings": json.dumps({"kind": "digits"}), "downloads": None, "state": None, "output": tmp_path / "data"}
+    with pytest.raises(UserError, match=r"digits.*: 10 classes, but the teacher is told one of 7"):
+        prepare_data(argparse.Namespace(**told, teacher_classes=7))
+    assert not (tmp_path / "data").exists()
+    prepare_data(argparse.Namespace(**told, teacher_classes=10))
+    assert (tmp_path / "data" / "manifest.json").exists()
+
+
 def test_a_teacher_of_other_classes_than_the_data_sets_is_refused(tmp_path):
-    check_classes(tiny_conditional(num_classes=3), tmp_path, 3)
-    check_classes(Denoiser(torch.nn.Identity(), SCHEDULE, "sample"), tmp_path, 7)
+    check_classes(tiny_conditional(num_classes=3).conditions, tmp_path, 3)
+    check_classes(Denoiser(torch.nn.Identity(), SCHEDULE, "sample").conditions, tmp_path, 7)
     for found in (1, 2, 4):
         with pytest.raises(UserError, match=f"{found} classes, but the teacher is told one of 3"):
-            check_classes(tiny_conditional(num_classes=3), tmp_path, found)
+            check_classes(tiny_conditional(num_classes=3).conditions, tmp_path, found)
 
 
 def test_broken_labels_are_refused(tmp_path):

@@ -13,7 +13,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
+from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from baselines.sid import Sid, SidSettings
@@ -25,6 +27,8 @@ from diffusion.processes import Processes, portions_of
 from diffusion.sharding import shard, whole
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
+from suite.configuration import parse_experiment
+from suite.plan import Plan
 
 ALONE = [sys.executable, "-m"]
 TOGETHER = [*ALONE, "suite.launch", "2"]
@@ -217,6 +221,23 @@ def test_portions_come_out_the_same_whatever_the_number_of_processes(size, tmp_p
     for own in results:
         assert [len(part) for part in own] == [2, 2, 2, 1]
         assert torch.cat(own).tolist() == [[i, i**2] for i in range(7)]
+
+
+def test_a_training_takes_as_many_processes_as_can_share_its_slices():
+    raw = yaml.safe_load(TINY.read_text())
+    raw["teacher"]["training"] |= {"batch_size": 12, "gradient_accumulation_steps": 6}
+    plan = Plan(parse_experiment(raw))
+    assert [plan.processes(None, most) for most in (1, 2, 3, 4, 5, 6, 8)] == [1, 2, 3, 2, 1, 6, 2]
+    assert plan.processes("boot-heun", 4) == 1  # one slice
+
+
+def test_a_single_process_takes_the_launchers_place():
+    """So that a signal reaches it."""
+    says = ["timeit", "-n1", "-r1", "-s", "import os", "print(os.getpid())"]
+    command = [*ALONE, "suite.launch", "1", *says]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as started:
+        said, _ = started.communicate(timeout=60)
+    assert said.splitlines()[0] == str(started.pid)
 
 
 @pytest.mark.slow

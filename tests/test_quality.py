@@ -31,7 +31,7 @@ from evaluation.quality import (
     measure_under,
     precision_recall,
 )
-from evaluation.reference import Reference
+from evaluation.reference import Reference, drawn
 
 # isort: split
 import torch
@@ -182,6 +182,29 @@ def test_the_leak_share_is_one_of_hundred_by_chance_and_high_for_copies():
     reference = Reference("train", train, held_out=gaussian(2000, dimensions=3, seed=2))
     assert leak_share(gaussian(2000, dimensions=3, seed=3), reference) == pytest.approx(0.01, abs=0.01)
     assert leak_share(train[:50] + np.float32(1e-6), reference) == 1
+
+
+def test_a_large_reference_is_drawn_from_where_all_are_compared_with_all(monkeypatch):
+    """Precision, recall, density and coverage; not distances of moments, nor the search for copies."""
+    real, held_out, generated = (gaussian(count, dimensions=4, seed=count) for count in (400, 150, 200))
+    monkeypatch.setattr("evaluation.reference.MOST_COMPARED", 100)
+
+    def rows(reference):
+        told = measure(IDENTITY, {0: generated}, {0: None}, reference, extractor="x", small_count=200)
+        return {row["metric"]: row["value"] for row in told}
+
+    large, whole = Reference("train", real, held_out), Reference("train", real, held_out)
+    whole.compared = real
+    few = Reference("train", drawn(real, 100), held_out)
+    assert len(few.features) == len(np.unique(few.features, axis=0)) == 100
+    assert not np.array_equal(few.features, real[:100])
+    found, all_of_it, of_few = rows(large), rows(whole), rows(few)
+    for metric in ("precision", "recall", "density", "coverage"):
+        assert found[metric] == of_few[metric] != all_of_it[metric]
+    for metric in found.keys() - {"precision", "recall", "density", "coverage"}:
+        assert found[metric] == all_of_it[metric]
+    monkeypatch.setattr("evaluation.reference.MOST_COMPARED", 400)
+    assert Reference("train", real).compared is real
 
 
 def test_mean_squared_distance_is_on_the_decoded_range():

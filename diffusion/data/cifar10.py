@@ -39,6 +39,7 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 32
+    num_pictures: ClassVar[int] = 60_000
     channels: ClassVar[int] = 3
 
     kind: Literal["cifar10"]

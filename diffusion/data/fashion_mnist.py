@@ -33,6 +33,12 @@ _MD5 = {
     "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+_SIZE = {
+    "train-images-idx3-ubyte": 26_421_880,
+    "train-labels-idx1-ubyte": 29_515,
+    "t10k-images-idx3-ubyte": 4_422_102,
+    "t10k-labels-idx1-ubyte": 5_148,
+}
 _CLOTHES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
@@ -44,6 +50,7 @@ class Settings(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    num_pictures: ClassVar[int] = 70_000
     channels: ClassVar[int] = 1
 
     kind: Literal["fashion_mnist"]
@@ -56,7 +63,7 @@ def downloads(settings: Settings) -> list[Download]:
     """What has to be fetched; nothing where the files are at hand."""
     if settings.path is not None or DEBIAN.is_dir():
         return []
-    return [Download(f"{name}.gz", f"{_URL}{name}.gz", md5=_MD5[name]) for name in _FILES.values()]
+    return [Download(f"{name}.gz", f"{_URL}{name}.gz", md5=_MD5[name], size=_SIZE[name]) for name in _FILES.values()]
 
 
 def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:

@@ -29,6 +29,7 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 64
+    num_pictures: ClassVar[int] = sum(_COUNTS.values())
     channels: ClassVar[int] = 3
 
     kind: Literal["imagenet64"]

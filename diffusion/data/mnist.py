@@ -15,6 +15,7 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 28
+    num_pictures: ClassVar[int] = 5000
     channels: ClassVar[int] = 1
 
     kind: Literal["mnist"]

@@ -14,7 +14,7 @@ from diffusion.files import atomic_path, read_json
 from diffusion.images import load_labels, load_samples
 from evaluation import quality
 from evaluation.classifier import classify, load_classifier
-from evaluation.reference import load_features, load_real
+from evaluation.reference import drawn, load_features, load_real
 from suite.provenance import write_provenance
 from suite.stages.common import number_in
 
@@ -110,7 +110,7 @@ def measure_floor(arguments: argparse.Namespace) -> None:
     facts = read_json(arguments.classifier / "classifier.json") if arguments.classifier else None
     rows = quality.measure_floor(
         arguments.experiment,
-        quality.held_out_draw(real.held_out, arguments.num_samples),
+        drawn(real.held_out, arguments.num_samples),
         replace(real, held_out=None),
         extractor=_extractor(arguments.real)["name"],
         label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,

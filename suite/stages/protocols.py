@@ -13,7 +13,7 @@ from diffusion.files import atomic_path, read_json
 from evaluation import quality
 from evaluation.features import metric_name
 from evaluation.protocols import Protocol
-from evaluation.reference import Reference, load_features, load_given, load_real
+from evaluation.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
 from suite.provenance import write_provenance
 from suite.stages.references import extractor_under
 
@@ -41,11 +41,11 @@ def measure_protocol(arguments: argparse.Namespace) -> None:
         identity = {"method": method, "variant": variant, "nfe": nfe, "train_seed": train_seed}
         add(identity | {"seed": arguments.seed}, _first_features(Path(path), protocol, arguments.name))
     # The floor: real pictures outside the reference, as many as the samples, or as there are.
-    other = "train" if protocol.reference == "test" else "test"
+    other = OTHER_PART.get(protocol.reference, "test")
     if reference.about.get("data_sha256") != parts[other]["sha256"]:
         floor = {"method": "real", "variant": other, "nfe": None, "train_seed": None, "seed": None}
         held_out = load_features(arguments.reference / f"{other}.npy")
-        add(floor, quality.held_out_draw(held_out, protocol.num_samples))
+        add(floor, drawn(held_out, protocol.num_samples))
 
     with atomic_path(arguments.output) as temporary:
         pd.DataFrame(table, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)

@@ -2,67 +2,122 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from diffusion.begun import BegunArray
 from diffusion.device import default_device
 from diffusion.errors import UserError
+from diffusion.files import sha256_file
 from diffusion.images import Quantiser, save_samples, to_uint8
 from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from diffusion.processes import ALONE, Processes, drain, join, portions_of
+from diffusion.training import mark_delivered
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder, result_folder
+from suite.stages.common import configured_method, network_folder, result_folder, state_key
+
+# What a stopped job repeats at most.
+_NOTED_EVERY_S = 60.0
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Draws the samples of a variant: every number of evaluations, every sampling seed."""
+    """Draws the samples of a variant: every number of evaluations, every sampling seed.
+
+    Sets that are whole, and batches of one that is not, are kept until all are there: a job that was stopped goes on.
+    """
     method, device = configured_method(arguments.settings, arguments.guidance_scale), default_device()
     processes = join(device)
     wanted = arguments.nfe or method.evaluations()
     sources = {nfe: network_folder(method, arguments.source, nfe) for nfe in wanted}
-    with result_folder(arguments.output, processes) as folder:
+    inputs = {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
+    with _state(arguments, inputs) as state:
         for nfe, source in sources.items():
             for seed in arguments.seeds:
-                batches = draw_samples(
-                    method,
-                    source,
-                    nfe,
-                    seed,
-                    arguments.num_samples,
-                    arguments.batch_size,
-                    device,
-                    arguments.quantiser,
-                    processes,
-                )
-                if not processes.is_main:
-                    drain(batches)
-                    continue
-                channels, height, width = stored_picture_shape(source)
-                told = load_conditions(source).of_samples(range(arguments.num_samples), "cpu") or {}
-                save_samples(
-                    folder / f"nfe-{nfe}" / f"seed-{seed}.npz",
-                    batches,
-                    (arguments.num_samples, height, width, channels),
-                    told.get("class_labels"),
-                )
+                path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
+                is_there = path.exists()
+                processes.wait()  # until all have looked
+                if not is_there:
+                    count, size = arguments.num_samples, arguments.batch_size
+                    told = (method, source, nfe, seed, count, size, device, arguments.quantiser, processes)
+                    _store(path, source, count, size, partial(draw_samples, *told), processes)
         if not processes.is_main:
             return
-        write_provenance(
-            folder / "provenance.json",
-            {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)},
-            settings=json.loads(arguments.settings),
-            seeds=arguments.seeds,
-            num_samples=arguments.num_samples,
-            quantiser=arguments.quantiser,
-            network_evaluations_per_sample=list(sources),
-            device=str(device),
-        )
+        with result_folder(arguments.output) as folder:
+            for nfe in sources:
+                shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=_linked)
+            write_provenance(
+                folder / "provenance.json",
+                inputs,
+                settings=json.loads(arguments.settings),
+                seeds=arguments.seeds,
+                num_samples=arguments.num_samples,
+                quantiser=arguments.quantiser,
+                network_evaluations_per_sample=list(sources),
+                device=str(device),
+            )
+        mark_delivered(state)
+
+
+@contextmanager
+def _state(arguments: argparse.Namespace, inputs: Mapping[str, Path]) -> Iterator[Path]:
+    """The folder of what a stopped job has left, or a fresh one."""
+    if arguments.state is None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".samples-", dir=arguments.output.parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+        return
+    told = ("settings", "guidance_scale", "num_samples", "batch_size", "quantiser")
+    identity = [getattr(arguments, name) for name in told], {name: sha256_file(file) for name, file in inputs.items()}
+    yield arguments.state / f"samples-{state_key(identity, [Path(__file__)])}"
+
+
+def _store(
+    path: Path, source: Path, count: int, size: int, draw: Callable[..., Iterator[np.ndarray]], processes: Processes
+) -> None:
+    """Writes ``count`` samples of the network ``source`` to ``path``, and goes on with those that were begun there.
+
+    Args:
+        size: of a batch.
+        draw: :func:`draw_samples` but for its last argument.
+    """
+    begun = BegunArray(path.with_suffix(".npy"))
+    first = begun.facts["count"]
+    processes.wait()  # until all have read it
+    batches = draw(first=first)
+    if not processes.is_main:
+        drain(batches)
+        return
+    channels, height, width = stored_picture_shape(source)
+    images = begun.fill(
+        (count, height, width, channels),
+        np.uint8,
+        portions_of(count, size, first),
+        batches,
+        every_s=_NOTED_EVERY_S,
+    )
+    told = load_conditions(source).of_samples(range(count), "cpu") or {}
+    parts = (images[part.start : part.stop] for part in portions_of(count, size))
+    save_samples(path, parts, images.shape, told.get("class_labels"))
+    begun.remove()
+
+
+def _linked(source: str, target: str) -> None:
+    # Not moved: a job that is stopped here has them still. Not copied where that can be helped: they may be large.
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def draw_samples(
@@ -75,10 +130,14 @@ def draw_samples(
     device: torch.device,
     quantiser: Quantiser = "round",
     processes: Processes = ALONE,
+    first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Samples of one stored network in batches, uint8, each of shape (n, H, W, C).
 
     Several processes share the batches; the samples do not depend on how many they are.
+
+    Args:
+        first: the sample to go on with, where a batch begins.
 
     Raises:
         UserError: the sampler did not evaluate its network ``nfe`` times a sample.
@@ -110,5 +169,5 @@ def draw_samples(
             )
         return torch.from_numpy(drawn)
 
-    portions = portions_of(num_samples, batch_size)
+    portions = portions_of(num_samples, batch_size, first)
     return (drawn.numpy() for drawn in processes.spread(portions, portion))

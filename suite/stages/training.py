@@ -2,7 +2,6 @@
 
 import argparse
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,13 +10,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffusion.conditions import ClassLabels
 from diffusion.data import load_split
 from diffusion.data.store import Split
-from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.errors import UserError
-from diffusion.files import canonical_json, sha256_file, write_json
+from diffusion.files import sha256_file, write_json
 from diffusion.hub_models import model_folder
 from diffusion.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.pipelines import (
@@ -32,9 +29,7 @@ from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
 from suite.provenance import write_provenance
-from suite.stages.common import configured_method, load_teacher, result_folder
-
-_TRAINING_CODE = ("diffusion", "boot", "baselines")
+from suite.stages.common import check_classes, configured_method, load_teacher, result_folder, state_key
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
@@ -105,7 +100,7 @@ def distil(arguments: argparse.Namespace) -> None:
     if arguments.data is not None:
         given = load_split(arguments.data, "train")
         inputs["data"] = arguments.data / "manifest.json"
-        check_classes(teacher, arguments.data, len(given.class_names))
+        check_classes(teacher.conditions, arguments.data / "manifest.json", len(given.class_names))
     if arguments.pairs is not None:
         given = Pairs(arguments.pairs, teacher.conditions)
         inputs["pairs"] = arguments.pairs / "provenance.json"
@@ -150,20 +145,6 @@ def snapshot_name(step: int) -> str:
     return f"snapshots/step-{step}"
 
 
-def check_classes(teacher: Denoiser, data: Path, found: int) -> None:
-    """Refuses a data set whose labels mean other classes than the teacher's.
-
-    Raises:
-        UserError: naming both numbers.
-    """
-    if isinstance(teacher.conditions, ClassLabels) and teacher.conditions.num_classes != found:
-        raise UserError(
-            f"{data / 'manifest.json'}: {found} classes, but the teacher is told one of "
-            f"{teacher.conditions.num_classes}; expected the data set that the teacher was trained on (or "
-            f"teacher.num_classes, where its last label stands for no class)."
-        )
-
-
 @contextmanager
 def training_run(
     arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path], code: Sequence[Path] = ()
@@ -173,18 +154,14 @@ def training_run(
     Args:
         code: what decides the weights beside the packages that train.
     """
-    # Keyed by all that decides the weights, code included, so that a change starts afresh instead of resuming.
-    files = [file for module in _TRAINING_CODE for file in sorted((Path(__file__).parents[2] / module).glob("*.py"))]
-    files += code
     identity = [
         name,
         arguments.settings,
         getattr(arguments, "guidance_scale", None),
         seed,
         {role: sha256_file(file) for role, file in inputs.items()},
-        [sha256_file(file) for file in files],
     ]
-    key = hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:16]
+    key = state_key(identity, code)
     folder = arguments.state / f"{name}-seed-{seed}-{key}"
     with TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run:
         yield run

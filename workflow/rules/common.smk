@@ -8,11 +8,16 @@ if shutil.which("python") != sys.executable:
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
 
-# Trainers can share their batches over several processes, one a card (docs/scale.md). The number is no part of what a
-# result is, so it is told to the jobs by the environment, and a change of it makes nothing again.
-PROCESSES = int(os.environ.get("BOOT_PROCESSES", "1"))
-if PROCESSES > 1:
-    os.environ.update(BOOT_LAUNCH=f"python -m suite.launch {PROCESSES}")
+# Jobs can share their batches over several processes, one a card (docs/scale.md). The number is no part of what a
+# result is: it is a resource, whose change makes nothing again.
+PROCESSES = os.environ.get("BOOT_PROCESSES", "1")
+if not PROCESSES.isdecimal() or int(PROCESSES) < 1:
+    raise WorkflowError(f"BOOT_PROCESSES: found {PROCESSES!r}, expected a number of processes, 1 or more.")
+PROCESSES = int(PROCESSES)
+
+
+def processes(wildcards):
+    return PLAN.processes(wildcards.variant, PROCESSES)
 
 
 # What jobs ask of a cluster: memory in MB, time in minutes. One machine counts neither, unless told to by --resources.

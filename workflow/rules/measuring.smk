@@ -6,6 +6,9 @@ CLASSIFIER = [ROOT / "classifier"] if EXPERIMENT.conditional else []
 TEACHER_UNIT = PLAN.teacher_unit()
 CLASSIFIER_OPTION = [option for folder in CLASSIFIER for option in ("--classifier", str(folder))]
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
+# Neighbours of tens of thousands of samples in a million pictures want all processors. Small sets are measured side by
+# side.
+MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
 
 
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
@@ -27,8 +30,9 @@ rule sample:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        processes=PROCESSES,
         mem_mb=growing(8_000),
-        runtime=growing(12 * 60),
+        runtime=RESUMED_MINUTES,
     params:
         settings=method_settings,
         # A student has learnt it.
@@ -36,10 +40,11 @@ rule sample:
         seeds=EVALUATION.seeds,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
+        state=ROOT / "state",
         quantiser="",
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
-        "--num-samples {params.num_samples} --batch-size {params.batch_size} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch {resources.processes} suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
+        "--num-samples {params.num_samples} --batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
 # The same samples made uint8 in another way, for protocols that ask for it.
@@ -58,6 +63,7 @@ use rule sample as sample_quantised with:
         seeds=PLAN.first_seed,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
+        state=ROOT / "state",
         quantiser=lambda wildcards: [
             *("--quantiser", wildcards.quantiser, "--nfe"),
             *PLAN.quantised_evaluations(wildcards.variant),
@@ -80,13 +86,14 @@ rule features:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        processes=PROCESSES,
         mem_mb=growing(8_000),
         runtime=growing(2 * 60),
     params:
         options=MAIN_EXTRACTION,
         sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch {resources.processes} suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
 # Samples that the user brings: one row a file.
@@ -173,12 +180,13 @@ rule reference:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        processes=PROCESSES,
         mem_mb=growing(32_000),
         runtime=growing(4 * 60),
     params:
         options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch {resources.processes} suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule measure:
@@ -200,7 +208,7 @@ rule measure:
     priority: 1
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: MEASURING_THREADS
     resources:
         gpu=GPU if CLASSIFIER else 0,
         mem_mb=growing(16_000),
@@ -239,7 +247,7 @@ rule measure_external:
         name=one_of(EVALUATION.external),
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: MEASURING_THREADS
     resources:
         gpu=GPU if CLASSIFIER else 0,
         mem_mb=growing(16_000),
@@ -270,7 +278,7 @@ rule measure_floor:
         ROOT / "benchmarks/measure_floor/real.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: MEASURING_THREADS
     resources:
         mem_mb=growing(16_000),
         runtime=growing(4 * 60),
@@ -477,7 +485,7 @@ rule neighbours:
         ROOT / "benchmarks/neighbours/neighbours.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
+    threads: MEASURING_THREADS
     resources:
         mem_mb=growing(16_000),
         runtime=growing(2 * 60),

@@ -3,6 +3,11 @@
 WANTED = downloads(EXPERIMENT.data)
 DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 
+# A stored teacher's classes must be the data set's. BOOT's students never see the data: it is said where they are prepared.
+TEACHER_CLASSES = []
+if isinstance(EXPERIMENT.teacher, StoredTeacher) and EXPERIMENT.teacher.num_known_classes:
+    TEACHER_CLASSES = ["--teacher-classes", EXPERIMENT.teacher.num_known_classes]
+
 
 # What a data set has that may be downloaded and is not at hand; kept for all experiments that use it.
 rule fetch:
@@ -47,9 +52,10 @@ rule data:
         settings=settings(EXPERIMENT.data),
         pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
         downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
+        classes=TEACHER_CLASSES,
         state=ROOT / "state",
     shell:
-        "python -m suite.cli data --settings {params.settings:q} {params.downloads} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.cli data --settings {params.settings:q} {params.downloads} {params.classes} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
@@ -96,14 +102,15 @@ else:
         # The result depends on the number of threads in its last bits, and more than a few do not help.
         threads: min(workflow.cores, 8)
         resources:
-            gpu=GPU * PROCESSES,
+            gpu=GPU * PLAN.processes(None, PROCESSES),
+            processes=PLAN.processes(None, PROCESSES),
             mem_mb=growing(16_000),
             runtime=RESUMED_MINUTES,
         params:
             settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
             state=ROOT / "state",
         shell:
-            "${{BOOT_LAUNCH:-python -m}} suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+            "python -m suite.launch {resources.processes} suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
             "--output {output:q} > {log:q} 2>&1"
 
 
@@ -128,7 +135,8 @@ rule distil:
     # Small networks gain little from a second thread and much from a second job beside them.
     threads: 1
     resources:
-        gpu=GPU * PROCESSES,
+        gpu=lambda wildcards: GPU * processes(wildcards),
+        processes=processes,
         mem_mb=growing(16_000),
         runtime=RESUMED_MINUTES,
     params:
@@ -136,7 +144,7 @@ rule distil:
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
@@ -161,7 +169,8 @@ rule distil_with_data:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU * PROCESSES,
+        gpu=lambda wildcards: GPU * processes(wildcards),
+        processes=processes,
         mem_mb=growing(16_000),
         runtime=RESUMED_MINUTES,
     params:
@@ -169,7 +178,7 @@ rule distil_with_data:
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
@@ -195,6 +204,7 @@ rule pairs:
     threads: 1
     resources:
         gpu=GPU * PROCESSES,
+        processes=PROCESSES,
         mem_mb=growing(8_000),
         runtime=RESUMED_MINUTES,
     params:
@@ -203,7 +213,7 @@ rule pairs:
         state=ROOT / "state",
         batch_size=EVALUATION.batch_size,
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
+        "python -m suite.launch {resources.processes} suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
         "--batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
@@ -226,7 +236,8 @@ rule distil_with_pairs:
         "../../environment.yml"
     threads: 1
     resources:
-        gpu=GPU * PROCESSES,
+        gpu=lambda wildcards: GPU * processes(wildcards),
+        processes=processes,
         mem_mb=growing(16_000),
         runtime=RESUMED_MINUTES,
     params:
@@ -234,7 +245,7 @@ rule distil_with_pairs:
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "${{BOOT_LAUNCH:-python -m}} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--pairs {input.pairs:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
