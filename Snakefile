@@ -64,6 +64,13 @@ localrules:
     estimate,
 
 
+# So does what takes a teacher from the Hub.
+if isinstance(EXPERIMENT.teacher, StoredTeacher):
+
+    localrules:
+        teacher,
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/measuring.smk"

@@ -44,14 +44,15 @@ def test_every_rule_says_what_it_asks_of_a_cluster():
 @pytest.mark.parametrize("name", OTHERS)
 def test_profiles_keep_what_the_default_one_says(name):
     default, own = profile("default"), profile(name)
-    default.pop("resources")
+    for of_one_machine in ("resources", "cores"):
+        default.pop(of_one_machine)
     assert {key: own.get(key) for key in default} == default
     assert "keep-incomplete" not in own
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_a_cluster_gives_cards_to_the_rules_that_use_them(name):
-    claiming = {rule for rule, text in rules().items() if re.search(r"\bgpu=GPU", text)}
+    claiming = {rule for rule, text in rules().items() if re.search(r"\bgpu=(lambda wildcards: )?GPU", text)}
     assert claiming > WITHOUT_OWN_CARD
     given = {rule for rule, resources in profile(name)["set-resources"].items() if resources.get("gpu")}
     assert given == claiming - WITHOUT_OWN_CARD
