@@ -5,6 +5,8 @@ import io
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -229,6 +231,47 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
     splits = data.prepare(settings)
     with pytest.raises(UserError, match="f/0000: cannot be read as a picture"):
         [part[:] for part in (splits.train_images, splits.test_images)]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.02])
+def test_a_truncated_lmdb_is_refused(tmp_path, share):
+    """Not in this process: what is missing of a mapped file kills its reader."""
+    import lmdb
+
+    random = np.random.default_rng(0)
+    (tmp_path / "cut").mkdir()
+    with lmdb.open(str(tmp_path / "cut"), map_size=2**24) as database:
+        for start in range(0, 200, 20):
+            with database.begin(write=True) as transaction:
+                for index in range(start, start + 20):
+                    transaction.put(b"%04d" % index, random.bytes(9000))
+    file = tmp_path / "cut" / "data.mdb"
+    size = file.stat().st_size
+    with file.open("r+b") as handle:
+        handle.truncate(int(share * size))
+    code = (
+        "import sys; from diffusion import data; from diffusion.errors import UserError\n"
+        "try: data.prepare(data.parse_settings({'kind': 'lsun', 'path': sys.argv[1], 'test_size': 4}))\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"data.mdb: is truncated: found {int(share * size):,} bytes, expected at least {size:,}. Unzip" in done.stdout
+    )
+
+
+@pytest.mark.parametrize("version", [2, 999])
+def test_an_lmdb_of_another_version_is_refused_as_such(tmp_path, version):
+    settings = settings_of(lsun, tmp_path / "f")
+    with (tmp_path / "f" / "data.mdb").open("r+b") as handle:
+        for page in (0, 4096):  # the two pages that say what the file is
+            handle.seek(page + 16)
+            assert handle.read(4) == bytes.fromhex("dec0efbe")
+            handle.write(version.to_bytes(4, "little"))
+    with pytest.raises(UserError, match=r"data\.mdb: is of a version of LMDB that .* cannot read .*mdb_load") as caught:
+        data.prepare(settings)
+    assert "truncated" not in str(caught.value)
 
 
 # -- crops -------------------------------------------------------------------------------------------------------------
