@@ -137,10 +137,19 @@ def test_kinds_are_cheap_to_import() -> None:
         ({}, r"data\.kind: is missing, expected one of: cifar10, digits, "),
         ({"kind": ["digits"]}, r"data\.kind: found \['digits'\]"),
         ("digits", r"data: found 'digits', expected a block"),
-        ({"kind": "digits", "test_size": "360"}, r"data\.test_size: found '360'"),
+        ({"kind": "digits", "test_size": "many"}, r"data\.test_size: found 'many'"),
+        ({"kind": "digits", "test_size": "true"}, r"data\.test_size: found 'true'"),
+        ({"kind": "digits", "test_size": 36.5}, r"data\.test_size: found 36\.5"),
+        ({"kind": "images", "path": 5, "resolution": 8}, r"data\.path: found 5"),
+        ({"kind": "images", "path": "x", "resolution": "null"}, r"data\.resolution: found 'null'"),
+        ({"kind": "cifar10", "whole": "null"}, r"data\.whole: found 'null'"),
         ({"kind": "digits", "test_size": 1797}, r"data\.test_size: found 1797"),
         ({"kind": "images", "path": "x"}, r"data\.resolution: is missing"),
-        ({"kind": "images", "path": "x", "resolution": True}, r"data\.resolution: found True"),
+        ({"kind": "images", "path": "x", "resolution": True}, r"data\.resolution: found True, expected no truth value"),
+        (
+            {"kind": "images", "path": "x", "resolution": 8, "channels": True},
+            r"data\.channels: found True, expected no",
+        ),
         ({"kind": "images", "path": "x", "resolution": 8, "channels": 4}, r"data\.channels: found 4"),
         (
             {"kind": "images", "path": "x", "resolution": 8, "test_fraction": 1.0},
@@ -151,6 +160,22 @@ def test_kinds_are_cheap_to_import() -> None:
 def test_bad_settings_are_refused(raw: typing.Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         data.parse_settings(raw)
+
+
+@pytest.mark.parametrize(
+    ("texts", "meant"),
+    [
+        (
+            {"kind": "images", "path": "32", "resolution": "32", "channels": "1", "test_fraction": "0.1"},
+            {"kind": "images", "path": "32", "resolution": 32, "channels": 1, "test_fraction": 0.1},
+        ),
+        ({"kind": "cifar10", "path": "null", "whole": "false"}, {"kind": "cifar10", "path": None, "whole": False}),
+    ],
+)
+def test_the_texts_of_the_command_line_are_taken_for_what_they_say(
+    texts: dict[str, str], meant: dict[str, typing.Any]
+) -> None:
+    assert data.parse_settings(texts).model_dump_json() == data.parse_settings(meant).model_dump_json()
 
 
 # The split

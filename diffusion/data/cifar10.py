@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pydantic
 
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
+from diffusion.settings import Settings as Block
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",
@@ -33,10 +33,8 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _RECORD = 1 + 3 * 32 * 32
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the data set is."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 32
     channels: ClassVar[int] = 3

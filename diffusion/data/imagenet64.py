@@ -18,15 +18,14 @@ import pydantic
 
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
+from diffusion.settings import Settings as Block
 
 _SIZE = 3 * 64 * 64
 _COUNTS = {"train": 1_281_167, "test": 50_000}
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the batches are."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 64
     channels: ClassVar[int] = 3

@@ -49,6 +49,7 @@ import pydantic
 
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
+from diffusion.settings import Settings as Block
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,10 +77,8 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class PictureSettings(pydantic.BaseModel):
+class PictureSettings(Block):
     """What becomes of pictures that come encoded, and what is held out of them."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # Side of the square pictures that come out, in pixels.
     resolution: int = pydantic.Field(ge=2, le=4096)

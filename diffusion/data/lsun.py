@@ -12,15 +12,14 @@ import pydantic
 from diffusion.data.images import Crop, DecodedPictures
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
+from diffusion.settings import Settings as Block
 
 if TYPE_CHECKING:
     import lmdb
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the lmdb is and what becomes of its pictures."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     channels: ClassVar[int] = 3
 
