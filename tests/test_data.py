@@ -495,6 +495,29 @@ def test_unclear_classes_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path / "half", "half/test: holds no pictures")
 
 
+@pytest.mark.parametrize(("flat", "other"), [("val", "train"), ("train", "val")])
+def test_a_part_without_class_folders_is_refused_as_that(flat: str, other: str, tmp_path: Path, packed: Packed) -> None:
+    """As ImageNet's validation pictures come out of their archive."""
+    for index in range(8):
+        picture(tmp_path / "p" / other / f"n{index:08}" / "0.png")
+        picture(tmp_path / "p" / flat / f"{index}.png")
+    few = "n00000000, n00000001, n00000002, n00000003, n00000004 and 3 more"
+    with pytest.raises(UserError, match=rf"/{flat}: has 8 pictures but no folders of classes") as caught:
+        prepare(packed(tmp_path / "p"))
+    assert f"'{other}' has 8 ({few}). Sort the pictures into the same folders" in str(caught.value)
+
+
+def test_of_many_names_a_few_are_shown(tmp_path: Path) -> None:
+    for index in range(1000):
+        for part in ("train", "test"):
+            folder = tmp_path / "p" / part / f"{part}-{index:03}"
+            folder.mkdir(parents=True)
+            (folder / "0.png").touch()
+    with pytest.raises(UserError, match=r"test-004 and 995 more of 'test' .* train-004 and 995 more") as caught:
+        prepare(tmp_path / "p")
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "p" / "a" / "0.png")
     (tmp_path / "p" / "a" / "loop").symlink_to(tmp_path / "p")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
 from diffusion.settings import Settings as Block
@@ -121,7 +121,8 @@ def _from_archive(path: Path) -> dict[str, list[tuple[str, bytes]]]:
     for names in (_BINARY, _PYTHON):
         if all(name in contents for files in names.values() for name in files):
             return {part: [(f"{path}/{n}", contents[n]) for n in files] for part, files in names.items()}
-    raise UserError(f"{path}: holds {sorted(contents)[:8]}; expected the files of {_ARCHIVE.name}. Fetch it again.")
+    found = some_of(sorted(contents))
+    raise UserError(f"{path}: holds {found}; expected the files of {_ARCHIVE.name}. Fetch it again.")
 
 
 def _binary(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import pydantic
 
 from diffusion.data.images import DecodedPictures, PictureSettings
 from diffusion.data.store import Splits, stratified_split
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
 
 if TYPE_CHECKING:
     import datasets
@@ -102,7 +102,7 @@ def _part(settings: Settings, name: str, library: Any) -> "datasets.Dataset":
         ) from error
     for key, column in (("image", settings.image), ("label", settings.label)):
         if column is not None and column not in part.column_names:
-            raise UserError(f"{where}: data.{key}: no column '{column}'; it has {', '.join(part.column_names)}.")
+            raise UserError(f"{where}: data.{key}: no column '{column}'; it has {some_of(part.column_names)}.")
     if not isinstance(part.features[settings.image], library.Image):
         raise UserError(f"{where}: the column '{settings.image}' (data.image) does not hold pictures.")
     decoded: datasets.Dataset = part.cast_column(settings.image, library.Image(decode=False))

@@ -48,7 +48,7 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits, stratified_split
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
 from diffusion.settings import Settings as Block
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _warn_of_skipped(path: Path, files: Sequence[PictureFile]) -> None:
         os.path.splitext(file.parts[-1])[1].lower() or "no extension" for file in files if not _is_picture(file)
     )
     if skipped:
-        detail = ", ".join(f"{count} × {extension}" for extension, count in sorted(skipped.items()))
+        detail = some_of([f"{count} × {extension}" for extension, count in sorted(skipped.items())])
         _log.warning("%s: skipped %d files that are not pictures (%s)", path, skipped.total(), detail)
 
 
@@ -271,16 +271,16 @@ def _arrange(
                 found[0],
                 unused,
             )
+        own = {"train": tops["train"], "test": found[0]}
+        _refuse_flat_part(path, {own[part]: folder for part, folder in parts.items()}, pictures, folders)
         train = _classes_below(path, parts["train"], pictures, folders)
         test = _classes_below(path, parts["test"], pictures, folders)
-        strange = sorted(set(test) - set(train))
-        if strange:
-            raise UserError(
-                f"{path}: the classes {', '.join(strange)} of '{found[0]}' do not occur in "
-                f"'{tops['train']}', which has {', '.join(sorted(train))}. "
-                f"Both need the same folders of classes."
-            )
         names = tuple(sorted(train))
+        if strange := sorted(set(test) - set(train)):
+            raise UserError(
+                f"{path}: the classes {some_of(strange)} of '{own['test']}' do not occur in '{own['train']}', which "
+                f"has {some_of(names)}. Both need the same folders of classes."
+            )
         return _labelled(train, names), _labelled(test, names), names
     classes = _classes_below(path, root, pictures, folders)
     names = tuple(sorted(classes))
@@ -295,6 +295,21 @@ def _arrange(
         raise UserError(f"{path}: {error}") from error
     train_part, test_part = ([everything[index] for index in part] for part in indices)
     return train_part, test_part, names
+
+
+def _refuse_flat_part(
+    path: Path, parts: dict[str, tuple[str, ...]], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
+) -> None:
+    """One part has folders of classes and the other has none, as ImageNet's `val` comes out of its archive."""
+    classes = {name: sorted(_children(folder, folders)) for name, folder in parts.items()}
+    for flat, other in (tuple(parts), tuple(parts)[::-1]):
+        inside = sum(_is_below(file, parts[flat]) for file in pictures)
+        if inside and not classes[flat] and classes[other]:
+            raise UserError(
+                f"{path}/{flat}: has {inside:,} pictures but no folders of classes, and '{other}' has "
+                f"{len(classes[other]):,} ({some_of(classes[other])}). Sort the pictures into the same folders of "
+                f"classes as those of '{other}', as torchvision wants them."
+            )
 
 
 def _is_below(file: PictureFile, folder: tuple[str, ...]) -> bool:
@@ -330,7 +345,7 @@ def _classes_below(
         return {"all": inside}
     if loose:
         raise UserError(
-            f"{loose[0].name}: lies beside folders of classes ({', '.join(sorted(names)[:5])}), so its "
+            f"{loose[0].name}: lies beside folders of classes ({some_of(sorted(names))}), so its "
             f"class is unclear. Move it into one of them, or put all pictures into one folder for a "
             f"single class."
         )
