@@ -518,6 +518,39 @@ def test_of_many_names_a_few_are_shown(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
 
 
+def test_missing_classes_and_pictures_are_refused_before_any_is_read(tmp_path: Path, packed: Packed) -> None:
+    for part, count in (("train", 3), ("val", 2)):
+        for label in "abc":
+            for index in range(count):
+                (tmp_path / "p" / part / label).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "p" / part / label / f"{index}.png").write_bytes(b"never read")
+
+    def refused(message: str, **settings: typing.Any) -> None:
+        path = packed(tmp_path / "p")
+        with pytest.raises(UserError, match=message):
+            data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings}))
+
+    whole = {"kind": "images", "path": str(packed(tmp_path / "p")), "resolution": 4, "num_classes": 3}
+    assert len(data.prepare(data.parse_settings(whole | {"num_pictures": 15})).train_images) == 9
+    refused(r"/train: found 3 classes \(a, b, c\), expected 1,000 \(data\.num_classes\)", num_classes=1000)
+    refused(r"found 15 pictures \(train 9, test 6\), expected 16 \(data\.num_pictures\)", num_pictures=16)
+    shutil.rmtree(tmp_path / "p" / "val" / "b")
+    refused(r"/val: found 2 folders of classes, expected 3 .* those of 'train'; it lacks b\. Unpack", num_classes=3)
+    shutil.rmtree(tmp_path / "p" / "val")  # and without a part of its own for testing
+    refused(r"found 3 classes \(a, b, c\), expected 4", num_classes=4)
+    refused(r"found 9 pictures \(train 7, test 2\), expected 15", num_pictures=15)
+
+
+@pytest.mark.parametrize("kind", ["images", "lsun", "hub"])
+def test_what_is_not_asked_for_leaves_the_settings_as_they_were(kind: str, tmp_path: Path) -> None:
+    """They are compared as text: a new key would prepare, and train, everything again."""
+    settings = tiny(kind, tmp_path / "source")
+    assert not {"num_pictures", "num_classes"} & set(settings.model_dump(mode="json"))
+    asked = data.parse_settings(settings.model_dump(mode="json") | {"num_pictures": 12})
+    assert asked.model_dump(mode="json") == settings.model_dump(mode="json") | {"num_pictures": 12}
+    assert data.parse_settings(json.loads(asked.model_dump_json())) == asked
+
+
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "p" / "a" / "0.png")
     (tmp_path / "p" / "a" / "loop").symlink_to(tmp_path / "p")

@@ -218,6 +218,8 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
     settings = settings_of(lsun, tmp_path / "f")
     with pytest.raises(UserError, match=r"holds 12 pictures, of which 11 would be for testing"):
         data.prepare(settings.model_copy(update={"test_size": 11}))
+    with pytest.raises(UserError, match=r"found 12 pictures .* expected 3,033,042 \(data\.num_pictures\)"):
+        data.prepare(settings.model_copy(update={"num_pictures": 3_033_042}))
     with pytest.raises(UserError, match=r"has no data\.mdb .*bedroom_train_lmdb\.zip"):
         data.prepare(settings.model_copy(update={"path": str(tmp_path)}))
     (tmp_path / "bad").mkdir()
@@ -305,6 +307,7 @@ def test_the_hub_refuses_what_does_not_fit(tmp_path):
     splits = data.prepare(settings)
     assert splits.class_names == ("cat", "dog")
     assert (len(splits.train_images), len(splits.test_images)) == (8, 4)
+    assert len(data.prepare(settings.model_copy(update={"num_classes": 2, "num_pictures": 12})).train_images) == 8
     held_out = data.prepare(settings.model_copy(update={"test": None, "test_fraction": 0.5}))
     assert (len(held_out.train_images), len(held_out.test_images)) == (4, 4)
     for change, message in (
@@ -312,6 +315,8 @@ def test_the_hub_refuses_what_does_not_fit(tmp_path):
         ({"image": "label"}, "does not hold pictures"),
         ({"label": "class"}, r"data\.label: no column 'class'"),
         ({"train": "nothing"}, r"part 'nothing': cannot be loaded"),
+        ({"num_classes": 3}, r"found 2 classes \(cat, dog\), expected 3 \(data\.num_classes\)"),
+        ({"num_pictures": 13}, r"found 12 pictures \(train 8, test 4\), expected 13 \(data\.num_pictures\)"),
         ({"name": "nobody/nothing"}, r"nobody/nothing \(data\.name\), part 'train': cannot be loaded .*network"),
     ):
         with pytest.raises(UserError, match=message):

@@ -37,12 +37,12 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
 
 import numpy as np
 import pydantic
@@ -77,7 +77,36 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class PictureSettings(Block):
+class CountedSettings(Block):
+    """How many pictures there must be."""
+
+    # In all parts together; null takes what is there. Seen before a picture is read.
+    num_pictures: int | None = pydantic.Field(default=None, ge=1)
+
+    # Left out of what is stored and compared where they say nothing: what was prepared before they came stays valid.
+    silent: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes")
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_the_silent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if name not in self.silent or value != fields[name].default
+        }
+
+    def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
+        """Raises UserError where the pictures of all parts are not as many as there must be."""
+        found = sum(parts.values())
+        if self.num_pictures is not None and found != self.num_pictures:
+            each = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+            raise UserError(
+                f"{where}: found {found:,} pictures ({each}), expected {self.num_pictures:,} (data.num_pictures). "
+                f"Unpack or fetch it again; or set data.num_pictures to null to take what is there."
+            )
+
+
+class PictureSettings(CountedSettings):
     """What becomes of pictures that come encoded, and what is held out of them."""
 
     # Side of the square pictures that come out, in pixels.
@@ -89,6 +118,16 @@ class PictureSettings(Block):
     # Share of the pictures for the test part; used where the source itself has no split.
     test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
     split_seed: int = pydantic.Field(default=0, ge=0)
+    # Classes there must be, each of them in both parts where the source itself has a split; null takes what is there.
+    num_classes: int | None = pydantic.Field(default=None, ge=1)
+
+    def refuse_other_classes(self, where: str, names: Collection[str]) -> None:
+        """Raises UserError where the classes are not as many as there must be."""
+        if self.num_classes is not None and len(names) != self.num_classes:
+            raise UserError(
+                f"{where}: found {len(names):,} classes ({some_of(names)}), expected {self.num_classes:,} "
+                f"(data.num_classes). Unpack or fetch it again; or set data.num_classes to null to take what is there."
+            )
 
 
 class Settings(PictureSettings):
@@ -116,6 +155,7 @@ def prepare(settings: Settings) -> Splits:
                 f"{' '.join(EXTENSIONS)}, with classes as subfolders."
             )
         train, test, class_names = _arrange(path, pictures, folders, settings)
+        settings.refuse_other_number(str(path), {"train": len(train), "test": len(test)})
         for name, part in (("train", train), ("test", test)):
             if len(part) < 2:
                 raise UserError(
@@ -281,8 +321,15 @@ def _arrange(
                 f"{path}: the classes {some_of(strange)} of '{own['test']}' do not occur in '{own['train']}', which "
                 f"has {some_of(names)}. Both need the same folders of classes."
             )
+        settings.refuse_other_classes(f"{path}/{own['train']}", names)
+        if settings.num_classes is not None and (absent := sorted(set(train) - set(test))):
+            raise UserError(
+                f"{path}/{own['test']}: found {len(test):,} folders of classes, expected {settings.num_classes:,} "
+                f"(data.num_classes), those of '{own['train']}'; it lacks {some_of(absent)}. Unpack it again."
+            )
         return _labelled(train, names), _labelled(test, names), names
     classes = _classes_below(path, root, pictures, folders)
+    settings.refuse_other_classes(str(path), sorted(classes))
     names = tuple(sorted(classes))
     everything = _labelled(classes, names)
     try:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.images import Crop, DecodedPictures
+from diffusion.data.images import CountedSettings, Crop, DecodedPictures
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
-from diffusion.settings import Settings as Block
 
 if TYPE_CHECKING:
     import lmdb
 
 
-class Settings(Block):
+class Settings(CountedSettings):
     """Where the lmdb is and what becomes of its pictures."""
 
     channels: ClassVar[int] = 3
@@ -62,6 +61,7 @@ def prepare(settings: Settings) -> Splits:
                 f"lmdb), or write the file anew: mdb_dump of the version that it comes from, then mdb_load of 0.9."
             ) from error
         raise UserError(f"{path}: cannot be read as an lmdb ({error}); it may be truncated. {what}.") from error
+    settings.refuse_other_number(str(path), {"data.mdb": len(keys)})
     if len(keys) < settings.test_size + 2:
         raise UserError(
             f"{path}: holds {len(keys)} pictures, of which {settings.test_size} would be for testing (data.test_size). "
