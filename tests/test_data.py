@@ -545,10 +545,33 @@ def test_missing_classes_and_pictures_are_refused_before_any_is_read(tmp_path: P
 def test_what_is_not_asked_for_leaves_the_settings_as_they_were(kind: str, tmp_path: Path) -> None:
     """They are compared as text: a new key would prepare, and train, everything again."""
     settings = tiny(kind, tmp_path / "source")
-    assert not {"num_pictures", "num_classes"} & set(settings.model_dump(mode="json"))
+    assert not {"num_pictures", "num_classes", "classes"} & set(settings.model_dump(mode="json"))
     asked = data.parse_settings(settings.model_dump(mode="json") | {"num_pictures": 12})
     assert asked.model_dump(mode="json") == settings.model_dump(mode="json") | {"num_pictures": 12}
     assert data.parse_settings(json.loads(asked.model_dump_json())) == asked
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_subfolders_need_not_be_classes(tmp_path: Path, packed: Packed, parts: tuple[str, ...]) -> None:
+    """FFHQ has a folder for every thousand pictures."""
+    for part in parts:
+        for index in range(8):
+            picture(tmp_path / "p" / part / f"0{index // 3}000" / f"{index}.png", (index, 0, 0))
+    (tmp_path / "p" / "09000").mkdir()
+    loose = picture(tmp_path / "p" / parts[0] / "loose.png", (9, 0, 0))
+    splits = prepare(packed(tmp_path / "p"), classes=False)
+    assert splits.class_names == ("all",)
+    assert set(splits.train_labels) == set(splits.test_labels) == {0}
+    assert len(splits.train_images) + len(splits.test_images) == 8 * len(parts) + 1
+    if parts == ("",):  # the split is that of the same pictures in one folder
+        loose.unlink()
+        (tmp_path / "flat").mkdir()
+        for file in (tmp_path / "p").rglob("*.png"):
+            shutil.copy(file, tmp_path / "flat")
+        for one, other in zip(
+            all_arrays(prepare(tmp_path / "p", classes=False)), all_arrays(prepare(tmp_path / "flat")), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def made_data(name, folder):
     if name == "bedroom256":
         return lsun.tiny_settings(folder) | {"resolution": 256, "num_pictures": None}
     if name == "ffhq64":
-        pictures(folder, [f"{index:05d}.png" for index in range(80)], (128, 128))
+        for start in (0, 1000):  # as download_ffhq.py lays them out
+            names = [f"{index:05d}.png" for index in range(start, start + 40)]
+            pictures(folder / f"{start:05d}", names, (128, 128))
         return {"path": str(folder), "num_pictures": None}
     if name == "imagenet64":
         for part, count in (("train", 8), ("val", 4)):

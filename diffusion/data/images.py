@@ -4,8 +4,9 @@ Layout
     ``train`` and one of ``test``, ``val``, ``valid``, ``validation`` at the top (in any case; the first of
     these that exists) are the two parts, and the classes are the folders below them. Without them the
     classes are the folders at the top, and a part of every class is split off for testing. Pictures in no
-    subfolder are one class, named ``all``. Pictures deeper down belong to the class folder above them. If
-    everything lies in one folder that holds only folders, as in many zips, that folder is entered first.
+    subfolder are one class, named ``all``, and so are all pictures with ``classes: false``. Pictures deeper
+    down belong to the class folder above them. If everything lies in one folder that holds only folders, as
+    in many zips, that folder is entered first.
     Classes and pictures are in the order of their names (by code point). Hidden files, ``__MACOSX`` and
     files that are not pictures by their extension are skipped and counted in the log. A zip is read in
     place.
@@ -84,7 +85,7 @@ class CountedSettings(Block):
     num_pictures: int | None = pydantic.Field(default=None, ge=1)
 
     # Left out of what is stored and compared where they say nothing: what was prepared before they came stays valid.
-    silent: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes")
+    silent: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
 
     @pydantic.model_serializer(mode="wrap")
     def _without_the_silent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -136,6 +137,8 @@ class Settings(PictureSettings):
     kind: Literal["images"]
     # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
     path: str = pydantic.Field(min_length=1)
+    # Whether subfolders are classes; false where they only keep folders small, as FFHQ's 00000, 01000, … do.
+    classes: bool = True
 
 
 def prepare(settings: Settings) -> Splits:
@@ -312,9 +315,10 @@ def _arrange(
                 unused,
             )
         own = {"train": tops["train"], "test": found[0]}
-        _refuse_flat_part(path, {own[part]: folder for part, folder in parts.items()}, pictures, folders)
-        train = _classes_below(path, parts["train"], pictures, folders)
-        test = _classes_below(path, parts["test"], pictures, folders)
+        if settings.classes:
+            _refuse_flat_part(path, {own[part]: folder for part, folder in parts.items()}, pictures, folders)
+        train = _classes_below(path, parts["train"], pictures, folders, settings.classes)
+        test = _classes_below(path, parts["test"], pictures, folders, settings.classes)
         names = tuple(sorted(train))
         if strange := sorted(set(test) - set(train)):
             raise UserError(
@@ -328,7 +332,7 @@ def _arrange(
                 f"(data.num_classes), those of '{own['train']}'; it lacks {some_of(absent)}. Unpack it again."
             )
         return _labelled(train, names), _labelled(test, names), names
-    classes = _classes_below(path, root, pictures, folders)
+    classes = _classes_below(path, root, pictures, folders, settings.classes)
     settings.refuse_other_classes(str(path), sorted(classes))
     names = tuple(sorted(classes))
     everything = _labelled(classes, names)
@@ -355,7 +359,7 @@ def _refuse_flat_part(
             raise UserError(
                 f"{path}/{flat}: has {inside:,} pictures but no folders of classes, and '{other}' has "
                 f"{len(classes[other]):,} ({some_of(classes[other])}). Sort the pictures into the same folders of "
-                f"classes as those of '{other}', as torchvision wants them."
+                f"classes as those of '{other}', as torchvision wants them; or set data.classes to false."
             )
 
 
@@ -381,11 +385,13 @@ def _enter_wrappers(path: Path, pictures: Sequence[PictureFile], folders: set[tu
 
 
 def _classes_below(
-    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
+    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]], has_classes: bool
 ) -> dict[str, list[PictureFile]]:
-    """The pictures of every class folder in ``root``."""
+    """The pictures of every class folder in ``root``, or all as one class."""
     where = "/".join((str(path), *root))
     inside = [file for file in pictures if _is_below(file, root)]
+    if not has_classes:
+        return {"all": inside}
     names = _children(root, folders)
     loose = [file for file in inside if len(file.parts) == len(root) + 1]
     if not names and inside:
