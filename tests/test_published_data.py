@@ -179,8 +179,15 @@ def test_imagenet_batches_are_taken_in_the_order_of_their_numbers(tmp_path):
 
 def test_imagenet_that_is_not_whole_is_refused(tmp_path):
     settings = settings_of(imagenet64, tmp_path / "f")
-    with pytest.raises(UserError, match=r"16 pictures in the train part, expected 1,281,167; class 4 and 996 more are"):
+    names = r"train_data_batch_3\.npz, train_data_batch_4\.npz, .* and 3 more"
+    with pytest.raises(UserError, match=rf"f: lacks {names}\. Unpack .*part2.*data\.whole"):
         data.prepare(settings.model_copy(update={"whole": True}))
+    for number in range(3, 11):
+        shutil.copy(tmp_path / "f" / "train_data_batch_2.npz", tmp_path / "f" / f"train_data_batch_{number}.npz")
+    with pytest.raises(UserError, match=r"72 pictures in the train part, expected 1,281,167; class 4 and 996 more are"):
+        data.prepare(settings.model_copy(update={"whole": True}))
+    for number in range(3, 11):
+        (tmp_path / "f" / f"train_data_batch_{number}.npz").unlink()
     whole = (tmp_path / "f" / "train_data_batch_2.npz").read_bytes()
     (tmp_path / "f" / "train_data_batch_2.npz").write_bytes(whole[:-40])
     with pytest.raises(UserError, match=r"train_data_batch_2\.npz: cannot be read"):
