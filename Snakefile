@@ -4,7 +4,6 @@ snakemake --cores all                                                the default
 snakemake --cores all --configfile config/images-example.yaml        another one
 """
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from snakemake.utils import min_version
 from diffusion.data import downloads
 from diffusion.device import wanted_device
 from diffusion.errors import UserError
-from diffusion.files import canonical_json
+from diffusion.files import canonical_json, fingerprint
 from diffusion.pipelines import deciding_files, own_network_file
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered

@@ -1,5 +1,7 @@
 """Errors that a user can mend."""
 
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Something outside the code is wrong: a file, a YAML value, the machine.
@@ -19,3 +21,9 @@ class NonFiniteError(UserError):
 
 class DeviceMemoryError(UserError):
     """A batch does not fit the device's memory; the message says which one does."""
+
+
+def some_of(names: Collection[str], most: int = 5) -> str:
+    """Names for a message, which is not to be a page long: "a, b, c, d, e and 994 more"."""
+    shown = ", ".join(list(names)[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

@@ -16,6 +16,8 @@ from diffusion.errors import UserError
 ATTEMPTS = 5
 _TIMEOUT_S = 60.0
 _PORTION = 2**20
+# Refusals that a server takes back: timeout, too many requests.
+_PASSING = (408, 429)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ def fetch(download: Download, path: Path, pause_s: float = 5.0) -> None:
         pause_s: before the second attempt; doubled each time.
 
     Raises:
-        UserError: no connection after all attempts, or another content than the published one; says what to do.
+        UserError: no connection after all attempts, a refusal by the server, which is not asked again, or another
+            content than the published one; says what to do.
     """
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +61,9 @@ def fetch(download: Download, path: Path, pause_s: float = 5.0) -> None:
             _continue(download.url, part)
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             problem = f"the download failed {attempt + 1} times ({error})"
+            if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code not in _PASSING:
+                problem = f"the server refuses it ({error})"
+                break
             continue
         found = _hash(part, download)
         if found == (download.sha256 or download.md5):
@@ -65,9 +71,10 @@ def fetch(download: Download, path: Path, pause_s: float = 5.0) -> None:
             return
         part.unlink()
         problem = f"its hash is {found}, expected {download.sha256 or download.md5}"
+    kept = " What has arrived is kept, and a new run goes on from there." if part.exists() else ""
     raise UserError(
         f"{download.url}: {problem}. Fetch it in another way and put it at {path}, or name the folder where you have "
-        f"it in the YAML under data.path. What has arrived is kept, and a new run goes on from there."
+        f"it in the YAML under data.path.{kept}"
     )
 
 

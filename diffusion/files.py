@@ -96,3 +96,36 @@ def sha256_file(path: Path | str) -> str:
 def canonical_json(content: Any) -> str:
     """One text for one content: sorted keys, no spaces. Used for hashes and for Snakemake's params."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+# Above that many files of a folder their sizes and times are not looked at: every start of the workflow would wait.
+MOST_FILES_LOOKED_AT = 20_000
+
+
+def fingerprint(path: str | Path | None) -> str | None:
+    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip.
+
+    Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
+    goes unseen. None where there is nothing; the job says what is missing.
+    """
+    if path is None or not Path(path).expanduser().exists():
+        return None
+    root = Path(path).expanduser()
+    counts: dict[Path, int] = {}
+    # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
+    kept: list[str] = [] if root.is_dir() else [str(root)]
+    number = len(kept)
+    for folder, _, names in os.walk(root):
+        counts[Path(folder)] = len(names)
+        number += len(names)
+        if number > MOST_FILES_LOOKED_AT:
+            kept.clear()
+        else:
+            kept += (os.path.join(folder, name) for name in names)
+    facts: list[tuple[Any, ...]]
+    if number > MOST_FILES_LOOKED_AT:
+        facts = [(str(folder), folder.stat().st_mtime_ns, counts[folder]) for folder in sorted(counts)]
+    else:
+        files = sorted(map(Path, kept))
+        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

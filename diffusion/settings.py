@@ -1,13 +1,21 @@
 """The base of every block of the configuration."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, get_args
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+# What YAML takes for null.
+_NULLS = ("null", "Null", "NULL", "~", "")
+
 
 class Settings(BaseModel):
-    """A block of YAML with known keys and types; an unknown key is an error, and so is `yes` where a number belongs."""
+    """A block of YAML with known keys and types; an unknown key is an error, and so is `yes` where a number belongs.
+
+    Texts that say a number, a truth value or null are taken for it where the key wants one: Snakemake's `--config`
+    leaves every value inside a block a text.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -19,6 +27,19 @@ class Settings(BaseModel):
         if any(isinstance(item, bool) for item in items) and not _allows_bool(cls, info.field_name):
             raise ValueError(f"found {value!r}, expected no truth value (yes, no, on, off, true, false)")
         return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text_as_null_or_choice(cls, value: Any, info: ValidationInfo) -> Any:
+        # Of numbers and truth values pydantic itself takes the text.
+        if not isinstance(value, str) or info.field_name is None:
+            return value
+        annotation = cls.model_fields[info.field_name].annotation
+        kinds = (annotation, *get_args(annotation))
+        if NoneType in kinds and value in _NULLS:
+            return None
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        return next((choice for choice in choices if isinstance(choice, int) and str(choice) == value), value)
 
 
 def _allows_bool(model: type[BaseModel], name: str | None) -> bool:

@@ -207,6 +207,22 @@ def test_options_that_the_teacher_does_not_allow():
         parse_experiment(raw)
 
 
+def test_null_and_numbers_to_choose_from_may_be_texts():
+    """As Snakemake's --config hands them on."""
+    raw = changed("teacher.training.ema_decay", "null")
+    raw["ablation"], raw["evaluation"]["protocols"] = "null", "~"
+    raw["methods"]["unipc"] = {"method": "unipc", "solver_order": "3"}
+    experiment = parse_experiment(raw)
+    assert experiment.teacher.training.ema_decay is None
+    assert experiment.ablation is None
+    assert list(experiment.evaluation.further_protocols) == ["clean-fid"]
+    assert experiment.methods["unipc"].settings.solver_order == 3
+    with pytest.raises(UserError, match=r"methods\.unipc\.solver_order: found '4'"):
+        parse_experiment(changed("methods.unipc", {"method": "unipc", "solver_order": "4"}))
+    with pytest.raises(UserError, match=r"teacher\.training\.steps: found 'null'"):
+        parse_experiment(changed("teacher.training.steps", "null"))
+
+
 def test_all_problems_are_listed_at_once():
     raw = changed("methods.boot-heun.delta", 2.0)
     raw["methods"]["progressive"]["start_steps"] = 12

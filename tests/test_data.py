@@ -137,10 +137,19 @@ def test_kinds_are_cheap_to_import() -> None:
         ({}, r"data\.kind: is missing, expected one of: cifar10, digits, "),
         ({"kind": ["digits"]}, r"data\.kind: found \['digits'\]"),
         ("digits", r"data: found 'digits', expected a block"),
-        ({"kind": "digits", "test_size": "360"}, r"data\.test_size: found '360'"),
+        ({"kind": "digits", "test_size": "many"}, r"data\.test_size: found 'many'"),
+        ({"kind": "digits", "test_size": "true"}, r"data\.test_size: found 'true'"),
+        ({"kind": "digits", "test_size": 36.5}, r"data\.test_size: found 36\.5"),
+        ({"kind": "images", "path": 5, "resolution": 8}, r"data\.path: found 5"),
+        ({"kind": "images", "path": "x", "resolution": "null"}, r"data\.resolution: found 'null'"),
+        ({"kind": "cifar10", "whole": "null"}, r"data\.whole: found 'null'"),
         ({"kind": "digits", "test_size": 1797}, r"data\.test_size: found 1797"),
         ({"kind": "images", "path": "x"}, r"data\.resolution: is missing"),
-        ({"kind": "images", "path": "x", "resolution": True}, r"data\.resolution: found True"),
+        ({"kind": "images", "path": "x", "resolution": True}, r"data\.resolution: found True, expected no truth value"),
+        (
+            {"kind": "images", "path": "x", "resolution": 8, "channels": True},
+            r"data\.channels: found True, expected no",
+        ),
         ({"kind": "images", "path": "x", "resolution": 8, "channels": 4}, r"data\.channels: found 4"),
         (
             {"kind": "images", "path": "x", "resolution": 8, "test_fraction": 1.0},
@@ -151,6 +160,22 @@ def test_kinds_are_cheap_to_import() -> None:
 def test_bad_settings_are_refused(raw: typing.Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         data.parse_settings(raw)
+
+
+@pytest.mark.parametrize(
+    ("texts", "meant"),
+    [
+        (
+            {"kind": "images", "path": "32", "resolution": "32", "channels": "1", "test_fraction": "0.1"},
+            {"kind": "images", "path": "32", "resolution": 32, "channels": 1, "test_fraction": 0.1},
+        ),
+        ({"kind": "cifar10", "path": "null", "whole": "false"}, {"kind": "cifar10", "path": None, "whole": False}),
+    ],
+)
+def test_the_texts_of_the_command_line_are_taken_for_what_they_say(
+    texts: dict[str, str], meant: dict[str, typing.Any]
+) -> None:
+    assert data.parse_settings(texts).model_dump_json() == data.parse_settings(meant).model_dump_json()
 
 
 # The split
@@ -468,6 +493,85 @@ def test_unclear_classes_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "half" / "train" / "a" / "0.png")
     (tmp_path / "half" / "test").mkdir()
     refuses(tmp_path / "half", "half/test: holds no pictures")
+
+
+@pytest.mark.parametrize(("flat", "other"), [("val", "train"), ("train", "val")])
+def test_a_part_without_class_folders_is_refused_as_that(flat: str, other: str, tmp_path: Path, packed: Packed) -> None:
+    """As ImageNet's validation pictures come out of their archive."""
+    for index in range(8):
+        picture(tmp_path / "p" / other / f"n{index:08}" / "0.png")
+        picture(tmp_path / "p" / flat / f"{index}.png")
+    few = "n00000000, n00000001, n00000002, n00000003, n00000004 and 3 more"
+    with pytest.raises(UserError, match=rf"/{flat}: has 8 pictures but no folders of classes") as caught:
+        prepare(packed(tmp_path / "p"))
+    assert f"'{other}' has 8 ({few}). Sort the pictures into the same folders" in str(caught.value)
+
+
+def test_of_many_names_a_few_are_shown(tmp_path: Path) -> None:
+    for index in range(1000):
+        for part in ("train", "test"):
+            folder = tmp_path / "p" / part / f"{part}-{index:03}"
+            folder.mkdir(parents=True)
+            (folder / "0.png").touch()
+    with pytest.raises(UserError, match=r"test-004 and 995 more of 'test' .* train-004 and 995 more") as caught:
+        prepare(tmp_path / "p")
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def test_missing_classes_and_pictures_are_refused_before_any_is_read(tmp_path: Path, packed: Packed) -> None:
+    for part, count in (("train", 3), ("val", 2)):
+        for label in "abc":
+            for index in range(count):
+                (tmp_path / "p" / part / label).mkdir(parents=True, exist_ok=True)
+                (tmp_path / "p" / part / label / f"{index}.png").write_bytes(b"never read")
+
+    def refused(message: str, **settings: typing.Any) -> None:
+        path = packed(tmp_path / "p")
+        with pytest.raises(UserError, match=message):
+            data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4, **settings}))
+
+    whole = {"kind": "images", "path": str(packed(tmp_path / "p")), "resolution": 4, "num_classes": 3}
+    assert len(data.prepare(data.parse_settings(whole | {"num_pictures": 15})).train_images) == 9
+    refused(r"/train: found 3 classes \(a, b, c\), expected 1,000 \(data\.num_classes\)", num_classes=1000)
+    refused(r"found 15 pictures \(train 9, test 6\), expected 16 \(data\.num_pictures\)", num_pictures=16)
+    shutil.rmtree(tmp_path / "p" / "val" / "b")
+    refused(r"/val: found 2 folders of classes, expected 3 .* those of 'train'; it lacks b\. Unpack", num_classes=3)
+    shutil.rmtree(tmp_path / "p" / "val")  # and without a part of its own for testing
+    refused(r"found 3 classes \(a, b, c\), expected 4", num_classes=4)
+    refused(r"found 9 pictures \(train 7, test 2\), expected 15", num_pictures=15)
+
+
+@pytest.mark.parametrize("kind", ["images", "lsun", "hub"])
+def test_what_is_not_asked_for_leaves_the_settings_as_they_were(kind: str, tmp_path: Path) -> None:
+    """They are compared as text: a new key would prepare, and train, everything again."""
+    settings = tiny(kind, tmp_path / "source")
+    assert not {"num_pictures", "num_classes", "classes"} & set(settings.model_dump(mode="json"))
+    asked = data.parse_settings(settings.model_dump(mode="json") | {"num_pictures": 12})
+    assert asked.model_dump(mode="json") == settings.model_dump(mode="json") | {"num_pictures": 12}
+    assert data.parse_settings(json.loads(asked.model_dump_json())) == asked
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "val")])
+def test_subfolders_need_not_be_classes(tmp_path: Path, packed: Packed, parts: tuple[str, ...]) -> None:
+    """FFHQ has a folder for every thousand pictures."""
+    for part in parts:
+        for index in range(8):
+            picture(tmp_path / "p" / part / f"0{index // 3}000" / f"{index}.png", (index, 0, 0))
+    (tmp_path / "p" / "09000").mkdir()
+    loose = picture(tmp_path / "p" / parts[0] / "loose.png", (9, 0, 0))
+    splits = prepare(packed(tmp_path / "p"), classes=False)
+    assert splits.class_names == ("all",)
+    assert set(splits.train_labels) == set(splits.test_labels) == {0}
+    assert len(splits.train_images) + len(splits.test_images) == 8 * len(parts) + 1
+    if parts == ("",):  # the split is that of the same pictures in one folder
+        loose.unlink()
+        (tmp_path / "flat").mkdir()
+        for file in (tmp_path / "p").rglob("*.png"):
+            shutil.copy(file, tmp_path / "flat")
+        for one, other in zip(
+            all_arrays(prepare(tmp_path / "p", classes=False)), all_arrays(prepare(tmp_path / "flat")), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:

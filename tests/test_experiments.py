@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 from test_workflow import snakemake
 
-from diffusion.data import cifar10, fashion_mnist, lsun
+from diffusion.data import cifar10, fashion_mnist, lsun, parse_settings, prepare
+from diffusion.errors import UserError
 from suite.configuration import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -59,18 +60,36 @@ def made_data(name, folder):
     if name == "fashion-mnist":
         return fashion_mnist.tiny_settings(folder)
     if name == "bedroom256":
-        return lsun.tiny_settings(folder) | {"resolution": 256}
+        return lsun.tiny_settings(folder) | {"resolution": 256, "num_pictures": None}
     if name == "ffhq64":
-        pictures(folder, [f"{index:05d}.png" for index in range(80)], (128, 128))
-        return {"path": str(folder)}
+        for start in (0, 1000):  # as download_ffhq.py lays them out
+            names = [f"{index:05d}.png" for index in range(start, start + 40)]
+            pictures(folder / f"{start:05d}", names, (128, 128))
+        return {"path": str(folder), "num_pictures": None}
     if name == "imagenet64":
         for part, count in (("train", 8), ("val", 4)):
             for label in ("n01440764", "n01443537"):
                 pictures(folder / part / label, [f"{part}_{label}_{i}.JPEG" for i in range(count)], (120, 90))
         pictures(folder / "train" / "n01484850", ["grey_0.JPEG", "grey_1.JPEG"], (75, 90), "L")
         pictures(folder / "val" / "n01484850", ["cmyk_0.JPEG", "cmyk_1.JPEG"], (90, 75), "CMYK")
-        return {"path": str(folder)}
+        return {"path": str(folder), "num_classes": None, "num_pictures": None}
     return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "classes"),
+    [
+        ("ffhq64", "80 pictures .* expected 70,000", ("all",)),
+        ("imagenet64", "3 classes .* expected 1,000", ("n01440764", "n01443537", "n01484850")),
+        ("bedroom256", "12 pictures .* expected 3,033,042", ("all",)),
+    ],
+)
+def test_what_has_to_be_fetched_by_hand_is_counted(name, found, classes, tmp_path):
+    made = configuration(name)["data"] | made_data(name, tmp_path / "made")
+    assert prepare(parse_settings(made)).class_names == classes
+    own = {key: configuration(name)["data"].get(key) for key in ("num_classes", "num_pictures") if key in made}
+    with pytest.raises(UserError, match=f"found {found}"):
+        prepare(parse_settings(made | own))
 
 
 def shortened(training):

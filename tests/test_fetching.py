@@ -78,8 +78,9 @@ def test_a_server_that_cannot_resume_sends_everything_again(server, tmp_path):
 def test_another_content_is_refused_and_not_kept(server, tmp_path):
     handler, url = server
     handler.content = CONTENT[:-1] + b"x"
-    with pytest.raises(UserError, match=r"file\.bin: its hash is .*, expected .*data\.path"):
+    with pytest.raises(UserError, match=r"file\.bin: its hash is .*, expected .*data\.path") as caught:
         fetch(Download("file.bin", url, md5=MD5), tmp_path / "file.bin", pause_s=0)
+    assert "is kept" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert len(handler.asked) == fetching.ATTEMPTS
 
@@ -88,8 +89,21 @@ def test_without_an_answer_what_has_arrived_is_kept(server, tmp_path):
     handler, url = server
     (tmp_path / ".file.bin.part").write_bytes(CONTENT[:300])
     handler.status = 503
-    with pytest.raises(UserError, match=r"failed 5 times \(HTTP Error 503"):
+    with pytest.raises(UserError, match=r"failed 5 times \(HTTP Error 503.* What has arrived is kept"):
         fetch(Download("file.bin", url, md5=MD5), tmp_path / "file.bin", pause_s=0)
     assert (tmp_path / ".file.bin.part").read_bytes() == CONTENT[:300]
-    with pytest.raises(UserError, match="failed 5 times"):
+    with pytest.raises(UserError, match="failed 5 times") as caught:
         fetch(Download("x", "http://127.0.0.1:9/x", md5=MD5), tmp_path / "x", pause_s=0)
+    assert "is kept" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"), [(403, 1), (404, 1), (410, 1), (408, fetching.ATTEMPTS), (429, fetching.ATTEMPTS)]
+)
+def test_a_refusal_is_final_unless_it_passes(server, tmp_path, status, asked):
+    handler, url = server
+    handler.status = status
+    expected = rf"file\.bin: the server refuses it \(HTTP Error {status}" if asked == 1 else "failed 5 times"
+    with pytest.raises(UserError, match=expected):
+        fetch(Download("file.bin", url, md5=MD5), tmp_path / "file.bin", pause_s=0)
+    assert len(handler.asked) == asked

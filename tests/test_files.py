@@ -1,18 +1,21 @@
 """Files are whole or absent, and pictures pass one quantiser."""
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_denoiser
 
+from diffusion import files
 from diffusion.errors import NonFiniteError, UserError
-from diffusion.files import atomic_path, canonical_json, read_json, write_json
+from diffusion.files import atomic_path, canonical_json, fingerprint, read_json, write_json
 from diffusion.images import from_uint8, load_labels, load_samples, save_samples, to_uint8
 from diffusion.pipelines import save_denoiser
 from diffusion.training import TrainingRun, TrainingSettings
@@ -213,3 +216,49 @@ def test_truncated_and_missing_samples_are_refused(tmp_path):
         load_samples(tmp_path / "s.npz")
     with pytest.raises(UserError, match="not found"):
         load_samples(tmp_path / "other.npz")
+
+
+# -- fingerprints of pictures ------------------------------------------------------------------------------------------
+
+
+def facts_of(path):
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Five files in three folders, whose names sort otherwise as texts than as paths."""
+    for name in ("a/1", "a/2", "a/b/3", "a-b/4", "a-b/5"):
+        (tmp_path / "many" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "many" / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    return Path("many")
+
+
+def test_a_fingerprint_is_of_names_sizes_and_times(many, tmp_path):
+    found = fingerprint("many")
+    expected = [(path.name, *facts_of(path)) for path in sorted(many.rglob("*")) if path.is_file()]
+    assert found == hashlib.sha256(repr(expected).encode()).hexdigest()  # as ever: results hang on it
+    (many / "a" / "1").write_text("longer")
+    assert fingerprint("many") != found
+    (tmp_path / "one.zip").write_bytes(b"x")
+    only = [("one.zip", *facts_of(tmp_path / "one.zip"))]
+    assert fingerprint("one.zip") == hashlib.sha256(repr(only).encode()).hexdigest()
+    assert fingerprint(None) is None
+    assert fingerprint("nowhere") is None
+
+
+@pytest.mark.parametrize("root", [".", "many"])
+def test_of_too_many_files_a_fingerprint_looks_at_the_folders_alone(many, monkeypatch, root):
+    monkeypatch.setattr(files, "MOST_FILES_LOOKED_AT", 3)
+    made = []
+    monkeypatch.setattr(files, "Path", lambda path: made.append(path) or Path(path))
+    found = fingerprint(root)
+    folders = sorted([Path(root), *(path for path in Path(root).rglob("*") if path.is_dir())])
+    assert len(made) <= 2 + len(folders), "no path is made of a file"
+    expected = [
+        (str(folder), folder.stat().st_mtime_ns, sum(path.is_file() for path in folder.iterdir())) for folder in folders
+    ]
+    assert found == hashlib.sha256(repr(expected).encode()).hexdigest()
+    (many / "a" / "1").unlink()
+    assert fingerprint(root) != found

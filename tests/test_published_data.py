@@ -5,6 +5,8 @@ import io
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -128,9 +130,27 @@ def test_a_pickle_with_code_is_refused_and_not_executed(tmp_path):
     pickled(tmp_path / "f", tmp_path / "p")
     bad = {b"labels": Malicious(tmp_path / "executed"), b"data": np.zeros((1, 3072), np.uint8)}
     (tmp_path / "p" / "data_batch_2").write_bytes(pickle.dumps(bad, protocol=2))
-    with pytest.raises(UserError, match=r"data_batch_2: refused \(it asks for pathlib\.Path\.touch|it asks for"):
+    with pytest.raises(UserError, match=r"data_batch_2: refused \(UnpicklingError: it asks for "):
         data.prepare(settings.model_copy(update={"path": str(tmp_path / "p")}))
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x05\x96" + (2**62).to_bytes(8, "little"),  # room for 2^62 bytes
+        pickle.dumps({b"labels": [2**70], b"data": np.zeros((1, 3072), np.uint8)}, protocol=2),
+        pickle.dumps([], protocol=2),
+        b"",
+    ],
+    ids=["memory", "overflow", "list", "empty"],
+)
+def test_a_broken_pickle_is_refused_whatever_it_raises(tmp_path, content):
+    settings = settings_of(cifar10, tmp_path / "f")
+    pickled(tmp_path / "f", tmp_path / "p")
+    (tmp_path / "p" / "data_batch_2").write_bytes(content)
+    with pytest.raises(UserError, match=r"data_batch_2: refused \(\w+: .*; expected a batch of CIFAR-10"):
+        data.prepare(settings.model_copy(update={"path": str(tmp_path / "p")}))
 
 
 def test_cifar10_that_is_not_whole_is_refused(tmp_path):
@@ -177,8 +197,15 @@ def test_imagenet_batches_are_taken_in_the_order_of_their_numbers(tmp_path):
 
 def test_imagenet_that_is_not_whole_is_refused(tmp_path):
     settings = settings_of(imagenet64, tmp_path / "f")
-    with pytest.raises(UserError, match=r"16 pictures in the train part, expected 1,281,167; class 4 and 996 more are"):
+    names = r"train_data_batch_3\.npz, train_data_batch_4\.npz, .* and 3 more"
+    with pytest.raises(UserError, match=rf"f: lacks {names}\. Unpack .*part2.*data\.whole"):
         data.prepare(settings.model_copy(update={"whole": True}))
+    for number in range(3, 11):
+        shutil.copy(tmp_path / "f" / "train_data_batch_2.npz", tmp_path / "f" / f"train_data_batch_{number}.npz")
+    with pytest.raises(UserError, match=r"72 pictures in the train part, expected 1,281,167; class 4 and 996 more are"):
+        data.prepare(settings.model_copy(update={"whole": True}))
+    for number in range(3, 11):
+        (tmp_path / "f" / f"train_data_batch_{number}.npz").unlink()
     whole = (tmp_path / "f" / "train_data_batch_2.npz").read_bytes()
     (tmp_path / "f" / "train_data_batch_2.npz").write_bytes(whole[:-40])
     with pytest.raises(UserError, match=r"train_data_batch_2\.npz: cannot be read"):
@@ -216,6 +243,8 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
     settings = settings_of(lsun, tmp_path / "f")
     with pytest.raises(UserError, match=r"holds 12 pictures, of which 11 would be for testing"):
         data.prepare(settings.model_copy(update={"test_size": 11}))
+    with pytest.raises(UserError, match=r"found 12 pictures .* expected 3,033,042 \(data\.num_pictures\)"):
+        data.prepare(settings.model_copy(update={"num_pictures": 3_033_042}))
     with pytest.raises(UserError, match=r"has no data\.mdb .*bedroom_train_lmdb\.zip"):
         data.prepare(settings.model_copy(update={"path": str(tmp_path)}))
     (tmp_path / "bad").mkdir()
@@ -229,6 +258,47 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
     splits = data.prepare(settings)
     with pytest.raises(UserError, match="f/0000: cannot be read as a picture"):
         [part[:] for part in (splits.train_images, splits.test_images)]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.02])
+def test_a_truncated_lmdb_is_refused(tmp_path, share):
+    """Not in this process: what is missing of a mapped file kills its reader."""
+    import lmdb
+
+    random = np.random.default_rng(0)
+    (tmp_path / "cut").mkdir()
+    with lmdb.open(str(tmp_path / "cut"), map_size=2**24) as database:
+        for start in range(0, 200, 20):
+            with database.begin(write=True) as transaction:
+                for index in range(start, start + 20):
+                    transaction.put(b"%04d" % index, random.bytes(9000))
+    file = tmp_path / "cut" / "data.mdb"
+    size = file.stat().st_size
+    with file.open("r+b") as handle:
+        handle.truncate(int(share * size))
+    code = (
+        "import sys; from diffusion import data; from diffusion.errors import UserError\n"
+        "try: data.prepare(data.parse_settings({'kind': 'lsun', 'path': sys.argv[1], 'test_size': 4}))\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "cut")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        f"data.mdb: is truncated: found {int(share * size):,} bytes, expected at least {size:,}. Unzip" in done.stdout
+    )
+
+
+@pytest.mark.parametrize("version", [2, 999])
+def test_an_lmdb_of_another_version_is_refused_as_such(tmp_path, version):
+    settings = settings_of(lsun, tmp_path / "f")
+    with (tmp_path / "f" / "data.mdb").open("r+b") as handle:
+        for page in (0, 4096):  # the two pages that say what the file is
+            handle.seek(page + 16)
+            assert handle.read(4) == bytes.fromhex("dec0efbe")
+            handle.write(version.to_bytes(4, "little"))
+    with pytest.raises(UserError, match=r"data\.mdb: is of a version of LMDB that .* cannot read .*mdb_load") as caught:
+        data.prepare(settings)
+    assert "truncated" not in str(caught.value)
 
 
 # -- crops -------------------------------------------------------------------------------------------------------------
@@ -262,6 +332,7 @@ def test_the_hub_refuses_what_does_not_fit(tmp_path):
     splits = data.prepare(settings)
     assert splits.class_names == ("cat", "dog")
     assert (len(splits.train_images), len(splits.test_images)) == (8, 4)
+    assert len(data.prepare(settings.model_copy(update={"num_classes": 2, "num_pictures": 12})).train_images) == 8
     held_out = data.prepare(settings.model_copy(update={"test": None, "test_fraction": 0.5}))
     assert (len(held_out.train_images), len(held_out.test_images)) == (4, 4)
     for change, message in (
@@ -269,6 +340,8 @@ def test_the_hub_refuses_what_does_not_fit(tmp_path):
         ({"image": "label"}, "does not hold pictures"),
         ({"label": "class"}, r"data\.label: no column 'class'"),
         ({"train": "nothing"}, r"part 'nothing': cannot be loaded"),
+        ({"num_classes": 3}, r"found 2 classes \(cat, dog\), expected 3 \(data\.num_classes\)"),
+        ({"num_pictures": 13}, r"found 12 pictures \(train 8, test 4\), expected 13 \(data\.num_pictures\)"),
         ({"name": "nobody/nothing"}, r"nobody/nothing \(data\.name\), part 'train': cannot be loaded .*network"),
     ):
         with pytest.raises(UserError, match=message):

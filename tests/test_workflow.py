@@ -306,6 +306,20 @@ def test_a_broken_configuration_is_refused_before_any_job(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_data_set_can_be_named_on_the_command_line(tmp_path):
+    """As docs/experiments/cifar10.md has it; Snakemake hands on the numbers of a nested value as texts."""
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for index in range(4):
+            buffer = io.BytesIO()
+            Image.new("RGB", (32, 32), (index, 0, 0)).save(buffer, "PNG")
+            archive.writestr(f"{index}.png", buffer.getvalue())
+    chosen = "data={kind: images, path: mine.zip, resolution: 32}"
+    done = snakemake(tmp_path, "--dry-run", "--config", chosen, config=ROOT / "config" / "cifar10-short.yaml")
+    assert "rule data:" in done.stdout
+    assert "rule fetch:" not in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("job", ["teacher", "boot-heun", "progressive"])
 def test_a_killed_job_resumes_to_the_same_weights(finished, tmp_path, job):
     """SIGKILL in the middle of the command that a rule runs, then the same command again."""

@@ -2,7 +2,7 @@
 
 A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 
-- ``Settings``, a frozen pydantic model that forbids unknown keys, with ``kind: Literal["<file name>"]``,
+- ``Settings``, derived from :class:`diffusion.settings.Settings`, with ``kind: Literal["<file name>"]``,
   and from which ``resolution`` and ``channels`` can be read before anything is prepared;
 - ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
@@ -69,6 +69,8 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
                 lines.append(f"{path}: unknown key; a data set of kind {kind} has {', '.join(model.model_fields)}.")
             elif problem["type"] == "missing":
                 lines.append(f"{path}: is missing; a data set of kind {kind} needs it.")
+            elif problem["type"] == "value_error":
+                lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
             else:
                 lines.append(f"{path}: found {problem['input']!r}; {problem['msg']}.")
         raise UserError("\n".join(lines)) from error

@@ -6,19 +6,18 @@ version, which torchvision keeps, holds the same pictures in pickles, and is rea
 
 import hashlib
 import io
-import pickle
 import tarfile
 import zlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pydantic
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
+from diffusion.settings import Settings as Block
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",
@@ -33,10 +32,8 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _RECORD = 1 + 3 * 32 * 32
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the data set is."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 32
     num_pictures: ClassVar[int] = 60_000
@@ -124,7 +121,9 @@ def _from_archive(path: Path) -> dict[str, list[tuple[str, bytes]]]:
     for names in (_BINARY, _PYTHON):
         if all(name in contents for files in names.values() for name in files):
             return {part: [(f"{path}/{n}", contents[n]) for n in files] for part, files in names.items()}
-    raise UserError(f"{path}: holds {sorted(contents)[:8]}; expected the files of {_ARCHIVE.name}. Fetch it again.")
+    raise UserError(
+        f"{path}: holds {some_of(sorted(contents))}; expected the files of {_ARCHIVE.name}. Fetch it again."
+    )
 
 
 def _binary(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -140,9 +139,10 @@ def _pickled(name: str, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     try:
         batch = KnownOnly(io.BytesIO(content), NUMPY, encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except Exception as error:  # broken bytes can make of it whatever its opcodes raise, MemoryError too
         raise UserError(
-            f"{name}: refused ({error}); expected a batch of CIFAR-10. Nothing of it was executed."
+            f"{name}: refused ({type(error).__name__}: {error}); expected a batch of CIFAR-10. Nothing of it was "
+            f"executed. If it is damaged, unpack it again."
         ) from error
     if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3072):
         raise UserError(f"{name}: {pixels.dtype} {pixels.shape} with {len(labels)} labels, expected uint8 (N, 3072).")

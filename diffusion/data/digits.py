@@ -7,12 +7,11 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits, split_by_class
+from diffusion.settings import Settings as Block
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """The split; the pictures leave nothing to choose."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 8
     num_pictures: ClassVar[int] = 1797

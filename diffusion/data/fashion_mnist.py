@@ -17,6 +17,7 @@ import pydantic
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
 from diffusion.fetching import Download
+from diffusion.settings import Settings as Block
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {
@@ -45,10 +46,8 @@ _CLOTHES = (
 )
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the four files are."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     num_pictures: ClassVar[int] = 70_000
     channels: ClassVar[int] = 1

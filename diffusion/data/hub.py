@@ -11,7 +11,7 @@ import pydantic
 
 from diffusion.data.images import DecodedPictures, PictureSettings
 from diffusion.data.store import Splits, stratified_split
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
 
 if TYPE_CHECKING:
     import datasets
@@ -49,6 +49,9 @@ def prepare(settings: Settings) -> Splits:
     train = _part(settings, settings.train, datasets)
     test = _part(settings, settings.test, datasets) if settings.test else None
     labels, names = _labels(settings, train)
+    _refuse_missing_classes(settings, settings.train, labels, names)
+    counts = {settings.train: len(train)} | ({settings.test: len(test)} if settings.test and test else {})
+    settings.refuse_other_number(settings.name, counts)
     rows = np.arange(len(train))
     if test is None:
         held_out = round(settings.test_fraction * len(train))
@@ -62,6 +65,7 @@ def prepare(settings: Settings) -> Splits:
         (test_labels, test_names), other_rows = _labels(settings, test), np.arange(len(test))
         if test_names != names:
             raise UserError(f"{settings.name}: '{settings.test}' has other classes than '{settings.train}'.")
+        _refuse_missing_classes(settings, str(settings.test), test_labels, names)
     for name, chosen in ((settings.train, rows), (settings.test or "test", other_rows)):
         if len(chosen) < 2:
             raise UserError(f"{settings.name}: the part '{name}' has {len(chosen)} picture(s), expected at least 2.")
@@ -75,6 +79,16 @@ def prepare(settings: Settings) -> Splits:
         source=f"{settings.name} of the Hugging Face Hub" if not Path(settings.name).exists() else settings.name,
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
     )
+
+
+def _refuse_missing_classes(settings: Settings, part: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
+    settings.refuse_other_classes(settings.name, names)
+    absent = [names[label] for label in np.setdiff1d(np.arange(len(names)), labels)]
+    if settings.num_classes is not None and absent:
+        raise UserError(
+            f"{settings.name}: the part '{part}' has no pictures of {some_of(absent)}, expected all "
+            f"{settings.num_classes:,} classes (data.num_classes). Fetch it again, or set data.num_classes to null."
+        )
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def _part(settings: Settings, name: str, library: Any) -> "datasets.Dataset":
         ) from error
     for key, column in (("image", settings.image), ("label", settings.label)):
         if column is not None and column not in part.column_names:
-            raise UserError(f"{where}: data.{key}: no column '{column}'; it has {', '.join(part.column_names)}.")
+            raise UserError(f"{where}: data.{key}: no column '{column}'; it has {some_of(part.column_names)}.")
     if not isinstance(part.features[settings.image], library.Image):
         raise UserError(f"{where}: the column '{settings.image}' (data.image) does not hold pictures.")
     decoded: datasets.Dataset = part.cast_column(settings.image, library.Image(decode=False))

@@ -17,16 +17,16 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
+from diffusion.settings import Settings as Block
 
 _SIZE = 3 * 64 * 64
+_FILES = (*(f"train_data_batch_{number}.npz" for number in range(1, 11)), "val_data.npz")
 _COUNTS = {"train": 1_281_167, "test": 50_000}
 
 
-class Settings(pydantic.BaseModel):
+class Settings(Block):
     """Where the batches are."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     resolution: ClassVar[int] = 64
     num_pictures: ClassVar[int] = sum(_COUNTS.values())
@@ -55,6 +55,11 @@ def prepare(settings: Settings) -> Splits:
                 f"'Downsampled Image Data' 64x64 (npz format: Imagenet64_train_part1_npz.zip, "
                 f"Imagenet64_train_part2_npz.zip, Imagenet64_val_npz.zip; 13 GB) and unpack them into one folder."
             )
+    if settings.whole and (absent := [name for name in _FILES if not (folder / name).is_file()]):
+        raise UserError(
+            f"{folder}: lacks {some_of(absent)}. Unpack all of Imagenet64_train_part1_npz.zip, "
+            f"Imagenet64_train_part2_npz.zip and Imagenet64_val_npz.zip there; or set data.whole to false for a part."
+        )
     labels = {part: [_labels(file) for file in found] for part, found in files.items()}
     joined = {part: np.concatenate(found) for part, found in labels.items()}
     classes = 1000 if settings.whole else 1 + int(max(part.max() for part in joined.values()))
@@ -64,7 +69,7 @@ def prepare(settings: Settings) -> Splits:
             raise UserError(
                 f"{folder}: {len(found):,} pictures in the {part} part, expected {_COUNTS[part]:,}"
                 + (f"; class {missing[0] + 1} and {len(missing) - 1} more are missing" if len(missing) else "")
-                + ". A batch file is missing or incomplete; or set data.whole to false for a part of ImageNet."
+                + ". A batch file is incomplete; unpack it again, or set data.whole to false for a part of ImageNet."
             )
     return Splits(
         train_images=_Batches(files["train"], [len(one) for one in labels["train"]]),

@@ -4,8 +4,9 @@ Layout
     ``train`` and one of ``test``, ``val``, ``valid``, ``validation`` at the top (in any case; the first of
     these that exists) are the two parts, and the classes are the folders below them. Without them the
     classes are the folders at the top, and a part of every class is split off for testing. Pictures in no
-    subfolder are one class, named ``all``. Pictures deeper down belong to the class folder above them. If
-    everything lies in one folder that holds only folders, as in many zips, that folder is entered first.
+    subfolder are one class, named ``all``, and so are all pictures with ``classes: false``. Pictures deeper
+    down belong to the class folder above them. If everything lies in one folder that holds only folders, as
+    in many zips, that folder is entered first.
     Classes and pictures are in the order of their names (by code point). Hidden files, ``__MACOSX`` and
     files that are not pictures by their extension are skipped and counted in the log. A zip is read in
     place.
@@ -37,18 +38,19 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, Protocol
 
 import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits, stratified_split
-from diffusion.errors import UserError
+from diffusion.errors import UserError, some_of
+from diffusion.settings import Settings as Block
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,10 +78,37 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class PictureSettings(pydantic.BaseModel):
-    """What becomes of pictures that come encoded, and what is held out of them."""
+class CountedSettings(Block):
+    """How many pictures there must be."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+    # In all parts together; null takes what is there. Seen before a picture is read.
+    num_pictures: int | None = pydantic.Field(default=None, ge=1)
+
+    # Left out of what is stored and compared where they say nothing: what was prepared before they came stays valid.
+    silent: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_the_silent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in handler(self).items()
+            if name not in self.silent or value != fields[name].default
+        }
+
+    def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
+        """Raises UserError where the pictures of all parts are not as many as there must be."""
+        found = sum(parts.values())
+        if self.num_pictures is not None and found != self.num_pictures:
+            each = ", ".join(f"{part} {count:,}" for part, count in parts.items())
+            raise UserError(
+                f"{where}: found {found:,} pictures ({each}), expected {self.num_pictures:,} (data.num_pictures). "
+                f"Unpack or fetch it again; or set data.num_pictures to null to take what is there."
+            )
+
+
+class PictureSettings(CountedSettings):
+    """What becomes of pictures that come encoded, and what is held out of them."""
 
     # Side of the square pictures that come out, in pixels.
     resolution: int = pydantic.Field(ge=2, le=4096)
@@ -90,6 +119,16 @@ class PictureSettings(pydantic.BaseModel):
     # Share of the pictures for the test part; used where the source itself has no split.
     test_fraction: float = pydantic.Field(default=0.2, gt=0, le=0.5)
     split_seed: int = pydantic.Field(default=0, ge=0)
+    # Classes there must be, each of them in both parts where the source itself has a split; null takes what is there.
+    num_classes: int | None = pydantic.Field(default=None, ge=1)
+
+    def refuse_other_classes(self, where: str, names: Collection[str]) -> None:
+        """Raises UserError where the classes are not as many as there must be."""
+        if self.num_classes is not None and len(names) != self.num_classes:
+            raise UserError(
+                f"{where}: found {len(names):,} classes ({some_of(names)}), expected {self.num_classes:,} "
+                f"(data.num_classes). Unpack or fetch it again; or set data.num_classes to null to take what is there."
+            )
 
 
 class Settings(PictureSettings):
@@ -98,6 +137,8 @@ class Settings(PictureSettings):
     kind: Literal["images"]
     # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
     path: str = pydantic.Field(min_length=1)
+    # Whether subfolders are classes; false where they only keep folders small, as FFHQ's 00000, 01000, … do.
+    classes: bool = True
 
 
 def prepare(settings: Settings) -> Splits:
@@ -117,6 +158,7 @@ def prepare(settings: Settings) -> Splits:
                 f"{' '.join(EXTENSIONS)}, with classes as subfolders."
             )
         train, test, class_names = _arrange(path, pictures, folders, settings)
+        settings.refuse_other_number(str(path), {"train": len(train), "test": len(test)})
         for name, part in (("train", train), ("test", test)):
             if len(part) < 2:
                 raise UserError(
@@ -246,7 +288,7 @@ def _warn_of_skipped(path: Path, files: Sequence[PictureFile]) -> None:
         os.path.splitext(file.parts[-1])[1].lower() or "no extension" for file in files if not _is_picture(file)
     )
     if skipped:
-        detail = ", ".join(f"{count} × {extension}" for extension, count in sorted(skipped.items()))
+        detail = some_of([f"{count} × {extension}" for extension, count in sorted(skipped.items())])
         _log.warning("%s: skipped %d files that are not pictures (%s)", path, skipped.total(), detail)
 
 
@@ -272,18 +314,26 @@ def _arrange(
                 found[0],
                 unused,
             )
-        train = _classes_below(path, parts["train"], pictures, folders)
-        test = _classes_below(path, parts["test"], pictures, folders)
-        strange = sorted(set(test) - set(train))
-        if strange:
-            raise UserError(
-                f"{path}: the classes {', '.join(strange)} of '{found[0]}' do not occur in "
-                f"'{tops['train']}', which has {', '.join(sorted(train))}. "
-                f"Both need the same folders of classes."
-            )
+        own = {"train": tops["train"], "test": found[0]}
+        if settings.classes:
+            _refuse_flat_part(path, {own[part]: folder for part, folder in parts.items()}, pictures, folders)
+        train = _classes_below(path, parts["train"], pictures, folders, settings.classes)
+        test = _classes_below(path, parts["test"], pictures, folders, settings.classes)
         names = tuple(sorted(train))
+        if strange := sorted(set(test) - set(train)):
+            raise UserError(
+                f"{path}: the classes {some_of(strange)} of '{own['test']}' do not occur in '{own['train']}', which "
+                f"has {some_of(names)}. Both need the same folders of classes."
+            )
+        settings.refuse_other_classes(f"{path}/{own['train']}", names)
+        if settings.num_classes is not None and (absent := sorted(set(train) - set(test))):
+            raise UserError(
+                f"{path}/{own['test']}: found {len(test):,} folders of classes, expected {settings.num_classes:,} "
+                f"(data.num_classes), those of '{own['train']}'; it lacks {some_of(absent)}. Unpack it again."
+            )
         return _labelled(train, names), _labelled(test, names), names
-    classes = _classes_below(path, root, pictures, folders)
+    classes = _classes_below(path, root, pictures, folders, settings.classes)
+    settings.refuse_other_classes(str(path), sorted(classes))
     names = tuple(sorted(classes))
     everything = _labelled(classes, names)
     try:
@@ -296,6 +346,21 @@ def _arrange(
         raise UserError(f"{path}: {error}") from error
     train_part, test_part = ([everything[index] for index in part] for part in indices)
     return train_part, test_part, names
+
+
+def _refuse_flat_part(
+    path: Path, parts: dict[str, tuple[str, ...]], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
+) -> None:
+    """One part has folders of classes and the other has none, as ImageNet's `val` comes out of its archive."""
+    classes = {name: sorted(_children(folder, folders)) for name, folder in parts.items()}
+    for flat, other in (tuple(parts), tuple(parts)[::-1]):
+        inside = sum(_is_below(file, parts[flat]) for file in pictures)
+        if inside and not classes[flat] and classes[other]:
+            raise UserError(
+                f"{path}/{flat}: has {inside:,} pictures but no folders of classes, and '{other}' has "
+                f"{len(classes[other]):,} ({some_of(classes[other])}). Sort the pictures into the same folders of "
+                f"classes as those of '{other}', as torchvision wants them; or set data.classes to false."
+            )
 
 
 def _is_below(file: PictureFile, folder: tuple[str, ...]) -> bool:
@@ -320,18 +385,20 @@ def _enter_wrappers(path: Path, pictures: Sequence[PictureFile], folders: set[tu
 
 
 def _classes_below(
-    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
+    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]], has_classes: bool
 ) -> dict[str, list[PictureFile]]:
-    """The pictures of every class folder in ``root``."""
+    """The pictures of every class folder in ``root``, or all as one class."""
     where = "/".join((str(path), *root))
     inside = [file for file in pictures if _is_below(file, root)]
+    if not has_classes:
+        return {"all": inside}
     names = _children(root, folders)
     loose = [file for file in inside if len(file.parts) == len(root) + 1]
     if not names and inside:
         return {"all": inside}
     if loose:
         raise UserError(
-            f"{loose[0].name}: lies beside folders of classes ({', '.join(sorted(names)[:5])}), so its "
+            f"{loose[0].name}: lies beside folders of classes ({some_of(sorted(names))}), so its "
             f"class is unclear. Move it into one of them, or put all pictures into one folder for a "
             f"single class."
         )

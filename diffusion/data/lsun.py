@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.images import Crop, DecodedPictures
+from diffusion.data.images import CountedSettings, Crop, DecodedPictures
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
 
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     import lmdb
 
 
-class Settings(pydantic.BaseModel):
+class Settings(CountedSettings):
     """Where the lmdb is and what becomes of its pictures."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
 
     channels: ClassVar[int] = 3
 
@@ -51,10 +49,19 @@ def prepare(settings: Settings) -> Splits:
         raise UserError(f"{path}: has no data.mdb (data.path). {what} (43 GB) and name its folder.")
     try:
         database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        _refuse_if_cut(path / "data.mdb", database)
         with database.begin() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
     except lmdb.Error as error:
+        # Of formats that it knows, but not to read, the package since version 2 says so with the general error.
+        if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
+            raise UserError(
+                f"{path / 'data.mdb'}: is of a version of LMDB that the package lmdb {lmdb.__version__} cannot read "
+                f"({error}); expected that of LMDB 0.9, as of LSUN's own files. Update the package (pip install -U "
+                f"lmdb), or write the file anew: mdb_dump of the version that it comes from, then mdb_load of 0.9."
+            ) from error
         raise UserError(f"{path}: cannot be read as an lmdb ({error}); it may be truncated. {what}.") from error
+    settings.refuse_other_number(str(path), {"data.mdb": len(keys)})
     if len(keys) < settings.test_size + 2:
         raise UserError(
             f"{path}: holds {len(keys)} pictures, of which {settings.test_size} would be for testing (data.test_size). "
@@ -71,6 +78,16 @@ def prepare(settings: Settings) -> Splits:
         source=f"LSUN (Yu et al. 2015), {path.name}",
         fingerprint=hashlib.sha256(b"\n".join(keys)).hexdigest(),
     )
+
+
+def _refuse_if_cut(file: Path, database: "lmdb.Environment") -> None:
+    """Before a page is read: LMDB maps its file, and what lies beyond the end of that kills the process (SIGBUS)."""
+    found, expected = file.stat().st_size, (database.info()["last_pgno"] + 1) * database.stat()["psize"]
+    if found < expected:
+        raise UserError(
+            f"{file}: is truncated: found {found:,} bytes, expected at least {expected:,}. Unzip it again; if it comes "
+            f"out as short, download the zip again."
+        )
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:

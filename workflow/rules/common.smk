@@ -72,27 +72,6 @@ def settings(model, leave_out=None):
     return canonical_json(model.model_dump(mode="json", exclude=leave_out))
 
 
-# Above that many files of a folder their sizes and times are not looked at: every start of the workflow would wait.
-MOST_FILES_LOOKED_AT = 20_000
-
-
-def fingerprint(path):
-    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip.
-
-    Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
-    goes unseen."""
-    if path is None or not Path(path).expanduser().exists():
-        return None  # the job says what is missing
-    root = Path(path).expanduser()
-    folders = [(Path(folder), sorted(names)) for folder, _, names in os.walk(root)] if root.is_dir() else []
-    files = [folder / name for folder, names in folders for name in names] if folders else [root]
-    if len(files) > MOST_FILES_LOOKED_AT:
-        facts = [(str(folder), folder.stat().st_mtime_ns, len(names)) for folder, names in sorted(folders)]
-    else:
-        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files) if file.is_file()]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-
 def method_settings(wildcards):
     return settings(EXPERIMENT.methods[wildcards.variant].settings)
 
