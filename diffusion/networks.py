@@ -1,17 +1,25 @@
 """Networks that are trained here."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from diffusion.settings import Settings
+
+_LATER = ("resnet_time_scale_shift", "downsample_type", "upsample_type")
+_DOWN_BLOCKS = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
+_UP_BLOCKS = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
 
 
 class NetworkSettings(Settings):
     """A `diffusers` ``UNet2DModel``; the names are that class's own.
 
     ``attention_resolutions`` names the feature-map sizes (in pixels) that have self-attention, as the papers do.
+
+    The networks of Dhariwal & Nichol 2021 (arXiv 2105.05233) have ``resnet_time_scale_shift: scale_shift``, where the
+    embedding of time and class scales and shifts what is normalised and is not only added, and ``resnet`` for
+    ``downsample_type`` and ``upsample_type``, residual blocks in place of single convolutions.
     """
 
     kind: Literal["unet"] = "unet"
@@ -21,6 +29,15 @@ class NetworkSettings(Settings):
     attention_head_dim: int = Field(8, ge=1)
     norm_num_groups: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    downsample_type: Literal["conv", "resnet"] = "conv"
+    upsample_type: Literal["conv", "resnet"] = "conv"
+
+    @model_serializer(mode="wrap")
+    def _unused_keys_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Results are known by the text of their settings, and there were some before there were these keys.
+        fields, dumped = type(self).model_fields, dump(self)
+        return {key: value for key, value in dumped.items() if key not in _LATER or value != fields[key].default}
 
     @model_validator(mode="after")
     def _divisible(self) -> "NetworkSettings":
@@ -68,16 +85,23 @@ def build_network(
     attends = [
         resolution >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))
     ]
+    down, up = _DOWN_BLOCKS[settings.downsample_type], _UP_BLOCKS[settings.upsample_type]
+    # Without it the attention in the middle has no norm where the embedding scales.
+    groups = settings.norm_num_groups if settings.resnet_time_scale_shift == "scale_shift" else None
     return UNet2DModel(
         sample_size=resolution,
         in_channels=channels,
         out_channels=channels,
         block_out_channels=settings.block_out_channels,
         layers_per_block=settings.layers_per_block,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        down_block_types=tuple("AttnDownBlock2D" if a else down for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else up for a in reversed(attends)),
+        downsample_type=settings.downsample_type,
+        upsample_type=settings.upsample_type,
         attention_head_dim=settings.attention_head_dim,
         norm_num_groups=settings.norm_num_groups,
+        attn_norm_num_groups=groups,
+        resnet_time_scale_shift=settings.resnet_time_scale_shift,
         dropout=settings.dropout,
         num_class_embeds=num_class_embeds,
     )

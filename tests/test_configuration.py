@@ -68,6 +68,18 @@ def test_every_shipped_experiment_is_valid(file):
         ("teacher.network.attention_resolutions", [5], ["teacher.network", "5", "[8, 4]"]),
         ("teacher.network.block_out_channels", [12], ["teacher.network", "12", "norm_num_groups"]),
         ("teacher.network.block_out_channels", [8, 8, 8, 8, 8], ["teacher.network", "5 levels", "16"]),
+        ("teacher.network.downsample_type", "pool", ["teacher.network.downsample_type: found 'pool'", "'resnet'"]),
+        ("teacher.network.upsample_type", "pool", ["teacher.network.upsample_type: found 'pool'", "'resnet'"]),
+        (
+            "teacher.network.resnet_time_scale_shift",
+            True,
+            ["teacher.network.resnet_time_scale_shift: found True", "no truth value"],
+        ),
+        (
+            "teacher.network.resnet_time_scale_shift",
+            "spatial",
+            ["teacher.network.resnet_time_scale_shift: found 'spatial'", "'scale_shift'"],
+        ),
         ("methods.boot-heun.method", "bot", ["methods.boot-heun.method: found 'bot'", "boot", "ddim"]),
         ("methods.boot-heun.solver", "rk4", ["methods.boot-heun.solver: found 'rk4'", "'euler'", "'heun'"]),
         ("methods.boot-heun.delta", 2.0, ["methods.boot-heun.delta: found 2.0", "0.998"]),
