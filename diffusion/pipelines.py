@@ -149,12 +149,11 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     Raises:
         UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
     """
-    path = _part(folder, "unet") / "config.json"
     stored = read_json(folder / "model_index.json").get("num_classes")
     try:
-        return _conditions_of(read_json(path), num_classes or stored)
+        return _conditions_of(network_configuration(folder), num_classes or stored)
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{_part(folder, 'unet') / 'config.json'}: {error}") from error
 
 
 def _conditions_of(config: Mapping[str, Any], num_classes: int | None) -> Conditions:
@@ -180,12 +179,13 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     ``alphas_cumprod``, interpolated.
 
     Raises:
-        UserError: the folder is not a pipeline with a ``UNet2DModel``, or its two schedules differ.
+        UserError: the folder is not a pipeline with a network that this suite reads, or its two schedules differ.
     """
     scheduler_file = _part(folder, "scheduler") / "scheduler_config.json"
     for file in (folder / "model_index.json", scheduler_file, _part(folder, "unet") / "config.json"):
         if not file.exists():
             raise UserError(f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel.")
+    network_configuration(folder)  # which refuses another network
     config = read_json(scheduler_file)
     _check_scheduler(config, scheduler_file)
     scheduler = _scheduler(config)
@@ -289,7 +289,10 @@ def _check_scheduler(config: dict[str, Any], path: Path) -> None:
 
 
 def network_class(config: Mapping[str, Any]) -> Any:
-    """The class of a stored network's configuration: ``UNet2DModel``, or one of this suite's own."""
+    """The class of a stored network's configuration: ``UNet2DModel``, or one of this suite's own.
+
+    The configuration comes from :func:`network_configuration`, which has refused all others.
+    """
     import diffusers  # 3 seconds: not at import
 
     name = config.get("_class_name", "")
@@ -309,6 +312,7 @@ def load_network(folder: Path) -> nn.Module:
 
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
+        UserError: it is a network that this suite does not read.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -319,7 +323,7 @@ def load_network(folder: Path) -> nn.Module:
             f"{weights}: not found. Only safetensors are read, never a pickle; convert the weights first "
             f"(`diffusers`' save_pretrained(..., safe_serialization=True))."
         )
-    config = read_json(folder / "config.json")
+    config = _read_network_configuration(folder / "config.json")
     try:
         network: nn.Module = network_class(config).from_config(config)
         network.load_state_dict(_with_todays_names(load_file(weights), network), strict=True)
@@ -356,8 +360,24 @@ def picture_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def network_configuration(folder: Path) -> dict[str, Any]:
-    """The configuration of a pipeline folder's network."""
-    configuration: dict[str, Any] = read_json(_part(folder, "unet") / "config.json")
+    """The configuration of a pipeline folder's network.
+
+    Raises:
+        UserError: it is a network that this suite does not read.
+    """
+    return _read_network_configuration(_part(folder, "unet") / "config.json")
+
+
+def _read_network_configuration(path: Path) -> dict[str, Any]:
+    configuration: dict[str, Any] = read_json(path)
+    # The Hub's oldest folders do not say; whatever else does would be built as a UNet2DModel of default sizes.
+    name = configuration.get("_class_name")
+    known = ("UNet2DModel", *_OWN_NETWORKS)
+    if name is not None and name not in known:
+        raise UserError(
+            f"{path}: found the network {name!r} (_class_name), expected one of {', '.join(known)}. Name a folder with "
+            f"one of these, or convert the checkpoint (docs/teachers.md)."
+        )
     return configuration
 
 

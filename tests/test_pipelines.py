@@ -18,7 +18,7 @@ from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
 from diffusion.method import student_network
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, load_denoiser, save_denoiser, stored_picture_shape
+from diffusion.pipelines import deciding_files, load_denoiser, load_network, save_denoiser, stored_picture_shape
 from diffusion.schedule import DiscreteSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 
@@ -161,6 +161,29 @@ def test_teachers_of_another_family_are_refused(folder, change, expected):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=expected):
         load_denoiser(folder)
+
+
+def test_another_network_is_refused_while_the_configuration_is_read(folder):
+    from diffusion.teacher import StoredTeacher
+
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    reads = (
+        lambda: StoredTeacher(path=str(folder)).facts(1, 8),
+        lambda: load_denoiser(folder),
+        lambda: load_network(folder / "unet"),
+        lambda: stored_picture_shape(folder),
+    )
+    for read in reads:
+        with pytest.raises(
+            UserError, match=r"unet/config\.json: found the network 'UNet2DConditionModel' .*UNet2DModel"
+        ):
+            read()
+    del config["_class_name"]  # the Hub's oldest folders do not say
+    path.write_text(json.dumps(config))
+    for read in reads:
+        read()
 
 
 @pytest.mark.parametrize("module", ["boot.pipeline", "baselines.ddim", "evaluation.features", "suite.cli"])
