@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from test_experiments import CONFIG
+from test_experiments import CONFIG, PUBLISHED
 from test_workflow import TINY
 from tiny import tiny_denoiser, tiny_splits
 
@@ -95,8 +95,9 @@ def test_memory_is_that_of_weights_and_of_the_largest_slice():
     assert next(row for row in rows if row.variant == "boot-euler").learning == 20
 
 
-@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64", "bedroom256"])
-def test_every_slice_of_a_published_experiment_fits_a_card(name, monkeypatch):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_method_of_an_experiment_computes_its_losses_in_slices_that_fit_a_card(name, monkeypatch):
+    """Of all methods that its file has, those that are not selected too."""
     monkeypatch.setattr("suite.estimate._rate", lambda *_: 1.0)
     raw = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())
     found = estimate(parse_experiment(raw | {"select": list(raw["methods"])}), CPU, 0)
