@@ -63,7 +63,7 @@ def made_data(name, folder):
         return lsun.tiny_settings(folder) | {"resolution": 256, "num_pictures": None}
     if name == "ffhq64":
         for start in (0, 1000):  # as download_ffhq.py lays them out
-            names = [f"{index:05d}.png" for index in range(start, start + 40)]
+            names = [f"{index:05d}.png" for index in range(start, start + 100)]
             pictures(folder / f"{start:05d}", names, (128, 128))
         return {"path": str(folder), "num_pictures": None}
     if name == "imagenet64":

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import NETWORK, tiny_conditional, tiny_splits
 
 from baselines.ddim import Ddim, DdimSettings
@@ -341,6 +342,19 @@ def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
         _check_labels(arguments, {0: grey}, {0: np.array([0, 2])})
     with pytest.raises(UserError, match="3 channels; expected the data set's 1"):
         _check_labels(arguments, {0: colour}, {0: np.array([0, 1])})
+
+
+def test_too_few_held_out_pictures_are_refused_before_anything_is_trained(tmp_path):
+    """Measures are taken at their count too."""
+    (tmp_path / "pictures").mkdir()
+    for index in range(40):
+        pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    told = {"downloads": None, "state": None, "teacher_classes": None, "output": tmp_path / "data"}
+    data = {"kind": "images", "path": str(tmp_path / "pictures"), "resolution": 8}
+    with pytest.raises(UserError, match=r"3 pictures held out, expected 4 or more"):
+        prepare_data(argparse.Namespace(settings=json.dumps(data | {"test_fraction": 0.075}), **told))
+    prepare_data(argparse.Namespace(settings=json.dumps(data | {"test_fraction": 0.1}), **told))
 
 
 def test_data_of_other_classes_than_a_stored_teachers_are_refused_before_they_are_prepared(tmp_path):

@@ -5,14 +5,23 @@ import json
 
 from diffusion.conditions import ClassLabels
 from diffusion.data import downloads, parse_settings, prepare, write_dataset
+from diffusion.errors import UserError
 from diffusion.fetching import fetch as fetch_file
 from suite.stages.common import check_classes
+
+# A picture and its three nearest neighbours (evaluation.quality.precision_recall).
+_FEWEST_HELD_OUT = 4
 
 
 def prepare_data(arguments: argparse.Namespace) -> None:
     """Writes the two parts of a data set."""
     settings = parse_settings(json.loads(arguments.settings))
     splits = prepare(settings, arguments.downloads)
+    if len(splits.test_images) < _FEWEST_HELD_OUT:
+        raise UserError(
+            f"data ({settings}): {len(splits.test_images)} pictures held out, expected {_FEWEST_HELD_OUT} or more: "
+            f"precision and recall are measured at their count too. Hold out a larger share, or bring more pictures."
+        )
     if arguments.teacher_classes is not None:  # before pictures are decoded, and before anything is trained
         check_classes(ClassLabels(arguments.teacher_classes, False), f"data ({settings})", len(splits.class_names))
     write_dataset(arguments.output, splits, settings, arguments.state)
