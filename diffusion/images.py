@@ -66,25 +66,21 @@ def save_samples(
     Raises:
         ValueError: other batches came.
     """
-    with (
-        atomic_path(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        archive.open("arr_0.npy", "w", force_zip64=True) as member,
-    ):
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(member, header)
-        count = 0
-        for batch in batches:
-            if batch.dtype != np.uint8 or batch.shape[1:] != shape[1:]:
-                raise ValueError(f"{path}: found {batch.dtype} {batch.shape}, expected uint8 (n, *{shape[1:]}).")
-            count += len(batch)
-            member.write(np.ascontiguousarray(batch).data)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            count = 0
+            for batch in batches:
+                if batch.dtype != np.uint8 or batch.shape[1:] != shape[1:]:
+                    raise ValueError(f"{path}: found {batch.dtype} {batch.shape}, expected uint8 (n, *{shape[1:]}).")
+                count += len(batch)
+                member.write(np.ascontiguousarray(batch).data)
         if count != shape[0]:
             raise ValueError(f"{path}: found {count} pictures, expected {shape[0]}.")
-        member.close()  # an archive has one member open at a time
         if labels is not None:
-            with archive.open("arr_1.npy", "w") as member_of_labels:
-                np.lib.format.write_array(member_of_labels, np.asarray(labels, dtype=np.int64))
+            with archive.open("arr_1.npy", "w") as member:
+                np.lib.format.write_array(member, np.asarray(labels, dtype=np.int64))
 
 
 def load_samples(path: Path | str) -> np.ndarray:

@@ -1,18 +1,17 @@
 """Networks that are trained here."""
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
-from diffusion.settings import Settings
+from diffusion.settings import GrownSettings
 
-_LATER = ("resnet_time_scale_shift", "downsample_type", "upsample_type")
 _DOWN_BLOCKS = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
 _UP_BLOCKS = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
 
 
-class NetworkSettings(Settings):
+class NetworkSettings(GrownSettings):
     """A `diffusers` ``UNet2DModel``; the names are that class's own.
 
     ``attention_resolutions`` names the feature-map sizes (in pixels) that have self-attention, as the papers do.
@@ -21,6 +20,8 @@ class NetworkSettings(Settings):
     embedding of time and class scales and shifts what is normalised and is not only added, and ``resnet`` for
     ``downsample_type`` and ``upsample_type``, residual blocks in place of single convolutions.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("resnet_time_scale_shift", "downsample_type", "upsample_type")
 
     kind: Literal["unet"] = "unet"
     block_out_channels: tuple[int, ...] = Field((32, 64, 64), min_length=1)
@@ -32,12 +33,6 @@ class NetworkSettings(Settings):
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
-
-    @model_serializer(mode="wrap")
-    def _unused_keys_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Results are known by the text of their settings, and there were some before there were these keys.
-        fields, dumped = type(self).model_fields, dump(self)
-        return {key: value for key, value in dumped.items() if key not in _LATER or value != fields[key].default}
 
     @model_validator(mode="after")
     def _divisible(self) -> "NetworkSettings":

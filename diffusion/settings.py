@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 # What YAML takes for null.
 _NULLS = ("null", "Null", "NULL", "~", "")
@@ -40,6 +49,21 @@ class Settings(BaseModel):
             return None
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         return next((choice for choice in choices if isinstance(choice, int) and str(choice) == value), value)
+
+
+class GrownSettings(Settings):
+    """A block that has got keys since results were first made with it.
+
+    Results are known by the text of their settings. The later keys are left out of it where they say nothing, so that
+    what was made before they came stays valid.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _unused_later_keys_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, dumped = type(self).model_fields, dump(self)
+        return {key: value for key, value in dumped.items() if key not in self.later or value != fields[key].default}
 
 
 def _allows_bool(model: type[BaseModel], name: str | None) -> bool:

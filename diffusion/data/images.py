@@ -50,7 +50,7 @@ import pydantic
 
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError, some_of
-from diffusion.settings import Settings as Block
+from diffusion.settings import GrownSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,23 +78,13 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class CountedSettings(Block):
+class CountedSettings(GrownSettings):
     """How many pictures there must be."""
 
     # In all parts together; null takes what is there. Seen before a picture is read.
     num_pictures: int | None = pydantic.Field(default=None, ge=1)
 
-    # Left out of what is stored and compared where they say nothing: what was prepared before they came stays valid.
-    silent: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
-
-    @pydantic.model_serializer(mode="wrap")
-    def _without_the_silent(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in handler(self).items()
-            if name not in self.silent or value != fields[name].default
-        }
+    later: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
 
     def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
         """Raises UserError where the pictures of all parts are not as many as there must be."""
