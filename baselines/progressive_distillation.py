@@ -91,10 +91,9 @@ class ProgressiveDistillation(Method):
         pictures = RealPictures(data, run.device)
         students: list[Student] = []
         counts = self.evaluations()
+        weights = [self.settings.last_stages_factor if stage >= len(counts) - 2 else 1 for stage in range(len(counts))]
         for stage, nfe in enumerate(counts):
-            settings = self.settings.training
-            if stage >= len(counts) - 2:
-                settings = settings.model_copy(update={"steps": settings.steps * self.settings.last_stages_factor})
+            settings = self.settings.training.of_stage(weights[stage], sum(weights))
             network = student_network(teacher)
             run.count(teacher.network)
             run.count(network)

@@ -125,7 +125,7 @@ class Sid(Method):
 
         def train_fake(step: Step) -> None:
             for group in fake_optimiser.param_groups:
-                group["lr"] = fake_training.rate(round(step.progress * training.steps))
+                group["lr"] = settings.fake_learning_rate * training.decayed(step.progress)
             fake_network.requires_grad_(True)
             for _ in range(settings.fake_updates):
                 fake_loss(*draw(step, settings.fake_levels == "lognormal")).backward()

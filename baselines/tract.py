@@ -82,7 +82,7 @@ class Tract(Method):
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "TRACT trains on the data set"
-        settings = self.settings.training
+        settings = self.settings.training.of_stage(1, len(self.settings.phases))
         pictures = RealPictures(data, run.device)
         students: list[Student] = []
         teacher_steps = self.settings.start_steps

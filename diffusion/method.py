@@ -47,7 +47,10 @@ class TrainedSettings(Settings):
     def _keep_the_methods_training_defaults(cls, given: Any) -> Any:
         default = cls.model_fields["training"].default
         if isinstance(given, Mapping) and isinstance(given.get("training"), Mapping) and isinstance(default, Settings):
-            return {**given, "training": {**default.model_dump(), **given["training"]}}
+            kept = default.model_dump()
+            if "minutes" in given["training"]:
+                del kept["steps"]  # the default is no second end beside a time budget
+            return {**given, "training": {**kept, **given["training"]}}
         return given
 
 

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import nn
+
+Answer = TypeVar("Answer", bool, float)
 
 
 class Processes(NamedTuple):
@@ -30,13 +32,13 @@ class Processes(NamedTuple):
         if self.size > 1:
             torch.distributed.barrier()
 
-    def as_main_says(self, yes: bool) -> bool:
+    def as_main_says(self, answer: Answer) -> Answer:
         """What the first process says to a question whose answer may differ, as one about time."""
         if self.size == 1:
-            return yes
-        answer = torch.tensor(int(yes), device=self.device)
-        torch.distributed.broadcast(answer, 0)
-        return bool(answer)
+            return answer
+        said = torch.tensor(float(answer), dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(said, 0)
+        return type(answer)(said)
 
     def sum(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces every tensor by its sum over the processes, the same bits in each; all call it with like tensors."""

@@ -44,6 +44,12 @@ _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
 _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
 
+# How a time budget becomes a number of steps: the first few are not timed (one compiles, the next records CUDA graphs),
+# then at least so many are, for at least that share of the budget. The limits are the shares of it after which a slow
+# device is timed by fewer.
+_UNTIMED_STEPS, _TIMED_STEPS = 5, 10
+_TIMED_SHARE, _UNTIMED_LIMIT, _TIMED_LIMIT = 0.03, 0.15, 0.25
+
 _DELIVERED = "delivered"
 
 LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
@@ -115,7 +121,10 @@ class TrainingSettings(Settings):
     """How a network is optimised.
 
     Attributes:
-        steps: optimiser steps (of one stage, where a method has several).
+        steps: optimiser steps (of one stage, where a method has several); null leaves them to ``minutes``.
+        minutes: wall-clock time of the whole training, all stages of a method together, compilation included. How many
+            steps fit is fixed once, from the rate of the first ones, and stored: a resumed run keeps the number, and
+            ``steps`` with that number trains the same weights. Where both are given, whichever ends first.
         batch_size: pictures or noises a step, however many GPUs share it.
         gradient_accumulation_steps: in how many slices of equal size a step's batch is computed, one after the other;
             several processes share them. Every slice has its own random draws, so that a run gives the same weights, up
@@ -146,7 +155,8 @@ class TrainingSettings(Settings):
             want them; "auto": under bfloat16 on a card. The same values up to the order of sums.
     """
 
-    steps: int = Field(ge=1)
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
     batch_size: int = Field(128, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)
     learning_rate: float = Field(5e-4, gt=0)
@@ -163,6 +173,12 @@ class TrainingSettings(Settings):
     precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
     activation_checkpointing: bool = False
     channels_last: bool | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _ends(self) -> "TrainingSettings":
+        if self.steps is None and self.minutes is None:
+            raise ValueError("found neither steps nor minutes, expected one of them")
+        return self
 
     @model_validator(mode="after")
     def _slices(self) -> "TrainingSettings":
@@ -198,9 +214,30 @@ class TrainingSettings(Settings):
             raise ValueError(f"found {list(value)}, expected two numbers ≥ 0 and < 1")
         return value
 
+    @property
+    def num_steps(self) -> int:
+        """The steps, once they are known.
+
+        Raises:
+            ValueError: they depend on how fast the device is.
+        """
+        if self.steps is None:
+            raise ValueError("how many steps fit into training.minutes is known when the first ones have been timed")
+        return self.steps
+
+    def of_stage(self, weight: int, total: int) -> "TrainingSettings":
+        """The settings of one of several stages: ``weight`` times the steps, or its share of the minutes.
+
+        Args:
+            total: the sum of the weights of all stages.
+        """
+        steps = None if self.steps is None else weight * self.steps
+        minutes = None if self.minutes is None else self.minutes * weight / total
+        return self.model_copy(update={"steps": steps, "minutes": minutes})
+
     def snapshot_steps(self) -> list[int]:
         """The numbers of steps after which a snapshot is taken, increasing."""
-        halved = (self.steps >> power for power in range(self.snapshots, 0, -1))
+        halved = (self.num_steps >> power for power in range(self.snapshots, 0, -1))
         return sorted({steps for steps in halved if steps > 0})
 
     def resolved(self, device: torch.device, bf16: bool = False) -> "TrainingSettings":
@@ -255,12 +292,13 @@ class TrainingSettings(Settings):
     def rate(self, step: int) -> float:
         """The learning rate of ``step`` (0-based)."""
         warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        progress = step / self.steps
+        return self.learning_rate * warmup * self.decayed(step / self.num_steps)
+
+    def decayed(self, progress: float) -> float:
+        """What the decay has left of a rate after that share of the steps."""
         if self.decay == "linear":
-            return self.learning_rate * warmup * (1 - progress)
-        if self.decay == "cosine":
-            return self.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * warmup
+            return 1 - progress
+        return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
 
 
 def mark_delivered(state: Path) -> None:
@@ -329,6 +367,7 @@ class TrainingRun:
         real_images_seen: pictures of the data set that were trained on, with repetition.
         wall_clock_s: training time, accumulated over interruptions.
         arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
+        steps: the optimiser steps of each stage: those of the settings, or what a time budget came to.
         log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
     """
 
@@ -343,6 +382,8 @@ class TrainingRun:
         self.real_images_seen = 0
         self.wall_clock_s = 0.0
         self.arithmetic: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
+        self.steps_done = 0
         self.log: list[dict[str, Any]] = []
         self._networks: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the counted ones, as long as they are used
         self._compiles = True
@@ -404,9 +445,14 @@ class TrainingRun:
         self._cleanup.callback(handle.remove)
 
     def cost(self) -> dict[str, float]:
-        """The cost so far: network_evaluations, real_images_seen, wall_clock_s."""
+        """The cost so far: steps of the optimiser, network_evaluations, real_images_seen, wall_clock_s.
+
+        The wall-clock has all that was spent, the timed steps of a time budget included; the rest counts what the
+        result was made of.
+        """
         self._tick()
         return {
+            "steps": self.steps_done,
             "network_evaluations": self.evaluations,
             "real_images_seen": self.real_images_seen,
             "wall_clock_s": round(self.wall_clock_s, 3),
@@ -487,6 +533,7 @@ class TrainingRun:
         beside: Mapping[str, Stateful],
     ) -> Trained:
         """:meth:`fit` with resolved settings."""
+        began = time.perf_counter()
         slices = settings.gradient_accumulation_steps
         if slices % self.processes.size:
             raise UserError(
@@ -507,6 +554,7 @@ class TrainingRun:
             self._restore_totals(state)
             self._use_threads(state["threads"])
             result.load_state_dict(state["result"])
+            settings = self._with_known_steps(stage, settings)
             return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
 
         plain = None
@@ -521,27 +569,6 @@ class TrainingRun:
                 sharding.shard(module, self.processes)
         optimiser = settings.optimiser_of(network)
         checkpoint = self.folder / "checkpoint.pt"
-        first = 0
-        if checkpoint.exists():
-            state = self._load(checkpoint)
-            if state["stage"] == stage:
-                first = state["step"]
-                self._restore_totals(state)
-                sharding.load_whole(network, state["network"])
-                sharding.load_whole_optimiser(optimiser, state["optimiser"])
-                if average is not None:
-                    sharding.load_whole(average, state["average"])
-                for name, part in beside.items():
-                    part.load_state_dict(state["beside"][name])
-                for part in (optimiser, *beside.values()):
-                    if isinstance(part, torch.optim.Optimizer):
-                        _match_layout(part)
-                self._use_threads(state["threads"])
-                print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
-        # An interrupted run may go on on another device.
-        known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
-        if known[-1:] != [settings.arithmetic]:
-            self.arithmetic[stage] = "; then ".join([*known, settings.arithmetic])
 
         def save(step: int) -> None:
             self._save(
@@ -558,26 +585,38 @@ class TrainingRun:
                 ),
             )
 
-        log_every = max(1, settings.steps // _LOGGED_POINTS)
-        check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
-        kept_at = set(settings.snapshot_steps())
-        unread: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
-        first_bad = torch.full((), -1, device=self.device)
-        good_step = first  # the step of the last checkpoint
-        saved_at = noted_at = time.perf_counter()
-        network.train()
-        bar = tqdm(range(first, settings.steps), stage, total=settings.steps, initial=first, mininterval=5, unit="step")
-        for step in bar:
-            rate = settings.rate(step)
+        def restore() -> int:
+            """Loads what was stored of this stage; returns the step that it goes on with, 0 where nothing was."""
+            if not checkpoint.exists():
+                return 0
+            state = self._load(checkpoint)
+            if state["stage"] != stage:
+                return 0
+            self._restore_totals(state)
+            sharding.load_whole(network, state["network"])
+            sharding.load_whole_optimiser(optimiser, state["optimiser"])
+            if average is not None:
+                sharding.load_whole(average, state["average"])
+            for name, part in beside.items():
+                part.load_state_dict(state["beside"][name])
+            for part in (optimiser, *beside.values()):
+                if isinstance(part, torch.optim.Optimizer):
+                    _match_layout(part)
+            self._use_threads(state["threads"])
+            return int(state["step"])
+
+        alone = self.processes.size == 1
+
+        def take(step: int, settings: TrainingSettings, told: bool) -> tuple[torch.Tensor, torch.Tensor, Any]:
+            """One step of the optimiser: the loss, the norm of its gradient, and whether a process was told to stop."""
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = settings.rate(step)
             value = torch.zeros((), device=self.device)
-            alone, told = self.processes.size == 1, self._told_to_stop
             # Several must leave after the same step: they tell one another with the gradients.
             tellings = [] if alone else [torch.full((), float(told), device=self.device)]
             for number in own_slices:
                 generator = self.generator(stage, step, number)
-                this = Step(generator, step / settings.steps, settings.slice_size, averaged)
+                this = Step(generator, step / settings.num_steps, settings.slice_size, averaged)
                 with self._autocast(settings):
                     share = loss(this) / slices
                 share.backward()
@@ -587,19 +626,6 @@ class TrainingRun:
             else:
                 self.processes.sum([value, *tellings])  # the gradients are summed already
             norm = sharding.whole(nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))
-            first_bad = torch.where(
-                (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
-            )
-            last = step + 1 == settings.steps
-            looks = last or (alone and told) or step % check_every == check_every - 1
-            if looks and (bad := int(first_bad)) >= 0:
-                self.note_seconds()
-                where = f"{checkpoint} (step {good_step})" if checkpoint.exists() else "none yet"
-                raise NonFiniteError(
-                    f"stage {stage}: the loss or its gradient became non-finite at step {bad}, learning rate "
-                    f"{settings.rate(bad):.3g}; last good checkpoint: {where}. Lower the learning rate or the "
-                    f"precision's risk (training.precision: fp32)."
-                )
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             if average is not None:
@@ -607,11 +633,56 @@ class TrainingRun:
             if after_step is not None:
                 with self._autocast(settings):
                     after_step(this)
+            return value, norm, told if alone else tellings[0]
+
+        first = restore()
+        if settings.minutes is not None and stage not in self.steps:
+            network.train()
+            save(0)  # what the timed steps change is taken back
+            self.processes.wait()  # until it is stored
+            steps = self._fitting_steps(stage, settings, lambda step, long: take(step, long, told=False), began)
+            restore()
+            self.steps[stage] = steps
+            save(0)
+        settings = self._with_known_steps(stage, settings)
+        if first:
+            print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
+        # An interrupted run may go on on another device.
+        known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
+        if known[-1:] != [settings.arithmetic]:
+            self.arithmetic[stage] = "; then ".join([*known, settings.arithmetic])
+
+        steps = settings.num_steps
+        log_every = max(1, steps // _LOGGED_POINTS)
+        check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
+        kept_at = set(settings.snapshot_steps())
+        unread: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
+        first_bad = torch.full((), -1, device=self.device)
+        good_step = first  # the step of the last checkpoint
+        saved_at = noted_at = time.perf_counter()
+        network.train()
+        for step in (bar := tqdm(range(first, steps), stage, total=steps, initial=first, mininterval=5, unit="step")):
+            told = self._told_to_stop
+            value, norm, all_told = take(step, settings, told)
+            first_bad = torch.where(
+                (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
+            )
+            last = step + 1 == steps
+            looks = last or (alone and told) or step % check_every == check_every - 1
+            if looks and (bad := int(first_bad)) >= 0:
+                self.note_seconds()
+                where = f"{checkpoint} (step {good_step})" if good_step else "none yet"
+                raise NonFiniteError(
+                    f"stage {stage}: the loss or its gradient became non-finite at step {bad}, learning rate "
+                    f"{settings.rate(bad):.3g}; last good checkpoint: {where}. Lower the learning rate or the "
+                    f"precision's risk (training.precision: fp32)."
+                )
+            self.steps_done += 1
             if real_images:
                 self.real_images_seen += settings.batch_size
             if last or step % log_every == 0:
                 self._tick()
-                seen = {"learning_rate": rate, "wall_clock_s": round(self.wall_clock_s, 3)}
+                seen = {"learning_rate": settings.rate(step), "wall_clock_s": round(self.wall_clock_s, 3)}
                 unread.append(({"stage": stage, "step": step + 1, **seen}, value.clone(), norm.clone()))
             # Numbers are read where the host waits for the device anyway.
             if unread and looks:
@@ -628,7 +699,7 @@ class TrainingRun:
                 self.note_seconds()
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
-            leaves = looks and not last and (told if alone else bool(tellings[0]))
+            leaves = looks and not last and bool(all_told)
             due = now - saved_at > self.checkpoint_seconds
             if leaves or (looks and not last and self.processes.as_main_says(due)):
                 save(step + 1)
@@ -647,6 +718,67 @@ class TrainingRun:
             checkpoint.unlink(missing_ok=True)
         self.processes.wait()
         return Trained(result.eval(), cost, self._snapshots(stage, settings))
+
+    def _with_known_steps(self, stage: str, settings: TrainingSettings) -> TrainingSettings:
+        """The settings with the stage's number of steps in place of a time budget."""
+        steps = self.steps.setdefault(stage, settings.steps or 0)
+        return settings.model_copy(update={"steps": steps, "minutes": None})
+
+    def _fitting_steps(
+        self,
+        stage: str,
+        settings: TrainingSettings,
+        take: Callable[[int, TrainingSettings], Any],
+        began: float,
+    ) -> int:
+        """How many steps fit into the time budget, by the rate of the first ones; all processes get the same number.
+
+        Args:
+            take: takes a step of the number, at settings whose end is far away.
+            began: when the stage did, by ``time.perf_counter``.
+
+        Raises:
+            UserError: no step fits, or no more than those of the warm-up.
+        """
+        assert settings.minutes is not None
+        budget, far = 60 * settings.minutes, settings.model_copy(update={"steps": settings.steps or sys.maxsize})
+        on_gpu = self.device.type == "cuda"
+
+        def spent() -> float:
+            if on_gpu:
+                torch.cuda.synchronize(self.device)
+            return time.perf_counter() - began
+
+        def over(done: bool) -> bool:
+            if self.processes.as_main_says(self._told_to_stop):
+                sys.exit(128 + signal.SIGTERM)  # nothing is lost that a later attempt could use
+            return self.processes.as_main_says(done)
+
+        step = 0
+        while step == 0 or not over(step >= _UNTIMED_STEPS or spent() > _UNTIMED_LIMIT * budget):
+            take(step, far)
+            step += 1
+        start = now = spent()
+        timed = 0
+        while timed == 0 or not over(
+            now > _TIMED_LIMIT * budget or (timed >= _TIMED_STEPS and now - start >= _TIMED_SHARE * budget)
+        ):
+            # A GPU is waited for rarely: it must not run dry, as it would not in training.
+            for _ in range(_TIMED_STEPS if on_gpu else 1):
+                take(step + timed, far)
+                timed += 1
+            now = spent()
+        rate = (now - start) / timed
+        fitting = int(self.processes.as_main_says((budget - now) / rate))
+        expected = settings.warmup_steps + 1
+        if fitting < expected:
+            raise UserError(
+                f"stage {stage}: training.minutes: found {settings.minutes:.3g}, expected more: {max(fitting, 0)} "
+                f"steps of {rate:.3g} s fit beside the {now:.3g} s that compiling and timing took, and at least "
+                f"{expected} are needed (training.warmup_steps and one)."
+            )
+        print(f"stage {stage}: {fitting} steps of {rate:.3g} s fit into {settings.minutes:.3g} min", file=sys.stderr)
+        return min(fitting, settings.steps or fitting)
 
     def _autocast(self, settings: TrainingSettings) -> torch.autocast:
         # Uncached: some versions of torch lose the gradient of weights that were first cast where there was none.
@@ -791,6 +923,8 @@ class TrainingRun:
             "evaluations": self.evaluations,
             "real_images_seen": self.real_images_seen,
             "arithmetic": self.arithmetic,
+            "steps": self.steps,
+            "steps_done": self.steps_done,
             "log": copy.deepcopy(self.log),
         }
         with atomic_path(path) as temporary:
@@ -819,6 +953,7 @@ class TrainingRun:
     def _restore_totals(self, state: dict[str, Any]) -> None:
         self.evaluations, self.real_images_seen = state["evaluations"], state["real_images_seen"]
         self.log, self.arithmetic = state["log"], state["arithmetic"]
+        self.steps, self.steps_done = state["steps"], state["steps_done"]
 
     @staticmethod
     def _use_threads(threads: int) -> None:

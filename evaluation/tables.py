@@ -26,7 +26,7 @@ SPEED_COLUMNS = (
     *("rounds", "median_precision", "network_share", "energy_j_per_image"),
 )
 COST_COLUMNS = (
-    *("experiment", "method", "variant", "network_evaluations", "real_images_seen"),
+    *("experiment", "method", "variant", "steps", "network_evaluations", "real_images_seen"),
     *("wall_clock_s", "parameters", "offline_bytes"),
 )
 CURVE_COLUMNS = (
@@ -263,7 +263,7 @@ def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
     cost["nfe"] = cost["nfe"].astype("Int64")
     keys = ["experiment", "method", "variant", "nfe", "base_variant"]
     cost = cost.groupby(keys, sort=False, dropna=False, as_index=False).mean()
-    for name in ("network_evaluations", "real_images_seen", "parameters", "offline_bytes"):
+    for name in ("steps", "network_evaluations", "real_images_seen", "parameters", "offline_bytes"):
         cost[name] = cost[name].round().astype("int64")
     return cost[[*COST_COLUMNS, "nfe", "base_variant"]]
 
@@ -1149,12 +1149,13 @@ def cost_table(results: Results) -> Table:
     return Table(
         "training_cost",
         "What training cost",
-        "Network evaluations and real images are counted in pictures (a batch of 128 counts 128 times) and "
+        "Network evaluations and real images are counted in images (a batch of 128 counts 128 times). All numbers "
         "accumulate over everything that had to be trained before a student; wall-clock accumulates over "
         "interruptions, and training jobs may have shared the machine: read it as an upper bound. The teacher's own "
         "training is not part of a student's figures.",
         [
             Column("network", "Network"),
+            Column("steps", "Optimiser steps", "count"),
             Column("network_evaluations", "Network evaluations", "count"),
             Column("real_images_seen", "Real images seen", "count"),
             Column("wall_clock_s", "Wall-clock", "duration"),

@@ -65,6 +65,9 @@ class Row:
         learning: pictures whose activations a step of training holds at once, in its largest stage.
         precision: of the networks on a card.
         transfer: bytes from the network.
+        budget_s: seconds of trainings that end by time; ``forward`` and ``trained`` are without theirs.
+        timed_forward, timed_trained: the evaluations of those trainings at a rate of one evaluation a second.
+        timed_steps: their optimiser steps, likewise.
     """
 
     rule: str
@@ -76,11 +79,14 @@ class Row:
     learning: int = 0
     precision: str = "tf32"
     transfer: float = 0
+    budget_s: float = 0
+    timed_forward: float = 0
+    timed_trained: float = 0
+    timed_steps: float = 0
 
-    @property
-    def passes(self) -> float:
-        """Evaluations without a gradient that take as long."""
-        return self.forward + _WITH_GRADIENT * self.trained
+    def hours(self, rate: float) -> float:
+        """At so many evaluations without a gradient a second; one with a gradient takes several times as long."""
+        return ((self.forward + _WITH_GRADIENT * self.trained) / rate + self.budget_s) / 3600
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,22 @@ class Estimate:
         """Bytes that a job holds, the activations of float32 included."""
         return row.memory + row.learning * self.activations
 
+    def rate_on(self, card: str, row: Row) -> float:
+        """Evaluations without a gradient a second at the assumed share of a card's peak in the row's precision."""
+        return CARDS[card][row.precision] * SHARE_OF_PEAK / self.operations
+
     def hours_here(self, row: Row) -> float:
         """At the measured rate."""
-        return row.passes / self.rates[row.precision] / 3600
+        return row.hours(self.rates[row.precision])
 
     def hours_on(self, card: str, row: Row) -> float:
-        """At the assumed share of a card's peak in the row's precision."""
-        return row.passes * self.operations / (CARDS[card][row.precision] * SHARE_OF_PEAK) / 3600
+        """At :meth:`rate_on`."""
+        return row.hours(self.rate_on(card, row))
+
+    def evaluations(self, row: Row) -> tuple[float, float]:
+        """Those without a gradient and those with one; of trainings that end by time, as many as fit here."""
+        rate = self.rates[row.precision]
+        return row.forward + rate * row.timed_forward, row.trained + rate * row.timed_trained
 
 
 class CountingRun(TrainingRun):
@@ -122,6 +137,7 @@ class CountingRun(TrainingRun):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "estimate", 0, torch.device("cpu"))
         self.forward = self.trained = 0.0
+        self.budget_s = self.timed_forward = self.timed_trained = self.timed_steps = 0.0
         self.learning = 0
         self._passed = [0, 0]
 
@@ -146,9 +162,17 @@ class CountingRun(TrainingRun):
         self._passed = [0, 0]
         average = copy.deepcopy(network).requires_grad_(False)
         loss(Step(self.generator(stage, 0), 0.5, settings.slice_size, average))
-        slices = settings.steps * settings.gradient_accumulation_steps
-        self.forward += slices * self._passed[0]
-        self.trained += slices * self._passed[1]
+        forward, trained = (settings.gradient_accumulation_steps * passed for passed in self._passed)
+        if settings.minutes is None:
+            self.forward += settings.num_steps * forward
+            self.trained += settings.num_steps * trained
+        else:  # at most, where there are steps too
+            seconds = 60 * settings.minutes
+            steps = seconds / (forward + _WITH_GRADIENT * trained)
+            self.budget_s += seconds
+            self.timed_steps += steps
+            self.timed_forward += steps * forward
+            self.timed_trained += steps * trained
         self.learning = max(self.learning, self._passed[1])
         return Trained(network, {})
 
@@ -214,7 +238,20 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
 
 
 def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
-    return Row(rule, variant, seeds * run.forward, seeds * run.trained, memory, seeds * disk, run.learning, precision)
+    return Row(
+        rule,
+        variant,
+        forward=seeds * run.forward,
+        trained=seeds * run.trained,
+        memory=memory,
+        disk=seeds * disk,
+        learning=run.learning,
+        precision=precision,
+        budget_s=seeds * run.budget_s,
+        timed_forward=seeds * run.timed_forward,
+        timed_trained=seeds * run.timed_trained,
+        timed_steps=run.timed_steps,
+    )
 
 
 class _Made:
@@ -406,10 +443,11 @@ def table(found: Estimate) -> str:
     ]
     largest = max(found.rows, key=found.memory)
     for first, second, rows in [*((row.rule, row.variant, [row]) for row in found.rows), ("all", "", found.rows)]:
-        trained, hours = sum(row.trained for row in rows), [sum(map(found.hours_here, rows))]
+        forward, trained = (sum(passed) for passed in zip(*map(found.evaluations, rows), strict=True))
+        hours = [sum(map(found.hours_here, rows))]
         hours += [sum(found.hours_on(card, row) for row in rows) for card in CARDS]
         most = rows[0] if len(rows) == 1 else largest
-        cells = [first, second, f"{trained + sum(row.forward for row in rows):.3g}", f"{trained:.3g}"]
+        cells = [first, second, f"{trained + forward:.3g}", f"{trained:.3g}"]
         cells += [f"{number:.3g}" for number in hours]
         cells += [_bytes(most.memory), _bytes(most.learning * found.activations)]
         cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
@@ -424,6 +462,14 @@ def table(found: Estimate) -> str:
         "them. Transfer: bytes from the network, where no cache has them. Not counted: the time of features, measures "
         "and speed, the activations of sampling, further protocols, and the disk of sets whose size is not known yet.",
     ]
+    if timed := [row for row in found.rows if row.timed_steps]:
+        lines += ["", "| Ends by time | Minutes | Steps here | " + " | ".join(f"{card} steps" for card in CARDS) + " |"]
+        lines.append("|---|---:|---:|" + "---:|" * len(CARDS))
+        for row in timed:
+            each = [found.rates[row.precision], *(found.rate_on(card, row) for card in CARDS)]
+            steps = " | ".join(f"{rate * row.timed_steps:,.0f}" for rate in each)
+            lines.append(f"| {row.variant or row.rule} | {row.budget_s / 60:.3g} | {steps} |")
+        lines += ["", "Steps of one training, by the evaluations alone; evaluations in the first table are those here."]
     if found.published:
         sources = load_published()["sources"]
         lines += ["", "| Published | Hours of one | | Source |", "|---|---:|---|---|"]

@@ -119,6 +119,7 @@ def fabricate(
         listed = [
             {
                 "nfe": n,
+                "steps": e // 320,
                 "network_evaluations": e,
                 "real_images_seen": r,
                 "wall_clock_s": s,

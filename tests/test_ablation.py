@@ -92,7 +92,7 @@ def results(values):
     cost = pd.DataFrame(
         [
             {"experiment": "x", "method": "boot", "variant": v, "network_evaluations": 1000, "real_images_seen": 0}
-            | {"wall_clock_s": 1.0, "parameters": 1, "nfe": 1, "base_variant": v}
+            | {"wall_clock_s": 1.0, "parameters": 1, "steps": 5, "nfe": 1, "base_variant": v}
             for v in values
         ],
         columns=[*COST_COLUMNS, "nfe", "base_variant"],

@@ -86,7 +86,7 @@ def results(values, costs):
     ]
     cost = pd.DataFrame(
         [
-            {"experiment": "x", "method": v, "variant": v, "wall_clock_s": 1.0, "parameters": 1, "nfe": 1}
+            {"experiment": "x", "method": v, "variant": v, "wall_clock_s": 1.0, "parameters": 1, "steps": 5, "nfe": 1}
             | {"base_variant": v, "network_evaluations": e, "real_images_seen": r, "offline_bytes": b}
             for v, (e, r, b) in costs.items()
         ],

@@ -231,7 +231,7 @@ def test_null_and_numbers_to_choose_from_may_be_texts():
     assert experiment.methods["unipc"].settings.solver_order == 3
     with pytest.raises(UserError, match=r"methods\.unipc\.solver_order: found '4'"):
         parse_experiment(changed("methods.unipc", {"method": "unipc", "solver_order": "4"}))
-    with pytest.raises(UserError, match=r"teacher\.training\.steps: found 'null'"):
+    with pytest.raises(UserError, match=r"teacher\.training: found neither steps nor minutes"):
         parse_experiment(changed("teacher.training.steps", "null"))
 
 

@@ -114,6 +114,34 @@ def test_training_resumes_to_the_same_bits(name, tmp_path, data):
 
 
 @pytest.mark.parametrize("name", TRAINED)
+def test_the_timed_steps_of_a_time_budget_leave_no_trace(name, tmp_path, data, monkeypatch):
+    """Whatever a method changes while the first steps are timed is taken back: its result is that of so many steps."""
+
+    def time_three(self, stage, settings, take, began):
+        for step in range(3):
+            take(step, settings.model_copy(update={"steps": 10**9}))
+        return 4
+
+    monkeypatch.setattr(TrainingRun, "_fitting_steps", time_three)
+    timed = distil(build(name, steps=None, minutes=1.0), tmp_path / "timed", data)
+    method = build(name, steps=4)
+    if name == "progressive_distillation":
+        method.settings = method.settings.model_copy(update={"last_stages_factor": 1})
+    for one, two in zip(timed, distil(method, tmp_path / "counted", data), strict=True):
+        assert {**one.cost, "wall_clock_s": 0} == {**two.cost, "wall_clock_s": 0}
+        for key, value in one.network.state_dict().items():
+            assert torch.equal(value, two.network.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_time_budget_in_place_of_steps_is_not_ended_by_the_methods_own_number(name):
+    assert build(name, minutes=1.0).settings.training.steps == method_class(name).TINY["training"]["steps"]
+    kind = method_class(name)
+    alone = kind.Settings.model_validate({"method": name, "training": {"minutes": 1.0}})
+    assert (alone.training.steps, alone.training.minutes) == (None, 1.0)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_another_seed_trains_another_student(name, tmp_path, data):
     one, two = (distil(build(name), tmp_path / str(seed), data, seed=seed)[-1].network for seed in (0, 1))
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -143,6 +143,27 @@ def test_two_processes_train_the_same_network_as_one(spread, tmp_path):
     assert len({cost["real_images_seen"] for cost in costs}) == 1
 
 
+def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
+    """Each has its own clock: the first one's counts. One process takes so many steps to the same network."""
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    training = {"batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "decay": "cosine"}
+    weights = {}
+    ends = {"minutes": 0.05}
+    for name, launch in (("two", TOGETHER), ("one", ALONE)):
+        settings = json.dumps(TEACHER | {"training": training | ends})
+        command = [*launch, "suite.cli", "teacher", "--data", tmp_path / "data", "--settings", settings]
+        places = ["--state", tmp_path / name, "--output", tmp_path / f"{name}-out"]
+        subprocess.run([*command, *places], env=ENVIRONMENT, check=True, timeout=300)
+        facts = json.loads((tmp_path / f"{name}-out" / "provenance.json").read_text())
+        cost = json.loads((tmp_path / f"{name}-out" / "cost.json").read_text())["students"][0]
+        ends = {"steps": facts["steps"]["teacher"]}
+        assert cost["steps"] == ends["steps"] >= 1
+        weights[name] = load_file(tmp_path / f"{name}-out/unet/diffusion_pytorch_model.safetensors")
+    for key, tensor in weights["one"].items():
+        if not key.endswith("to_k.bias"):  # as above
+            torch.testing.assert_close(weights["two"][key], tensor, rtol=1e-3, atol=1e-5)
+
+
 class _Two(torch.nn.Module):
     """A part and a list of parts, as a U-Net has them."""
 

@@ -90,7 +90,8 @@ def test_long_tables_have_their_columns_in_order(report: Path) -> None:
         "reference,library",
         "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
         "latency_ms_p95,peak_memory_mb,speedup_over_teacher,rounds,median_precision,network_share,energy_j_per_image",
-        "cost": "experiment,method,variant,network_evaluations,real_images_seen,wall_clock_s,parameters,offline_bytes",
+        "cost": "experiment,method,variant,steps,network_evaluations,real_images_seen,wall_clock_s,parameters,"
+        "offline_bytes",
         "learning_curves": "variant,nfe,train_seed,step,network_evaluations,real_images_seen,wall_clock_s,metric,value",
     }
     for name, header in expected.items():

@@ -96,6 +96,95 @@ def test_sigterm_at_the_last_step_lets_the_stage_end(tmp_path):
     assert not (tmp_path / "told" / "checkpoint.pt").exists()
 
 
+class Clock:
+    """Time that passes in steps alone: what ``fit`` sees as one second a look, and ``per_step`` a step."""
+
+    def __init__(self, per_step):
+        self.now, self.per_step = 0.0, per_step
+
+    def perf_counter(self):
+        return self.now
+
+
+def train_by_time(folder, settings, monkeypatch, per_step=0.5, **options):
+    """:func:`train` on a clock on which a step takes ``per_step`` seconds and nothing else takes any."""
+    clock, network = Clock(per_step), small_network()
+    network.register_forward_pre_hook(lambda *_: setattr(clock, "now", clock.now + per_step))
+    monkeypatch.setattr("diffusion.training.time", clock)
+    return train(folder, settings, network=network, **options)
+
+
+MINUTE = SETTINGS.model_copy(update={"steps": None, "minutes": 1.0})
+
+
+def test_a_time_budget_becomes_the_steps_that_fit_beside_the_timed_ones(tmp_path, monkeypatch):
+    # 5 untimed and 10 timed steps of half a second leave 52.5 of 60 seconds.
+    weights, cost, run = train_by_time(tmp_path / "timed", MINUTE, monkeypatch)
+    assert run.steps == {"only": 105}
+    assert cost == {
+        "steps": 105,
+        "network_evaluations": 105 * 16,
+        "real_images_seen": 105 * 16,
+        "wall_clock_s": pytest.approx(60.0),
+    }
+    counted, _, other = train(tmp_path / "counted", SETTINGS.model_copy(update={"steps": 105}))
+    assert other.steps == run.steps
+    assert all(torch.equal(weights[name], counted[name]) for name in weights)
+    # The rate falls over the steps that were found: the same row of the log by row.
+    shown = [[{**row, "wall_clock_s": 0} for row in one.log] for one in (run, other)]
+    assert shown[0] == shown[1]
+
+
+def test_a_slow_device_is_timed_by_fewer_steps(tmp_path, monkeypatch):
+    # 15 % of 60 s are over in the third step of 4 s, 25 % in the fourth: 44 s are left, for 11.
+    _, cost, run = train_by_time(tmp_path, MINUTE, monkeypatch, per_step=4.0)
+    assert run.steps == {"only": 11}
+    assert cost["wall_clock_s"] == pytest.approx(60.0)
+
+
+def test_of_steps_and_minutes_the_first_to_end_counts(tmp_path, monkeypatch):
+    both = MINUTE.model_copy(update={"steps": 30})
+    assert train_by_time(tmp_path / "1", both, monkeypatch)[2].steps == {"only": 30}
+    assert train_by_time(tmp_path / "2", both, monkeypatch, per_step=4.0)[2].steps == {"only": 11}
+
+
+@pytest.mark.parametrize("stop_after", [3, 12, 16, 60])
+def test_a_time_budget_is_fixed_once_also_where_the_next_machine_is_slower(tmp_path, monkeypatch, stop_after):
+    whole, _, _ = train(tmp_path / "whole", SETTINGS.model_copy(update={"steps": 105}))
+    with pytest.raises(KeyboardInterrupt):
+        train_by_time(tmp_path / "stopped", MINUTE, monkeypatch, stop_after=stop_after)
+    # Stopped among the timed steps it starts anew; later, the number stands whatever a step takes by then.
+    per_step = 0.5 if stop_after < 15 else 2.0
+    weights, _, run = train_by_time(tmp_path / "stopped", MINUTE, monkeypatch, per_step=per_step)
+    assert run.steps == {"only": 105}
+    assert all(torch.equal(whole[name], weights[name]) for name in whole)
+
+
+@pytest.mark.parametrize(("per_step", "fitting"), [(25.0, 0), (4.5, 9)])
+def test_a_time_budget_that_its_warm_up_uses_up_is_refused(tmp_path, monkeypatch, per_step, fitting):
+    settings = MINUTE.model_copy(update={"warmup_steps": 12})
+    with pytest.raises(UserError, match=rf"training.minutes: found 1, .* {fitting} steps of .* at least 13 are needed"):
+        train_by_time(tmp_path, settings, monkeypatch, per_step=per_step)
+
+
+def test_sigterm_among_the_timed_steps_ends_the_job(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as left:
+        train_by_time(tmp_path, MINUTE, monkeypatch, terminated_at=2)
+    assert left.value.code == 128 + signal.SIGTERM
+
+
+def test_a_training_needs_an_end():
+    with pytest.raises(ValueError, match="found neither steps nor minutes"):
+        TrainingSettings(batch_size=8)
+
+
+def test_stages_share_the_minutes_by_their_weights():
+    settings = TrainingSettings(steps=10, minutes=4.0)
+    stages = [settings.of_stage(weight, 5) for weight in (1, 2, 2)]
+    assert [stage.steps for stage in stages] == [10, 20, 20]
+    assert [stage.minutes for stage in stages] == pytest.approx([0.8, 1.6, 1.6])
+
+
 def test_another_seed_gives_other_weights(tmp_path):
     one, _, _ = train(tmp_path / "1", SETTINGS, seed=1)
     two, _, _ = train(tmp_path / "2", SETTINGS, seed=2)

@@ -52,6 +52,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
                 settings=settings.model_dump(mode="json"),
                 seed=settings.seed,
                 arithmetic=run.arithmetic,
+                steps=run.steps,
             )
         run.deliver()
 
@@ -136,6 +137,7 @@ def distil(arguments: argparse.Namespace) -> None:
                 guidance_scale=arguments.guidance_scale,
                 seed=arguments.seed,
                 arithmetic=run.arithmetic,
+                steps=run.steps,
             )
         run.deliver()
 
