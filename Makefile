@@ -6,6 +6,8 @@ VENV = .venv
 # What `snakemake --cores` gets, and what pytest gets (ARGS="-k schedule").
 CORES = all
 ARGS =
+# Images for `make gpu-check`: a folder, a zip, or cifar-10-binary.tar.gz.
+DATA =
 # Test processes side by side; a file stays in one of them, because its tests share what is dear to make.
 WORKERS = 2
 
@@ -15,12 +17,13 @@ IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" "$(VENV)/bin/python"
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check --no-input
 STAMP = $(VENV)/.installed
 
-.PHONY: help reproduce test lint environment lock clean
+.PHONY: help reproduce test lint gpu-check environment lock clean
 
 help:
 	@echo 'make reproduce    install, run the default experiment, say where the report is'
 	@echo 'make test         install, run the test suite (ARGS="..." goes to pytest)'
 	@echo 'make lint         install, run ruff, snakefmt, mypy and the lint of Snakemake'
+	@echo 'make gpu-check    on a machine with a GPU, with PYTHON as it is: tests, a comparison, benchmarks (docs/scale.md)'
 	@echo 'make environment  only install: $(VENV) with what requirements.lock pins'
 	@echo 'make lock         resolve pyproject.toml anew: requirements.lock and environment.yml'
 	@echo 'make clean        remove the environment and the tools'\'' caches; results stay'
@@ -40,6 +43,10 @@ lint: $(STAMP)
 	$(IN_VENV) -m snakefmt --check Snakefile workflow
 	$(IN_VENV) -m mypy
 	$(IN_VENV) -m snakemake --lint
+
+# Installs nothing: a machine with a GPU often has its own torch, and no network.
+gpu-check:
+	@PYTHON="$(PYTHON)" DATA="$(DATA)" bash benchmarks/gpu-check.sh $(ARGS)
 
 environment: $(STAMP)
 

@@ -25,7 +25,7 @@ def number_of_cards() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def claim_cards(count: int, seconds_between: float = 2.0) -> list[int]:
+def claim_cards(count: int, seconds_between: float = 0.2) -> list[int]:
     """Numbers of GPUs that belong to this process until it ends, however it ends; it waits until there are enough.
 
     Snakemake counts cards (its resource ``gpu``) and does not say which one a job has; this does. All are taken or
@@ -68,8 +68,8 @@ def claim_cards(count: int, seconds_between: float = 2.0) -> list[int]:
 def gpu_lock(device: torch.device) -> AbstractContextManager[object]:
     """A lock on one card, to be entered by jobs whose wall-clock is reported; it waits for the job that holds it.
 
-    Snakemake's ``gpu`` resource serialises the jobs of one run, but can be overridden away and knows nothing of a
-    trainer that has outlived its run. A card that was claimed for this process is locked already.
+    A card that was claimed for this process is locked already: this is for one that the user has named
+    (``BOOT_DEVICE=cuda:1``).
     """
     if os.environ.get(CLAIMED_BY_STARTER):
         return nullcontext()

@@ -33,8 +33,9 @@ def wanted_device() -> torch.device:
 def default_device() -> torch.device:
     """A GPU where there is one, else the CPU; the environment variable ``BOOT_DEVICE`` overrides ("cpu", "cuda:1").
 
-    Of several GPUs this process gets one that no other job has, and the same one whenever it asks; it waits until one
-    is free.
+    This process gets a GPU that no other job has, and the same one whenever it asks; it waits until one is free. So
+    jobs that Snakemake starts beside each other on one GPU (``--resources gpu=3``) load their code while another
+    computes, and none disturbs the time that another takes.
 
     Raises:
         UserError: ``BOOT_DEVICE`` names a device that this machine does not have, or the GPU cannot be used.
@@ -46,7 +47,9 @@ def default_device() -> torch.device:
         if "LOCAL_RANK" in os.environ:
             # One of several processes that train together has a card of its own.
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        elif number_of_cards() > 1:
+        else:
+            import diffusers  # noqa: F401  # takes seconds, for which no other job shall wait
+
             device = torch.device("cuda", claim_cards(1)[0])
     try:
         torch.empty(0, device=device)
