@@ -1,80 +1,105 @@
 """How near training comes to what the device can do, to the bare network, and to the loop that others write.
 
+    python benchmarks/training.py --quick [--seconds 100] [--json FILE]
     python benchmarks/training.py [--configfile config/ffhq64.yaml …] [--seconds 440] [--json FILE]
 
-Without options: the networks of config/ffhq64.yaml, imagenet64.yaml and bedroom256.yaml on a card, and that of
-digits.yaml on a processor. No data and no weights are needed: pictures are noise and networks are untrained, which
-the time does not see.
+Networks: config/ffhq64.yaml, imagenet64.yaml and bedroom256.yaml on a GPU, of which --quick takes the first, and
+digits.yaml on a processor. Neither data nor weights are needed: images are noise and networks are untrained, which the
+time does not see.
 
 Of every network the teacher, BOOT, progressive distillation and consistency distillation train in the suite's own
-loop: eagerly first, then, as long as there is time, compiled and as CUDA graphs, and at last with one other setting
-at a time. Between every few steps others take their turn, and a round is over when each had one:
+loop: eagerly first, then, as long as there is time, as CUDA graphs and compiled, and at last (not with --quick) with
+one other setting at a time. Between every few steps others take their turn, and a round is over when each had one:
 
 - the plain loop: the same network trained as a teacher by the parts of `diffusers`, `accelerate` and torch that the
   example of `diffusers` for unconditional training is made of, eagerly in float32 (with torch's defaults:
-  convolutions in TF32 on a card), its batch already on the device;
+  convolutions in TF32 on a GPU), its batch already on the device; with --quick beside the teacher only;
 - the bare passes: the evaluations that one step of the method was seen to make, by network, size and order, the
-  trained ones forward and backward, and one step of the optimiser;
-- a large product of matrices, of bfloat16 on a card and float32 on a processor.
+  trained ones forward and backward, and one step of the optimiser, in the loop's own arithmetic and memory format;
+- a large product of matrices, of bfloat16 on a GPU and float32 on a processor.
 
-Columns: pictures a second; the time of a step over that of its bare passes; the operations of those evaluations a
+Columns: images a second; the time of a step over that of its bare passes; the operations of those evaluations a
 second (a backward pass counts two more; recomputed activations count for nothing) over those of the product; the plain
-loop's pictures a second, and ours over them (a plain loop trains a teacher: a distiller evaluates its networks more
-often); the most memory of a step. Sampling: pictures a second with one evaluation of a student and with 50 of the
-teacher, at the smallest batch that is nearly the best for one.
+loop's images a second, and ours over them (a plain loop trains a teacher: a distiller evaluates its networks more
+often); for how many milliseconds the device still worked when the host was done with a turn (near 0, the host is what
+holds it up); the most memory of a step. The loop looks at its loss every 25 steps: not every turn contains a look,
+which costs one emptied queue.
 
-Medians over rounds. Compare ratios of one run only. What the time does not suffice for is listed as not run.
+Sampling: images a second of a BOOT student, one evaluation, by the suite, and of `diffusers`' DDIMPipeline with 50
+steps and with one, on the same network and batch. The pipeline is called as the README does, without its progress bar
+and with output_type="np"; both draw their noise on the device and end with float images in [0, 1] on the host.
+
+Medians over rounds. Compare ratios of one run only. --seconds count from the start of the process; what they do not
+suffice for is listed as not run. With --quick a row may take a third of them, a compiled one half; one that is cut
+short keeps its rounds, from three on. The JSON file is whole after every row. Exit code: 1 if a row failed, or if the
+time did not suffice for the eager teacher, the eager BOOT or sampling; whether aims are met does not matter.
+
+The plan of --quick on an H100, assumed and not measured: 76.7 GFLOP an evaluation (network_operations of ffhq64, 58.7 M
+weights), a quarter of the data sheet's peak (989 TFLOP/s in bfloat16, 494 in TF32), 5 rounds, turns of 0.3 s, batch 64
+(convolutions have more tiles of 128 × 128 than the GPU has multiprocessors, but for those at 8 px), 10 s of imports.
+
+    row           evaluations, with gradient   TFLOP a step   ms a step   s a round   s with set-up
+    teacher                       0         64         14.7          60         1.2              11
+    BOOT (Heun)                 208         80         34.4         278         1.1              11
+    sampling              50 · 64 in one call         245         1990         2.4              11
+    progressive                 128         64         24.5         199         0.8               8
+    consistency                 192         64         29.5         239         1.0               9
+    compiled                                                                                     40, as far as they go
 """
 
 import argparse
 import copy
 import functools
 import gc
-import json
 import math
+import os
 import signal
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import yaml
 from throughput import medians, of_one_stage, synchronised_time, untrained
 from torch import nn
 
 from baselines.consistency_distillation import ConsistencyDistillation
-from baselines.ddim import Ddim, DdimSettings
 from baselines.progressive_distillation import ProgressiveDistillation
 from boot.distillation import Boot
 from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data.store import Shards, Split
 from diffusion.device import default_device
-from diffusion.errors import UserError
+from diffusion.files import write_json
 from diffusion.guidance import guided
-from diffusion.memory import out_of_memory
 from diffusion.networks import build_network
+from diffusion.pipelines import build_scheduler
 from diffusion.precision import float32_products
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment
 from suite.estimate import network_operations
-from suite.provenance import hardware, versions
+from suite.provenance import commit, hardware, versions
 
 CONFIG = Path(__file__).parents[1] / "config"
-METHODS: dict[str, Any] = {
-    "BOOT": Boot,
-    "progressive": ProgressiveDistillation,
-    "consistency": ConsistencyDistillation,
-}
+METHODS: dict[str, Any] = {"BOOT": Boot, "progressive": ProgressiveDistillation, "consistency": ConsistencyDistillation}
 CLASSES = 10  # of a class-conditional network; their number costs nothing
+OTHERS = ("accelerate", "triton")  # packages that can change these numbers, beside those of every result
 WITH_GRADIENT = 3  # forward, and twice that backward
+FEWEST_ROUNDS = 3  # that a row is told from, where its time ends before
+# On a GPU: of what trains, which ratio, in words, and what it should come to.
+AIMS = (
+    ("BOOT", "over_bare", "step over its bare passes", "≤ 1.10", ".2f"),
+    ("teacher", "over_plain", "images a second over the plain loop's", "≥ 2", ".2f"),
+    ("teacher", "share_of_product", "operations over the product's", "≥ 40 %", ".1%"),
+)
 
 
 class OutOfTime(BaseException):
@@ -87,13 +112,14 @@ class RoundsAreOver(Exception):
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Raises OutOfTime within it when the deadline has come, in the middle of a compilation too."""
+    """Raises OutOfTime within it when the deadline has come, in the middle of a compilation too, and again after 5
+    seconds, in case that it was raised where Python ignores errors (in a destructor)."""
 
     def over(_signal: int, _frame: Any) -> None:
         raise OutOfTime
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic()))
+    signal.setitimer(signal.ITIMER_REAL, max(0.001, deadline - time.monotonic()), 5)
     try:
         yield
     finally:
@@ -109,8 +135,12 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+def peak_memory_gib(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+
+
 class Product:
-    """A product of matrices that is large enough to keep the device busy, of bfloat16 on a card, float32 elsewhere."""
+    """A product of matrices that is large enough to keep the device busy, of bfloat16 on a GPU, float32 elsewhere."""
 
     def __init__(self, device: torch.device) -> None:
         size, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (2048, torch.float32)
@@ -134,13 +164,8 @@ class PlainLoop:
         labels = CLASSES + 1 if conditional(experiment) else None
         network: Any = build_network(experiment.teacher.network, data.channels, data.resolution, labels)
         self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
-        self.average = EMAModel(
-            network.parameters(),
-            decay=0.9999,
-            use_ema_warmup=True,
-            model_cls=type(network),
-            model_config=network.config,
-        )
+        kind = {"model_cls": type(network), "model_config": network.config}
+        self.average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, **kind)
         self.average.to(device)
         optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
         rates = get_scheduler("cosine", optimizer=optimiser, num_warmup_steps=500, num_training_steps=1_000_000)
@@ -234,8 +259,8 @@ def conditional(experiment: Experiment) -> bool:
     return bool(experiment.teacher.labels)
 
 
-def some_pictures(experiment: Experiment, count: int = 512) -> Split:
-    data, rng = experiment.data, np.random.default_rng(0)
+def some_pictures(experiment: Experiment) -> Split:
+    data, rng, count = experiment.data, np.random.default_rng(0), 512
     images = rng.integers(0, 256, (count, data.resolution, data.resolution, data.channels), dtype=np.uint8)
     names = tuple(map(str, range(CLASSES))) if conditional(experiment) else ("all",)
     return Split(Shards([images]), np.arange(count, dtype=np.int64) % len(names), names, "", "train")
@@ -254,17 +279,9 @@ def trainer(
     split, teacher = some_pictures(experiment), experiment.teacher
     method = None if name == "teacher" else method_of(experiment, METHODS[name])
     training = teacher.training if method is None else method.settings.training
-    training = training.model_copy(
-        update={
-            "steps": 1_000_000,
-            "batch_size": batch,
-            "gradient_accumulation_steps": 1,
-            "warmup_steps": 0,
-            "snapshots": 0,
-            "compile": "off",
-            **changes,
-        }
-    )
+    update = {"steps": 1_000_000, "batch_size": batch, "gradient_accumulation_steps": 1}
+    update |= {"warmup_steps": 0, "snapshots": 0, "compile": "off"}
+    training = training.model_copy(update=update | changes)
     if method is None:
         settings = teacher.model_copy(update={"training": training})
         return lambda run: train_teacher(settings, split, run), training.resolved(device, bf16=True)
@@ -282,139 +299,164 @@ def measure(
     batch: int,
     changes: dict[str, Any],
     rounds: int,
+    turn_seconds: float,
     device: torch.device,
     operations: float,
     known: dict[str, tuple[int, int]],
+    with_plain: bool = True,
 ) -> dict[str, Any]:
-    """One training in turns with the plain loop, a large product and, where it is eager, its own bare passes.
+    """One training in turns with a large product, the plain loop and, where it is eager, its own bare passes.
 
     Args:
+        turn_seconds: how long a turn takes about; at least one step, at most 25.
         operations: of one evaluation of the network.
         known: the evaluations of one step of each training, without a gradient and with one; an eager one adds its own.
+        with_plain: whether the plain loop takes part.
     """
     eager = changes.get("compile", "off") == "off"
     train, settings = trainer(experiment, name, batch, changes, device)
     recorder = Recorder() if eager else None
-    plain: PlainLoop | None = None
-    product = Product(device)
-    seconds: dict[str, list[float]] = {"ours": [], "plain": [], "bare": [], "product": []}
+    repeats = 10 if device.type == "cuda" else 1
+    calls: dict[str, tuple[Callable[[], Any], int]] = {}  # the others, and how many of theirs one call is
+    seconds: dict[str, list[float]] = {"ours": [], "ahead": []}
     warmup = 3 if eager else 5
-    started, memory, bare, steps = 0.0, None, None, 1
+    started, memory, product_operations, steps = 0.0, None, 0, 1
 
-    def timed(kind: str, call: Callable[[], Any], share: int) -> None:
-        start = synchronised_time(device)
-        call()
-        seconds[kind].append((synchronised_time(device) - start) / share)
+    def begin(step_seconds: float) -> None:
+        """Makes the others and warms them up."""
+        nonlocal memory, product_operations, steps
+        memory = peak_memory_gib(device)
+        steps = min(25, max(1, math.ceil(turn_seconds / step_seconds)))
+        product = Product(device)
+        product_operations = product.operations
+        product()
+        calls["product"] = (lambda: [product() for _ in range(repeats)], repeats)
+        if with_plain:
+            plain = PlainLoop(experiment, batch, device)
+
+            def train_plainly(steps: int) -> None:
+                with float32_products(device, tf32=False, tf32_convolutions=True):  # as a script that sets nothing
+                    plain.train(steps)
+
+            train_plainly(2)
+            calls["plain"] = (functools.partial(train_plainly, steps), steps)
+        if recorder is not None:
+            bare = bare_passes(recorder, settings, device)
+            bare()
+            calls["bare"] = (lambda: [bare() for _ in range(steps)], steps)
 
     def turn(step: int) -> None:
-        nonlocal started, memory, plain, bare, steps
+        nonlocal started
         if recorder is not None:
             recorder.recording = step == 0
         if step < warmup - 1 or (step > warmup and (step - warmup) % steps):
             return
-        now = synchronised_time(device)
+        host_done, now = time.perf_counter(), synchronised_time(device)
         if step == warmup - 1:  # one step more, to know how long it takes and what it holds
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             started = now
             return
         if step == warmup:
-            if device.type == "cuda":
-                memory = torch.cuda.max_memory_allocated(device)
-            # Turns of half a second, so that their ends do not matter.
-            steps = min(25, max(1, math.ceil(0.5 / (now - started))))
-            plain = PlainLoop(experiment, batch, device)
-            if recorder is not None:
-                bare = bare_passes(recorder, settings, device)
+            begin(now - started)
         else:
             seconds["ours"].append((now - started) / steps)
+            seconds["ahead"].append(now - host_done)
             if len(seconds["ours"]) == rounds:
                 raise RoundsAreOver
-        assert plain is not None
-        with float32_products(device, tf32=False, tf32_convolutions=True):  # as a script that sets nothing
-            if step == warmup:
-                plain.train(2)
-            timed("plain", functools.partial(plain.train, steps), steps)
-        if step == warmup:
-            product()
-        repeats = 10 if device.type == "cuda" else 1
-        timed("product", lambda: [product() for _ in range(repeats)], repeats)
-        if bare is not None:
-            if step == warmup:
-                bare()
-            timed("bare", lambda: [bare() for _ in range(steps)], steps)
+        for kind, (call, share) in calls.items():
+            start = synchronised_time(device)
+            call()
+            seconds.setdefault(kind, []).append((synchronised_time(device) - start) / share)
         started = synchronised_time(device)
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        InTurns(Path(folder), device, turn, recorder) as run,
-        suppress(RoundsAreOver),
-    ):
-        train(run)
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            InTurns(Path(folder), device, turn, recorder) as run,
+            suppress(RoundsAreOver),
+        ):
+            train(run)
+    except OutOfTime:
+        if len(seconds["ours"]) < FEWEST_ROUNDS:
+            raise
+    times = {kind: np.array(values[: len(seconds["ours"])]) for kind, values in seconds.items()}
     if recorder is not None:
         fed = [(len(x), learns) for _module, x, *_, learns in recorder.passes]
         known[name] = sum(n for n, learns in fed if not learns), sum(n for n, learns in fed if learns)
-    found = {kind: statistics.median(values) for kind, values in seconds.items() if values}
     forward, trained = known[name]
     done = operations * (forward + WITH_GRADIENT * trained)
+    ratios = {"share_of_product": done / product_operations * times["product"] / times["ours"]}
+    if with_plain:
+        ratios["over_plain"] = times["plain"] / times["ours"]
+    if eager:
+        ratios["over_bare"] = times["ours"] / times["bare"]
+    found = {kind: float(np.median(values)) for kind, values in (times | ratios).items()}
     return {
         "batch": batch,
         "arithmetic": settings.arithmetic,
         "pictures_per_second": batch / found["ours"],
-        "plain_pictures_per_second": batch / found["plain"],
-        "over_plain": statistics.median(p / o for p, o in zip(seconds["plain"], seconds["ours"], strict=True)),
-        "over_bare": (
-            statistics.median(o / b for o, b in zip(seconds["ours"], seconds["bare"], strict=True)) if eager else None
-        ),
+        "plain_pictures_per_second": batch / found["plain"] if with_plain else None,
+        **{ratio: found.get(ratio) for ratio in ("over_plain", "over_bare", "share_of_product")},
         "evaluations": [forward, trained],
         "operations": done,
-        "product_operations_per_second": product.operations / found["product"],
-        "share_of_product": statistics.median(
-            done / o * p / product.operations for o, p in zip(seconds["ours"], seconds["product"], strict=True)
-        ),
-        "peak_memory_gib": None if memory is None else memory / 2**30,
-        "seconds": seconds,
+        "product_operations_per_second": product_operations / found["product"],
+        "host_ahead_seconds": found["ahead"],
+        "peak_memory_gib": memory,
+        "ratios": {ratio: values.tolist() for ratio, values in ratios.items()},
+        "seconds": {kind: values.tolist() for kind, values in times.items()},
     }
 
 
-def sampling(experiment: Experiment, rounds: int, largest: int, device: torch.device) -> dict[str, Any]:
-    """Pictures a second with one evaluation of a student and with 50 of the teacher, and the best batch for the one."""
-    teacher = untrained(experiment, device, CLASSES)
+def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.device) -> dict[str, Any]:
+    """Images a second of a BOOT student and of `diffusers`' pipeline with the same network, at one batch."""
+    from diffusers import DDIMPipeline
+
+    if conditional(experiment):
+        return {"not_run": "`diffusers` has no pipeline for a class-conditional UNet2DModel"}
+    teacher, data = untrained(experiment, device, CLASSES), experiment.data
     student = BootStudent(teacher.network, teacher.schedule, teacher.prediction_type)
-    ddim, data = Ddim(DdimSettings()), experiment.data
+    pipeline = DDIMPipeline(teacher.network, build_scheduler(teacher))
+    pipeline.set_progress_bar_config(disable=True)
+    evaluated, evaluations = 0, {}
 
-    def noise_and_condition(batch: int) -> tuple[torch.Tensor, Any]:
-        noise = torch.randn(batch, data.channels, data.resolution, data.resolution, device=device)
-        return noise, teacher.conditions.of_samples(range(batch), device)
+    def count(_network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal evaluated
+        evaluated += len(inputs[0])
 
-    rates: dict[int, float] = {}
-    with torch.inference_mode():
-        for batch in (2**power for power in range(20) if 2**power <= largest):
-            fed = noise_and_condition(batch)
-            try:
-                found = medians({"one": lambda fed=fed: student.sample(*fed)}, 3, device)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                break
-            rates[batch] = batch / found["one"]
-        best = min(batch for batch, rate in rates.items() if rate >= 0.97 * max(rates.values()))
-        noise, condition = noise_and_condition(best)
-        guided_teacher = guided(teacher, experiment.teacher.guidance)
-        found = medians(
-            {
-                "one": lambda: student.sample(noise, condition),
-                "fifty": lambda: ddim.draw(guided_teacher, noise, 50, condition),
-            },
-            max(2, rounds // 2),
-            device,
-        )
+    teacher.network.register_forward_pre_hook(count)
+
+    @torch.inference_mode()
+    def ours() -> Any:
+        images = student.sample(torch.randn(batch, data.channels, data.resolution, data.resolution, device=device))
+        return (images / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+
+    def theirs(steps: int) -> Any:
+        # The flag, so that its 50 steps make the suite's samples.
+        options = {"num_inference_steps": steps, "use_clipped_model_output": True, "output_type": "np"}
+        return pipeline(batch_size=batch, **options).images
+
+    def repeated(name: str, call: Callable[[], Any], repeats: int) -> Callable[[], None]:
+        def several() -> None:
+            before = evaluated
+            for _ in range(repeats):
+                call()
+            evaluations[name] = (evaluated - before) / (batch * repeats)
+
+        return several
+
+    once = {"student": (ours, 5), "pipeline_1": (lambda: theirs(1), 5), "pipeline_50": (lambda: theirs(50), 1)}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    calls = {name: repeated(name, call, repeats) for name, (call, repeats) in once.items()}
+    found = {name: value / once[name][1] for name, value in medians(calls, max(3, rounds // 2), device).items()}
     return {
-        "batch": best,
-        "one_evaluation": best / found["one"],
-        "fifty_evaluations": best / found["fifty"],
-        "ratio": found["fifty"] / found["one"],
-        "rates": rates,
+        "batch": batch,
+        "output_type": "np",
+        "images_per_second": {name: batch / value for name, value in found.items()},
+        "evaluations_per_image": evaluations,
+        "over_pipeline": {name: found[name] / found["student"] for name in ("pipeline_1", "pipeline_50")},
+        "peak_memory_gib": peak_memory_gib(device),
     }
 
 
@@ -428,18 +470,17 @@ def parse(path: Path) -> Experiment:
 
 
 def jobs(
-    experiments: list[Experiment], modes: list[str], device: torch.device
+    experiments: list[Experiment], modes: list[str], device: torch.device, quick: bool
 ) -> Iterator[tuple[Experiment, str, dict[str, Any]]]:
     """What is measured, the most telling first: each with the experiment, what trains and the changed settings."""
     for experiment in experiments:
-        for name in ("teacher", *METHODS):
+        for name in ("teacher", "BOOT", "sampling", "progressive", "consistency"):
             yield experiment, name, {}
-        yield experiment, "sampling", {}
-    for name in ("teacher", *METHODS):
-        for experiment in experiments:
-            for mode in modes:
+    for mode in modes:
+        for name in ("teacher", "BOOT") if quick else ("teacher", *METHODS):
+            for experiment in experiments:
                 yield experiment, name, {"compile": mode}
-    for experiment in experiments:
+    for experiment in [] if quick else experiments:
         for name in ("teacher", "BOOT"):
             yield experiment, name, {"activation_checkpointing": True}
         yield experiment, "teacher", {"channels_last": device.type != "cuda"}
@@ -447,95 +488,145 @@ def jobs(
 
 
 HEAD = (
-    f"{'network':12s} {'trains':12s} {'changed':30s} {'batch':>5s} {'pictures/s':>10s} {'step/bare':>9s} "
-    f"{'of product':>10s} {'plain loop':>10s} {'over plain':>10s} {'GiB':>6s}"
+    f"{'network':12s} {'trains':12s} {'changed':30s} {'batch':>5s} {'images/s':>10s} {'step/bare':>9s} "
+    f"{'of product':>10s} {'plain loop':>10s} {'over plain':>10s} {'ahead ms':>8s} {'GiB':>6s}"
 )
 
 
-def line(network: str, name: str, changed: str, row: dict[str, Any]) -> str:
+def changed(row: dict[str, Any]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in row["changed"].items())
+
+
+def line(row: dict[str, Any]) -> str:
+    begin = f"{row['network']:12s} {row['trains']:12s} {changed(row):30s} "
     if "not_run" in row:
-        return f"{network:12s} {name:12s} {changed:30s} not run: {row['not_run']}"
-    if name == "sampling":
+        return f"{begin}not run: {row['not_run']}"
+
+    def cell(key: str, width: int, form: str) -> str:
+        return f"{'' if row[key] is None else format(row[key], form):>{width}s}"
+
+    if row["trains"] == "sampling":
+        rates, over = row["images_per_second"], row["over_pipeline"]
         return (
-            f"{network:12s} {name:12s} {'':30s} {row['batch']:5d} {row['one_evaluation']:10.4g} with one evaluation, "
-            f"{row['fifty_evaluations']:.4g} with 50, ratio {row['ratio']:.1f}"
+            f"{begin}{row['batch']:5d} {rates['student']:10.4g} of a student; DDIMPipeline with 50 steps "
+            f"{rates['pipeline_50']:.4g}, {over['pipeline_50']:.1f} times as slow, with one {rates['pipeline_1']:.4g}, "
+            f"{over['pipeline_1']:.2f} times"
         )
-    bare = "" if row["over_bare"] is None else f"{row['over_bare']:.3f}"
-    memory = "" if row["peak_memory_gib"] is None else f"{row['peak_memory_gib']:.2f}"
     return (
-        f"{network:12s} {name:12s} {changed:30s} {row['batch']:5d} {row['pictures_per_second']:10.4g} {bare:>9s} "
-        f"{row['share_of_product']:10.1%} {row['plain_pictures_per_second']:10.4g} {row['over_plain']:10.2f} "
-        f"{memory:>6s}"
+        f"{begin}{row['batch']:5d} {cell('pictures_per_second', 10, '.4g')} {cell('over_bare', 9, '.3f')} "
+        f"{cell('share_of_product', 10, '.1%')} {cell('plain_pictures_per_second', 10, '.4g')} "
+        f"{cell('over_plain', 10, '.2f')} {1000 * row['host_ahead_seconds']:8.1f} {cell('peak_memory_gib', 6, '.2f')}"
     )
 
 
-def main() -> None:
+def foot(rows: list[dict[str, Any]], on_gpu: bool) -> Iterator[str]:
+    """The aims, each with the median and the range of what was measured, in words."""
+    yield "Aims" if on_gpu else "Aims, which are for a GPU (this is a processor)"
+    for name, ratio, words, aim, form in AIMS:
+        for row in (row for row in rows if row["trains"] == name and row["changed"].keys() <= {"compile"}):
+            begin = f"  {row['network']}, {name}, {changed(row) or 'eager'}: {words}, aim {aim}: "
+            if ratio in row.get("ratios", {}):
+                values = row["ratios"][ratio]
+                least, most = format(min(values), form), format(max(values), form)
+                yield f"{begin}{row[ratio]:{form}} ({least} to {most} in {len(values)} rounds)"
+            elif not row["changed"]:
+                yield f"{begin}not measured ({row['not_run']})"
+
+
+def main(argv: list[str] | None = None, spent: float = 0.0) -> int:
+    """Measures, and returns the exit code; ``spent``: of --seconds, the imports took so many."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="what the aims are about, on one network")
     parser.add_argument("--configfile", type=Path, nargs="+", help="experiments whose networks are measured")
-    parser.add_argument("--batch-size", type=int, help="of training; by the resolution if not given")
+    parser.add_argument("--batch-size", type=int, help="if not given 64, 8 above 64 px, 16 on a processor with --quick")
     parser.add_argument("--modes", nargs="*", choices=("default", "cudagraphs"), help="how steps are compiled")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=440, help="after that nothing is begun or gone on with")
+    parser.add_argument("--rounds", type=int, help="7, or 5 with --quick, if not given")
+    parser.add_argument("--seconds", type=float, help="of the process, after which it ends; 440, or 100 with --quick")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="file for all figures, written after every row")
-    arguments = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="file for all numbers, written after every row")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    deadline = time.monotonic() + arguments.seconds
+    quick = arguments.quick
+    rounds = arguments.rounds or (5 if quick else 7)
+    seconds = arguments.seconds or (100 if quick else 440)
+    deadline = time.monotonic() + seconds - spent
     device = default_device()
-    on_card = device.type == "cuda"
-    names = ("ffhq64", "imagenet64", "bedroom256") if on_card else ("digits",)
+    on_gpu = device.type == "cuda"
+    names = ("ffhq64", *(() if quick else ("imagenet64", "bedroom256"))) if on_gpu else ("digits",)
     experiments = [parse(path) for path in arguments.configfile or [CONFIG / f"{name}.yaml" for name in names]]
-    modes = arguments.modes if arguments.modes is not None else ["default", *(["cudagraphs"] if on_card else [])]
-    machine = torch.cuda.get_device_name(device) if on_card else f"{torch.get_num_threads()} threads"
-    print(f"{device}, {machine}, torch {torch.__version__}, medians of {arguments.rounds} rounds")
+    modes = arguments.modes if arguments.modes is not None else [*(["cudagraphs"] if on_gpu else []), "default"]
+    machine = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} threads"
+    print(f"{device}, {machine}, torch {torch.__version__}, medians of {rounds} rounds, {seconds:.0f} s")
     print(HEAD, flush=True)
 
-    rows: list[dict[str, Any]] = []
+    plan = list(jobs(experiments, modes, device, quick))
+    rows: list[dict[str, Any]] = [
+        {"network": experiment.name, "trains": name, "changed": changes, "not_run": "the run ended before"}
+        for experiment, name, changes in plan
+    ]
     operations: dict[str, float] = {}
     known: dict[str, dict[str, tuple[int, int]]] = {}
-    for experiment, name, changes in jobs(experiments, modes, device):
+    facts = {
+        "hardware": hardware(),
+        "versions": versions() | {other.name: other.version for other in distributions() if other.name in OTHERS},
+        "commit": commit(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "options": {"quick": quick, "rounds": rounds, "seconds": seconds},
+        "operations_per_evaluation": operations,
+        "rows": rows,
+    }
+
+    def run(experiment: Experiment, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         data = experiment.data
-        batch = arguments.batch_size or {True: 64, False: 8}[data.resolution <= 64]
+        batch = arguments.batch_size or (8 if data.resolution > 64 else 64 if on_gpu or not quick else 16)
+        evaluations = known.setdefault(experiment.name, {})
+        if name == "sampling":
+            return sampling(experiment, rounds, batch, device)
+        if changes.get("compile") and name not in evaluations:
+            return {"not_run": "its eager form was not"}
         if experiment.name not in operations:
             labels = CLASSES + 1 if conditional(experiment) else None
             operations[experiment.name] = network_operations(
-                lambda e=experiment, n=labels: build_network(e.teacher.network, e.data.channels, e.data.resolution, n),
+                lambda: build_network(experiment.teacher.network, data.channels, data.resolution, labels),
                 (data.channels, data.resolution, data.resolution),
                 ClassLabels(CLASSES, has_null=True) if labels else Unconditional(),
             )
-        row: dict[str, Any]
-        evaluations = known.setdefault(experiment.name, {})
-        try:
-            with until(deadline):
-                if name == "sampling":
-                    row = sampling(experiment, arguments.rounds, 1024 if on_card else 256, device)
-                elif changes.get("compile") and name not in evaluations:
-                    row = {"not_run": "its eager form was not"}
-                else:
-                    each = operations[experiment.name]
-                    row = measure(experiment, name, batch, changes, arguments.rounds, device, each, evaluations)
-        except OutOfTime:
-            row = {"not_run": f"the {arguments.seconds:.0f} s are over"}
-        except (UserError, RuntimeError) as error:
-            row = {"not_run": str(error).splitlines()[0]}
-        changed = ", ".join(f"{key}: {value}" for key, value in changes.items())
-        print(line(experiment.name, name, changed, row), flush=True)
-        rows.append({"network": experiment.name, "trains": name, "changed": changes, **row})
-        release(device)
+        each, turn = operations[experiment.name], 0.3 if quick else 0.5  # so long that its ends do not matter
+        with_plain = name == "teacher" or not quick
+        return measure(experiment, name, batch, changes, rounds, turn, device, each, evaluations, with_plain)
+
+    def store() -> None:
         if arguments.json is not None:
-            facts = {
-                "hardware": hardware(),
-                "versions": versions(),
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "rounds": arguments.rounds,
-                "operations_per_evaluation": operations,
-                "rows": rows,
-            }
-            arguments.json.write_text(json.dumps(facts, indent=1))
-    if any("not_run" in row for row in rows):
+            write_json(arguments.json, facts)
+
+    store()
+    for row, (experiment, name, changes) in zip(rows, plan, strict=True):
+        found: dict[str, Any]
+        now = time.monotonic()
+        share = seconds / (2 if "compile" in changes else 3) if quick else math.inf
+        try:
+            with until(min(deadline, now + share)):
+                release(device)
+                found = run(experiment, name, changes)
+        except OutOfTime:
+            reason = f"the {seconds:.0f} s are over" if time.monotonic() >= deadline else f"not done in {share:.0f} s"
+            found = {"not_run": reason, "late": True}
+        except Exception as error:  # the other rows can still be had
+            found = {"not_run": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}", "failed": True}
+        del row["not_run"]
+        row |= found | {"took_seconds": time.monotonic() - now}
+        print(line(row), flush=True)
+        store()
+    print("", *foot(rows, on_gpu), sep="\n")
+    if any("late" in row for row in rows):
         print("\nMore time: --seconds; fewer networks: --configfile; fewer modes: --modes.", file=sys.stderr)
+    decisive = [row for row in rows if row["trains"] in ("teacher", "BOOT", "sampling") and not row["changed"]]
+    return int(any("failed" in row for row in rows) or any("late" in row for row in decisive))
 
 
 if __name__ == "__main__":
-    main()
+    age = time.time() - psutil.Process().create_time()
+    code = main(spent=min(60.0, max(0.0, age)))  # a clock that was set meanwhile does not end it at once
+    sys.stdout.flush()
+    os._exit(code)  # all is written, and after a compilation the interpreter takes many seconds to leave
