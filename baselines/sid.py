@@ -23,12 +23,11 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
-from diffusion.teacher import TeacherFacts, denoising_loss, uniform_times
+from diffusion.teacher import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
-_LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2  # of the noise levels on which EDM's networks are trained
 _SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
 
 
@@ -177,12 +176,6 @@ def grid_levels(count: int, generator: torch.Generator, largest_level: float) ->
     """
     share = uniform_times(count, 0.0, largest_level, generator)
     return karras_levels(math.log(_SIGMA_MIN), math.log(_SIGMA_MAX), share, _RHO)
-
-
-def lognormal_levels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """λ = log σ/α of ``count`` noise levels, normal: what EDM's networks are trained on (table 1 of that paper)."""
-    unit = torch.randn(count, generator=generator, device=generator.device, dtype=torch.float64)
-    return _LOG_SIGMA_MEAN + _LOG_SIGMA_DEVIATION * unit
 
 
 def sid_loss(

@@ -66,6 +66,19 @@ class GrownSettings(Settings):
         return {key: value for key, value in dumped.items() if key not in self.later or value != fields[key].default}
 
 
+class DataSettings(GrownSettings):
+    """What the settings of every kind of data set have.
+
+    Attributes:
+        flip: whether training draws each image mirrored left to right with probability 1/2. The stored data set is the
+            same with and without: references, neighbours and the classifier that judges labels see no flip.
+    """
+
+    flip: bool = False
+
+    later: ClassVar[tuple[str, ...]] = ("flip",)
+
+
 def _allows_bool(model: type[BaseModel], name: str | None) -> bool:
     annotation = model.model_fields[name].annotation if name else None
     return bool in (annotation, *get_args(annotation))

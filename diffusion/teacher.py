@@ -3,10 +3,11 @@
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.conditions import ClassLabels, Condition, Unconditional
 from diffusion.data.store import Split
@@ -18,9 +19,12 @@ from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_schedule, stored_picture_shape
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
-from diffusion.settings import Settings
+from diffusion.settings import GrownSettings, Settings
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.training import Step, TrainingRun, TrainingSettings
+
+# P_mean and P_std of Karras et al. 2022 (arXiv 2206.00364), table 1.
+_LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,13 @@ class _UsedTeacher(Settings):
         return Guidance(self.guidance_scale)
 
 
-class TeacherSettings(_UsedTeacher):
+class TeacherSettings(_UsedTeacher, GrownSettings):
     """A teacher that the workflow trains on the data set.
 
     Attributes:
+        noise_levels: the noise levels that it is trained on: "uniform" in t, or "lognormal", for the edm schedule alone
+            (log σ is normal with mean −1.2 and deviation 1.2, as EDM's networks are trained). Null is lognormal for the
+            edm schedule and uniform for others.
         thresholding: how its estimate is bounded.
         labels: whether it is told the class of the picture.
         label_dropout: share of the training pictures of which it is told no class, which guidance needs; 0 leaves that
@@ -79,10 +86,13 @@ class TeacherSettings(_UsedTeacher):
     network: NetworkSettings = NetworkSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     prediction_type: PredictionType = "v_prediction"
+    noise_levels: Literal["uniform", "lognormal"] | None = Field(None, validate_default=True)
     thresholding: Thresholding = STATIC
     labels: bool = False
     label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
+
+    later: ClassVar[tuple[str, ...]] = ("noise_levels",)
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
@@ -93,6 +103,17 @@ class TeacherSettings(_UsedTeacher):
             )
         return self
 
+    @field_validator("noise_levels")
+    @classmethod
+    def _noise_levels_of_the_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data["schedule"].kind if "schedule" in info.data else None  # a wrong one is reported already
+        if value == "lognormal" and kind not in ("edm", None):
+            raise ValueError(
+                f"found 'lognormal' with the {kind} schedule, expected 'uniform': those levels are of the edm schedule"
+            )
+        # Written out for edm, so that the results say it; nothing for others, of whose results this changes nothing.
+        return "lognormal" if value is None and kind == "edm" else value
+
     @model_validator(mode="after")
     def _can_be_guided(self) -> "TeacherSettings":
         if self.guidance_scale != 1 and not (self.labels and self.label_dropout):
@@ -102,6 +123,14 @@ class TeacherSettings(_UsedTeacher):
                 f"learnt by label_dropout, an unconditional input"
             )
         return self
+
+    def draw_times(self, count: int, schedule: Schedule, generator: torch.Generator) -> torch.Tensor:
+        """``count`` times of ``schedule`` to train on, float64, shape (count,), on the generator's device."""
+        if self.noise_levels != "lognormal":
+            return uniform_times(count, schedule.t_min, schedule.t_max, generator)
+        # EDM draws without bounds. Of its levels 16 in a million lie outside 0.002 … 80: they are taken at the ends,
+        # beyond which no sampler and no student asks the network.
+        return schedule.time_of(lognormal_levels(count, generator))
 
     def facts(self, channels: int, resolution: int) -> TeacherFacts:
         """What a teacher of the data set's pictures will be."""
@@ -175,11 +204,13 @@ class RealPictures:
 
     Args:
         split: the training part, as uint8 on disk. Up to a GiB is held on the training device; a larger one stays
-            memory-mapped, and only the batch travels.
+            memory-mapped, and only the batch travels. Where it says ``flip``, each drawn image is mirrored left to
+            right with probability 1/2.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
         self._device = device
+        self._flip = split.flip
         self._mapped = split.images
         self._held = torch.from_numpy(np.array(split.images)).to(device) if split.images.nbytes <= 2**30 else None
         self._labels = torch.from_numpy(np.array(split.labels))
@@ -188,16 +219,24 @@ class RealPictures:
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """``count`` pictures in [−1, 1], shape (count, C, H, W), and their labels, int64, shape (count,)."""
+        place, drawing = generator.device, generator
+        if self._held is None and place.type != "cpu":
+            # Which of the host's images is drawn on the host, by its own generator, which every micro-batch seeds: a
+            # draw on a GPU would have to be waited for, with all that the GPU still has to do. So the host goes on
+            # ahead and has the next batch ready.
+            place, drawing = torch.device("cpu"), torch.default_generator
+        index = torch.randint(len(self._mapped), (count,), generator=drawing, device=place)
+        # After the index: without flips the same images are drawn as ever.
+        flipped = torch.rand(count, generator=drawing, device=place) < 0.5 if self._flip else None
         if self._held is not None:
-            index = torch.randint(len(self._mapped), (count,), generator=generator, device=generator.device)
-            return from_uint8(self._held[index]), self._labels[index]
-        # Which of the host's pictures is drawn on the host, by its own generator, which every slice seeds: a draw on a
-        # card would have to be waited for, with all that the card still has to do. So the host goes on ahead and has
-        # the next batch ready.
-        on_host = generator if generator.device.type == "cpu" else None
-        index = torch.randint(len(self._mapped), (count,), generator=on_host)
-        pictures = self._to_device(torch.from_numpy(self._mapped[index.numpy()]))
-        return from_uint8(pictures), self._to_device(self._labels[index])
+            images, labels = self._held[index], self._labels[index]
+        else:
+            images = self._to_device(torch.from_numpy(self._mapped[index.numpy()]))
+            labels = self._to_device(self._labels[index])
+            flipped = None if flipped is None else self._to_device(flipped)
+        if flipped is not None:  # both are made and one is chosen: to look which are flipped, the host would wait
+            images = torch.where(flipped[:, None, None, None], images.flip(2), images)  # (N, H, W, C)
+        return from_uint8(images), labels
 
     def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
@@ -211,14 +250,25 @@ def uniform_times(count: int, low: float, high: float, generator: torch.Generato
     return low + (high - low) * unit
 
 
+def lognormal_levels(count: int, generator: torch.Generator) -> torch.Tensor:
+    """λ = log σ/α of ``count`` noise levels, normal with mean −1.2 and deviation 1.2.
+
+    Float64, shape (count,), on the generator's device. EDM's networks are trained on these (Karras et al. 2022,
+    table 1: P_mean and P_std of ln σ).
+    """
+    unit = torch.randn(count, generator=generator, device=generator.device, dtype=torch.float64)
+    return _LOG_SIGMA_MEAN + _LOG_SIGMA_DEVIATION * unit
+
+
 def denoising_loss(
     denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None
 ) -> torch.Tensor:
     """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
 
     For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
-    ``sample`` x, and for ``edm`` (x − c_skip x_t) / c_out, which is the weight 1/c_out² of Karras et al. 2022 (eq. 8).
-    Mean over batch and pixels; a scalar.
+    ``sample`` x, and for ``edm`` (x − c_skip x_t) / c_out. That is eq. 8 of Karras et al. 2022 with their weight
+    λ(σ) = (σ² + σ_data²) / (σ σ_data)² of ‖x̂ − x‖² (table 1): it equals 1/c_out², so that the network's own output has
+    weight 1 at every noise level. Mean over batch and pixels; a scalar.
 
     Args:
         x, noise: shape (N, C, H, W); t: shape (N,).
@@ -266,7 +316,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     def loss(step: Step) -> torch.Tensor:
         x, labels = pictures.draw(step.batch_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
-        t = uniform_times(len(x), schedule.t_min, schedule.t_max, step.generator)
+        t = settings.draw_times(len(x), schedule, step.generator)
         condition = None
         if isinstance(conditions, ClassLabels):
             condition = drop_labels(conditions, labels, settings.label_dropout, step.generator)

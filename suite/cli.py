@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     def guidance(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--guidance-scale", type=float, default=1.0, help="of the teacher; 1 is without")
 
+    def flips(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--flip", action="store_true", help="mirror half of the images that are drawn from --data")
+
     sub = command("data", "data.prepare_data", "write the two parts of a data set")
     sub.add_argument("--settings", required=True, help="JSON")
     sub.add_argument("--downloads", type=Path, help="the folder with what was fetched for it")
@@ -55,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("teacher", "training.train_teacher", "train the teacher")
     training(sub)
     paths(sub, "data")
+    flips(sub)
 
     sub = command("import-teacher", "training.import_teacher", "take a stored teacher into the results")
     sub.add_argument("--path", required=True, help="a folder, or a model of the Hub")
@@ -82,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--variant", required=True)
     sub.add_argument("--seed", type=int, required=True)
     sub.add_argument("--data", type=Path, help="only for methods that need it")
+    flips(sub)
     sub.add_argument("--pairs", type=Path, help="only for methods that train on an offline set")
 
     sub = command("pairs", "training.make_pairs", "make an offline set of noises and samples of the teacher")

@@ -88,6 +88,13 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.lpips", {"backbone": "alex"}, ["methods.boot-heun", "lpips: given, but distance is 'l2'"]),
         ("methods.boot-heun.target", "noise", ["methods.boot-heun.target: found 'noise'", "'signal'", "'state'"]),
         ("teacher.prediction_type", "edm", ["teacher", "cosine schedule", "'edm' with the edm schedule"]),
+        (
+            "teacher.noise_levels",
+            "lognormal",
+            ["teacher.noise_levels: found 'lognormal' with the cosine schedule, expected 'uniform'"],
+        ),
+        ("teacher.noise_levels", "normal", ["teacher.noise_levels: found 'normal'", "'uniform' or 'lognormal'"]),
+        ("data.flip", "left", ["data.flip: found 'left'", "boolean"]),
         ("teacher.schedule", {"kind": "edm", "t_min": 0.1}, ["teacher.schedule", "t_min: not a key of the edm"]),
         ("teacher.schedule", {"sigma_max": 40.0}, ["teacher.schedule", "sigma_max: not a key of the cosine"]),
         (

@@ -68,6 +68,18 @@ def test_settings_are_strict_and_describe_the_pictures(kind: str, tmp_path: Path
     assert splits.train_images.shape[1:] == (settings.resolution, settings.resolution, settings.channels)
 
 
+def test_flips_change_nothing_that_is_stored(kind: str, tmp_path: Path) -> None:
+    raw = data.kinds()[kind].tiny_settings(tmp_path / "source")
+    plain, flipped = (data.parse_settings(raw | more) for more in ({}, {"flip": True}))
+    assert (plain.flip, flipped.flip) == (False, True)
+    # They are compared as text: a key that says nothing must not be in it.
+    assert "flip" not in plain.model_dump(mode="json")
+    assert data.parse_settings(flipped.model_dump(mode="json")) == flipped
+    assert flipped.model_dump(mode="json", exclude={"flip"}) == plain.model_dump(mode="json")
+    for one, other in zip(all_arrays(prepared(plain)), all_arrays(prepared(flipped)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_prepares_two_valid_and_disjoint_parts(kind: str, tmp_path: Path) -> None:
     splits = prepared(tiny(kind, tmp_path / "source"))
     for part in ("train", "test"):

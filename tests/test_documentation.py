@@ -5,12 +5,14 @@ from pathlib import Path
 
 import yaml
 
+from diffusion.teacher import TeacherSettings
 from evaluation.protocols import Protocol
 from evaluation.quality import definitions
 from suite.registry import method_class, method_modules
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
+TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
 
 
@@ -21,6 +23,12 @@ def test_every_published_block_is_a_methods_settings():
     for block in found.values():
         settings = method_class(block["method"]).Settings.model_validate(block)
         assert settings.model_dump(mode="json", include=block.keys()).keys() == block.keys()
+
+
+def test_the_edm_teacher_of_the_documentation_is_trained_on_edms_noise_levels():
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEACHERS, re.S)]
+    (block,) = (found["teacher"] for found in blocks if "training" in found["teacher"])
+    assert TeacherSettings.model_validate(block).noise_levels == "lognormal"
 
 
 def test_every_method_stands_in_the_table():

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,17 @@ def test_training_resumes_to_the_same_bits(name, tmp_path, data):
             assert torch.equal(value, two.network.state_dict()[key]), key
         assert one.cost["network_evaluations"] == two.cost["network_evaluations"] > 0
         assert (one.cost["real_images_seen"] > 0) == method.needs_data
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if method_class(name).needs_data])
+def test_a_method_that_trains_on_images_flips_them_and_resumes_to_the_same_bits(name, tmp_path, data):
+    flipped = replace(data, flip=True)
+    plain, whole = (distil(build(name), tmp_path / str(split.flip), split)[-1].network for split in (data, flipped))
+    with pytest.raises(KeyboardInterrupt):
+        distil(build(name), tmp_path / "stopped", flipped, stop_at=2)
+    resumed = distil(build(name), tmp_path / "stopped", flipped)[-1].network
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), plain.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", TRAINED)

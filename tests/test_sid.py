@@ -9,12 +9,12 @@ import torch
 from gaussian import GaussianTeacher
 from tiny import tiny_conditional, tiny_denoiser
 
-from baselines.sid import Sid, SidSettings, grid_levels, lognormal_levels, sid_loss, start_time
+from baselines.sid import Sid, SidSettings, grid_levels, sid_loss, start_time
 from diffusion.files import read_json
 from diffusion.guidance import Guidance, guided
 from diffusion.pipelines import load_denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
-from diffusion.teacher import denoising_loss
+from diffusion.teacher import denoising_loss, lognormal_levels
 from diffusion.training import TrainingRun
 
 CPU = torch.device("cpu")

@@ -6,15 +6,19 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny import tiny_denoiser
+from tiny import TEACHER, tiny_denoiser, tiny_splits
 
+from diffusion.data import parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.images import load_samples
 from diffusion.noise import initial_noise
 from diffusion.pipelines import save_denoiser
 from diffusion.training import discard_delivered
+from suite.cli import build_parser
+from suite.registry import method_class
 from suite.stages.measuring import check_resolution
 from suite.stages.sampling import sample
+from suite.stages.training import distil, train_teacher
 
 
 def test_samples_of_another_resolution_are_refused(tmp_path):
@@ -78,3 +82,40 @@ def test_sampling_of_other_weights_goes_on_with_nothing(tmp_path):
     save_denoiser(tmp_path / "teacher", tiny_denoiser(seed=7))
     sample(sampling(tmp_path, num_samples=2, output=tmp_path / "other"))
     assert (load_samples(tmp_path / "other/nfe-2/seed-0.npz") != before).any()
+
+
+def training_job(folder, command, *options):
+    """Runs a training command of the rules in this process; its state is kept."""
+    places = ["--state", str(folder / "state"), "--output", str(folder / "out")]
+    arguments = build_parser().parse_args([command, *places, *options])
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    {"teacher": train_teacher, "distil": distil}[command](arguments)
+    weights = folder / "out" / ("" if command == "teacher" else "nfe-1") / "unet/diffusion_pytorch_model.safetensors"
+    return json.loads((folder / "out/provenance.json").read_text()), weights.read_bytes()
+
+
+@pytest.mark.parametrize("command", ["teacher", "distil"])
+def test_a_job_that_trains_on_images_is_told_of_flips(command, tmp_path):
+    """With the state of the one before it, which is another training's."""
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    save_denoiser(tmp_path / "teacher", tiny_denoiser())
+    settings = TEACHER
+    options = ["--data", str(tmp_path / "data")]
+    if command == "distil":
+        settings = {"method": "progressive_distillation", **method_class("progressive_distillation").TINY}
+        options += ["--variant", "progressive", "--seed", "0", "--teacher", str(tmp_path / "teacher")]
+    options += ["--settings", json.dumps(settings)]
+    facts, plain = training_job(tmp_path, command, *options)
+    assert facts["flip"] is False
+    facts, flipped = training_job(tmp_path, command, *options, "--flip")
+    assert facts["flip"] is True
+    assert flipped != plain
+    assert training_job(tmp_path, command, *options)[1] == plain
+
+
+def test_flips_without_a_data_set_are_refused(tmp_path):
+    save_denoiser(tmp_path / "teacher", tiny_denoiser())
+    settings = json.dumps({"method": "boot", **method_class("boot").TINY})
+    options = ["--settings", settings, "--variant", "boot", "--seed", "0", "--teacher", str(tmp_path / "teacher")]
+    with pytest.raises(UserError, match=r"--flip: given without --data, and the method boot draws no images"):
+        training_job(tmp_path, "distil", *options, "--flip")

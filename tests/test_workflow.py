@@ -280,6 +280,25 @@ def test_a_change_of_one_method_reruns_that_method_alone(finished):
 
 
 @pytest.mark.slow
+def test_a_change_of_the_flips_retrains_but_prepares_and_measures_no_images_again(finished):
+    raw = yaml.safe_load((finished / "tiny.yaml").read_text())
+    raw["data"]["flip"] = False  # what it was
+    assert planned(finished, raw) == {"report", "all"}
+    raw["data"]["flip"] = True
+    rules = planned(finished, raw)
+    assert {"teacher", "distil_with_data progressive", "distil boot-heun", "report"} <= rules
+    assert not {"data", "reference", "measure_floor"} & rules
+    # With another teacher the methods that see no image would be left alone: nothing tells them of flips.
+    done = snakemake(finished, "--dry-run", "--printshellcmds", "--forceall", config=finished / "changed.yaml")
+    commands = re.findall(r"suite\.cli (\S+) (.*)", done.stdout + done.stderr)
+    told = {command for command, rest in commands if "--flip" in rest.split()}
+    assert told == {"teacher", "distil"}
+    assert all(("--flip" in rest) == ("--data" in rest) for command, rest in commands if command == "distil")
+    assert {"data", "reference"} <= {command for command, _ in commands}
+    assert all("flip" not in rest for command, rest in commands if command in ("data", "reference"))
+
+
+@pytest.mark.slow
 def test_a_change_of_the_speed_budget_trains_nothing(finished):
     raw = yaml.safe_load((finished / "tiny.yaml").read_text())
     raw["speed"]["seconds"] = 3

@@ -2,14 +2,16 @@
 
 A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 
-- ``Settings``, derived from :class:`diffusion.settings.Settings`, with ``kind: Literal["<file name>"]``,
+- ``Settings``, derived from :class:`diffusion.settings.DataSettings`, with ``kind: Literal["<file name>"]``,
   and from which ``resolution`` and ``channels`` can be read before anything is prepared;
 - ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
   ``prepare(settings, downloaded)`` is then told the folder that holds it;
 - ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
   written under ``folder``.
- The import of a kind must be cheap, because the workflow imports it to check a configuration: heavy
+
+``prepare`` need not know of ``flip``, which the base class brings: images are stored as they are, and flipped when
+training draws them. The import of a kind must be cheap, because the workflow imports it to check a configuration: heavy
 packages are imported inside its functions.
 """
 

@@ -17,7 +17,7 @@ from diffusion.data.store import Splits
 from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
-from diffusion.settings import Settings as Block
+from diffusion.settings import DataSettings
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",
@@ -32,7 +32,7 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 _RECORD = 1 + 3 * 32 * 32
 
 
-class Settings(Block):
+class Settings(DataSettings):
     """Where the data set is."""
 
     resolution: ClassVar[int] = 32

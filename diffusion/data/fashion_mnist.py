@@ -17,7 +17,7 @@ import pydantic
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
 from diffusion.fetching import Download
-from diffusion.settings import Settings as Block
+from diffusion.settings import DataSettings
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {
@@ -46,7 +46,7 @@ _CLOTHES = (
 )
 
 
-class Settings(Block):
+class Settings(DataSettings):
     """Where the four files are."""
 
     num_pictures: ClassVar[int] = 70_000

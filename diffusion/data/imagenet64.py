@@ -18,14 +18,14 @@ import pydantic
 
 from diffusion.data.store import Splits
 from diffusion.errors import UserError, some_of
-from diffusion.settings import Settings as Block
+from diffusion.settings import DataSettings
 
 _SIZE = 3 * 64 * 64
 _FILES = (*(f"train_data_batch_{number}.npz" for number in range(1, 11)), "val_data.npz")
 _COUNTS = {"train": 1_281_167, "test": 50_000}
 
 
-class Settings(Block):
+class Settings(DataSettings):
     """Where the batches are."""
 
     resolution: ClassVar[int] = 64

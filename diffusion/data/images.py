@@ -50,7 +50,7 @@ import pydantic
 
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError, some_of
-from diffusion.settings import GrownSettings
+from diffusion.settings import DataSettings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,13 +78,13 @@ Crop = Literal["adm", "box", "lanczos"]
 _log = logging.getLogger(__name__)
 
 
-class CountedSettings(GrownSettings):
+class CountedSettings(DataSettings):
     """How many pictures there must be."""
 
     # In all parts together; null takes what is there. Seen before a picture is read.
     num_pictures: int | None = pydantic.Field(default=None, ge=1)
 
-    later: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
+    later: ClassVar[tuple[str, ...]] = (*DataSettings.later, "num_pictures", "num_classes", "classes")
 
     def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
         """Raises UserError where the pictures of all parts are not as many as there must be."""

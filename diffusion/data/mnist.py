@@ -7,10 +7,10 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits, split_by_class
-from diffusion.settings import Settings as Block
+from diffusion.settings import DataSettings
 
 
-class Settings(Block):
+class Settings(DataSettings):
     """The split; the pictures leave nothing to choose."""
 
     resolution: ClassVar[int] = 28

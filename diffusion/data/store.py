@@ -148,6 +148,7 @@ class Split:
         class_names: one name a class.
         sha256: hash of the pictures, as the manifest records it: of the hashes of its shards.
         name: ``train`` or ``test``.
+        flip: whether training draws each image mirrored left to right with probability 1/2; ``images`` are unflipped.
     """
 
     images: Shards
@@ -155,6 +156,7 @@ class Split:
     class_names: tuple[str, ...]
     sha256: str
     name: str
+    flip: bool = False
 
 
 def stratified_split(labels: np.ndarray, test_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -324,10 +326,13 @@ def _refuse_if_full(folder: Path, work: Path, needed: int) -> None:
         )
 
 
-def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
+def load_split(folder: Path | str, name: Literal["train", "test"], flip: bool = False) -> Split:
     """Opens one part of a stored data set; the pictures are memory-mapped, the labels read.
 
     The hashes are taken over from the manifest and not computed again, which would read every picture.
+
+    Args:
+        flip: of the :class:`Split`. The folder does not say it, so that another choice prepares nothing again.
 
     Raises:
         UserError: a file is missing, is not what the manifest says, or would need a pickle to be read.
@@ -351,7 +356,7 @@ def load_split(folder: Path | str, name: Literal["train", "test"]) -> Split:
             f"{folder / f'{name}-labels.npy'}: labels reach from {labels.min()} to {labels.max()}, expected "
             f"0 to {len(class_names) - 1} for the classes of the manifest. {remedy}"
         )
-    return Split(images, labels, tuple(class_names), sha256, name)
+    return Split(images, labels, tuple(class_names), sha256, name, flip)
 
 
 def _open(file: Path, dtype: type[np.generic], shape: tuple[int, ...], remedy: str) -> np.ndarray:

@@ -35,7 +35,7 @@ from suite.stages.common import check_classes, configured_method, load_teacher, 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """Trains the teacher."""
     settings = TeacherSettings.model_validate_json(arguments.settings)
-    split = load_split(arguments.data, "train")
+    split = load_split(arguments.data, "train", arguments.flip)
     inputs = {"data": arguments.data / "manifest.json"}
     with training_run(arguments, "teacher", settings.seed, inputs) as run:
         denoiser, cost = fit_teacher(settings, split, run)
@@ -50,6 +50,7 @@ def train_teacher(arguments: argparse.Namespace) -> None:
                 folder / "provenance.json",
                 inputs,
                 settings=settings.model_dump(mode="json"),
+                flip=arguments.flip,
                 seed=settings.seed,
                 arithmetic=run.arithmetic,
                 steps=run.steps,
@@ -95,11 +96,13 @@ def distil(arguments: argparse.Namespace) -> None:
         if wanted != (getattr(arguments, option) is not None):
             needs = "needs" if wanted else "must not see"
             raise UserError(f"--{option}: the method {method.name} {needs} it.")
+    if arguments.flip and arguments.data is None:
+        raise UserError(f"--flip: given without --data, and the method {method.name} draws no images of a data set.")
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     given: Split | Pairs | None = None
     if arguments.data is not None:
-        given = load_split(arguments.data, "train")
+        given = load_split(arguments.data, "train", arguments.flip)
         inputs["data"] = arguments.data / "manifest.json"
         check_classes(teacher.conditions, arguments.data / "manifest.json", len(given.class_names))
     if arguments.pairs is not None:
@@ -134,6 +137,7 @@ def distil(arguments: argparse.Namespace) -> None:
                 folder / "provenance.json",
                 inputs,
                 settings=json.loads(arguments.settings),
+                flip=arguments.flip,
                 guidance_scale=arguments.guidance_scale,
                 seed=arguments.seed,
                 arithmetic=run.arithmetic,
@@ -160,6 +164,7 @@ def training_run(
         name,
         arguments.settings,
         getattr(arguments, "guidance_scale", None),
+        getattr(arguments, "flip", False),
         seed,
         {role: sha256_file(file) for role, file in inputs.items()},
     ]

@@ -3,6 +3,11 @@
 WANTED = downloads(EXPERIMENT.data)
 DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 
+# Flips are drawn by the jobs that train on the data set and are told of them there: the stored images are the same, so
+# that a change of `data.flip` neither prepares nor measures them again.
+STORED = settings(EXPERIMENT.data, leave_out={"flip"})
+FLIP = "--flip" if getattr(EXPERIMENT.data, "flip", False) else ""
+
 # A stored teacher's classes must be the data set's. BOOT's students never see the data: it is said where they are prepared.
 TEACHER_CLASSES = []
 if isinstance(EXPERIMENT.teacher, StoredTeacher) and EXPERIMENT.teacher.num_known_classes:
@@ -24,7 +29,7 @@ rule fetch:
         mem_mb=growing(2_000),
         runtime=growing(4 * 60),
     params:
-        settings=settings(EXPERIMENT.data),
+        settings=STORED,
     shell:
         "python -m suite.cli fetch --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
@@ -49,7 +54,7 @@ rule data:
         mem_mb=growing(8_000),
         runtime=RESUMED_MINUTES,
     params:
-        settings=settings(EXPERIMENT.data),
+        settings=STORED,
         pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
         downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
         classes=TEACHER_CLASSES,
@@ -108,9 +113,10 @@ else:
             runtime=RESUMED_MINUTES,
         params:
             settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
+            flip=FLIP,
             state=ROOT / "state",
         shell:
-            "python -m suite.launch {resources.processes} suite.cli teacher --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+            "python -m suite.launch {resources.processes} suite.cli teacher --settings {params.settings:q} --data {input.data:q} {params.flip} --state {params.state:q} "
             "--output {output:q} > {log:q} 2>&1"
 
 
@@ -176,11 +182,12 @@ rule distil_with_data:
     params:
         settings=method_settings,
         guidance=GUIDANCE,
+        flip=FLIP,
         state=ROOT / "state",
     shell:
         "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
-        "--data {input.data:q} --seed {wildcards.train_seed} --state {params.state:q} "
+        "--data {input.data:q} {params.flip} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
 
 
