@@ -8,13 +8,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from boot.distances import LpipsSettings, load_lpips, squared_l2
 from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
 from boot.student import BootStudent
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import LpipsSettings, load_lpips, squared_l2
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser

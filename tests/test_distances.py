@@ -1,4 +1,4 @@
-"""The distances of BOOT's losses; LPIPS with a stand-in network, and with weights that are made here."""
+"""The distances of losses; LPIPS with a stand-in network, and with weights that are made here."""
 
 import hashlib
 from urllib.error import URLError
@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import tiny_denoiser
 
-from boot import distances
-from boot.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from boot.distillation import Boot, BootSettings
+from diffusion import distances
+from diffusion.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from diffusion.errors import UserError
 from diffusion.training import TrainingRun
 

@@ -118,7 +118,7 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code(*LOOP, "method.py", "teacher.py", "efficientnet.py") + stage_code("training"),
+        code=core_code(*LOOP, "method.py", "teacher.py", "distances.py", "efficientnet.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),

@@ -1,4 +1,4 @@
-"""What BOOT's losses compare with: pixels, or the features of a perceptual network."""
+"""What losses compare with: pixels, or the features of a perceptual network."""
 
 from collections.abc import Callable
 from pathlib import Path
