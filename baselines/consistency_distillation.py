@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import ComparingSettings, LpipsDistance
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.noise import further_noise, noise_generators
 from diffusion.pairs import Pairs
@@ -30,14 +31,14 @@ from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 Solver = Literal["ddim", "heun"]
-Distance = Literal["l2", "l1", "pseudo_huber"]
+PixelDistance = Literal["l2", "l1", "pseudo_huber"]
 Spacing = Literal["karras", "time"]
 
 _SIGMA_DATA = 0.5  # of pictures in [−1, 1], where the teacher does not come with its own
 _PSEUDO_HUBER = 0.00054  # c / √D, Song & Dhariwal 2023 (arXiv 2310.14189), sec. 3.3
 
 
-class ConsistencySettings(TrainedSettings):
+class ConsistencySettings(TrainedSettings, ComparingSettings):
     """Settings of consistency distillation.
 
     Attributes:
@@ -55,10 +56,15 @@ class ConsistencySettings(TrainedSettings):
             "heun" (the paper's choice, two estimates).
         target_decay: μ of the target network, the moving average of the trained weights that supplies the targets;
             0 is the trained weights themselves. Published: 0 for CIFAR-10, else 0.95.
-        distance: "l2" squared, "l1" (both of the paper, which took LPIPS), or "pseudo_huber" (Song & Dhariwal 2023).
+        distance: "l2" squared, "l1", "lpips" as ``lpips`` says (all three of the paper, which took LPIPS), or
+            "pseudo_huber" (Song & Dhariwal 2023).
+        lpips: published: images below 256 pixels resized to 224, the backbone "vgg", its pooling "max" for CIFAR-10
+            (openai/consistency_models_cifar10) and else "average" (openai/consistency_models).
         training: published: RAdam, a constant rate, no weight decay. The kept result is the average of
             ``training.ema_decay``, as in the paper, which keeps it besides the target network.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("lpips",)
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)
@@ -69,7 +75,7 @@ class ConsistencySettings(TrainedSettings):
     sigma_max: float = Field(80.0, ge=1)
     solver: Solver = "heun"
     target_decay: float = Field(0.0, ge=0, lt=1)
-    distance: Distance = "l2"
+    distance: PixelDistance | Literal["lpips"] = "l2"
     training: TrainingSettings = TrainingSettings(
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99,
         optimiser="radam",
@@ -115,6 +121,7 @@ class ConsistencyDistillation(Method):
                 f"sampling_levels: found {list(chosen)}, expected {most - 1} or more indices of levels, decreasing "
                 f"from below {last} (num_levels - 1)"
             )
+        settings.check_distance(teacher.channels, teacher.resolution)
         smallest = math.exp(teacher.log_noise_to_signal[0])
         if settings.sigma_max <= smallest:
             raise ValueError(
@@ -132,12 +139,11 @@ class ConsistencyDistillation(Method):
             run.count(evaluated)
         student, target = teacher.with_network(network), teacher.with_network(target_network)
         levels = level_times(teacher.schedule, settings).to(run.device)
+        distance = settings.perceptual(run.device) or cast(PixelDistance, settings.distance)
 
         def compute(x: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
             t, s = levels[level], levels[level - 1]
-            return consistency_loss(
-                student, target, teacher, x, noise, t, s, settings.solver, settings.distance, condition
-            )
+            return consistency_loss(student, target, teacher, x, noise, t, s, settings.solver, distance, condition)
 
         compute = run.compiled(compute, settings.training)
 
@@ -287,11 +293,13 @@ def solver_step(
     return x_s + per_sample((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_s) * (noise_s - noise_t)
 
 
-def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: Distance) -> torch.Tensor:
+def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDistance | LpipsDistance) -> torch.Tensor:
     """The distance of two batches of pictures, shape (N, C, H, W); mean over batch and pixels, a scalar.
 
     "pseudo_huber" is √(‖x − y‖² + c²) − c of a picture of D numbers with c = 0.00054 √D, divided by √D.
     """
+    if isinstance(distance, LpipsDistance):
+        return distance(one, other).mean()
     if distance == "l1":
         return (one - other).abs().mean()
     if distance == "l2":
@@ -309,7 +317,7 @@ def consistency_loss(
     t: torch.Tensor,
     s: torch.Tensor,
     solver: Solver,
-    distance: Distance,
+    distance: PixelDistance | LpipsDistance,
     condition: Condition = None,
 ) -> torch.Tensor:
     """d(f_θ(x_t, t), f_θ⁻(x̂_s, s)) with x̂_s one solver step of the teacher from x_t (algorithm 2, weight 1).

@@ -27,6 +27,7 @@ from baselines.consistency_distillation import (
 from baselines.consistency_pipeline import ConsistencyPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
+from diffusion.distances import LpipsDistance
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teacher import TeacherSettings
@@ -250,6 +251,45 @@ def test_loss_by_hand(schedule, solver):
     student, target = GaussianTeacher(schedule, -0.1, 0.4), GaussianTeacher(schedule, 0.2, 0.3)
     found = consistency_loss(student, target, GaussianTeacher(schedule), PICTURES, NOISE, t, s, solver, "l2")
     assert float(found) == pytest.approx(((answer - wanted) ** 2).mean(), rel=1e-8)
+
+
+class Seen(torch.nn.Module):
+    """A perceptual network that keeps what it is given, and answers with the sums of their product."""
+
+    def forward(self, a, b):
+        self.pair = a, b
+        return (a * b).sum(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, EdmSchedule()], ids=["cosine", "edm"])
+def test_lpips_compares_the_two_answers_unclipped(schedule):
+    t, s = (torch.linspace(low, low + 0.6, 16, dtype=torch.float64) for low in (0.3, 0.2))
+    student, target = GaussianTeacher(schedule, -2.1, 0.4), GaussianTeacher(schedule, 0.2, 0.3)
+    teacher = GaussianTeacher(schedule)
+    x_t = schedule.alpha(t).reshape(-1, 1, 1, 1) * PICTURES + schedule.sigma(t).reshape(-1, 1, 1, 1) * NOISE
+    answer = consistency_function(student, x_t, t)
+    wanted = consistency_function(target, solver_step(teacher, x_t, t, s, "heun"), s)
+    assert float(answer.min()) < -1
+    network = Seen()
+    distance = LpipsDistance(network)
+    found = consistency_loss(student, target, teacher, PICTURES, NOISE, t, s, "heun", distance)
+    for one, other in zip(network.pair, (answer, wanted), strict=True):
+        torch.testing.assert_close(one, other.expand(-1, 3, -1, -1), rtol=1e-12, atol=1e-12)
+    assert float(found) == pytest.approx(3 * float((answer * wanted).sum()) / 16, rel=1e-12)
+
+
+def test_the_gradient_of_lpips_is_that_of_the_student_alone():
+    teacher, level = tiny_denoiser(), torch.tensor([3, 7])
+    levels = level_times(teacher.schedule, settings(num_levels=12))
+    student = teacher.with_network(copy.deepcopy(teacher.network).requires_grad_(True))
+    x, noise = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    network = Seen()
+    arguments = (x, noise, levels[level], levels[level - 1], "heun", LpipsDistance(network))
+    consistency_loss(student, student, teacher, *arguments).backward()
+    answer, wanted = network.pair
+    assert answer.requires_grad
+    assert not wanted.requires_grad
+    assert max(float(weight.grad.abs().max()) for weight in student.network.parameters()) > 0
 
 
 def test_distances_by_hand():

@@ -7,6 +7,7 @@ from gaussian import GaussianTeacher
 from tiny import tiny_denoiser
 
 from baselines.pid import Pid, PidSettings, neighbour, pid_loss, start_time, time_grid
+from diffusion.distances import LpipsDistance
 from diffusion.noise_student import NoiseStudent
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.training import TrainingRun, TrainingSettings
@@ -106,6 +107,33 @@ def test_loss_by_the_formula_of_the_paper(schedule):
     assert float(found) == pytest.approx(np.mean(residual**2), rel=1e-7)
 
 
+class Seen(torch.nn.Module):
+    """A perceptual network that keeps what it is given, and answers with the sums of their product."""
+
+    def forward(self, a, b):
+        self.pair = a, b
+        return (a * b).sum(dim=(1, 2, 3), keepdim=True)
+
+
+@BOTH
+def test_lpips_compares_both_sides_of_the_residual(schedule):
+    def function(noise, t):
+        return np.sin(3 * noise + t.reshape(-1, 1, 1, 1)) - 0.2
+
+    noise, longest = NOISE.numpy(), tau_of(schedule, schedule.t_max)
+    tau, other = (tau_of(schedule, np.full(8, time)) for time in (0.5, 0.4))
+    x_t, x_s = (
+        at * noise + (1 - at / longest) * function(noise, np.full(8, time)) for at, time in ((tau, 0.5), (other, 0.4))
+    )
+    left, right = x_t - tau * (x_t - x_s) / (tau - other), posterior_mean(x_t, tau)
+    network = Seen()
+    arguments = (NOISE, full(0.4), full(0.5), end_of(schedule), None, LpipsDistance(network))
+    found = pid_loss(ByFormula(schedule, function), GaussianTeacher(schedule), *arguments)
+    for one, expected in zip(network.pair, (left, right), strict=True):
+        np.testing.assert_allclose(one.numpy(), np.broadcast_to(expected, (8, 3, 2, 2)), rtol=1e-7, atol=1e-9)
+    assert float(found) == pytest.approx(3 * (left * right).sum() / 8, rel=1e-7)
+
+
 @BOTH
 def test_gradients_run_through_both_evaluations_and_not_through_the_teacher(schedule):
     # F = a is a straight line in τ, of which the quotient is exact: the residual is a − D, whatever the neighbour.
@@ -118,10 +146,16 @@ def test_gradients_run_through_both_evaluations_and_not_through_the_teacher(sche
         def __call__(self, noise, t, condition=None):
             return a * torch.ones_like(noise)
 
-    pid_loss(Constant(), GaussianTeacher(schedule), NOISE, full(0.3), full(0.5), end_of(schedule)).backward()
+    arguments = (NOISE, full(0.3), full(0.5), end_of(schedule))
+    pid_loss(Constant(), GaussianTeacher(schedule), *arguments).backward()
     longest, tau = tau_of(schedule, schedule.t_max), tau_of(schedule, 0.5)
     x_t = tau * NOISE.numpy() + (1 - tau / longest) * 0.7
-    assert float(a.grad) == pytest.approx(2 * np.mean(0.7 - posterior_mean(x_t, tau)), rel=1e-9)
+    estimate = posterior_mean(x_t, tau)
+    assert float(a.grad) == pytest.approx(2 * np.mean(0.7 - estimate), rel=1e-9)
+    # So it is with a perceptual distance: here the derivative of a · D by a, summed over three channels.
+    a.grad = None
+    pid_loss(Constant(), GaussianTeacher(schedule), *arguments, None, LpipsDistance(Seen())).backward()
+    assert float(a.grad) == pytest.approx(3 * estimate.sum() / 8, rel=1e-9)
 
 
 @BOTH

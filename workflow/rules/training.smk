@@ -155,6 +155,7 @@ rule distil_with_data:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         code=core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
+        + code("diffusion/distances.py", "diffusion/efficientnet.py")
         + stage_code("training"),
         method=method_code,
     output:
