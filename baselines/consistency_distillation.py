@@ -26,7 +26,7 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.settings import StepCounts
-from diffusion.solvers import ddim_step, karras_levels
+from diffusion.solvers import ddim_step, heun_step, karras_levels
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
@@ -287,10 +287,7 @@ def solver_step(
     x_s = ddim_step(x_t, estimate, alpha_t, sigma_t, alpha_s, sigma_s)
     if solver == "ddim":
         return x_s
-    noise_t = (x_t - per_sample(alpha_t, x_t) * estimate) / per_sample(sigma_t, x_t)
-    noise_s = (x_s - per_sample(alpha_s, x_s) * teacher(x_s, s, condition)) / per_sample(sigma_s, x_s)
-    # Euler's step has taken ε̂_t all the way; half the difference, α_s (τ_s − τ_t) (ε̂_s − ε̂_t)/2, corrects it.
-    return x_s + per_sample((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_s) * (noise_s - noise_t)
+    return heun_step(x_t, estimate, x_s, teacher(x_s, s, condition), alpha_t, sigma_t, alpha_s, sigma_s)
 
 
 def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDistance | LpipsDistance) -> torch.Tensor:
