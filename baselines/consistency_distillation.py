@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -47,6 +47,8 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
         sampling_levels: the levels, by their index from 0 (the lowest), at which the second and further steps of
             sampling start, decreasing; n steps take the first n − 1. Published: found one after the other by their FID
             on the training data (appendix C). None spreads the steps evenly in the index.
+        clip_steps: whether the image after every step but the last is clipped to [−1, 1] before noise is added to it
+            (published: yes, in the code).
         num_levels: N, the noise levels of the training grid, both ends included. Published: 18 for CIFAR-10, else 40.
         spacing: of the levels, "karras" (σ/α)^(1/ρ) linear (the paper's), or "time", the schedule's own clock.
         rho: ρ of "karras".
@@ -64,11 +66,12 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
             ``training.ema_decay``, as in the paper, which keeps it besides the target network.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("lpips",)
+    later: ClassVar[tuple[str, ...]] = ("clip_steps", "lpips")
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)
     sampling_levels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    clip_steps: bool = False
     num_levels: int = Field(18, ge=2)
     spacing: Spacing = "karras"
     rho: float = Field(7.0, ge=1)
@@ -173,7 +176,9 @@ class ConsistencyDistillation(Method):
         from baselines.consistency_pipeline import ConsistencyPipeline
 
         timesteps = teacher.schedule.timestep(level_times(teacher.schedule, self.settings))
-        levels = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
+        levels: dict[str, Any] = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
+        if self.settings.clip_steps:
+            levels["clip"] = True
         save_denoiser(folder, teacher.with_network(network), ConsistencyPipeline, levels=levels)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
@@ -184,7 +189,7 @@ class ConsistencyDistillation(Method):
         times = step_times(student.schedule, levels["timesteps"], nfe, levels["sampling"])
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return consistency_sample(student, noise, times, condition)
+            return consistency_sample(student, noise, times, condition, levels.get("clip", False))
 
         return sample, student.network
 
@@ -344,7 +349,7 @@ def move_towards(target: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def consistency_sample(
-    student: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
+    student: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None, clip: bool = False
 ) -> torch.Tensor:
     """Multi-step consistency sampling (algorithm 1), one network evaluation a time; unclipped, shape (N, C, H, W).
 
@@ -353,6 +358,7 @@ def consistency_sample(
     Args:
         noise: ε, shape (N, C, H, W).
         times: decreasing, shape (n,).
+        clip: whether f is clipped to [−1, 1] where a further step starts from it.
     """
     schedule = student.schedule
     x_t = per_sample(schedule.sigma(times[0]), noise) * noise
@@ -365,6 +371,7 @@ def consistency_sample(
     for t in times[1:]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         added = (sigma.square() - (alpha * least).square()).clamp(min=0).sqrt()
+        pictures = pictures.clamp(-1, 1) if clip else pictures
         x_t = per_sample(alpha, noise) * pictures + per_sample(added, noise) * further_noise(generators, noise)
         pictures = consistency_function(student, x_t, t, condition)
     return pictures

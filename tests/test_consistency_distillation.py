@@ -401,17 +401,20 @@ def test_the_target_is_not_differentiated():
 # -- sampling ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("schedule", [COSINE, EdmSchedule()], ids=["cosine", "edm"])
-def test_multi_step_sampling_is_algorithm_1(schedule):
+def test_multi_step_sampling_is_algorithm_1(schedule, clip):
     times = schedule.time(torch.tensor([1950.0, 1200.0, 400.0, 30.0], dtype=torch.float64))
     tau, least = ratios(schedule, times), float(ratios(schedule, torch.tensor(schedule.t_min)))
     generators = noise_generators(NOISE)
     picture, z = None, tau[0] * NOISE.numpy()
     for i, level in enumerate(tau):
         if i:
-            z = picture + math.sqrt(level**2 - least**2) * further_noise(generators, NOISE).numpy()
-        picture = by_hand(z, level, least, gaussian(z, level))
-    found = consistency_sample(GaussianTeacher(schedule), NOISE, times)
+            start = np.clip(picture, -1, 1) if clip else picture
+            assert np.abs(picture).max() > 1
+            z = start + math.sqrt(level**2 - least**2) * further_noise(generators, NOISE).numpy()
+        picture = by_hand(z, level, least, gaussian(z, level, mean=1.2))
+    found = consistency_sample(GaussianTeacher(schedule, mean=1.2), NOISE, times, clip=clip)
     np.testing.assert_allclose(found.numpy(), picture, rtol=1e-9, atol=1e-10)
 
 
@@ -448,6 +451,26 @@ def test_the_pipeline_samples_as_the_suite_does_with_exactly_so_many_evaluations
     assert torch.equal(draw(2), draw(2))
     with pytest.raises(ValueError, match="expected 1 to 7"):
         draw(8)
+
+
+def test_a_stored_student_clips_between_steps_if_its_settings_say_so(tmp_path):
+    denoiser, drawn = tiny_denoiser(), []
+    denoiser.network.conv_out.weight.mul_(10)  # answers beyond ±1
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    chosen = {"num_inference_steps": [1, 2], "num_levels": 8, "sampling_levels": [1]}
+    for clip in (False, True):
+        method = ConsistencyDistillation(settings(**chosen, clip_steps=clip))
+        method.save(tmp_path / str(clip), denoiser.network, denoiser)
+        with torch.inference_mode():
+            drawn.append([method.sampler(tmp_path / str(clip), nfe, CPU)[0](noise, None) for nfe in (1, 2)])
+        found = ConsistencyPipeline.from_pretrained(tmp_path / str(clip))(
+            noise=noise, num_inference_steps=2, output_type="pt"
+        )
+        torch.testing.assert_close(found.images, drawn[-1][1], rtol=1e-3, atol=1e-4)
+    assert float(drawn[0][0].abs().max()) > 1
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.allclose(drawn[0][1], drawn[1][1], atol=1e-2)
+    assert "clip_steps" not in settings().model_dump()
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
