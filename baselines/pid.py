@@ -28,16 +28,19 @@ class PidSettings(TrainedSettings, ComparingSettings):
     Attributes:
         num_times: N, points of the time grid (published: 250). The difference quotient is taken between neighbours.
         rho: exponent of the grid; τ^(1/ρ) takes equal steps, τ = σ/α (Karras et al. 2022, eq. 5; published: 7).
+        output: "estimate", F is the network's output as an estimate of the image at t_max, which at first is the
+            teacher's; or "network", that output itself, with teachers that predict the image or EDM's (published).
         distance: of the residual, "l2" squared, or "lpips" (published) as ``lpips`` says.
         lpips: published: images resized to 224, the backbone "vgg" with pooling "average".
         training: published: RAdam at a constant 2e-4 (ImageNet-64: 1e-4), average of the weights 0.99995.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("distance", "lpips")
+    later: ClassVar[tuple[str, ...]] = ("output", "distance", "lpips")
 
     method: Literal["pid"] = "pid"
     num_times: int = Field(250, ge=3)
     rho: float = Field(7.0, ge=1)
+    output: Literal["estimate", "network"] = "estimate"
     distance: Literal["l2", "lpips"] = "l2"
     training: TrainingSettings = TrainingSettings(
         steps=1500, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99
@@ -67,11 +70,17 @@ class Pid(Method):
 
     def check(self, teacher: TeacherFacts) -> None:
         self.settings.check_distance(teacher.channels, teacher.resolution)
+        if self.settings.output == "network" and teacher.prediction_type not in ("sample", "edm"):
+            raise ValueError(
+                f"output: found 'network' with a teacher of {teacher.prediction_type}, expected 'estimate': what that "
+                f"network puts out is far from an image"
+            )
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         settings = self.settings.training
         network = student_network(teacher)
-        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
+        raw = self.settings.output == "network"
+        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw)
         run.count(teacher.network)
         run.count(network)
         shape = picture_shape(network.config)
@@ -101,7 +110,8 @@ class Pid(Method):
         schedule = teacher.schedule
         first = torch.tensor(schedule.t_min, dtype=torch.float64)
         scale = float(signal_share(schedule, first, start_time(schedule)))
-        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, told_timestep=0.0, signal_scale=scale)
+        facts = {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
+        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, **facts)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         from diffusion.one_step_pipeline import one_step_sampler

@@ -9,7 +9,9 @@ from tiny import tiny_denoiser
 from baselines.pid import Pid, PidSettings, neighbour, pid_loss, start_time, time_grid
 from diffusion.distances import LpipsDistance
 from diffusion.noise_student import NoiseStudent
+from diffusion.one_step_pipeline import OneStepPipeline
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
+from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
@@ -185,10 +187,11 @@ def test_without_signal_at_the_end_the_trajectory_starts_one_timestep_earlier():
     assert float(start_time(COSINE)) == COSINE.t_max
 
 
-def train(folder, teacher):
+def train(folder, teacher, **settings):
     training = TrainingSettings(steps=4, batch_size=8, learning_rate=1e-4)
     with TrainingRun(folder, "key", 0, CPU) as run:
-        return run.log, Pid(PidSettings(num_times=10, training=training)).distil(teacher, run, None)
+        method = Pid(PidSettings(num_times=10, training=training, **settings))
+        return run.log, method.distil(teacher, run, None)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "edm", "zero terminal SNR"])
@@ -214,6 +217,38 @@ def test_the_sample_is_the_signal_at_the_lowest_noise_level(tmp_path):
         output = network(noise, torch.zeros(8), return_dict=False)[0]
         expected = (1 - (1 / 3) / 3) * (0.1**0.5 * noise - 0.9**0.5 * output)
         torch.testing.assert_close(sampler(noise, None), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_networks_own_output_can_be_the_image(tmp_path):
+    """F at EDM's c_in(T) T ε, told τ; the sample is (1 − τ_min/T) F."""
+    teacher, method = tiny_denoiser("edm"), Pid(PidSettings(output="network"))
+    noise = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fed = 80 / (80**2 + 0.5**2) ** 0.5 * noise
+        told = torch.full((8,), np.log(0.002) / 4)
+        expected = (1 - 0.002 / 80) * teacher.network(fed, told, return_dict=False)[0]
+        method.save(tmp_path / "student", teacher.network, teacher)
+        sampler, _ = method.sampler(tmp_path / "student", 1, CPU)
+        torch.testing.assert_close(sampler(noise, None), expected, rtol=1e-4, atol=1e-5)
+        found = OneStepPipeline.from_pretrained(tmp_path / "student")(noise=noise, output_type="pt").images
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        Pid(PidSettings()).save(tmp_path / "estimate", teacher.network, teacher)
+        other, _ = Pid(PidSettings()).sampler(tmp_path / "estimate", 1, CPU)
+        assert not torch.allclose(other(noise, None), expected, atol=1e-2)
+    log, (trained,) = train(tmp_path / "state", teacher, output="network")
+    _, (estimate,) = train(tmp_path / "other", teacher)
+    assert all(np.isfinite(row["loss"]) for row in log)
+    weights = [[weight.ravel() for weight in one.network.parameters()] for one in (trained, estimate)]
+    assert not torch.equal(*map(torch.cat, weights))
+    assert "output" not in PidSettings().model_dump()
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_an_output_that_is_no_image_is_refused(kind):
+    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "prediction_type": kind}).facts(1, 8)
+    Pid(PidSettings()).check(facts)
+    with pytest.raises(ValueError, match=f"output: found 'network' with a teacher of {kind}, expected 'estimate'"):
+        Pid(PidSettings(output="network")).check(facts)
 
 
 @BOTH
