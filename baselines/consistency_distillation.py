@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -19,25 +19,26 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import ComparingSettings, LpipsDistance
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.noise import further_noise, noise_generators
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.settings import StepCounts
-from diffusion.solvers import ddim_step, karras_levels
+from diffusion.solvers import ddim_step, heun_step, karras_levels
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 Solver = Literal["ddim", "heun"]
-Distance = Literal["l2", "l1", "pseudo_huber"]
+PixelDistance = Literal["l2", "l1", "pseudo_huber"]
 Spacing = Literal["karras", "time"]
 
 _SIGMA_DATA = 0.5  # of pictures in [−1, 1], where the teacher does not come with its own
 _PSEUDO_HUBER = 0.00054  # c / √D, Song & Dhariwal 2023 (arXiv 2310.14189), sec. 3.3
 
 
-class ConsistencySettings(TrainedSettings):
+class ConsistencySettings(TrainedSettings, ComparingSettings):
     """Settings of consistency distillation.
 
     Attributes:
@@ -46,6 +47,8 @@ class ConsistencySettings(TrainedSettings):
         sampling_levels: the levels, by their index from 0 (the lowest), at which the second and further steps of
             sampling start, decreasing; n steps take the first n − 1. Published: found one after the other by their FID
             on the training data (appendix C). None spreads the steps evenly in the index.
+        clip_steps: whether the image after every step but the last is clipped to [−1, 1] before noise is added to it
+            (published: yes, in the code).
         num_levels: N, the noise levels of the training grid, both ends included. Published: 18 for CIFAR-10, else 40.
         spacing: of the levels, "karras" (σ/α)^(1/ρ) linear (the paper's), or "time", the schedule's own clock.
         rho: ρ of "karras".
@@ -55,21 +58,27 @@ class ConsistencySettings(TrainedSettings):
             "heun" (the paper's choice, two estimates).
         target_decay: μ of the target network, the moving average of the trained weights that supplies the targets;
             0 is the trained weights themselves. Published: 0 for CIFAR-10, else 0.95.
-        distance: "l2" squared, "l1" (both of the paper, which took LPIPS), or "pseudo_huber" (Song & Dhariwal 2023).
+        distance: "l2" squared, "l1", "lpips" as ``lpips`` says (all three of the paper, which took LPIPS), or
+            "pseudo_huber" (Song & Dhariwal 2023).
+        lpips: published: images below 256 pixels resized to 224, the backbone "vgg", its pooling "max" for CIFAR-10
+            (openai/consistency_models_cifar10) and else "average" (openai/consistency_models).
         training: published: RAdam, a constant rate, no weight decay. The kept result is the average of
             ``training.ema_decay``, as in the paper, which keeps it besides the target network.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("clip_steps", "lpips")
+
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)
     sampling_levels: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    clip_steps: bool = False
     num_levels: int = Field(18, ge=2)
     spacing: Spacing = "karras"
     rho: float = Field(7.0, ge=1)
     sigma_max: float = Field(80.0, ge=1)
     solver: Solver = "heun"
     target_decay: float = Field(0.0, ge=0, lt=1)
-    distance: Distance = "l2"
+    distance: PixelDistance | Literal["lpips"] = "l2"
     training: TrainingSettings = TrainingSettings(
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99,
         optimiser="radam",
@@ -115,6 +124,7 @@ class ConsistencyDistillation(Method):
                 f"sampling_levels: found {list(chosen)}, expected {most - 1} or more indices of levels, decreasing "
                 f"from below {last} (num_levels - 1)"
             )
+        settings.check_distance(teacher.channels, teacher.resolution)
         smallest = math.exp(teacher.log_noise_to_signal[0])
         if settings.sigma_max <= smallest:
             raise ValueError(
@@ -132,12 +142,11 @@ class ConsistencyDistillation(Method):
             run.count(evaluated)
         student, target = teacher.with_network(network), teacher.with_network(target_network)
         levels = level_times(teacher.schedule, settings).to(run.device)
+        distance = settings.perceptual(run.device) or cast(PixelDistance, settings.distance)
 
         def compute(x: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
             t, s = levels[level], levels[level - 1]
-            return consistency_loss(
-                student, target, teacher, x, noise, t, s, settings.solver, settings.distance, condition
-            )
+            return consistency_loss(student, target, teacher, x, noise, t, s, settings.solver, distance, condition)
 
         compute = run.compiled(compute, settings.training)
 
@@ -167,7 +176,9 @@ class ConsistencyDistillation(Method):
         from baselines.consistency_pipeline import ConsistencyPipeline
 
         timesteps = teacher.schedule.timestep(level_times(teacher.schedule, self.settings))
-        levels = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
+        levels: dict[str, Any] = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
+        if self.settings.clip_steps:
+            levels["clip"] = True
         save_denoiser(folder, teacher.with_network(network), ConsistencyPipeline, levels=levels)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
@@ -178,7 +189,7 @@ class ConsistencyDistillation(Method):
         times = step_times(student.schedule, levels["timesteps"], nfe, levels["sampling"])
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return consistency_sample(student, noise, times, condition)
+            return consistency_sample(student, noise, times, condition, levels.get("clip", False))
 
         return sample, student.network
 
@@ -281,17 +292,16 @@ def solver_step(
     x_s = ddim_step(x_t, estimate, alpha_t, sigma_t, alpha_s, sigma_s)
     if solver == "ddim":
         return x_s
-    noise_t = (x_t - per_sample(alpha_t, x_t) * estimate) / per_sample(sigma_t, x_t)
-    noise_s = (x_s - per_sample(alpha_s, x_s) * teacher(x_s, s, condition)) / per_sample(sigma_s, x_s)
-    # Euler's step has taken ε̂_t all the way; half the difference, α_s (τ_s − τ_t) (ε̂_s − ε̂_t)/2, corrects it.
-    return x_s + per_sample((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_s) * (noise_s - noise_t)
+    return heun_step(x_t, estimate, x_s, teacher(x_s, s, condition), alpha_t, sigma_t, alpha_s, sigma_s)
 
 
-def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: Distance) -> torch.Tensor:
+def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDistance | LpipsDistance) -> torch.Tensor:
     """The distance of two batches of pictures, shape (N, C, H, W); mean over batch and pixels, a scalar.
 
     "pseudo_huber" is √(‖x − y‖² + c²) − c of a picture of D numbers with c = 0.00054 √D, divided by √D.
     """
+    if isinstance(distance, LpipsDistance):
+        return distance(one, other).mean()
     if distance == "l1":
         return (one - other).abs().mean()
     if distance == "l2":
@@ -309,7 +319,7 @@ def consistency_loss(
     t: torch.Tensor,
     s: torch.Tensor,
     solver: Solver,
-    distance: Distance,
+    distance: PixelDistance | LpipsDistance,
     condition: Condition = None,
 ) -> torch.Tensor:
     """d(f_θ(x_t, t), f_θ⁻(x̂_s, s)) with x̂_s one solver step of the teacher from x_t (algorithm 2, weight 1).
@@ -339,7 +349,7 @@ def move_towards(target: nn.Module, network: nn.Module, decay: float) -> None:
 
 
 def consistency_sample(
-    student: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
+    student: Denoiser, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None, clip: bool = False
 ) -> torch.Tensor:
     """Multi-step consistency sampling (algorithm 1), one network evaluation a time; unclipped, shape (N, C, H, W).
 
@@ -348,6 +358,7 @@ def consistency_sample(
     Args:
         noise: ε, shape (N, C, H, W).
         times: decreasing, shape (n,).
+        clip: whether f is clipped to [−1, 1] where a further step starts from it.
     """
     schedule = student.schedule
     x_t = per_sample(schedule.sigma(times[0]), noise) * noise
@@ -360,6 +371,7 @@ def consistency_sample(
     for t in times[1:]:
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         added = (sigma.square() - (alpha * least).square()).clamp(min=0).sqrt()
+        pictures = pictures.clamp(-1, 1) if clip else pictures
         x_t = per_sample(alpha, noise) * pictures + per_sample(added, noise) * further_noise(generators, noise)
         pictures = consistency_function(student, x_t, t, condition)
     return pictures

@@ -21,8 +21,9 @@ class ConsistencyPipeline(NoisePipeline):
         unet: the student's network.
         scheduler: any that :func:`diffusion.pipelines.schedule_of` reads, for its noise levels and prediction type.
         levels: {"timesteps": the noise levels that the student was trained at, increasing, "sampling": see
-            :func:`baselines.consistency_distillation.step_times`}; None is the two ends of the schedule, which one step
-            needs.
+            :func:`baselines.consistency_distillation.step_times`, "clip": see
+            :func:`baselines.consistency_distillation.consistency_sample`, left out where false}; None is the two ends
+            of the schedule, which one step needs.
     """
 
     def __init__(
@@ -65,4 +66,5 @@ class ConsistencyPipeline(NoisePipeline):
         levels = self.config.levels
         times = step_times(student.schedule, levels["timesteps"], num_inference_steps, levels["sampling"])
         drawn = self.draw_noise(batch_size, generator, noise).to(self.unet.dtype)
-        return self.output(consistency_sample(student, drawn, times, condition), output_type, return_dict)
+        sample = consistency_sample(student, drawn, times, condition, levels.get("clip", False))
+        return self.output(sample, output_type, return_dict)

@@ -2,7 +2,7 @@
 learns from its differential equation alone, without any data."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -11,28 +11,37 @@ from torch import nn
 from diffusion.conditions import Condition, join
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import ComparingSettings, Distance
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.noise_student import NoiseStudent
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
+from diffusion.teacher import TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
-class PidSettings(TrainedSettings):
+class PidSettings(TrainedSettings, ComparingSettings):
     """Settings of PID.
 
     Attributes:
         num_times: N, points of the time grid (published: 250). The difference quotient is taken between neighbours.
         rho: exponent of the grid; τ^(1/ρ) takes equal steps, τ = σ/α (Karras et al. 2022, eq. 5; published: 7).
-        training: published: RAdam at a constant 2e-4, average of the weights 0.99995, the distance LPIPS. Here it is
-            the squared L2 distance.
+        output: "estimate", F is the network's output as an estimate of the image at t_max, which at first is the
+            teacher's; or "network", that output itself, with teachers that predict the image or EDM's (published).
+        distance: of the residual, "l2" squared, or "lpips" (published) as ``lpips`` says.
+        lpips: published: images resized to 224, the backbone "vgg" with pooling "average".
+        training: published: RAdam at a constant 2e-4 (ImageNet-64: 1e-4), average of the weights 0.99995.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("output", "distance", "lpips")
 
     method: Literal["pid"] = "pid"
     num_times: int = Field(250, ge=3)
     rho: float = Field(7.0, ge=1)
+    output: Literal["estimate", "network"] = "estimate"
+    distance: Literal["l2", "lpips"] = "l2"
     training: TrainingSettings = TrainingSettings(
         steps=1500, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99
     )
@@ -59,18 +68,28 @@ class Pid(Method):
     def evaluations(self) -> tuple[int, ...]:
         return (1,)
 
+    def check(self, teacher: TeacherFacts) -> None:
+        self.settings.check_distance(teacher.channels, teacher.resolution)
+        if self.settings.output == "network" and teacher.prediction_type not in ("sample", "edm"):
+            raise ValueError(
+                f"output: found 'network' with a teacher of {teacher.prediction_type}, expected 'estimate': what that "
+                f"network puts out is far from an image"
+            )
+
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         settings = self.settings.training
         network = student_network(teacher)
-        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
+        raw = self.settings.output == "network"
+        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw)
         run.count(teacher.network)
         run.count(network)
         shape = picture_shape(network.config)
         times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
         longest = times[0]
+        perceptual = self.settings.perceptual(run.device)
 
         def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-            return pid_loss(student, teacher, noise, s, t, longest, condition)
+            return pid_loss(student, teacher, noise, s, t, longest, condition, perceptual)
 
         compute = run.compiled(compute, settings)
 
@@ -91,7 +110,8 @@ class Pid(Method):
         schedule = teacher.schedule
         first = torch.tensor(schedule.t_min, dtype=torch.float64)
         scale = float(signal_share(schedule, first, start_time(schedule)))
-        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, told_timestep=0.0, signal_scale=scale)
+        facts = {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
+        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, **facts)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         from diffusion.one_step_pipeline import one_step_sampler
@@ -140,8 +160,9 @@ def pid_loss(
     t: torch.Tensor,
     start: torch.Tensor,
     condition: Condition = None,
+    distance: Distance | None = None,
 ) -> torch.Tensor:
-    """E ‖x − τ_t Δx/Δτ − sg D(x, τ_t)‖² with x = x(z, τ_t) and Δx/Δτ = (x(z, τ_t) − x(z, τ_s)) / (τ_t − τ_s).
+    """E d(x − τ_t Δx/Δτ, sg D(x, τ_t)) with x = x(z, τ_t) and Δx/Δτ = (x(z, τ_t) − x(z, τ_s)) / (τ_t − τ_s).
 
     The residual of the ODE as the paper trains on it: gradients run through both of the student's evaluations and not
     through the teacher. Mean over batch and pixels, a scalar. A picture takes two evaluations of the student with
@@ -157,6 +178,7 @@ def pid_loss(
         noise: ε, shape (N, C, H, W).
         s, t: neighbours on the time grid, shape (N,).
         start: the time of T, shape ().
+        distance: d; None is the squared difference, mean over the pixels.
     """
     schedule = student.schedule
     told = torch.cat([t, s])
@@ -169,4 +191,7 @@ def pid_loss(
     with torch.no_grad():
         state = per_sample(schedule.alpha(t), noise) * y_t + per_sample(schedule.sigma(t), noise) * noise
         target = teacher(state, t, condition)
-    return ((y_s - k * y_t) / gain - target).square().mean()
+    estimate = (y_s - k * y_t) / gain
+    if distance is None:
+        return (estimate - target).square().mean()
+    return distance(estimate, target).mean()

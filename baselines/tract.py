@@ -3,9 +3,10 @@ shorter jumps."""
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -18,9 +19,11 @@ from diffusion.method import Method, Sampler, Student, TrainedSettings, student_
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
-from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
+from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level, heun_step
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import MovingAverage, Step, TrainingRun, TrainingSettings
+
+Solver = Literal["ddim", "heun"]
 
 
 class TractSettings(TrainedSettings):
@@ -29,6 +32,8 @@ class TractSettings(TrainedSettings):
     Attributes:
         start_steps: DDIM steps of the teacher that the first phase closes over (published: 1024, or 40 with EDM's).
         phases: step counts of the students, one a phase; each divides the one before (published: 32 and 1, or 1 alone).
+        solver: of the teacher's steps in the first phase, "ddim", or "heun", which takes one more estimate of the
+            teacher (published with EDM's). In later phases the teacher is a student, whose steps are DDIM's.
         self_teacher_decay: decay of the self-teacher, a moving average of the student's weights (published: 0.5). It
             is not the average that is kept as the result, which is ``training.ema_decay``.
         training: one phase's settings. Published: Adam at a constant 2e-4 with clip 1 (with EDM's teacher 1e-3 and
@@ -36,9 +41,12 @@ class TractSettings(TrainedSettings):
             with.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("solver",)
+
     method: Literal["tract"] = "tract"
     start_steps: int = Field(40, ge=2)
     phases: tuple[int, ...] = Field((8, 1), min_length=1)
+    solver: Solver = "ddim"
     self_teacher_decay: float = Field(0.5, ge=0, lt=1)
     training: TrainingSettings = TrainingSettings(steps=700, batch_size=128, learning_rate=5e-4, ema_decay=0.99)
 
@@ -79,6 +87,8 @@ class Tract(Method):
                 f"start_steps: found {self.settings.start_steps}, expected a divisor of the teacher's num_timesteps "
                 f"({teacher.num_timesteps}), so that every student's steps fall on the teacher's grid"
             )
+        if self.settings.solver == "heun" and math.isinf(teacher.log_noise_to_signal[1]):
+            raise ValueError("solver: found 'heun' with a teacher without signal at t_max, expected 'ddim'")
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "TRACT trains on the data set"
@@ -100,6 +110,7 @@ class Tract(Method):
                     student.with_network(average.module).eval(),
                     group=teacher_steps // num_steps,
                     num_steps=teacher_steps,
+                    solver="ddim" if students else self.settings.solver,
                 ),
                 settings,
             )
@@ -155,25 +166,32 @@ def tract_target(
     group: int,
     num_steps: int,
     condition: Condition = None,
+    solver: Solver = "ddim",
 ) -> torch.Tensor:
     """x̃, the picture with which one DDIM step leads from z_t to where teacher and self-teacher lead (eq. 6–9).
 
-    The teacher takes one DDIM step from t to t', and the self-teacher jumps from t' to the group's start s:
+    The teacher takes one step from t to t', and the self-teacher jumps from t' to the group's start s:
     x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − α_t σ_s/σ_t). Where t' is the group's start, the teacher's step is all there is.
-    With EDM's teachers the paper takes a Heun step in its place; here it is DDIM's for all.
+    Its last step, to the clean picture, is DDIM's with either solver.
 
     Args:
         z_t: noisy pictures at grid point ``step``, shape (N, C, H, W).
         step: 1 … num_steps, shape (N,).
         group: how many of the teacher's steps a step of the student shall be.
         num_steps: the teacher's number of steps.
+        solver: of the teacher's step.
     """
     schedule = teacher.schedule
     start = torch.div(step - 1, group, rounding_mode="floor") * group
     t, alpha_t, sigma_t = grid_noise_level(schedule, step, num_steps)
     middle, alpha_middle, sigma_middle = grid_noise_level(schedule, step - 1, num_steps)
     _, alpha_start, sigma_start = grid_noise_level(schedule, start, num_steps)
-    z_middle = ddim_step(z_t, teacher(z_t, t, condition), alpha_t, sigma_t, alpha_middle, sigma_middle)
+    levels = alpha_t, sigma_t, alpha_middle, sigma_middle
+    estimate = teacher(z_t, t, condition)
+    z_middle = ddim_step(z_t, estimate, *levels)
+    if solver == "heun":
+        z_heun = heun_step(z_t, estimate, z_middle, teacher(z_middle, middle, condition), *levels)
+        z_middle = torch.where(per_sample(sigma_middle, z_t) > 0, z_heun, z_middle)
     estimate = self_teacher(z_middle, middle, condition)
     # Not a number where it starts in the clean picture, at which no network is asked; the next line drops it there.
     jumped = ddim_step(z_middle, estimate, alpha_middle, sigma_middle, alpha_start, sigma_start)
@@ -192,19 +210,21 @@ def tract_loss(
     group: int,
     num_steps: int,
     condition: Condition = None,
+    solver: Solver = "ddim",
 ) -> torch.Tensor:
     """E w(t) ‖x̃ − x̂‖², w as in :func:`loss_weight`; mean over batch and pixels, a scalar.
 
-    A picture takes one evaluation of the student with gradient, one of the teacher and one of the self-teacher.
+    A picture takes one evaluation of the student with gradient, one of the teacher (two by "heun") and one of the
+    self-teacher.
 
     Args:
         x, noise: real pictures and noise, shape (N, C, H, W).
         step: grid points 1 … num_steps of the teacher, shape (N,).
-        group, num_steps: as in :func:`tract_target`.
+        group, num_steps, solver: as in :func:`tract_target`.
     """
     t, alpha, sigma = grid_noise_level(student.schedule, step, num_steps)
     z_t = per_sample(alpha, x) * x + per_sample(sigma, x) * noise
-    target = tract_target(teacher, self_teacher, z_t, step, group, num_steps, condition)
+    target = tract_target(teacher, self_teacher, z_t, step, group, num_steps, condition, solver)
     weight = per_sample(loss_weight(student.schedule, alpha, sigma), x)
     return (weight * (student.estimate(z_t, t, condition) - target).square()).mean()
 

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from boot.distances import LpipsSettings, load_lpips, squared_l2
 from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
 from boot.student import BootStudent
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import ComparingSettings, squared_l2
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser
@@ -23,7 +23,7 @@ from diffusion.teacher import TeacherFacts, uniform_times
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
 
-class BootSettings(TrainedSettings):
+class BootSettings(TrainedSettings, ComparingSettings):
     """Settings of BOOT.
 
     Attributes:
@@ -53,7 +53,6 @@ class BootSettings(TrainedSettings):
     boundary_fraction: float = Field(0.25, gt=0, le=1)
     weight: Weight = "inverse_square"
     distance: Literal["l2", "lpips"] = "l2"
-    lpips: LpipsSettings = LpipsSettings()
     target: Target = "signal"
     times: Literal["uniform", "progressive"] = "uniform"
     progressive_share: float = Field(0.5, gt=0, le=1)
@@ -69,8 +68,6 @@ class BootSettings(TrainedSettings):
             raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
         if self.distance == "lpips" and self.target == "state":
             raise ValueError("distance: found 'lpips' with target 'state', expected 'l2': noisy states are no pictures")
-        if self.distance != "lpips" and self.lpips != LpipsSettings():
-            raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
         return self
 
 
@@ -109,8 +106,7 @@ class Boot(Method):
                     f"boundary_weight: found 0 with {reason}; expected > 0, because that student does not start on the "
                     f"trajectory and only the boundary loss puts it there"
                 )
-        if settings.distance == "lpips":
-            settings.lpips.check(teacher.channels, teacher.resolution)
+        settings.check_distance(teacher.channels, teacher.resolution)
         if settings.target == "state" and (
             teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
         ):
@@ -129,7 +125,7 @@ class Boot(Method):
         run.count(teacher.network)
         run.count(network)
         shape = picture_shape(network.config)
-        distance = squared_l2 if settings.distance == "l2" else load_lpips(settings.lpips, run.device)
+        distance = settings.perceptual(run.device) or squared_l2
         objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
 
         source = None

@@ -5,11 +5,11 @@ from typing import Literal
 
 import torch
 
-from boot.distances import Distance, squared_l2
 from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain, signal_of
 from boot.student import BootStudent
 from diffusion.conditions import Condition, first_of, join
 from diffusion.denoiser import Denoiser
+from diffusion.distances import Distance, squared_l2
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
 Target = Literal["signal", "state"]

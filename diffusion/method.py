@@ -20,7 +20,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance, guided
 from diffusion.pairs import Pairs, PairsSettings
 from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.settings import Settings, StepCounts
+from diffusion.settings import GrownSettings, Settings, StepCounts
 from diffusion.teacher import TeacherFacts
 from diffusion.training import Snapshot, TrainingRun
 
@@ -39,7 +39,7 @@ class Student:
     snapshots: tuple[Snapshot, ...] = ()
 
 
-class TrainedSettings(Settings):
+class TrainedSettings(GrownSettings):
     """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults."""
 
     @model_validator(mode="before")

@@ -18,13 +18,19 @@ class NoiseStudent(nn.Module):
 
     Args:
         read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
+        raw: whether F is y itself, whatever the prediction type, which then says only how the network is fed.
     """
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction_type: PredictionType, read_at: float | None = None
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction_type: PredictionType,
+        read_at: float | None = None,
+        raw: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+        self.network, self.schedule, self.prediction_type, self.raw = network, schedule, prediction_type, raw
         self._at_end = read_at is None
         # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
         device = next((parameter.device for parameter in network.parameters()), None)
@@ -46,6 +52,8 @@ class NoiseStudent(nn.Module):
         fed = network_input(self.schedule, self.prediction_type, start, self._read_at)
         told = network_timesteps(self.schedule, t, noise)
         output = self.network(fed, told, return_dict=False, **(condition or {}))[0].float()
+        if self.raw:
+            return output
         if self.prediction_type == "epsilon" and self._at_end:
             return noise - per_sample(sigma, noise) * output
         return signal_from_output(self.schedule, self.prediction_type, output, start, self._read_at)

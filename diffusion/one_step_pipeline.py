@@ -1,5 +1,6 @@
 """A `diffusers` pipeline for students of one evaluation, ``OneStepPipeline.from_pretrained(folder)().images``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class OneStepPipeline(NoisePipeline):
         told_timestep: the timestep that the network is told.
         read_timestep: the timestep at whose noise level it is fed and read; None is the last one.
         signal_scale: what the network's estimate is multiplied by.
+        raw: whether its output is that estimate; see :class:`diffusion.noise_student.NoiseStudent`.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class OneStepPipeline(NoisePipeline):
         told_timestep: float = 0.0,
         read_timestep: float | None = None,
         signal_scale: float = 1.0,
+        raw: bool = False,
         num_classes: int | None = None,
         thresholding: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(unet, scheduler, num_classes, thresholding)
-        self.register_to_config(told_timestep=told_timestep, read_timestep=read_timestep, signal_scale=signal_scale)
+        facts = {"told_timestep": told_timestep, "read_timestep": read_timestep, "signal_scale": signal_scale}
+        self.register_to_config(**facts, raw=raw)
 
     @torch.no_grad()
     def __call__(
@@ -61,22 +65,24 @@ class OneStepPipeline(NoisePipeline):
             output_type, return_dict: see :meth:`diffusion.noise_pipeline.NoisePipeline.output`.
         """
         schedule, config = schedule_of(self.scheduler), self.config
-        student = _student(self.unet, schedule, prediction_type_of(self.scheduler), config.read_timestep)
+        student = _student(self.unet, schedule, prediction_type_of(self.scheduler), config)
         told = schedule.time(torch.tensor(config.told_timestep, dtype=torch.float64))
         signal = student(self.draw_noise(batch_size, generator, noise).to(self.unet.dtype), told, condition)
         return self.output(config.signal_scale * signal, output_type, return_dict)
 
 
-def _student(network: nn.Module, schedule: Any, prediction_type: Any, read_timestep: float | None) -> NoiseStudent:
-    read_at = None if read_timestep is None else float(schedule.time(torch.tensor(read_timestep)))
-    return NoiseStudent(network, schedule, prediction_type, read_at)
+def _student(network: nn.Module, schedule: Any, prediction_type: Any, config: Mapping[str, Any]) -> NoiseStudent:
+    timestep = config["read_timestep"]
+    read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
+    # Folders from before that key have none.
+    return NoiseStudent(network, schedule, prediction_type, read_at, config.get("raw", False))
 
 
 def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
     """The sampler of a folder that holds a :class:`OneStepPipeline`, and its network."""
     stored = load_denoiser(folder, device)
     config = read_json(folder / "model_index.json")
-    student = _student(stored.network, stored.schedule, stored.prediction_type, config["read_timestep"])
+    student = _student(stored.network, stored.schedule, stored.prediction_type, config)
     told = stored.schedule.time(torch.tensor(config["told_timestep"], dtype=torch.float64))
 
     def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:

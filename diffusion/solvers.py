@@ -29,6 +29,29 @@ def ddim_step(
     return per_sample(ratio, x_t) * x_t + per_sample(alpha_s - alpha_t * ratio, x_t) * x0
 
 
+def heun_step(
+    x_t: torch.Tensor,
+    x0_t: torch.Tensor,
+    x_s: torch.Tensor,
+    x0_s: torch.Tensor,
+    alpha_t: torch.Tensor,
+    sigma_t: torch.Tensor,
+    alpha_s: torch.Tensor,
+    sigma_s: torch.Tensor,
+) -> torch.Tensor:
+    """x_s by Heun's step of dz/dτ = ε̂ with z = x/α and τ = σ/α (Karras et al. 2022, alg. 1), ε̂ averaged over its ends.
+
+    Args:
+        x_t, x0_t: noisy images and the estimate of the clean ones, shape (N, C, H, W).
+        x_s, x0_s: where Euler's step, :func:`ddim_step`, leads with that, and the estimate there.
+        alpha_t … sigma_s: schedule values, shape (N,) or (); σ_s and α_t > 0.
+    """
+    noise_t = (x_t - per_sample(alpha_t, x_t) * x0_t) / per_sample(sigma_t, x_t)
+    noise_s = (x_s - per_sample(alpha_s, x_s) * x0_s) / per_sample(sigma_s, x_s)
+    # Euler's step has taken ε̂_t all the way; half the difference, α_s (τ_s − τ_t) (ε̂_s − ε̂_t)/2, corrects it.
+    return x_s + per_sample((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_s) * (noise_s - noise_t)
+
+
 def ddim_target(
     x_t: torch.Tensor,
     x_s: torch.Tensor,

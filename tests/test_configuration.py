@@ -36,6 +36,7 @@ def changed(path, value):
 
 
 DELETED = object()
+CONSISTENCY = {"method": "consistency_distillation", "distance": "lpips", "lpips": {"greyscale": "repeat"}}
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.name)
@@ -86,6 +87,17 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.delta_spread", 1.0, ["methods.boot-heun.delta_spread: found 1.0"]),
         ("methods.boot-heun.distance", "lpips", ["methods.boot-heun.lpips.greyscale: found null", "'repeat'"]),
         ("methods.boot-heun.lpips", {"backbone": "alex"}, ["methods.boot-heun", "lpips: given, but distance is 'l2'"]),
+        (
+            "methods.consistency",
+            CONSISTENCY,
+            ["methods.consistency.lpips.resize: found None with pictures of 8"],
+        ),
+        (
+            "methods.pid",
+            {"method": "pid", "distance": "lpips"},
+            ["methods.pid.lpips.greyscale: found null"],
+        ),
+        ("methods.pid", {"method": "pid", "distance": "l1"}, ["methods.pid.distance: found 'l1'", "'lpips'"]),
         ("methods.boot-heun.target", "noise", ["methods.boot-heun.target: found 'noise'", "'signal'", "'state'"]),
         ("teacher.prediction_type", "edm", ["teacher", "cosine schedule", "'edm' with the edm schedule"]),
         (

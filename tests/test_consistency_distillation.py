@@ -27,6 +27,7 @@ from baselines.consistency_distillation import (
 from baselines.consistency_pipeline import ConsistencyPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
+from diffusion.distances import LpipsDistance
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teacher import TeacherSettings
@@ -252,6 +253,45 @@ def test_loss_by_hand(schedule, solver):
     assert float(found) == pytest.approx(((answer - wanted) ** 2).mean(), rel=1e-8)
 
 
+class Seen(torch.nn.Module):
+    """A perceptual network that keeps what it is given, and answers with the sums of their product."""
+
+    def forward(self, a, b):
+        self.pair = a, b
+        return (a * b).sum(dim=(1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("schedule", [COSINE, EdmSchedule()], ids=["cosine", "edm"])
+def test_lpips_compares_the_two_answers_unclipped(schedule):
+    t, s = (torch.linspace(low, low + 0.6, 16, dtype=torch.float64) for low in (0.3, 0.2))
+    student, target = GaussianTeacher(schedule, -2.1, 0.4), GaussianTeacher(schedule, 0.2, 0.3)
+    teacher = GaussianTeacher(schedule)
+    x_t = schedule.alpha(t).reshape(-1, 1, 1, 1) * PICTURES + schedule.sigma(t).reshape(-1, 1, 1, 1) * NOISE
+    answer = consistency_function(student, x_t, t)
+    wanted = consistency_function(target, solver_step(teacher, x_t, t, s, "heun"), s)
+    assert float(answer.min()) < -1
+    network = Seen()
+    distance = LpipsDistance(network)
+    found = consistency_loss(student, target, teacher, PICTURES, NOISE, t, s, "heun", distance)
+    for one, other in zip(network.pair, (answer, wanted), strict=True):
+        torch.testing.assert_close(one, other.expand(-1, 3, -1, -1), rtol=1e-12, atol=1e-12)
+    assert float(found) == pytest.approx(3 * float((answer * wanted).sum()) / 16, rel=1e-12)
+
+
+def test_the_gradient_of_lpips_is_that_of_the_student_alone():
+    teacher, level = tiny_denoiser(), torch.tensor([3, 7])
+    levels = level_times(teacher.schedule, settings(num_levels=12))
+    student = teacher.with_network(copy.deepcopy(teacher.network).requires_grad_(True))
+    x, noise = torch.rand(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    network = Seen()
+    arguments = (x, noise, levels[level], levels[level - 1], "heun", LpipsDistance(network))
+    consistency_loss(student, student, teacher, *arguments).backward()
+    answer, wanted = network.pair
+    assert answer.requires_grad
+    assert not wanted.requires_grad
+    assert max(float(weight.grad.abs().max()) for weight in student.network.parameters()) > 0
+
+
 def test_distances_by_hand():
     one = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).reshape(2, 1, 2, 2)
     other = torch.tensor([[3.0, 4.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).reshape(2, 1, 2, 2)
@@ -361,17 +401,20 @@ def test_the_target_is_not_differentiated():
 # -- sampling ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("schedule", [COSINE, EdmSchedule()], ids=["cosine", "edm"])
-def test_multi_step_sampling_is_algorithm_1(schedule):
+def test_multi_step_sampling_is_algorithm_1(schedule, clip):
     times = schedule.time(torch.tensor([1950.0, 1200.0, 400.0, 30.0], dtype=torch.float64))
     tau, least = ratios(schedule, times), float(ratios(schedule, torch.tensor(schedule.t_min)))
     generators = noise_generators(NOISE)
     picture, z = None, tau[0] * NOISE.numpy()
     for i, level in enumerate(tau):
         if i:
-            z = picture + math.sqrt(level**2 - least**2) * further_noise(generators, NOISE).numpy()
-        picture = by_hand(z, level, least, gaussian(z, level))
-    found = consistency_sample(GaussianTeacher(schedule), NOISE, times)
+            start = np.clip(picture, -1, 1) if clip else picture
+            assert np.abs(picture).max() > 1
+            z = start + math.sqrt(level**2 - least**2) * further_noise(generators, NOISE).numpy()
+        picture = by_hand(z, level, least, gaussian(z, level, mean=1.2))
+    found = consistency_sample(GaussianTeacher(schedule, mean=1.2), NOISE, times, clip=clip)
     np.testing.assert_allclose(found.numpy(), picture, rtol=1e-9, atol=1e-10)
 
 
@@ -408,6 +451,26 @@ def test_the_pipeline_samples_as_the_suite_does_with_exactly_so_many_evaluations
     assert torch.equal(draw(2), draw(2))
     with pytest.raises(ValueError, match="expected 1 to 7"):
         draw(8)
+
+
+def test_a_stored_student_clips_between_steps_if_its_settings_say_so(tmp_path):
+    denoiser, drawn = tiny_denoiser(), []
+    denoiser.network.conv_out.weight.mul_(10)  # answers beyond ±1
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    chosen = {"num_inference_steps": [1, 2], "num_levels": 8, "sampling_levels": [1]}
+    for clip in (False, True):
+        method = ConsistencyDistillation(settings(**chosen, clip_steps=clip))
+        method.save(tmp_path / str(clip), denoiser.network, denoiser)
+        with torch.inference_mode():
+            drawn.append([method.sampler(tmp_path / str(clip), nfe, CPU)[0](noise, None) for nfe in (1, 2)])
+        found = ConsistencyPipeline.from_pretrained(tmp_path / str(clip))(
+            noise=noise, num_inference_steps=2, output_type="pt"
+        )
+        torch.testing.assert_close(found.images, drawn[-1][1], rtol=1e-3, atol=1e-4)
+    assert float(drawn[0][0].abs().max()) > 1
+    assert torch.equal(drawn[0][0], drawn[1][0])
+    assert not torch.allclose(drawn[0][1], drawn[1][1], atol=1e-2)
+    assert "clip_steps" not in settings().model_dump()
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

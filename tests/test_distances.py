@@ -1,15 +1,18 @@
-"""The distances of BOOT's losses; LPIPS with a stand-in network, and with weights that are made here."""
+"""The distances of losses; LPIPS with a stand-in network, and with weights that are made here."""
 
 import hashlib
 from urllib.error import URLError
 
 import pytest
 import torch
-from tiny import tiny_denoiser
+from tiny import tiny_denoiser, tiny_splits
 
-from boot import distances
-from boot.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
+from baselines.consistency_distillation import ConsistencyDistillation, ConsistencySettings
+from baselines.pid import Pid, PidSettings
 from boot.distillation import Boot, BootSettings
+from diffusion import distances
+from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from diffusion.errors import UserError
 from diffusion.training import TrainingRun
 
@@ -55,18 +58,52 @@ def test_gradients_reach_the_pictures_and_not_the_network():
     assert distance.network.features.weight.grad is None
 
 
-def test_a_student_trains_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("boot.distillation.load_lpips", lambda settings, device: LpipsDistance(StandIn()))
+@pytest.mark.parametrize(
+    ("method", "settings", "compared"),
+    # BOOT compares a quarter of its noises a second time, at the boundary.
+    [(Boot, BootSettings, 5), (ConsistencyDistillation, ConsistencySettings, 4), (Pid, PidSettings, 4)],
+)
+def test_a_student_trains_with_it_in_micro_batches(method, settings, compared, tmp_path, monkeypatch):
+    network = StandIn()
+    monkeypatch.setattr("diffusion.distances.load_lpips", lambda settings, device: LpipsDistance(network))
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    data = load_split(tmp_path / "data", "train") if method.needs_data else None
 
     def student(folder, **options):
-        training = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}
+        training = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5, "optimiser": "adamw"}
         with TrainingRun(folder, "key", 0, CPU) as run:
-            method = Boot(BootSettings.model_validate({"training": training, **options}))
-            return list(method.distil(tiny_denoiser(), run, None)[0].network.parameters())
+            chosen = settings.model_validate({"training": training | {"gradient_accumulation_steps": 2}, **options})
+            (trained,) = method(chosen).distil(tiny_denoiser(), run, data)
+            return list(trained.network.parameters()), trained.cost["network_evaluations"]
 
-    pixels, perceived = student(tmp_path / "l2"), student(tmp_path / "lpips", distance="lpips")
+    pixels, cost = student(tmp_path / "l2")
+    assert network.seen == []
+    perceived, cost_perceived = student(tmp_path / "lpips", distance="lpips")
+    assert network.seen == 6 * [(compared, 3, 8, 8)]
+    assert cost_perceived == cost
     assert all(torch.isfinite(p).all() for p in perceived)
     assert any(not torch.equal(a, b) for a, b in zip(pixels, perceived, strict=True))
+
+
+@pytest.mark.parametrize("settings", [BootSettings, ConsistencySettings, PidSettings])
+def test_settings_of_lpips_are_refused_with_another_distance(settings):
+    with pytest.raises(ValueError, match="lpips: given, but distance is 'l2'; remove one"):
+        settings.model_validate({"lpips": {"resize": 224}})
+    settings.model_validate({"distance": "lpips", "lpips": {"resize": 224}})
+
+
+def test_what_is_left_at_its_default_is_no_part_of_the_settings_text():
+    """Results made before a key came stay valid."""
+    assert "pooling" not in BootSettings().model_dump()["lpips"]
+    assert "lpips" not in ConsistencySettings().model_dump()
+    assert not {"lpips", "distance"} & set(PidSettings().model_dump())
+    chosen = {"distance": "lpips", "lpips": {"resize": 224, "pooling": "average"}}
+    for settings in (BootSettings, ConsistencySettings, PidSettings):
+        given = settings.model_validate(chosen)
+        dumped = given.model_dump(mode="json")
+        assert dumped["distance"] == "lpips"
+        assert dumped["lpips"]["pooling"] == "average"
+        assert settings.model_validate(dumped) == given
 
 
 @pytest.fixture
@@ -116,6 +153,51 @@ def test_the_package_runs_on_weights_from_a_file(backbone, tmp_path, monkeypatch
     assert (values > 0).all()
     assert torch.isfinite(a.grad).all()
     assert float(distance(A, A).abs().max()) == 0
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_vgg_by_the_published_formula(pooling, tmp_path, monkeypatch):
+    """Images in [0, 1] enlarged by plain bilinear interpolation, ImageNet's mean and deviation, torchvision's VGG with
+    its pools or averages in their place, activations of unit length, and the package's layer weights."""
+    import lpips
+    import torchvision
+
+    torch.manual_seed(1)
+    layers = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
+    path = tmp_path / "weights.pth"
+    torch.save({f"features.{name}": weight for name, weight in layers.state_dict().items()}, path)
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    monkeypatch.setitem(distances._FILES, "vgg", ("weights.pth", digits))
+    found = load_lpips(LpipsSettings(weights=str(path), resize=28, pooling=pooling), CPU)
+    package = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    fitted = [weight for name, weight in package.named_parameters() if "lin" in name]
+
+    def activations(images):
+        x = torch.nn.functional.interpolate((images + 1) / 2, size=28, mode="bilinear")
+        mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).reshape(2, 3, 1, 1)
+        x, kept = (x - mean) / deviation, []
+        for number, layer in enumerate(layers[:30]):
+            if isinstance(layer, torch.nn.MaxPool2d) and pooling == "average":
+                x = torch.nn.functional.avg_pool2d(x, 2)
+            else:
+                x = layer(x)
+            if number in (3, 8, 15, 22, 29):
+                kept.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
+        return kept
+
+    a, b = A.expand(-1, 3, -1, -1), B.expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = sum(
+            (weight * (one - other).square()).sum(dim=1).mean(dim=(1, 2))
+            for weight, one, other in zip(fitted, activations(a), activations(b), strict=True)
+        )
+        torch.testing.assert_close(found(a, b), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_averages_replace_the_pools_of_vgg_alone():
+    with pytest.raises(ValueError, match=r"lpips\.pooling: found 'average' with the backbone 'alex', expected 'max'"):
+        LpipsSettings(backbone="alex", pooling="average").check(3, 64)
+    LpipsSettings(pooling="average").check(3, 64)
 
 
 @pytest.mark.parametrize("backbone", list(distances._FILES))

@@ -44,6 +44,18 @@ def test_what_is_counted_is_what_a_training_takes(name, tmp_path):
     assert row.trained > 0
 
 
+@pytest.mark.parametrize("name", ["boot", "consistency_distillation", "pid"])
+def test_a_backbone_is_no_network_evaluation(name):
+    """And its weights are not asked for."""
+    lpips = {"distance": "lpips", "lpips": {"resize": 64, "greyscale": "repeat", "pooling": "average"}}
+    pixels, perceptual = (
+        estimate(experiment_of(it={"method": name, **method_class(name).TINY, **distance}), CPU, 0).rows
+        for distance in ({}, lpips)
+    )
+    assert perceptual == pixels
+    assert next(row for row in perceptual if row.rule == "distil").trained > 0
+
+
 def test_the_teacher_and_the_sums_by_hand():
     raw = yaml.safe_load(TINY.read_text())
     experiment = parse_experiment(raw | {"train_seeds": [0, 1]})

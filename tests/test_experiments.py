@@ -35,6 +35,29 @@ def test_every_experiment_and_every_variant_of_it_is_accepted(name):
         assert set(experiment.methods) >= set(raw["methods"])
 
 
+@pytest.mark.parametrize(
+    ("name", "variant", "resize", "pooling"),
+    [
+        ("cifar10", "consistency", 224, "max"),
+        ("imagenet64", "consistency", 224, "average"),
+        ("bedroom256", "consistency", None, "average"),
+        ("cifar10", "pid", 224, "average"),
+        ("imagenet64", "pid", 224, "average"),
+    ],
+)
+def test_what_was_published_with_lpips_has_it(name, variant, resize, pooling):
+    raw = configuration(name)
+    settings = parse_experiment(raw | {"select": [*raw["select"], variant]}).methods[variant].settings
+    assert settings.distance == "lpips"
+    assert settings.lpips.model_dump() == {"backbone": "vgg", "weights": None, "resize": resize, "greyscale": None} | (
+        {"pooling": pooling} if pooling != "max" else {}
+    )
+    # Neither code has a warm-up, a decay or a clip.
+    training = settings.training
+    assert (training.optimiser, training.warmup_steps, training.decay) == ("radam", 0, "constant")
+    assert training.gradient_clip == 1e9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_experiment_plans_without_its_data(name, tmp_path):
@@ -115,7 +138,7 @@ def scaled_down(name, folder):
             method["training"] = shortened(method["training"])
         if method["method"] == "progressive_distillation":
             method["start_steps"] = 2
-        if method["method"] == "boot":
+        if method.pop("lpips", None) or method.get("distance") == "lpips":
             method["distance"] = "l2"  # LPIPS wants weights that are not here
     few = {"num_samples": 16, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 2}, "protocols": {}}
     raw["evaluation"] |= few | {"features": "efficientnet-lite0-32", "batch_size": 16}

@@ -7,8 +7,11 @@ from gaussian import GaussianTeacher
 from tiny import tiny_denoiser
 
 from baselines.pid import Pid, PidSettings, neighbour, pid_loss, start_time, time_grid
+from diffusion.distances import LpipsDistance
 from diffusion.noise_student import NoiseStudent
+from diffusion.one_step_pipeline import OneStepPipeline
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
+from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
@@ -106,6 +109,33 @@ def test_loss_by_the_formula_of_the_paper(schedule):
     assert float(found) == pytest.approx(np.mean(residual**2), rel=1e-7)
 
 
+class Seen(torch.nn.Module):
+    """A perceptual network that keeps what it is given, and answers with the sums of their product."""
+
+    def forward(self, a, b):
+        self.pair = a, b
+        return (a * b).sum(dim=(1, 2, 3), keepdim=True)
+
+
+@BOTH
+def test_lpips_compares_both_sides_of_the_residual(schedule):
+    def function(noise, t):
+        return np.sin(3 * noise + t.reshape(-1, 1, 1, 1)) - 0.2
+
+    noise, longest = NOISE.numpy(), tau_of(schedule, schedule.t_max)
+    tau, other = (tau_of(schedule, np.full(8, time)) for time in (0.5, 0.4))
+    x_t, x_s = (
+        at * noise + (1 - at / longest) * function(noise, np.full(8, time)) for at, time in ((tau, 0.5), (other, 0.4))
+    )
+    left, right = x_t - tau * (x_t - x_s) / (tau - other), posterior_mean(x_t, tau)
+    network = Seen()
+    arguments = (NOISE, full(0.4), full(0.5), end_of(schedule), None, LpipsDistance(network))
+    found = pid_loss(ByFormula(schedule, function), GaussianTeacher(schedule), *arguments)
+    for one, expected in zip(network.pair, (left, right), strict=True):
+        np.testing.assert_allclose(one.numpy(), np.broadcast_to(expected, (8, 3, 2, 2)), rtol=1e-7, atol=1e-9)
+    assert float(found) == pytest.approx(3 * (left * right).sum() / 8, rel=1e-7)
+
+
 @BOTH
 def test_gradients_run_through_both_evaluations_and_not_through_the_teacher(schedule):
     # F = a is a straight line in τ, of which the quotient is exact: the residual is a − D, whatever the neighbour.
@@ -118,10 +148,16 @@ def test_gradients_run_through_both_evaluations_and_not_through_the_teacher(sche
         def __call__(self, noise, t, condition=None):
             return a * torch.ones_like(noise)
 
-    pid_loss(Constant(), GaussianTeacher(schedule), NOISE, full(0.3), full(0.5), end_of(schedule)).backward()
+    arguments = (NOISE, full(0.3), full(0.5), end_of(schedule))
+    pid_loss(Constant(), GaussianTeacher(schedule), *arguments).backward()
     longest, tau = tau_of(schedule, schedule.t_max), tau_of(schedule, 0.5)
     x_t = tau * NOISE.numpy() + (1 - tau / longest) * 0.7
-    assert float(a.grad) == pytest.approx(2 * np.mean(0.7 - posterior_mean(x_t, tau)), rel=1e-9)
+    estimate = posterior_mean(x_t, tau)
+    assert float(a.grad) == pytest.approx(2 * np.mean(0.7 - estimate), rel=1e-9)
+    # So it is with a perceptual distance: here the derivative of a · D by a, summed over three channels.
+    a.grad = None
+    pid_loss(Constant(), GaussianTeacher(schedule), *arguments, None, LpipsDistance(Seen())).backward()
+    assert float(a.grad) == pytest.approx(3 * estimate.sum() / 8, rel=1e-9)
 
 
 @BOTH
@@ -151,10 +187,11 @@ def test_without_signal_at_the_end_the_trajectory_starts_one_timestep_earlier():
     assert float(start_time(COSINE)) == COSINE.t_max
 
 
-def train(folder, teacher):
+def train(folder, teacher, **settings):
     training = TrainingSettings(steps=4, batch_size=8, learning_rate=1e-4)
     with TrainingRun(folder, "key", 0, CPU) as run:
-        return run.log, Pid(PidSettings(num_times=10, training=training)).distil(teacher, run, None)
+        method = Pid(PidSettings(num_times=10, training=training, **settings))
+        return run.log, method.distil(teacher, run, None)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "edm", "zero terminal SNR"])
@@ -180,6 +217,38 @@ def test_the_sample_is_the_signal_at_the_lowest_noise_level(tmp_path):
         output = network(noise, torch.zeros(8), return_dict=False)[0]
         expected = (1 - (1 / 3) / 3) * (0.1**0.5 * noise - 0.9**0.5 * output)
         torch.testing.assert_close(sampler(noise, None), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_networks_own_output_can_be_the_image(tmp_path):
+    """F at EDM's c_in(T) T ε, told τ; the sample is (1 − τ_min/T) F."""
+    teacher, method = tiny_denoiser("edm"), Pid(PidSettings(output="network"))
+    noise = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        fed = 80 / (80**2 + 0.5**2) ** 0.5 * noise
+        told = torch.full((8,), np.log(0.002) / 4)
+        expected = (1 - 0.002 / 80) * teacher.network(fed, told, return_dict=False)[0]
+        method.save(tmp_path / "student", teacher.network, teacher)
+        sampler, _ = method.sampler(tmp_path / "student", 1, CPU)
+        torch.testing.assert_close(sampler(noise, None), expected, rtol=1e-4, atol=1e-5)
+        found = OneStepPipeline.from_pretrained(tmp_path / "student")(noise=noise, output_type="pt").images
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        Pid(PidSettings()).save(tmp_path / "estimate", teacher.network, teacher)
+        other, _ = Pid(PidSettings()).sampler(tmp_path / "estimate", 1, CPU)
+        assert not torch.allclose(other(noise, None), expected, atol=1e-2)
+    log, (trained,) = train(tmp_path / "state", teacher, output="network")
+    _, (estimate,) = train(tmp_path / "other", teacher)
+    assert all(np.isfinite(row["loss"]) for row in log)
+    weights = [[weight.ravel() for weight in one.network.parameters()] for one in (trained, estimate)]
+    assert not torch.equal(*map(torch.cat, weights))
+    assert "output" not in PidSettings().model_dump()
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_an_output_that_is_no_image_is_refused(kind):
+    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "prediction_type": kind}).facts(1, 8)
+    Pid(PidSettings()).check(facts)
+    with pytest.raises(ValueError, match=f"output: found 'network' with a teacher of {kind}, expected 'estimate'"):
+        Pid(PidSettings(output="network")).check(facts)
 
 
 @BOTH

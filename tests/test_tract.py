@@ -1,6 +1,8 @@
 """TRACT against closed forms, computed in numpy from the paper's formulas."""
 
 import copy
+import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -102,6 +104,40 @@ def test_target_in_the_middle_of_a_group_by_the_formula_of_the_paper(schedule):
     z_start = moved(z_middle, posterior_mean(z_middle, *middle, mean=-0.4, scale=0.9), middle, start)
     found = tract_target(teacher, other, NOISE, torch.full((16,), 7), 4, 16)
     np.testing.assert_allclose(found.numpy(), picture_between(z, z_start, now, start), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, EDM], ids=["cosine", "edm"])
+def test_the_teachers_heun_step_averages_the_slopes_of_both_ends(schedule):
+    """In the paper's variables z/α and σ/α; from point 7 to 6, and the self-teacher goes on from there."""
+    teacher, other = GaussianTeacher(schedule), GaussianTeacher(schedule, mean=-0.4, scale=0.9)
+    now, middle, start = (level(schedule, point, 16) for point in (7, 6, 4))
+    z = NOISE.numpy()
+    tau, tau_middle = now[1] / now[0], middle[1] / middle[0]
+
+    def slope(state, at):
+        return (state - posterior_mean(state * at[0], *at)) / (at[1] / at[0])
+
+    euler = z / now[0] + (tau_middle - tau) * slope(z / now[0], now)
+    heun = z / now[0] + (tau_middle - tau) * (slope(z / now[0], now) + slope(euler, middle)) / 2
+    z_middle = middle[0] * heun
+    z_start = moved(z_middle, posterior_mean(z_middle, *middle, mean=-0.4, scale=0.9), middle, start)
+    found = tract_target(teacher, other, NOISE, torch.full((16,), 7), 4, 16, solver="heun")
+    np.testing.assert_allclose(found.numpy(), picture_between(z, z_start, now, start), rtol=1e-9, atol=1e-9)
+    # Alone in its group, the step is all there is: two steps of the student, of 8 each, from point 9.
+    now, start = level(schedule, 9, 16), level(schedule, 8, 16)
+    heun = z / now[0]
+    tau, tau_start = now[1] / now[0], start[1] / start[0]
+    euler = heun + (tau_start - tau) * slope(heun, now)
+    heun = heun + (tau_start - tau) * (slope(heun, now) + slope(euler, start)) / 2
+    found = tract_target(teacher, other, NOISE, torch.full((16,), 9), 8, 16, solver="heun")
+    np.testing.assert_allclose(found.numpy(), picture_between(z, start[0] * heun, now, start), rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_step_has_no_second_slope():
+    teacher, other = GaussianTeacher(EDM), GaussianTeacher(EDM, mean=-0.4, scale=0.9)
+    found = tract_target(teacher, other, NOISE, torch.full((16,), 1), 4, 16, solver="heun")
+    expected = posterior_mean(NOISE.numpy(), *level(EDM, 1, 16))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("point", [1, 5])
@@ -264,6 +300,24 @@ def test_every_teacher_can_be_distilled(tmp_path, data, kind):
     weights = students[-1].network.state_dict()
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert any(not torch.equal(before[key], value) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "edm"])
+def test_only_the_teacher_takes_heun_steps(tmp_path, data, kind):
+    run, students = train(tmp_path / "state", data, teacher=tiny_denoiser(kind), solver="heun")
+    # One more estimate of the teacher a picture in the first phase, whose last step computes one in vain.
+    assert [student.cost["network_evaluations"] for student in students] == [5 * 8 * 4, 5 * 8 * (4 + 3)]
+    assert all(np.isfinite(row["loss"]) for row in run.log)
+    assert all(torch.isfinite(value).all() for value in students[-1].network.state_dict().values())
+
+
+def test_heun_steps_need_a_signal():
+    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "schedule": {"num_timesteps": 200}}).facts(1, 8)
+    method = Tract(TractSettings(start_steps=40, phases=(8, 1), solver="heun"))
+    method.check(facts)
+    with pytest.raises(ValueError, match=r"solver: found 'heun' with a teacher without signal at t_max"):
+        method.check(dataclasses.replace(facts, log_noise_to_signal=(facts.log_noise_to_signal[0], math.inf)))
+    assert "solver" not in TractSettings().model_dump()
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ CORE = [
 # The loop that all training stages run in.
 LOOP = ["training.py", "precision.py", "sharding.py"]
 
+# How students of one evaluation are read.
+ONE_STEP = ["noise_student.py", "one_step_pipeline.py"]
+
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
     CORE += filter(None, [own_network_file(EXPERIMENT.teacher.folder)])

@@ -15,7 +15,7 @@ MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
 rule sample:
     input:
         source=source,
-        code=core_code("noise.py", "images.py", "solvers.py") + stage_code("sampling"),
+        code=core_code("noise.py", "images.py", "solvers.py", *ONE_STEP) + stage_code("sampling"),
         method=method_code,
     output:
         directory(ROOT / "samples" / TRAINED),
@@ -339,7 +339,7 @@ rule learning_curve:
         students=ROOT / "students/{variant}/train-{train_seed}",
         real=PLAN.real(),
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=core_code("noise.py", "solvers.py")
+        code=core_code("noise.py", "solvers.py", *ONE_STEP)
         + extraction_code("learning_curve")
         + code("evaluation/quality.py", "suite/stages/sampling.py"),
         method=method_code,
@@ -376,7 +376,7 @@ rule learning_curve:
 rule speed:
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
-        code=core_code("solvers.py") + code("evaluation/speed.py") + stage_code("speed"),
+        code=core_code("solvers.py", *ONE_STEP) + code("evaluation/speed.py") + stage_code("speed"),
         methods=sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
     output:
         table=ROOT / "speed/speed.csv",
@@ -413,7 +413,7 @@ rule pictures:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py", "images.py")
+        code=core_code("noise.py", "noise_student.py", "images.py")
         + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
         + stage_code("pictures"),
     output:
@@ -442,7 +442,7 @@ rule trajectory:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py")
+        code=core_code("noise.py", "noise_student.py")
         + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
         + stage_code("trajectory"),
     output:

@@ -124,7 +124,10 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code(*LOOP, "method.py", "teacher.py", "efficientnet.py") + stage_code("training"),
+        code=core_code(
+            *LOOP, "method.py", "teacher.py", "solvers.py", "noise_student.py", "distances.py", "efficientnet.py"
+        )
+        + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),
@@ -161,6 +164,7 @@ rule distil_with_data:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         code=core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
+        + code("diffusion/distances.py", "diffusion/efficientnet.py")
         + stage_code("training"),
         method=method_code,
     output:
@@ -229,7 +233,7 @@ rule distil_with_pairs:
     input:
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
-        code=core_code(*LOOP, "method.py", "pairs.py", "noise.py") + stage_code("training"),
+        code=core_code(*LOOP, "method.py", "pairs.py", "noise.py", "noise_student.py") + stage_code("training"),
         method=method_code,
     output:
         directory(ROOT / "students/{variant}/train-{train_seed}"),

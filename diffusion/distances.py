@@ -1,15 +1,15 @@
-"""What BOOT's losses compare with: pixels, or the features of a perceptual network."""
+"""What losses compare with: pixels, or the features of a perceptual network."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.settings import Settings
+from diffusion.settings import GrownSettings, Settings
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,7 +32,7 @@ def squared_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().flatten(1).mean(dim=1)
 
 
-class LpipsSettings(Settings):
+class LpipsSettings(GrownSettings):
     """The LPIPS distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
 
     Attributes:
@@ -42,12 +42,18 @@ class LpipsSettings(Settings):
             where the network allows.
         resize: side in pixels to which pictures are resized first (bilinear); null leaves them as they are.
         greyscale: how pictures of one channel get the three that the backbone wants: "repeat". There is no default.
+        pooling: between the backbone's layers, "max" as it was trained, or, of "vgg", "average" as in the package piq
+            (``replace_pooling=True``), which the PyTorch code of consistency models and of PID takes. The layer
+            weights, which were fitted with "max", are the same.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("pooling",)
 
     backbone: Backbone = "vgg"
     weights: str | None = None
     resize: int | None = Field(None, ge=1)
     greyscale: Literal["repeat"] | None = None
+    pooling: Literal["max", "average"] = "max"
 
     def check(self, channels: int, resolution: int) -> None:
         """Raises ValueError where pictures of that shape cannot be compared."""
@@ -60,10 +66,40 @@ class LpipsSettings(Settings):
                 f"lpips.resize: found {self.resize} with pictures of {resolution} pixels, expected at least "
                 f"{SMALLEST[self.backbone]} for the backbone {self.backbone!r}"
             )
+        if self.pooling != "max" and self.backbone != "vgg":
+            raise ValueError(
+                f"lpips.pooling: found {self.pooling!r} with the backbone {self.backbone!r}, expected 'max'"
+            )
         if self.weights is not None and self.backbone not in _FILES:
             raise ValueError(f"lpips.weights: given, but those of the backbone {self.backbone!r} are installed")
         if self.weights is not None and not Path(self.weights).is_file():
             raise ValueError(f"lpips.weights: found {self.weights!r}, expected an existing file")
+
+
+class ComparingSettings(Settings):
+    """Settings of a method whose loss compares images; a method names the distances that it knows.
+
+    Attributes:
+        distance: of the loss; "lpips" as ``lpips`` says.
+    """
+
+    distance: str
+    lpips: LpipsSettings = LpipsSettings()
+
+    @model_validator(mode="after")
+    def _lpips_is_used(self) -> Self:
+        if self.distance != "lpips" and self.lpips != LpipsSettings():
+            raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
+        return self
+
+    def check_distance(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where images of that shape cannot be compared."""
+        if self.distance == "lpips":
+            self.lpips.check(channels, resolution)
+
+    def perceptual(self, device: torch.device) -> "LpipsDistance | None":
+        """The network of "lpips", None with any other distance; errors as :func:`load_lpips`."""
+        return load_lpips(self.lpips, device) if self.distance == "lpips" else None
 
 
 class LpipsDistance(nn.Module):
@@ -145,6 +181,8 @@ def load_lpips(settings: LpipsSettings, device: torch.device) -> LpipsDistance:
     # A random backbone is asked for and filled here: the package would unpickle whatever lies in the cache.
     network = lpips.LPIPS(net=settings.backbone, pnet_rand=True, verbose=False)
     _fill(network.net, tensors_of(content, path, _URL + file))
+    if settings.pooling == "average":
+        _average_pooling(network.net)
     return LpipsDistance(network, settings.resize).to(device)
 
 
@@ -152,3 +190,10 @@ def _fill(backbone: nn.Module, state: dict[str, torch.Tensor]) -> None:
     # slice<k>.<i>.… of the package is features.<i>.… of torchvision.
     own = backbone.state_dict()
     backbone.load_state_dict({name: state["features." + name.partition(".")[2]] for name in own}, strict=True)
+
+
+def _average_pooling(backbone: nn.Module) -> None:
+    for part in backbone.children():
+        for name, module in part.named_children():
+            if isinstance(module, nn.MaxPool2d):
+                setattr(part, name, nn.AvgPool2d(module.kernel_size, module.stride))
