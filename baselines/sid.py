@@ -7,6 +7,7 @@ generator's pictures are distributed as the teacher's.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -78,11 +79,6 @@ class Sid(Method):
         return (1,)
 
     def check(self, teacher: TeacherFacts) -> None:
-        if self.settings.training.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"training.gradient_accumulation_steps: found {self.settings.training.gradient_accumulation_steps}, "
-                f"expected 1: a step trains two networks in turn"
-            )
         low, high = teacher.log_noise_to_signal
         if not low <= math.log(self.settings.sigma_init) <= high:
             raise ValueError(
@@ -123,24 +119,26 @@ class Sid(Method):
                 levels = grid_levels(batch, generator, settings.largest_level)
             return z, noise, schedule.time_of(levels), teacher.conditions.draw(batch, generator)
 
-        def train_fake(step: Step) -> None:
+        def train_fake(steps: Sequence[Step]) -> None:
             for group in fake_optimiser.param_groups:
-                group["lr"] = fake_training.rate(round(step.progress * training.steps))
+                group["lr"] = fake_training.rate(round(steps[0].progress * training.steps))
             fake_network.requires_grad_(True)
             for _ in range(settings.fake_updates):
-                fake_loss(*draw(step, settings.fake_levels == "lognormal")).backward()
+                for step in steps:
+                    share = fake_loss(*draw(step, settings.fake_levels == "lognormal"))
+                    (share / training.gradient_accumulation_steps).backward()
+                run.processes.sum_gradients(fake_network)
                 nn.utils.clip_grad_norm_(fake_network.parameters(), training.gradient_clip)
                 fake_optimiser.step()
                 fake_optimiser.zero_grad(set_to_none=True)
             fake_network.requires_grad_(False)  # the generator's gradient passes through it
 
         def loss(step: Step) -> torch.Tensor:
-            # The fake score first (algorithm 1): at the start it is the teacher, and would give no gradient at all.
-            train_fake(step)
             return generator_loss(*draw(step, lognormal=False))
 
         beside = {"fake": fake_network, "fake_optimiser": fake_optimiser}
-        return [Student(1, *run.fit("sid", network, loss, training, beside=beside, in_slices=False))]
+        # The fake score first (algorithm 1): at the start it is the teacher, and would give no gradient at all.
+        return [Student(1, *run.fit("sid", network, loss, training, beside=beside, before_step=train_fake))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         from diffusion.one_step_pipeline import OneStepPipeline

@@ -141,11 +141,15 @@ class CountingRun(TrainingRun):
         loss: Callable[[Step], torch.Tensor],
         settings: TrainingSettings,
         *_arguments: Any,
+        before_step: Callable[[Sequence[Step]], None] | None = None,
         **_keywords: Any,
     ) -> Trained:
         self._passed = [0, 0]
         average = copy.deepcopy(network).requires_grad_(False)
-        loss(Step(self.generator(stage, 0), 0.5, settings.slice_size, average))
+        step = Step(self.generator(stage, 0), 0.5, settings.slice_size, average)
+        if before_step is not None:
+            before_step([step])
+        loss(step)
         slices = settings.steps * settings.gradient_accumulation_steps
         self.forward += slices * self._passed[0]
         self.trained += slices * self._passed[1]

@@ -18,14 +18,11 @@ from safetensors.torch import load_file
 from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
-from baselines.sid import Sid, SidSettings
 from diffusion.data import parse_settings, write_dataset
 from diffusion.errors import UserError
-from diffusion.guidance import Guidance
 from diffusion.pipelines import save_denoiser
 from diffusion.processes import Processes, portions_of
 from diffusion.sharding import shard, whole
-from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import parse_experiment
 from suite.plan import Plan
@@ -80,9 +77,6 @@ def test_one_slice_draws_what_was_drawn_before_there_were_slices(tmp_path):
 def test_slices_have_one_size():
     with pytest.raises(ValueError, match=r"found 3, expected a divisor of batch_size \(8\)"):
         TrainingSettings(steps=1, batch_size=8, gradient_accumulation_steps=3)
-    method = Sid(SidSettings(training={"steps": 1, "batch_size": 8, "gradient_accumulation_steps": 2}), Guidance(1.0))
-    with pytest.raises(ValueError, match="expected 1: a step trains two networks"):
-        method.check(TeacherSettings.model_validate(TEACHER).facts(1, 8))
 
 
 def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
