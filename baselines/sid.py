@@ -9,7 +9,7 @@ generator's pictures are distributed as the teacher's.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from diffusion.noise_student import NoiseStudent
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
+from diffusion.settings import GrownSettings
 from diffusion.solvers import karras_levels
 from diffusion.teacher import TeacherFacts, denoising_loss, uniform_times
 from diffusion.training import Step, TrainingRun, TrainingSettings
@@ -32,8 +33,10 @@ _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
 _LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2  # of the noise levels on which EDM's networks are trained
 _SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
 
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
-class SidSettings(TrainedSettings):
+
+class SidSettings(TrainedSettings, GrownSettings):
     """Settings of SiD.
 
     Attributes:
@@ -49,8 +52,14 @@ class SidSettings(TrainedSettings):
         fake_updates: steps of the fake score for each step of the generator (published: 1).
         fake_levels: the noise levels that the fake score learns from, "lognormal" (published, as EDM's networks:
             log σ/α is normal with mean −1.2 and deviation 1.2) or "same", those of the generator's loss.
-        training: the generator's; the fake score has its betas, batch size and largest gradient too.
+        fake_betas: decay of the two moments of the fake score's gradient; null: those of ``training`` (published:
+            0 and 0.999, of the generator on FFHQ 0.9 and 0.999).
+        dropout: of both networks' residual blocks, of each in its own update alone (published: what EDM's teachers were
+            trained with, 0.13 on CIFAR-10, 0.1 on ImageNet, 0.05 on FFHQ).
+        training: the generator's; the fake score has its batch, micro-batches and largest gradient too.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("fake_betas", "dropout")
 
     method: Literal["sid"] = "sid"
     sigma_init: float = Field(2.5, gt=0)
@@ -59,6 +68,8 @@ class SidSettings(TrainedSettings):
     fake_learning_rate: float = Field(6e-4, gt=0)
     fake_updates: int = Field(1, ge=1)
     fake_levels: Literal["lognormal", "same"] = "lognormal"
+    fake_betas: tuple[_Decay, _Decay] | None = None
+    dropout: float = Field(0.0, ge=0, lt=1)
     training: TrainingSettings = TrainingSettings(
         steps=800, batch_size=32, learning_rate=3e-4, decay="cosine", ema_decay=0.98, betas=(0.0, 0.999)
     )
@@ -88,13 +99,14 @@ class Sid(Method):
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         settings, training, schedule = self.settings, self.settings.training, teacher.schedule
-        network, fake_network = student_network(teacher), student_network(teacher)
+        network, fake_network = (student_network(teacher, settings.dropout) for _ in range(2))
         for counted in (teacher.network, network, fake_network):
             run.count(counted)
         start = start_time(schedule, settings.sigma_init)
         student = NoiseStudent(network, schedule, teacher.prediction_type, start)
         fake = teacher.with_network(fake_network)
-        fake_training = training.model_copy(update={"learning_rate": settings.fake_learning_rate, "warmup_steps": 0})
+        changes = {"learning_rate": settings.fake_learning_rate, "betas": settings.fake_betas or training.betas}
+        fake_training = training.model_copy(update=changes | {"warmup_steps": 0})
         fake_optimiser = fake_training.optimiser_of(fake_network)
         told = torch.full((training.batch_size,), start, dtype=torch.float64, device=run.device)
         shape = picture_shape(network.config)
@@ -119,12 +131,20 @@ class Sid(Method):
                 levels = grid_levels(batch, generator, settings.largest_level)
             return z, noise, schedule.time_of(levels), teacher.conditions.draw(batch, generator)
 
+        def drop_in(learning: nn.Module, other: nn.Module) -> None:
+            if settings.dropout:  # without it, modes stay as they are: another mode sums in another order
+                learning.train()
+                other.eval()
+
         def train_fake(steps: Sequence[Step]) -> None:
             for group in fake_optimiser.param_groups:
                 group["lr"] = fake_training.rate(round(steps[0].progress * training.steps))
+            drop_in(fake_network, network)
             fake_network.requires_grad_(True)
-            for _ in range(settings.fake_updates):
+            for update in range(settings.fake_updates):
                 for step in steps:
+                    # Dropout's, of every micro-batch: other numbers than in the generator's update.
+                    torch.manual_seed(step.generator.initial_seed() + 1 + update)
                     share = fake_loss(*draw(step, settings.fake_levels == "lognormal"))
                     (share / training.gradient_accumulation_steps).backward()
                 run.processes.sum_gradients(fake_network)
@@ -132,6 +152,7 @@ class Sid(Method):
                 fake_optimiser.step()
                 fake_optimiser.zero_grad(set_to_none=True)
             fake_network.requires_grad_(False)  # the generator's gradient passes through it
+            drop_in(network, fake_network)
 
         def loss(step: Step) -> torch.Tensor:
             return generator_loss(*draw(step, lognormal=False))

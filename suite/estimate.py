@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
@@ -32,7 +33,7 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.precision import float32_products
 from diffusion.teacher import StoredTeacher, TeacherSettings, train_teacher
-from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
+from diffusion.training import Stateful, Step, Trained, TrainingRun, TrainingSettings
 from evaluation.protocols import DIMENSIONS
 from evaluation.tables import load_published
 from suite.configuration import Experiment
@@ -45,8 +46,9 @@ CARDS = {
     "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
 }
 SHARE_OF_PEAK = 0.3
-# A pass with a gradient takes about three times as long as one without: forward, and twice that backward.
-_WITH_GRADIENT = 3
+# A pass with a gradient takes about three times as long as one without: forward, and twice that backward, once for the
+# weights and once for the input; through frozen weights twice as long.
+_WITH_GRADIENT, _THROUGH = 3, 2
 # Weights of extractors that no package brings.
 _TRANSFERS = {"inception": 96e6, "clip-vit-l-14": 1.7e9, "dinov2-vit-l-14": 1.2e9}
 _STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
@@ -60,11 +62,14 @@ class Row:
     Attributes:
         forward: network evaluations without a gradient.
         trained: those with one.
-        memory: bytes of weights, gradients, optimiser and average that a job holds; activations come on top.
+        memory: bytes of weights, gradients, optimiser and average that a job holds, and of what a method trains or
+            averages beside its network; activations come on top.
         disk: bytes that stay.
-        learning: pictures whose activations a step of training holds at once, in its largest stage.
+        learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
+            through several networks counts in each.
         precision: of the networks on a card.
         transfer: bytes from the network.
+        through: evaluations whose gradient passes through frozen weights to the input.
     """
 
     rule: str
@@ -76,11 +81,12 @@ class Row:
     learning: int = 0
     precision: str = "tf32"
     transfer: float = 0
+    through: float = 0
 
     @property
     def passes(self) -> float:
         """Evaluations without a gradient that take as long."""
-        return self.forward + _WITH_GRADIENT * self.trained
+        return self.forward + _THROUGH * self.through + _WITH_GRADIENT * self.trained
 
 
 @dataclass(frozen=True)
@@ -117,18 +123,23 @@ class Estimate:
 
 
 class CountingRun(TrainingRun):
-    """A run that computes one loss a stage and counts what all its steps would take."""
+    """A run that computes one loss a stage and counts what all its steps would take.
+
+    Attributes:
+        copies: numbers that a stage changes beside its network, in multiples of the network's weights.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "estimate", 0, torch.device("cpu"))
-        self.forward = self.trained = 0.0
+        self.forward = self.through = self.trained = self.copies = 0.0
         self.learning = 0
-        self._passed = [0, 0]
+        self._passed = [0, 0, 0]
 
     def count(self, network: nn.Module) -> None:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
-            self._passed[learns] += len(arguments[0])
+            learns = any(weight.requires_grad for weight in module.parameters())
+            kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
+            self._passed[kind] += len(arguments[0])
 
         # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
         if not network._forward_pre_hooks:
@@ -142,18 +153,24 @@ class CountingRun(TrainingRun):
         settings: TrainingSettings,
         *_arguments: Any,
         before_step: Callable[[Sequence[Step]], None] | None = None,
+        beside: Mapping[str, Stateful] | None = None,
         **_keywords: Any,
     ) -> Trained:
-        self._passed = [0, 0]
+        self._passed = [0, 0, 0]
         average = copy.deepcopy(network).requires_grad_(False)
         step = Step(self.generator(stage, 0), 0.5, settings.slice_size, average)
         if before_step is not None:
             before_step([step])
+        before = sum(self._passed[1:])  # held no longer: the backward passes of before_step are its own
         loss(step)
+        self.learning = max(self.learning, sum(self._passed[1:]) - before)
         slices = settings.steps * settings.gradient_accumulation_steps
         self.forward += slices * self._passed[0]
-        self.trained += slices * self._passed[1]
-        self.learning = max(self.learning, self._passed[1])
+        self.through += slices * self._passed[1]
+        self.trained += slices * self._passed[2]
+        held = tree_leaves([part.state_dict() for part in (beside or {}).values()])
+        numbers = sum(part.numel() for part in held if torch.is_tensor(part) and part.ndim)
+        self.copies = max(self.copies, numbers / sum(weight.numel() for weight in network.parameters()))
         return Trained(network, {})
 
 
@@ -198,7 +215,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         # Beside the student, its gradient, two moments and average: the teacher.
         cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
         precision = method.settings.training.precision_where(True)
-        rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds, precision))
+        memory = (6 + cost.copies) * weights
+        rows.append(_trained("distil", variant, cost, memory, students * weights, seeds, precision))
     if isinstance(experiment.teacher, StoredTeacher):
         transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
         rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
@@ -218,7 +236,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
 
 
 def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
-    return Row(rule, variant, seeds * run.forward, seeds * run.trained, memory, seeds * disk, run.learning, precision)
+    counts = {"forward": seeds * run.forward, "through": seeds * run.through, "trained": seeds * run.trained}
+    return Row(rule, variant, memory=memory, disk=seeds * disk, learning=run.learning, precision=precision, **counts)
 
 
 class _Made:
@@ -410,10 +429,10 @@ def table(found: Estimate) -> str:
     ]
     largest = max(found.rows, key=found.memory)
     for first, second, rows in [*((row.rule, row.variant, [row]) for row in found.rows), ("all", "", found.rows)]:
-        trained, hours = sum(row.trained for row in rows), [sum(map(found.hours_here, rows))]
+        learnt, hours = sum(row.through + row.trained for row in rows), [sum(map(found.hours_here, rows))]
         hours += [sum(found.hours_on(card, row) for row in rows) for card in CARDS]
         most = rows[0] if len(rows) == 1 else largest
-        cells = [first, second, f"{trained + sum(row.forward for row in rows):.3g}", f"{trained:.3g}"]
+        cells = [first, second, f"{learnt + sum(row.forward for row in rows):.3g}", f"{learnt:.3g}"]
         cells += [f"{number:.3g}" for number in hours]
         cells += [_bytes(most.memory), _bytes(most.learning * found.activations)]
         cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
@@ -422,7 +441,8 @@ def table(found: Estimate) -> str:
         "",
         f"Hours on a card: {SHARE_OF_PEAK:.0%} of its peak in the precision of the settings (training.precision: auto "
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
-        f"counts {_WITH_GRADIENT} times. Weights: memory for them, their gradients, moments and averages. Activations: "
+        f"counts {_WITH_GRADIENT} times, or {_THROUGH} where the weights are frozen. Weights: memory for them, their "
+        "gradients, moments and averages. Activations: "
         f"of the pictures that a training step holds at once, {_bytes(found.activations)} each in float32; bfloat16 "
         "and activation checkpointing take less, and training.gradient_accumulation_steps or several processes divide "
         "them. Transfer: bytes from the network, where no cache has them. Not counted: the time of features, measures "

@@ -99,7 +99,6 @@ def test_a_process_tries_alone(tmp_path, monkeypatch):
             network,
             lambda step: network(torch.ones(step.batch_size, 4)).mean(),
             settings,
-            None,
             before_step=before_step,
         )
     assert sizes == [2, 1, 1, 1]
