@@ -54,12 +54,17 @@ class TrainedSettings(GrownSettings):
         return given
 
 
-def student_network(teacher: Denoiser) -> Any:
-    """A trainable copy of the teacher's network, without dropout: a student regresses, it does not regularise."""
+def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
+    """A trainable copy of the teacher's network, without the teacher's dropout: a student regresses, it does not
+    regularise.
+
+    Args:
+        dropout: of the residual blocks, for methods that were published with it.
+    """
     network: Any = copy.deepcopy(teacher.network).requires_grad_(True)
-    for module in network.modules():
+    for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.0
+            module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names
     return network
 
 

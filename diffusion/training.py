@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ from diffusion import sharding
 from diffusion.cards import gpu_lock
 from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
 from diffusion.files import atomic_path
-from diffusion.memory import halves, largest_fitting, memory_of, out_of_memory
+from diffusion.memory import largest_fitting, memory_of, out_of_memory
 from diffusion.precision import float32_products, has_short_products
-from diffusion.processes import join
+from diffusion.processes import ALONE, join
 from diffusion.settings import Settings
 
 _FORMAT = "boot-reproduction training state 1"
@@ -484,7 +484,7 @@ class TrainingRun:
         bf16: bool = False,
         after_step: Callable[[Step], None] | None = None,
         beside: Mapping[str, Stateful] | None = None,
-        in_slices: bool = True,
+        before_step: Callable[[Sequence[Step]], None] | None = None,
     ) -> Trained:
         """Trains ``network`` in place.
 
@@ -496,9 +496,11 @@ class TrainingRun:
             bf16: whether precision "auto" means bfloat16 on a card that has it.
             after_step: called after each step of the optimiser, with the same :class:`Step` as the loss, whose average
                 is up to date by then; for whatever else the method updates.
-            beside: what the loss or ``after_step`` changes beside the network, under names; stored and restored with
-                it.
-            in_slices: whether a batch may be computed in slices; only the message of DeviceMemoryError asks.
+            beside: what the loss, ``before_step`` or ``after_step`` changes beside the network, under names; stored and
+                restored with it.
+            before_step: called before the losses of each step, with the :class:`Step` of every micro-batch that this
+                process owns, in order; each goes on to the loss, so draws made here come first. For a second network
+                that is trained in turn: its gradients are to be summed over micro-batches and processes.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
@@ -512,13 +514,13 @@ class TrainingRun:
         _lay_out(networks, settings, on=True)
         try:
             with float32_products(self.device, tf32=settings.precision != "fp32"), self._noting_sigterm():
-                trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {})
+                trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {}, before_step)
                 networks.append(trained.network)  # the average is a copy of the network as it is now
                 return trained
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            raise self._too_large(stage, network, loss, settings, in_slices, error) from error
+            raise self._too_large(stage, network, loss, settings, before_step, error) from error
         finally:
             _lay_out(networks, settings, on=False)
 
@@ -531,6 +533,7 @@ class TrainingRun:
         real_images: bool,
         after_step: Callable[[Step], None] | None,
         beside: Mapping[str, Stateful],
+        before_step: Callable[[Sequence[Step]], None] | None,
     ) -> Trained:
         """:meth:`fit` with resolved settings."""
         began = time.perf_counter()
@@ -614,9 +617,15 @@ class TrainingRun:
             value = torch.zeros((), device=self.device)
             # Several must leave after the same step: they tell one another with the gradients.
             tellings = [] if alone else [torch.full((), float(told), device=self.device)]
-            for number in own_slices:
-                generator = self.generator(stage, step, number)
-                this = Step(generator, step / settings.num_steps, settings.slice_size, averaged)
+            own_steps = [
+                Step(self.generator(stage, step, number), step / settings.num_steps, settings.slice_size, averaged)
+                for number in own_slices
+            ]
+            if before_step is not None:
+                with self._autocast(settings):
+                    before_step(own_steps)
+            for this in own_steps:
+                torch.manual_seed(this.generator.initial_seed())  # dropout's, of each micro-batch anew
                 with self._autocast(settings):
                     share = loss(this) / slices
                 share.backward()
@@ -791,7 +800,7 @@ class TrainingRun:
         network: nn.Module,
         loss: Loss,
         settings: TrainingSettings,
-        in_slices: bool,
+        before_step: Callable[[Sequence[Step]], None] | None,
         error: BaseException,
     ) -> DeviceMemoryError:
         """What to say after ``error``: smaller slices have been tried, until one fitted the device's memory."""
@@ -804,11 +813,8 @@ class TrainingRun:
                 f"{found}training.gradient_accumulation_steps: found {slices}, expected a larger divisor of {batch} or "
                 "more processes."
             )
-        if in_slices:
-            others = range(slices + 1, batch + 1)
-            sizes = [batch // n for n in others if batch % n == 0 and n % self.processes.size == 0]
-        else:
-            sizes = halves(batch)
+        others = range(slices + 1, batch + 1)
+        sizes = [batch // n for n in others if batch % n == 0 and n % self.processes.size == 0]
         averages: list[nn.Module] = []
 
         def attempt(size: int) -> None:
@@ -817,22 +823,26 @@ class TrainingRun:
                 averages.append(copy.deepcopy(network).requires_grad_(False).eval())
             # In place of the optimiser's two moments, which have gone with the loop.
             _moments = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]
-            for number in range(1 + in_slices):  # from the second slice on there is a gradient beside the activations
+            # Two: from the second slice on there is a gradient beside the activations.
+            steps = [Step(self.generator(stage, 0, number), 0.0, size, *averages) for number in range(2)]
+            if before_step is not None:
                 with self._autocast(settings):
-                    value = loss(Step(self.generator(stage, 0, number), 0.0, size, *averages))
+                    before_step(steps)
+            for step in steps:
+                with self._autocast(settings):
+                    value = loss(step)
                 value.backward()
 
         self._compiles = False  # takes no less memory, and no minutes
+        self.processes = ALONE  # the others wait in the step that failed, and take no part in these
         fitting = largest_fitting(error, attempt, sizes, self.device)
         if fitting is None:
             expected = "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large."
-        elif in_slices:
+        else:
             expected = (
                 f"training.gradient_accumulation_steps: found {slices}, expected {batch // fitting.size}, in slices of "
                 f"{fitting}; the batch of a step stays {batch}."
             )
-        else:
-            expected = f"training.batch_size: found {batch}, expected at most {fitting}."
         if not settings.activation_checkpointing:
             expected += " training.activation_checkpointing: true takes less memory and more time."
         return DeviceMemoryError(found + expected)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
@@ -32,7 +33,7 @@ from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.precision import float32_products
 from diffusion.teacher import StoredTeacher, TeacherSettings, train_teacher
-from diffusion.training import Step, Trained, TrainingRun, TrainingSettings
+from diffusion.training import Stateful, Step, Trained, TrainingRun, TrainingSettings
 from evaluation.protocols import DIMENSIONS
 from evaluation.tables import load_published
 from suite.configuration import Experiment
@@ -45,12 +46,18 @@ CARDS = {
     "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
 }
 SHARE_OF_PEAK = 0.3
-# A pass with a gradient takes about three times as long as one without: forward, and twice that backward.
-_WITH_GRADIENT = 3
+# A pass with a gradient takes about three times as long as one without: forward, and twice that backward, once for the
+# weights and once for the input; through frozen weights twice as long.
+_WITH_GRADIENT, _THROUGH = 3, 2
 # Weights of extractors that no package brings.
 _TRANSFERS = {"inception": 96e6, "clip-vit-l-14": 1.7e9, "dinov2-vit-l-14": 1.2e9}
 _STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
 _SIDE = 4
+
+
+def _as_forward(forward: float, through: float, trained: float) -> float:
+    """Evaluations without a gradient that take as long as these."""
+    return forward + _THROUGH * through + _WITH_GRADIENT * trained
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,16 @@ class Row:
     Attributes:
         forward: network evaluations without a gradient.
         trained: those with one.
-        memory: bytes of weights, gradients, optimiser and average that a job holds; activations come on top.
+        memory: bytes of weights, gradients, optimiser and average that a job holds, and of what a method trains or
+            averages beside its network; activations come on top.
         disk: bytes that stay.
-        learning: pictures whose activations a step of training holds at once, in its largest stage.
+        learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
+            through several networks counts in each.
         precision: of the networks on a card.
         transfer: bytes from the network.
-        budget_s: seconds of trainings that end by time; ``forward`` and ``trained`` are without theirs.
-        timed_forward, timed_trained: the evaluations of those trainings at a rate of one evaluation a second.
+        through: evaluations whose gradient passes through frozen weights to the input.
+        budget_s: seconds of trainings that end by time; the evaluations above are without theirs.
+        timed: the evaluations of those trainings, in the order of :meth:`evaluations`, at a rate of one a second.
         timed_steps: their optimiser steps, likewise.
     """
 
@@ -79,14 +89,24 @@ class Row:
     learning: int = 0
     precision: str = "tf32"
     transfer: float = 0
+    through: float = 0
     budget_s: float = 0
-    timed_forward: float = 0
-    timed_trained: float = 0
+    timed: tuple[float, float, float] = (0, 0, 0)
     timed_steps: float = 0
 
+    @property
+    def passes(self) -> float:
+        """Evaluations without a gradient that take as long, without those of trainings that end by time."""
+        return _as_forward(self.forward, self.through, self.trained)
+
     def hours(self, rate: float) -> float:
-        """At so many evaluations without a gradient a second; one with a gradient takes several times as long."""
-        return ((self.forward + _WITH_GRADIENT * self.trained) / rate + self.budget_s) / 3600
+        """At so many evaluations without a gradient a second."""
+        return (self.passes / rate + self.budget_s) / 3600
+
+    def evaluations(self, rate: float) -> tuple[float, ...]:
+        """Those without a gradient, with one that passes through, and with one of the weights, at a rate."""
+        counted = (self.forward, self.through, self.trained)
+        return tuple(number + rate * timed for number, timed in zip(counted, self.timed, strict=True))
 
 
 @dataclass(frozen=True)
@@ -125,26 +145,27 @@ class Estimate:
         """At :meth:`rate_on`."""
         return row.hours(self.rate_on(card, row))
 
-    def evaluations(self, row: Row) -> tuple[float, float]:
-        """Those without a gradient and those with one; of trainings that end by time, as many as fit here."""
-        rate = self.rates[row.precision]
-        return row.forward + rate * row.timed_forward, row.trained + rate * row.timed_trained
-
 
 class CountingRun(TrainingRun):
-    """A run that computes one loss a stage and counts what all its steps would take."""
+    """A run that computes one loss a stage and counts what all its steps would take.
+
+    Attributes:
+        copies: numbers that a stage changes beside its network, in multiples of the network's weights.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "estimate", 0, torch.device("cpu"))
-        self.forward = self.trained = 0.0
-        self.budget_s = self.timed_forward = self.timed_trained = self.timed_steps = 0.0
+        self.forward = self.through = self.trained = self.copies = 0.0
+        self.budget_s = self.timed_steps = 0.0
+        self.timed = [0.0, 0.0, 0.0]
         self.learning = 0
-        self._passed = [0, 0]
+        self._passed = [0, 0, 0]
 
     def count(self, network: nn.Module) -> None:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-            learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in module.parameters())
-            self._passed[learns] += len(arguments[0])
+            learns = any(weight.requires_grad for weight in module.parameters())
+            kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
+            self._passed[kind] += len(arguments[0])
 
         # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
         if not network._forward_pre_hooks:
@@ -157,23 +178,31 @@ class CountingRun(TrainingRun):
         loss: Callable[[Step], torch.Tensor],
         settings: TrainingSettings,
         *_arguments: Any,
+        before_step: Callable[[Sequence[Step]], None] | None = None,
+        beside: Mapping[str, Stateful] | None = None,
         **_keywords: Any,
     ) -> Trained:
-        self._passed = [0, 0]
+        self._passed = [0, 0, 0]
         average = copy.deepcopy(network).requires_grad_(False)
-        loss(Step(self.generator(stage, 0), 0.5, settings.slice_size, average))
-        forward, trained = (settings.gradient_accumulation_steps * passed for passed in self._passed)
+        step = Step(self.generator(stage, 0), 0.5, settings.slice_size, average)
+        if before_step is not None:
+            before_step([step])
+        before = sum(self._passed[1:])  # held no longer: the backward passes of before_step are its own
+        loss(step)
+        self.learning = max(self.learning, sum(self._passed[1:]) - before)
+        each = [settings.gradient_accumulation_steps * passed for passed in self._passed]
         if settings.minutes is None:
-            self.forward += settings.num_steps * forward
-            self.trained += settings.num_steps * trained
+            self.forward += settings.num_steps * each[0]
+            self.through += settings.num_steps * each[1]
+            self.trained += settings.num_steps * each[2]
         else:  # at most, where there are steps too
-            seconds = 60 * settings.minutes
-            steps = seconds / (forward + _WITH_GRADIENT * trained)
-            self.budget_s += seconds
+            steps = 60 * settings.minutes / _as_forward(*each)
+            self.budget_s += 60 * settings.minutes
             self.timed_steps += steps
-            self.timed_forward += steps * forward
-            self.timed_trained += steps * trained
-        self.learning = max(self.learning, self._passed[1])
+            self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
+        held = tree_leaves([part.state_dict() for part in (beside or {}).values()])
+        numbers = sum(part.numel() for part in held if torch.is_tensor(part) and part.ndim)
+        self.copies = max(self.copies, numbers / sum(weight.numel() for weight in network.parameters()))
         return Trained(network, {})
 
 
@@ -218,7 +247,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         # Beside the student, its gradient, two moments and average: the teacher.
         cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
         precision = method.settings.training.precision_where(True)
-        rows.append(_trained("distil", variant, cost, 6 * weights, students * weights, seeds, precision))
+        memory = (6 + cost.copies) * weights
+        rows.append(_trained("distil", variant, cost, memory, students * weights, seeds, precision))
     if isinstance(experiment.teacher, StoredTeacher):
         transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
         rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
@@ -238,18 +268,19 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
 
 
 def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
+    forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
         rule,
         variant,
         forward=seeds * run.forward,
+        through=seeds * run.through,
         trained=seeds * run.trained,
         memory=memory,
         disk=seeds * disk,
         learning=run.learning,
         precision=precision,
         budget_s=seeds * run.budget_s,
-        timed_forward=seeds * run.timed_forward,
-        timed_trained=seeds * run.timed_trained,
+        timed=(forward, through, trained),
         timed_steps=run.timed_steps,
     )
 
@@ -443,11 +474,12 @@ def table(found: Estimate) -> str:
     ]
     largest = max(found.rows, key=found.memory)
     for first, second, rows in [*((row.rule, row.variant, [row]) for row in found.rows), ("all", "", found.rows)]:
-        forward, trained = (sum(passed) for passed in zip(*map(found.evaluations, rows), strict=True))
+        passed = [row.evaluations(found.rates[row.precision]) for row in rows]
         hours = [sum(map(found.hours_here, rows))]
         hours += [sum(found.hours_on(card, row) for row in rows) for card in CARDS]
         most = rows[0] if len(rows) == 1 else largest
-        cells = [first, second, f"{trained + forward:.3g}", f"{trained:.3g}"]
+        learnt = sum(through + trained for _, through, trained in passed)
+        cells = [first, second, f"{learnt + sum(forward for forward, *_ in passed):.3g}", f"{learnt:.3g}"]
         cells += [f"{number:.3g}" for number in hours]
         cells += [_bytes(most.memory), _bytes(most.learning * found.activations)]
         cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
@@ -456,7 +488,8 @@ def table(found: Estimate) -> str:
         "",
         f"Hours on a card: {SHARE_OF_PEAK:.0%} of its peak in the precision of the settings (training.precision: auto "
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
-        f"counts {_WITH_GRADIENT} times. Weights: memory for them, their gradients, moments and averages. Activations: "
+        f"counts {_WITH_GRADIENT} times, or {_THROUGH} where the weights are frozen. Weights: memory for them, their "
+        "gradients, moments and averages. Activations: "
         f"of the pictures that a training step holds at once, {_bytes(found.activations)} each in float32; bfloat16 "
         "and activation checkpointing take less, and training.gradient_accumulation_steps or several processes divide "
         "them. Transfer: bytes from the network, where no cache has them. Not counted: the time of features, measures "

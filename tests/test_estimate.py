@@ -26,9 +26,12 @@ def experiment_of(**methods):
     return parse_experiment(raw)
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_what_is_counted_is_what_a_training_takes(name, tmp_path):
-    experiment = experiment_of(it={"method": name, **method_class(name).TINY})
+IN_TURN = {"fake_updates": 2, "training": {"steps": 3, "batch_size": 8, "gradient_accumulation_steps": 4}}
+
+
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in TRAINED), ("sid", IN_TURN)])
+def test_what_is_counted_is_what_a_training_takes(name, changes, tmp_path):
+    experiment = experiment_of(it={"method": name, **method_class(name).TINY, **changes})
     row = next(row for row in estimate(experiment, CPU, 0).rows if row.rule == "distil")
     method, teacher = experiment.methods["it"], tiny_denoiser()
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
@@ -40,7 +43,7 @@ def test_what_is_counted_is_what_a_training_takes(name, tmp_path):
         given = Pairs(tmp_path / "pairs", teacher.conditions)
     with TrainingRun(tmp_path / "run", "k", 0, CPU) as run:
         method.distil(teacher, run, given)
-        assert row.forward + row.trained == run.evaluations
+        assert row.forward + row.through + row.trained == run.evaluations
     assert row.trained > 0
 
 
@@ -54,6 +57,21 @@ def test_a_backbone_is_no_network_evaluation(name):
     )
     assert perceptual == pixels
     assert next(row for row in perceptual if row.rule == "distil").trained > 0
+
+
+def test_two_networks_in_turn():
+    experiment = experiment_of(it={"method": "sid", **IN_TURN}, tract={"method": "tract", **method_class("tract").TINY})
+    found = estimate(experiment, CPU, 0)
+    rows = {row.variant: row for row in found.rows if row.rule == "distil"}
+    images = 3 * 8
+    # An update of the fake score: its own evaluation, and the generator's without a gradient. One of the generator: its
+    # own evaluation, whose gradient comes through the teacher and the fake score.
+    assert (rows["it"].forward, rows["it"].through, rows["it"].trained) == (2 * images, 2 * images, 3 * images)
+    assert rows["it"].passes == (2 + 2 * 2 + 3 * 3) * images
+    assert rows["it"].learning == 3 * 2, "a micro-batch of two in three networks"
+    # Weights, gradient, two moments, average, teacher; the fake score and its moments; TRACT's self-teacher.
+    assert rows["it"].memory == pytest.approx(4 * 9 * found.parameters)
+    assert rows["tract"].memory == pytest.approx(4 * 7 * found.parameters)
 
 
 def test_the_teacher_and_the_sums_by_hand():

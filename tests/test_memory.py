@@ -10,6 +10,7 @@ from diffusion.errors import DeviceMemoryError
 from diffusion.memory import halves, largest_fitting, memory_of, within_memory
 from diffusion.pairs import PairsSettings, generate_pairs
 from diffusion.pipelines import save_denoiser
+from diffusion.processes import Processes
 from diffusion.training import TrainingRun, TrainingSettings
 from evaluation.speed import measure_speed
 from suite.stages.sampling import draw_samples
@@ -32,7 +33,7 @@ class Small(nn.Module):
         return self.layer(x)
 
 
-def train(folder, network, in_slices=True, **settings):
+def train(folder, network, before_step=None, **settings):
     chosen = TrainingSettings(steps=2, batch_size=24, learning_rate=0.1, **settings)
 
     def loss(step):
@@ -40,7 +41,7 @@ def train(folder, network, in_slices=True, **settings):
         return network(x).square().mean()
 
     with TrainingRun(folder, "key", 0, CPU) as run:
-        return run.fit("boot", network, loss, chosen, in_slices=in_slices)
+        return run.fit("boot", network, loss, chosen, before_step=before_step)
 
 
 @pytest.mark.parametrize(("room", "slices"), [(23, 2), (8, 3), (7, 4), (1, 24)])
@@ -68,9 +69,39 @@ def test_slices_that_are_not_small_enough(tmp_path):
         train(tmp_path / "state", Small(5), gradient_accumulation_steps=3)
 
 
-def test_a_batch_that_cannot_be_sliced(tmp_path):
-    with pytest.raises(DeviceMemoryError, match=r"training\.batch_size: found 24, expected at most 6\."):
-        train(tmp_path / "state", Small(11), in_slices=False)
+def test_micro_batches_must_fit_a_second_network_too(tmp_path):
+    second = Small(5)
+
+    def before_step(steps):
+        for step in steps:
+            second(torch.randn(step.batch_size, 4, generator=step.generator)).mean().backward()
+
+    with pytest.raises(DeviceMemoryError, match=r"24 pictures at once .* found 1, expected 6, in slices of 4;"):
+        train(tmp_path / "state", network := Small(11), before_step)
+    assert second.tried == [24, 12, 8, 6, *2 * [4]]
+    assert network.tried == 2 * [4]
+
+
+def test_a_process_tries_alone(tmp_path, monkeypatch):
+    """The others wait in the step that failed: what it sums over processes while it tries would meet their sums."""
+    monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr(Processes, "wait", lambda _self: None)
+    network, sizes = Small(3), []
+    run = TrainingRun(tmp_path / "state", "key", 0, CPU)
+
+    def before_step(_steps):
+        sizes.append(run.processes.size)
+
+    settings = TrainingSettings(steps=1, batch_size=24, gradient_accumulation_steps=2)
+    with run, pytest.raises(DeviceMemoryError, match="found 2, expected 8, in slices of 3;"):
+        run.fit(
+            "s",
+            network,
+            lambda step: network(torch.ones(step.batch_size, 4)).mean(),
+            settings,
+            before_step=before_step,
+        )
+    assert sizes == [2, 1, 1, 1]
 
 
 def test_not_even_one(tmp_path):

@@ -199,6 +199,12 @@ def test_students_have_no_dropout_and_start_as_the_teacher():
             module.p = 0.5
     student = student_network(teacher).train()
     assert all(parameter.requires_grad for parameter in student.parameters())
+    found = {
+        (name.split(".")[-1], module.p)
+        for name, module in student_network(teacher, 0.2).named_modules()
+        if isinstance(module, torch.nn.Dropout)
+    }
+    assert found == {("dropout", 0.2), ("1", 0.0)}, "of the residual blocks, not of attention's output"
     t = torch.tensor(10.0)
     with torch.no_grad():
         # Close, not equal: training mode takes other kernels, which add in another order.

@@ -10,8 +10,11 @@ from gaussian import GaussianTeacher
 from tiny import tiny_conditional, tiny_denoiser
 
 from baselines.sid import Sid, SidSettings, grid_levels, sid_loss, start_time
+from diffusion.errors import NonFiniteError
 from diffusion.files import read_json
 from diffusion.guidance import Guidance, guided
+from diffusion.method import student_network
+from diffusion.noise_student import NoiseStudent
 from diffusion.pipelines import load_denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.teacher import denoising_loss, lognormal_levels
@@ -49,15 +52,26 @@ def build(guidance=None, training=None, **settings):
 
 
 class Watched(TrainingRun):
-    """A run that lets the test see what is trained beside the generator."""
+    """A run that lets the test see what is trained beside the generator, and may stop at a step."""
 
-    def fit(self, *arguments, beside=None, **keywords):
+    stop_at, watch = None, None
+
+    def fit(self, stage, network, *arguments, beside=None, **keywords):
         self.beside = beside
-        return super().fit(*arguments, beside=beside, **keywords)
+        if self.watch is not None:
+            self.watch(generator=network, fake=beside["fake"])
+        return super().fit(stage, network, *arguments, beside=beside, **keywords)
+
+    def generator(self, stage, step, number=0):
+        if step == self.stop_at:
+            raise KeyboardInterrupt
+        return super().generator(stage, step, number)
 
 
-def distil(method, teacher, folder):
-    with Watched(folder, "key", 0, CPU, checkpoint_seconds=1e9) as run:
+def distil(method, teacher, folder, seconds=1e9, **changes):
+    with Watched(folder, "key", 0, CPU, checkpoint_seconds=seconds) as run:
+        for name, value in changes.items():
+            setattr(run, name, value)
         return method.distil(teacher, run, None), run
 
 
@@ -203,6 +217,142 @@ def test_evaluations_are_two_a_fake_update_and_three_a_generator_update(updates,
     assert student.cost["network_evaluations"] == 3 * 4 * (2 * updates + 4)
 
 
+IN_TURN = {
+    "fake_updates": 2,
+    "training": {"steps": 4, "batch_size": 6, "gradient_accumulation_steps": 3, "ema_decay": 0.5},
+}
+
+
+@pytest.fixture
+def float64():
+    """Networks and draws in it: Adam's first step is the gradient's sign, that of rounding errors included."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("float64")
+def test_micro_batches_are_one_batch_of_their_draws(tmp_path):
+    """By hand, in one batch: two updates of the fake score, then one of the generator, each with the mean gradient."""
+    teacher, betas = tiny_denoiser(), (0.5, 0.9)
+    training = IN_TURN["training"] | {"steps": 2, "learning_rate": 1e-3, "betas": betas, "gradient_clip": 2.5}
+    training |= {"decay": "constant"}
+    method = build(fake_updates=2, fake_learning_rate=1e-3, training=training)
+    [student], run = distil(method, teacher, tmp_path)
+
+    generator, fake = (teacher.with_network(student_network(teacher)) for _ in range(2))
+    average, start = copy.deepcopy(generator.network), start_time(teacher.schedule, 2.5)
+    optimisers = [torch.optim.AdamW(one.network.parameters(), 1e-3, betas, weight_decay=0) for one in (fake, generator)]
+
+    def draw(generators, lognormal):
+        """Of every micro-batch, in one batch."""
+        noises, times = [], []
+        for one in generators:
+            noises.append(torch.randn((2, 2, 1, 8, 8), generator=one))
+            levels = lognormal_levels(2, one) if lognormal else grid_levels(2, one, 0.8)
+            times.append(teacher.schedule.time_of(levels))
+        z, noise = torch.cat(noises, dim=1)
+        return (
+            NoiseStudent(generator.network, teacher.schedule, "v_prediction", start)(
+                z, torch.full((6,), start, dtype=torch.float64)
+            ),
+            noise,
+            torch.cat(times),
+        )
+
+    norms = []
+
+    def update(network, optimiser, value):
+        network.zero_grad()
+        value.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(network.parameters(), 2.5)))
+        optimiser.step()
+
+    for step in range(2):
+        generators = [TrainingRun(tmp_path, "key", 0, CPU).generator("sid", step, number) for number in range(3)]
+        for _ in range(2):
+            generated, noise, t = draw(generators, lognormal=True)
+            update(fake.network, optimisers[0], denoising_loss(fake, generated.detach(), noise, t))
+        generated, noise, t = draw(generators, lognormal=False)
+        value = sid_loss(generated, teacher, fake, noise, t, 1.2)
+        assert run.log[step]["loss"] == pytest.approx(value.item(), rel=1e-9)
+        update(generator.network, optimisers[1], value)
+        for kept, weight in zip(average.parameters(), generator.network.parameters(), strict=True):
+            kept.data.copy_(weight if step == 0 else (kept + weight) / 2)
+
+    assert sum(norm > 2.5 for norm in norms) == 1, "of sums, not means, it would be more"
+    for found, expected in ((student.network, average), (run.beside["fake"], fake.network)):
+        for (name, weight), other in zip(found.named_parameters(), expected.parameters(), strict=True):
+            if not name.endswith("to_k.bias"):  # no gradient but rounding
+                torch.testing.assert_close(weight, other, rtol=1e-6, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_training_in_turn_resumes_to_the_same_bits(tmp_path):
+    """Micro-batches, dropout, and both networks; it stops before the third step."""
+    method, teacher = build(dropout=0.2, fake_betas=(0.0, 0.99), **IN_TURN), tiny_denoiser()
+    [whole], run = distil(method, teacher, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        distil(method, teacher, tmp_path / "stopped", seconds=0, stop_at=2)
+    [resumed], again = distil(method, teacher, tmp_path / "stopped")
+    for one, other in ((whole.network, resumed.network), (run.beside["fake"], again.beside["fake"])):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert whole.cost["network_evaluations"] == resumed.cost["network_evaluations"] == 4 * 6 * (2 * 2 + 3)
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_gradient_of_the_fake_score_that_is_not_finite_ends_the_training(factor, tmp_path, monkeypatch):
+    """At its step, before anything of it is stored."""
+    called = []
+
+    def broken(*arguments):
+        called.append(True)
+        value = denoising_loss(*arguments)
+        return value * factor if len(called) == 2 * 6 + 3 else value  # the third step's third of six
+
+    monkeypatch.setattr("baselines.sid.denoising_loss", broken)
+    with pytest.raises(NonFiniteError, match=r"stage sid: .* non-finite at step 2, .* checkpoint: .* \(step 2\)"):
+        distil(build(**IN_TURN), tiny_denoiser(), tmp_path, seconds=0)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in state["beside"]["fake"].values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_each_network_has_dropout_in_its_own_update_alone(dropout, tmp_path):
+    seen, masks = [], []
+
+    def watch(**networks):
+        for name, network in networks.items():
+            blocks = [module for key, module in network.named_modules() if key.endswith(".dropout")]
+
+            def note(_module, _inputs, name=name, block=blocks[0]):
+                seen.append((name, torch.is_grad_enabled(), block.training and block.p > 0))
+
+            network.register_forward_pre_hook(note)
+            blocks[0].register_forward_hook(
+                lambda module, _inputs, output: masks.append((output == 0).detach()) if module.training else None
+            )
+
+    changes = IN_TURN | {"training": IN_TURN["training"] | {"steps": 2}}
+    distil(build(dropout=dropout, **changes), tiny_denoiser(), tmp_path, watch=watch)
+    drops = dropout > 0
+    fakes = [("generator", False, False), ("fake", True, drops)] * 3 * 2
+    assert seen == (fakes + [("generator", True, drops), ("fake", True, False)] * 3) * 2
+    if drops:
+        assert float(torch.cat(masks).float().mean()) == pytest.approx(dropout, abs=0.03)
+        assert len({tuple(mask.flatten().tolist()) for mask in masks}) == len(masks) == 2 * 3 * (2 + 1)
+
+
+def test_settings_without_the_later_keys_have_the_text_that_they_had():
+    text = build().settings.model_dump_json()
+    assert "dropout" not in text
+    assert "fake_betas" not in text
+    settings = build(dropout=0.1, fake_betas=[0.0, 0.99]).settings
+    assert SidSettings.model_validate_json(settings.model_dump_json()) == settings
+    with pytest.raises(ValueError, match="fake_betas"):
+        build(fake_betas=[0.0, 1.0])
+
+
 @pytest.mark.parametrize("levels", ["lognormal", "same"])
 def test_the_fake_score_learns_to_denoise_the_generators_pictures(levels, tmp_path):
     # The generator as good as stands still; the fake score starts as the teacher.
@@ -235,6 +385,9 @@ def test_the_fake_score_decays_with_the_generator_and_has_no_warm_up(tmp_path):
     optimiser = run.beside["fake_optimiser"]
     assert optimiser.param_groups[0]["lr"] == pytest.approx(8e-4 * (1 - 3 / 4))
     assert optimiser.param_groups[0]["betas"] == (0.0, 0.999)
+    method = build(training={"steps": 1, "betas": [0.9, 0.999]}, fake_betas=[0.0, 0.99])
+    _students, run = distil(method, tiny_denoiser(), tmp_path / "own")
+    assert run.beside["fake_optimiser"].param_groups[0]["betas"] == (0.0, 0.99)
 
 
 @pytest.mark.parametrize(("sigma_init", "works"), [(2.5, True), (1e-4, False), (1e4, False)])
