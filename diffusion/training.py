@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import filelock
 import torch
@@ -38,7 +38,7 @@ from diffusion.files import atomic_path
 from diffusion.memory import largest_fitting, memory_of, out_of_memory
 from diffusion.precision import float32_products, has_short_products
 from diffusion.processes import ALONE, join
-from diffusion.settings import Settings
+from diffusion.settings import GrownSettings
 
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
@@ -117,7 +117,7 @@ class Trained(NamedTuple):
     snapshots: tuple[Snapshot, ...] = ()
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(GrownSettings):
     """How a network is optimised.
 
     Attributes:
@@ -154,6 +154,8 @@ class TrainingSettings(Settings):
         channels_last: whether the channels of weights and activations lie beside each other in memory, as tensor cores
             want them; "auto": under bfloat16 on a card. The same values up to the order of sums.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("minutes",)
 
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)
