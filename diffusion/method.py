@@ -48,7 +48,7 @@ class TrainedSettings(GrownSettings):
         default = cls.model_fields["training"].default
         if isinstance(given, Mapping) and isinstance(given.get("training"), Mapping) and isinstance(default, Settings):
             kept = default.model_dump()
-            if "minutes" in given["training"]:
+            if given["training"].get("minutes") is not None:
                 del kept["steps"]  # the default is no second end beside a time budget
             return {**given, "training": {**kept, **given["training"]}}
         return given

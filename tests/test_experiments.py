@@ -19,7 +19,16 @@ from suite.configuration import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
 ALL = sorted(path.stem for path in CONFIG.glob("*.yaml"))
-PUBLISHED = ("cifar10", "cifar10-short", "ffhq64", "imagenet64", "bedroom256", "fashion-mnist", "mnist")
+PUBLISHED = (
+    "cifar10",
+    "cifar10-short",
+    "cifar10-minutes",
+    "ffhq64",
+    "imagenet64",
+    "bedroom256",
+    "fashion-mnist",
+    "mnist",
+)
 
 
 def configuration(name):
@@ -117,7 +126,7 @@ def test_what_has_to_be_fetched_by_hand_is_counted(name, found, classes, tmp_pat
 
 def shortened(training):
     slices = {key: 2 for key in ("gradient_accumulation_steps",) if key in training}
-    return training | {"steps": 2, "batch_size": 4} | slices
+    return training | {"steps": 2, "minutes": None, "batch_size": 4} | slices
 
 
 def scaled_down(name, folder):
@@ -128,9 +137,8 @@ def scaled_down(name, folder):
     network |= {"block_out_channels": [8] * len(network["block_out_channels"]), "norm_num_groups": 4}
     network |= {"attention_head_dim": 4, "layers_per_block": 1}
     raw["teacher"]["training"] = shortened(raw["teacher"]["training"])
-    raw["select"] = [
-        v for v in raw["select"] if raw["methods"][v]["method"] in ("ddim", "boot", "progressive_distillation")
-    ]
+    kinds = ("ddim", "boot", "progressive_distillation")
+    raw["select"] = [v for v in raw.get("select", raw["methods"]) if raw["methods"][v]["method"] in kinds]
     for method in (raw["methods"][variant] for variant in raw["select"]):
         if method["method"] == "ddim":
             method["num_inference_steps"] = [1, 2]
