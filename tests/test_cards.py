@@ -112,6 +112,16 @@ def test_the_device_is_the_claimed_card_and_what_the_user_names_wins(three_cards
         default_device()
 
 
+def test_the_only_gpu_of_a_machine_is_claimed_too(three_cards, monkeypatch):
+    """So that jobs which were started beside each other on it take turns."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "empty", lambda *_sizes, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _device: None)
+    assert default_device() == torch.device("cuda", 0)
+    with pytest.raises(filelock.Timeout):  # what another job would ask for
+        filelock.FileLock(cards._card_path(0)).acquire(timeout=0)
+
+
 def test_more_processes_than_cards_are_refused(three_cards):
     with pytest.raises(UserError, match="BOOT_PROCESSES: found 4, expected at most the 3 GPUs"):
         cards.claim_cards(4)
