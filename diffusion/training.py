@@ -3,7 +3,7 @@
 A method supplies the loss of one step. The loop supplies the optimiser, learning-rate schedule, clipping, EMA, mixed
 precision, the log, the cost, checkpoints and resume. Every step draws its randomness from (seed, stage, step) alone,
 so a run that was stopped anywhere and resumed ends with the same weights as one that was not: bit for bit on a CPU
-at the same number of threads.
+at the same number of threads, and on a GPU with BOOT_DETERMINISTIC=1.
 """
 
 import copy
@@ -35,8 +35,8 @@ from diffusion import sharding
 from diffusion.cards import gpu_lock
 from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
 from diffusion.files import atomic_path
-from diffusion.memory import halves, largest_fitting, memory_of, out_of_memory
-from diffusion.precision import float32_products, has_short_products
+from diffusion.memory import first_line, halves, largest_fitting, memory_of, out_of_memory
+from diffusion.precision import float32_products, has_short_products, repeatable
 from diffusion.processes import join
 from diffusion.settings import Settings
 
@@ -359,6 +359,7 @@ class TrainingRun:
                 self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             if self.device.type == "cuda":
                 self._cleanup.enter_context(gpu_lock(self.device))
+                self._cleanup.enter_context(repeatable(self.device))
         except filelock.Timeout as error:
             raise UserError(
                 f"{self.folder}: another process is training on this state. Wait for it, or end it "
@@ -540,8 +541,14 @@ class TrainingRun:
                 print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
         # An interrupted run may go on on another device.
         known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
-        if known[-1:] != [settings.arithmetic]:
-            self.arithmetic[stage] = "; then ".join([*known, settings.arithmetic])
+        arithmetic = settings.arithmetic + ", deterministic" * torch.are_deterministic_algorithms_enabled()
+        if known[-1:] != [arithmetic]:
+            self.arithmetic[stage] = "; then ".join([*known, arithmetic])
+        # The gradients that a CUDA graph makes are overwritten by its next replay: several are added up elsewhere.
+        adds_up = settings.compile == "cudagraphs" and len(own_slices) > 1
+        if adds_up:
+            for weight in network.parameters():
+                weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
 
         def save(step: int) -> None:
             self._save(
@@ -601,7 +608,7 @@ class TrainingRun:
                     f"precision's risk (training.precision: fp32)."
                 )
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_grad(set_to_none=not adds_up)
             if average is not None:
                 average.update_parameters(network)
             if after_step is not None:
@@ -637,6 +644,7 @@ class TrainingRun:
                 self.processes.wait()  # until the state is stored
                 print(f"{self.folder}: SIGTERM; stage {stage} is stored at step {step + 1}", file=sys.stderr)
                 sys.exit(128 + signal.SIGTERM)
+        network.zero_grad(set_to_none=True)
         cost = self.cost()
         weights = sharding.whole(result.state_dict())
         if plain is not None:
@@ -693,7 +701,10 @@ class TrainingRun:
         self._compiles = False  # takes no less memory, and no minutes
         fitting = largest_fitting(error, attempt, sizes, self.device)
         if fitting is None:
-            expected = "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large."
+            expected = (
+                "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large. torch "
+                f"says: {first_line(error)}."
+            )
         elif in_slices:
             expected = (
                 f"training.gradient_accumulation_steps: found {slices}, expected {batch // fitting.size}, in slices of "
