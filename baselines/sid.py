@@ -140,6 +140,7 @@ class Sid(Method):
                 group["lr"] = settings.fake_learning_rate * training.decayed(steps[0].progress)
             drop_in(fake_network, network)
             fake_network.requires_grad_(True)
+            run.clear_gradients(fake_network, training)
             for update in range(settings.fake_updates):
                 for step in steps:
                     # Dropout's, of every micro-batch: other numbers than in the generator's update.
@@ -149,7 +150,7 @@ class Sid(Method):
                 run.processes.sum_gradients(fake_network)
                 nn.utils.clip_grad_norm_(fake_network.parameters(), training.gradient_clip)
                 fake_optimiser.step()
-                fake_optimiser.zero_grad(set_to_none=True)
+                run.clear_gradients(fake_network, training)
             fake_network.requires_grad_(False)  # the generator's gradient passes through it
             drop_in(network, fake_network)
 

@@ -11,6 +11,16 @@ from diffusion.errors import DeviceMemoryError
 
 T = TypeVar("T")
 
+# What errors that are no OutOfMemoryError say for want of memory: a processor's allocator; cuDNN, where no algorithm's
+# workspace fits; cuDNN's and cuBLAS' own buffers; the driver.
+_ALSO = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "unable to find an engine to execute this computation",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
 
 class Fitting(NamedTuple):
     """A batch that fits the device's memory.
@@ -28,9 +38,13 @@ class Fitting(NamedTuple):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch raised it for want of memory."""
-    # A processor's allocator has no error class of its own.
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    """Whether torch raised it for want of memory, as far as it tells."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _ALSO)
+
+
+def first_line(error: BaseException) -> str:
+    """What to quote of an error where not even the smallest batch fits: it may have been another than for memory."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def largest_fitting(
@@ -90,6 +104,6 @@ def within_memory(key: str, attempt: Callable[[int], T], size: int, device: torc
             f"expected at most {fitting}."
             if fitting
             else "and not even one picture fits: another program may hold the memory (nvidia-smi), or the network is "
-            "too large for this device."
+            f"too large for this device. torch says: {first_line(error)}"
         )
         raise DeviceMemoryError(f"{key}: found {size}, more than {memory_of(device)} can take; {expected}") from error

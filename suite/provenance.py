@@ -2,7 +2,6 @@
 
 import datetime
 import functools
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from diffusion.device import processor_name
 from diffusion.files import sha256_file, write_json
+from diffusion.packages import version_of
 
 _PACKAGES = (
     "torch",
@@ -54,7 +54,7 @@ def write_provenance(path: Path, inputs: dict[str, Path], **facts: Any) -> None:
 
 def versions() -> dict[str, str]:
     """Python and the packages that can change a number."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: version_of(name) for name in _PACKAGES}
 
 
 def hardware() -> dict[str, Any]:

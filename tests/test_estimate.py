@@ -118,13 +118,20 @@ def test_memory_is_that_of_weights_and_of_the_largest_slice():
     # Weights, gradients, two moments and the average; the batch is 16.
     assert teacher.memory == 4 * 5 * found.parameters
     assert teacher.learning == 16
-    assert found.memory(teacher) == teacher.memory + 16 * found.activations
+    kept = found.kept["bf16"]
+    assert teacher.precision == "bf16"
+    assert found.memory(teacher) == teacher.memory + 16 * kept.a_picture + kept.copies
+    assert found.memory(rows["sample", "ddim"]) == 4 * found.parameters
     sliced = yaml.safe_load(TINY.read_text())
     sliced["teacher"]["training"] |= {"gradient_accumulation_steps": 4}
-    rows = estimate(parse_experiment(sliced), CPU, 0).rows
-    assert next(row for row in rows if row.rule == "teacher").learning == 4
-    # A step of BOOT has a gradient through the bootstrapped pictures and those at the boundary.
-    assert next(row for row in rows if row.variant == "boot-euler").learning == 20
+    found = estimate(parse_experiment(sliced), CPU, 0)
+    assert next(row for row in found.rows if row.rule == "teacher").learning == 4
+    # A step of BOOT has a gradient through the bootstrapped pictures and those at the boundary; beside is the teacher.
+    boot, kept = next(row for row in found.rows if row.variant == "boot-euler"), found.kept["tf32"]
+    assert boot.learning == 20
+    assert found.memory(boot) == 4 * 6 * found.parameters + 20 * kept.a_picture
+    assert kept == found.kept["fp32"]
+    assert kept.copies == 0
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -153,7 +160,28 @@ def test_activations_are_what_autograd_keeps():
 
     picture, hidden = 3 * 16 * 16, 8 * 16 * 16
     expected = 4 * (picture + hidden + hidden + picture)
-    assert network_activations(Chain, (3, 16, 16), Unconditional()) == expected
+    assert network_activations(Chain, (3, 16, 16), Unconditional()) == (expected, 0)
+
+
+def test_activations_of_bfloat16_are_those_of_a_gpus_autocast():
+    """By hand, for what torch's list says of CUDA: convolutions take copies in bfloat16, of their weights too;
+    normalisation and resizing compute in float32, from a copy in float32."""
+
+    class Chain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+            self.norm = torch.nn.GroupNorm(2, 8)
+
+        def forward(self, x, _timestep):
+            hidden = torch.nn.functional.interpolate(self.a(x), scale_factor=2.0)
+            return self.b(torch.nn.functional.silu(self.norm(hidden)))
+
+    picture, hidden = 3 * 8 * 8, 8 * 16 * 16
+    # The first convolution's input; what is normalised, and two moments of a group; the SiLU's input; the second's.
+    expected = 2 * picture + 4 * hidden + 4 * 2 * 2 + 4 * hidden + 2 * hidden
+    weights = 2 * 9 * 3 * 8
+    assert network_activations(Chain, (3, 8, 8), Unconditional(), bf16=True) == (expected, 2 * weights)
 
 
 def test_a_published_experiment_is_estimated_without_its_data(monkeypatch):

@@ -1,6 +1,7 @@
 """Protocols as data, and what they are measured against."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from diffusion.errors import UserError
 from diffusion.images import to_uint8
 from evaluation.moments import Moments, moments, streamed_moments
+from evaluation.protocol_table import protocol_table
 from evaluation.protocols import Protocol, in_words, resize_in_words
 from evaluation.reference import load_features, load_given, write_features, write_moments
+from evaluation.tables import load_metrics
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 
@@ -322,3 +325,20 @@ def test_the_reference_of_one_run_serves_another(job, tmp_path):
     assert ("boot", "kid") not in alone.index
     with pytest.raises(UserError, match="made with another extractor"):
         job(given | {"features": "efficientnet-lite0-64"})
+
+
+@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.parametrize("reference", ["train", "file"])
+def test_a_clean_fid_protocol_ends_with_an_empty_cell_where_its_scipy_is_missing(job, tmp_path, monkeypatch, reference):
+    """And not with an error: against moments alone there is not even a kernel distance."""
+    clean = {"library": "clean-fid"}
+    if reference == "file":
+        job(clean)
+        (tmp_path / "reference" / "train.npz").rename(tmp_path / "given.npz")
+        clean["reference"] = str(tmp_path / "given.npz")
+    monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)
+    path = job(clean)
+    assert set(load_metrics([path]).metric) == ({"kid"} if reference == "train" else set())
+    table = protocol_table(SimpleNamespace(long_label=str), {"p": path})
+    assert [row[0].value for row in table.rows] == ["p"]
+    assert "or none at all with the installed SciPy" in table.caption

@@ -1,5 +1,6 @@
 """Measures against closed forms and against the libraries' own entry points; the rows of one variant."""
 
+import inspect
 import json
 import os
 import re
@@ -37,9 +38,14 @@ from evaluation.reference import Reference, drawn
 import torch
 from cleanfid.fid import compute_fid, get_folder_features, kernel_distance
 from PIL import Image
+from scipy.linalg import sqrtm
 from sklearn import config_context
 from torch.utils.data import Dataset
 from torch_fidelity import calculate_metrics
+
+needs_cleanfids_scipy = pytest.mark.skipif(
+    "disp" not in inspect.signature(sqrtm).parameters, reason="clean-fid's Fréchet distance needs scipy<1.18"
+)
 
 
 def gaussian(count, mean=0.0, scale=1.0, dimensions=6, seed=0):
@@ -60,6 +66,7 @@ def pictures():
     return noise, np.broadcast_to(ramp, (48, 8, 8, 1)).astype(np.uint8)
 
 
+@needs_cleanfids_scipy
 def test_frechet_distance_between_gaussians_is_the_closed_form():
     a, b = gaussian(40_000, 0.0, 1.0, seed=1), gaussian(40_000, 0.5, 2.0, seed=2)
     closed_form = 6 * (0.5**2 + (2.0 - 1.0) ** 2)
@@ -68,6 +75,7 @@ def test_frechet_distance_between_gaussians_is_the_closed_form():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
+@needs_cleanfids_scipy
 def test_identical_sets_have_no_distance():
     a = gaussian(500)
     assert abs(frechet_distance(a, a)) < 1e-6
@@ -85,6 +93,7 @@ def test_precision_and_recall_tell_the_two_sets_apart():
     assert recall < 0.1
 
 
+@needs_cleanfids_scipy
 def test_shuffling_changes_nothing():
     a, b = gaussian(300, seed=1), gaussian(300, 0.3, seed=2)
     order = np.random.default_rng(0).permutation(300)
@@ -103,6 +112,7 @@ def test_too_few_samples_warn_and_stay_finite_and_real():
         moments(gaussian(65, dimensions=64))
 
 
+@needs_cleanfids_scipy
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_non_finite_features_are_refused(bad):
     a, b = gaussian(50, seed=1), gaussian(50, seed=2)
@@ -303,6 +313,7 @@ def test_values_are_those_of_torch_fidelitys_command_line_to_the_last_digit(extr
     }
 
 
+@needs_cleanfids_scipy
 @pytest.mark.parametrize("mode", ["clean", "legacy_pytorch", "legacy_tensorflow"])
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_values_are_those_of_clean_fids_own_functions(extractor, pictures, tmp_path, mode):
@@ -328,6 +339,7 @@ def test_clean_fid_leaves_warnings_and_random_numbers_alone(extractor, pictures)
         moments(features)
 
 
+@needs_cleanfids_scipy
 def test_measures_under_a_library(extractor, pictures):
     a, b = gaussian(60, seed=1), gaussian(90, 0.5, seed=2)
     known = Reference("train", b)
@@ -352,6 +364,23 @@ def test_measures_under_a_library(extractor, pictures):
             measure_under(library, a, Reference("file", None, stored_moments=bad))
     with pytest.raises(UserError, match="5 and 6 dimensions"):
         frechet_distance(a[:, :5], b)
+
+
+def test_clean_fid_leaves_its_frechet_distance_out_where_scipy_no_longer_has_its_root(monkeypatch):
+    """As SciPy 1.18: `sqrtm` has no `disp`. All else is measured."""
+    a, b = gaussian(60, seed=1), gaussian(90, 0.5, seed=2)
+    known, kernel = Reference("train", b), cleanfid_kid(a, b)
+    monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)
+    monkeypatch.setattr("evaluation.quality.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name])
+    sentence = (
+        r"clean-fid 0\.1\.35 calls scipy\.linalg\.sqrtm\(…, disp=False\), which SciPy 1\.18\.0 does not take\. Its "
+        r"Fréchet distance needs 'scipy<1\.18'; nothing else does\."
+    )
+    with pytest.raises(UserError, match=sentence):
+        cleanfid_frechet_distance(a, b)
+    with pytest.warns(RankWarning, match=sentence):
+        assert measure_under("clean-fid", a, known, warn=False) == {"kid": kernel}
+    assert set(measure_under("torch-fidelity", a, known)) == {"frechet_distance", "kid"}
 
 
 def test_batch_size_and_order_of_pictures_change_no_distance(pictures):

@@ -7,8 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import Draws
+from test_methods import METHODS, build
+from tiny import tiny_denoiser
 
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.noise import further_noise, noise_generators
 from evaluation import speed
 from evaluation.speed import COLUMNS, measure_speed, median_precision
 
@@ -178,6 +182,55 @@ def test_memory_is_missing_where_the_mark_cannot_be_reset(monkeypatch):
     assert measure_speed({"a": lambda x: x}, noise, [1], "cpu", seconds=0).rows[0]["peak_memory_mb"] is None
 
 
+STOCHASTIC = {"consistency_distillation", "ddpm", "ddim, eta 1"}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ddim, eta 1"])
+def test_no_noise_is_drawn_sample_by_sample_within_the_clock(name, tmp_path, monkeypatch):
+    """Of all methods: what takes longer than a small network on a GPU must not be timed with it."""
+    kind, _, eta = name.partition(", eta ")
+    method = build(kind)
+    if eta:
+        method.settings = method.settings.model_copy(update={"eta": float(eta)})
+    method.save(tmp_path, tiny_denoiser().network, tiny_denoiser())
+    sampler, _network = method.sampler(tmp_path, max(method.evaluations()), torch.device("cpu"))
+    made = []
+
+    def watched(x):
+        with Draws() as draws:
+            images = sampler(x, None)
+        made.extend(draws.made)
+        return images
+
+    x = torch.randn(3, 1, 8, 8)
+    watched(x)
+    assert {shape[0] for shape, _ in made} == ({1} if name in STOCHASTIC else set())
+    made.clear()
+    monkeypatch.setattr("diffusion.noise.hashlib", None)  # a generator a sample needs it
+    measure_speed({"it": watched}, lambda _count: x, [3], "cpu", seconds=0)
+    assert {shape for shape, _ in made} == ({(3, 1, 8, 8)} if name in STOCHASTIC else set())
+
+
+def test_noise_by_batch_is_normal_and_goes_on(monkeypatch):
+    """Standard normal, another at every draw and at every call, and by sample again when the timing is over."""
+    drawn = []
+
+    def sampler(x):
+        generators = noise_generators(x)
+        drawn.append([further_noise(generators, x) for _ in range(2)])
+        return x
+
+    x = torch.randn(500, 1, 8, 8)
+    result = measure_speed({"it": sampler}, lambda _count: x, [500], "cpu", seconds=0, warmup=0)
+    assert result.raw["further_noise"] == "drawn on the device, a batch at once"
+    draws = torch.stack([one for call in drawn for one in call]).flatten(1)
+    assert len(draws) >= 14
+    assert torch.corrcoef(draws).sub(torch.eye(len(draws))).abs().max() < 0.05  # deviation 1/√32000 = 0.006
+    assert draws.mean().abs() < 0.01
+    assert draws.std() == pytest.approx(1, abs=0.01)
+    assert isinstance(noise_generators(x), list)
+
+
 def test_bad_samplers_are_refused():
     with pytest.raises(NonFiniteError, match="'broken'"):
         measure_speed({"broken": lambda x: x * math.nan}, noise, [2], "cpu", seconds=0)
@@ -187,11 +240,3 @@ def test_bad_samplers_are_refused():
         measure_speed({"a": lambda x: x}, noise, [2], "cpu", baseline="ddim-50", seconds=0)
     with pytest.raises(UserError, match="nothing to measure"):
         measure_speed({}, noise, [2], "cpu")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_cuda_memory():
-    row = measure_speed(
-        {"a": lambda x: x + 1}, lambda n: noise(n).cuda(), [2], "cuda", seconds=0
-    ).rows[0]  # fmt: skip
-    assert row["peak_memory_mb"] > 0

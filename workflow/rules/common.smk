@@ -139,16 +139,18 @@ def given_reference(wildcards):
 
 def measuring_code():
     modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
-    return code(*(f"evaluation/{file}" for file in modules), "diffusion/images.py") + stage_code("measuring")
+    return code(
+        *(f"evaluation/{file}" for file in modules), "diffusion/images.py", "diffusion/packages.py"
+    ) + stage_code("measuring")
 
 
 def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
-    pictures = ["efficientnet.py", "precision.py", "downloads.py", "images.py", "processes.py", "data/store.py"]
+    pictures = ["efficientnet.py", "precision.py", "downloads.py", "packages.py", "images.py", "processes.py"]
     return (
         code(*(f"evaluation/{file}" for file in files))
-        + code(*(f"diffusion/{file}" for file in pictures))
+        + code(*(f"diffusion/{file}" for file in [*pictures, "data/store.py"]))
         + stage_code(stage)
         + code("suite/stages/references.py")
     )

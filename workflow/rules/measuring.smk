@@ -376,7 +376,7 @@ rule learning_curve:
 rule speed:
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
-        code=core_code("solvers.py", *ONE_STEP) + code("evaluation/speed.py") + stage_code("speed"),
+        code=core_code("noise.py", "solvers.py", *ONE_STEP) + code("evaluation/speed.py") + stage_code("speed"),
         methods=sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
     output:
         table=ROOT / "speed/speed.csv",
