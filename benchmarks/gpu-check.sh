@@ -75,8 +75,9 @@ for name in ${PARTS:-tests suite training}; do
             ;;
         training)
             limit=${TRAINING_SECONDS:-110}
+            # shellcheck disable=SC2086  # several words
             part training "$limit" "$python" benchmarks/training.py --quick --seconds $((limit - 10)) \
-                --json "$folder/training.json" || failed=1
+                --json "$folder/training.json" ${TRAINING_OPTIONS:-} || failed=1
             tail -n 30 "$folder/training.log" | tee -a "$folder/summary.txt"
             ;;
         *)
