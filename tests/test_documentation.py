@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from diffusion.teacher import TeacherSettings
 from evaluation.protocols import Protocol
 from evaluation.quality import definitions
+from suite.configuration import parse_experiment
+from suite.plan import Plan
 from suite.registry import method_class, method_modules
 
 ROOT = Path(__file__).parents[1]
@@ -16,9 +19,14 @@ TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
 
 
-def test_every_published_block_is_a_methods_settings():
+def published():
+    """The blocks by name."""
     blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.S)]
-    found = {name: block for blocks_of in blocks for name, block in blocks_of.items() if "method" in block}
+    return {name: block for blocks_of in blocks for name, block in blocks_of.items() if "method" in block}
+
+
+def test_every_published_block_is_a_methods_settings():
+    found = published()
     assert {block["method"] for block in found.values()} == set(method_modules())
     for block in found.values():
         settings = method_class(block["method"]).Settings.model_validate(block)
@@ -29,6 +37,29 @@ def test_the_edm_teacher_of_the_documentation_is_trained_on_edms_noise_levels():
     blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEACHERS, re.S)]
     (block,) = (found["teacher"] for found in blocks if "training" in found["teacher"])
     assert TeacherSettings.model_validate(block).noise_levels == "lognormal"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64", "bedroom256"])
+def test_experiments_train_as_published(name):
+    """Whatever a block leaves to its method's defaults, which are those of digits. Micro-batches are the hardware's."""
+    raw = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    experiment = parse_experiment(raw | {"select": list(raw["methods"])})
+    compared = set()
+    for variant, method in experiment.methods.items():
+        if method.trains and (block := published().get(f"{variant}-{name}")) is not None:
+            expected = type(method).Settings.model_validate(block)
+            one = {"gradient_accumulation_steps": 1}
+            assert method.settings.training.model_copy(update=one) == expected.training, variant
+            if variant == "sid":
+                assert method.settings.model_copy(update={"training": expected.training}) == expected
+            compared.add(variant)
+    assert "consistency" in compared or "sid" in compared
+
+
+def test_eight_processes_share_the_largest_published_batch():
+    raw = yaml.safe_load((ROOT / "config" / "imagenet64.yaml").read_text())
+    plan = Plan(parse_experiment(raw | {"select": list(raw["methods"])}))
+    assert {plan.processes(variant, 8) for variant in plan.trained_variants() if variant != "tract"} == {8}
 
 
 def test_every_method_stands_in_the_table():
