@@ -292,7 +292,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(name, tmp_path, folder, dat
             train(name, state, data, pairs, interrupt)
     capfd.readouterr()
     resumed, _ = train(name, state, data, pairs)
-    assert f"at step {STOPPED_AT} of {STOPPED_AT + 1}" in capfd.readouterr().err
+    assert f"at step {STOPPED_AT} of" in capfd.readouterr().err
     for one, other in zip(whole, resumed, strict=True):
         for key, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[key]), key
