@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from boot.distillation import Boot, BootSettings
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.precision import float32_products
+from diffusion.precision import float32_products, repeatable
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import MovingAverage, TrainingRun, TrainingSettings
 from evaluation.features import _reproducible_arithmetic
@@ -247,6 +248,28 @@ def test_products_of_float32_are_shortened_within_and_left_as_they_were():
     with pytest.raises(KeyboardInterrupt), float32_products(CARD, tf32=True):
         raise KeyboardInterrupt
     assert switches() == before
+
+
+@pytest.mark.parametrize(("device", "wanted", "expected"), [(CARD, "1", True), (CARD, "", False), (CPU, "1", False)])
+def test_a_card_repeats_itself_within_where_that_is_wanted(monkeypatch, device, wanted, expected):
+    monkeypatch.setenv("BOOT_DETERMINISTIC", wanted)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with repeatable(device):
+        assert torch.are_deterministic_algorithms_enabled() == expected
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if expected else None)
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(KeyboardInterrupt), repeatable(device):
+        raise KeyboardInterrupt
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_deterministic_run_says_so(tmp_path):
+    torch.use_deterministic_algorithms(True)
+    try:
+        _, _, run = boot(tmp_path / "run")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert run.arithmetic == {"boot": "float32, deterministic"}
 
 
 def test_features_are_exact_whatever_was_set_before():

@@ -7,6 +7,7 @@ In a rehearsal the processor stands for the GPU with other kernels than its usua
 attention written out) and, where TF32 is meant, with factors cut to TF32's digits. What only a GPU can do is skipped.
 """
 
+import json
 import os
 import re
 import signal
@@ -113,6 +114,53 @@ def pairs(folder):
             with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
                 generate_pairs(settings, teacher, picture_shape(teacher.network.config), run, folder / "pairs" / name)
     return folder / "pairs"
+
+
+class Children:
+    """Jobs in processes of their own, which take long to start or to compile: beside the other tests on the machine of
+    a GPU, which has many cores, and when their turn comes elsewhere."""
+
+    JOBS = (
+        *("killed-boot", "killed-teacher", "compiled-boot-cudagraphs", "compiled-boot-default"),
+        *("compiled-teacher-cudagraphs", "compiled-teacher-default"),
+    )
+
+    def __init__(self, folder):
+        self.folder, self.started = folder, {}
+        if ON_GPU:
+            for job in self.JOBS:
+                self.start(job)
+
+    def start(self, job):
+        environment = os.environ | {"BOOT_TEST_DEVICE": str(DEVICE), CLAIMED_BY_STARTER: "1"}
+        if job.startswith("compiled"):  # many at once; the others must have as many threads as the tests
+            environment["OMP_NUM_THREADS"] = "1"
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
+        with self.log(job).open("w") as log:
+            command = [sys.executable, __file__, job, str(self.folder)]
+            self.started[job] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def log(self, job):
+        return self.folder / f"{job}.log"
+
+    def wait(self, job, expected):
+        """Until the job has ended as expected."""
+        if job not in self.started:
+            self.start(job)
+        code = self.started[job].wait(timeout=80 if ON_GPU else 600)
+        assert code == expected, self.log(job).read_text()
+
+    def end(self):
+        for process in self.started.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def children(folder, data, pairs):
+    children = Children(folder)
+    yield children
+    children.end()
 
 
 def tiny_teacher(device):
@@ -248,26 +296,14 @@ def train(name, folder, data, pairs, stop=None):
     return networks, run
 
 
-@pytest.fixture
-def repeatable(monkeypatch):
+def make_repeatable(monkeypatch):
     monkeypatch.setenv("BOOT_DETERMINISTIC", "1")
     monkeypatch.setattr("diffusion.training._CHECK_EVERY_ON_GPU", LOOKS_EVERY)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def killed(folder, data, pairs):
-    """Processes that train and kill themselves; beside the other tests, because they take seconds to start."""
-    environment = os.environ | {"BOOT_TEST_DEVICE": str(DEVICE), "BOOT_DETERMINISTIC": "1", CLAIMED_BY_STARTER: "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
-    processes = {}
-    for name in ("teacher", "boot"):
-        with (folder / f"killed-{name}.log").open("w") as log:
-            command = [sys.executable, __file__, name, str(folder)]
-            processes[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    yield processes
-    for process in processes.values():
-        process.kill()
-        process.wait()
+@pytest.fixture
+def repeatable(monkeypatch):
+    make_repeatable(monkeypatch)
 
 
 def kill_oneself():
@@ -279,20 +315,20 @@ def interrupt():
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_an_interrupted_run_resumes_to_the_same_bits(name, tmp_path, folder, data, pairs, killed, repeatable, capfd):
+def test_an_interrupted_run_resumes_to_the_same_bits(name, tmp_path, data, pairs, children, repeatable, capfd):
     """With deterministic algorithms. Two of the runs were killed in a process of their own."""
     whole, run = train(name, tmp_path / "whole", data, pairs)
     assert all(words.endswith("deterministic") == ON_GPU for words in run.arithmetic.values())
     state = tmp_path / "stopped"
-    if name in killed:
-        state = folder / f"killed-{name}"
-        assert killed[name].wait(timeout=60) == -signal.SIGKILL, (folder / f"killed-{name}.log").read_text()
+    if (job := f"killed-{name}") in children.JOBS:
+        children.wait(job, -signal.SIGKILL)
+        state = children.folder / job
     else:
         with pytest.raises(KeyboardInterrupt):
             train(name, state, data, pairs, interrupt)
     capfd.readouterr()
     resumed, _ = train(name, state, data, pairs)
-    assert f"at step {STOPPED_AT} of {STOPPED_AT + 1}" in capfd.readouterr().err
+    assert f"at step {STOPPED_AT} of" in capfd.readouterr().err
     for one, other in zip(whole, resumed, strict=True):
         for key, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[key]), key
@@ -493,47 +529,59 @@ def test_the_speed_table_has_the_peak_of_memory():
 SMALLEST = {"block_out_channels": [16], "norm_num_groups": 8}
 
 
-def smallest_losses(name, folder, data, compiled, **training):
-    """Losses and evaluations of four steps; the third is the first that replays a CUDA graph."""
-    chosen = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32", "compile": compiled} | training
-    with TrainingRun(folder / f"{name}-{compiled}", "key", 0, DEVICE) as run:
+def smallest_losses(name, folder, data, compiled, slices):
+    """Losses and evaluations of four steps; the third is the first that replays a CUDA graph. Slices are as large as a
+    whole batch, so that what was compiled for one serves."""
+    chosen = {"steps": 4, "batch_size": 8 * slices, "gradient_accumulation_steps": slices, "learning_rate": 1e-3}
+    chosen |= {"precision": "fp32", "compile": compiled}
+    with TrainingRun(folder, "key", 0, DEVICE) as run:
         if name == "teacher":
             train_teacher(TeacherSettings.model_validate({"network": SMALLEST, "training": chosen}), data, run)
         else:
             torch.manual_seed(0)
             network = build_network(NetworkSettings.model_validate(SMALLEST), channels=1, resolution=8)
             teacher = Denoiser(network, CosineSchedule(num_timesteps=200), "v_prediction").eval().requires_grad_(False)
-            Boot(BootSettings.model_validate({"solver": "euler", "training": chosen})).distil(
-                teacher.to(DEVICE), run, None
-            )
+            settings = BootSettings.model_validate({"solver": "euler", "training": chosen})
+            Boot(settings).distil(teacher.to(DEVICE), run, None)
     return [row["loss"] for row in run.log], run.evaluations
 
 
-@pytest.mark.parametrize(
-    ("compiled", "slices"),
-    [
-        ("default", 1),
-        pytest.param("cudagraphs", 1, marks=only_a_gpu("CUDA graphs")),
-        pytest.param("cudagraphs", 2, marks=only_a_gpu("CUDA graphs")),
-    ],
-)
+def slices_of(compiled):
+    return (1, 2) if compiled == "cudagraphs" else (1,)
+
+
+@pytest.mark.parametrize("compiled", ["default", pytest.param("cudagraphs", marks=only_a_gpu("CUDA graphs"))])
 @pytest.mark.parametrize("name", ["teacher", "boot"])
-def test_compiled_steps_have_the_plain_losses(name, compiled, slices, tmp_path, data):
-    """The first to 1e-5; the later ones, after steps of the optimiser, to 1e-3. Slices are as large as a whole batch,
-    so that what was compiled for one serves."""
-    training = {"batch_size": 8 * slices, "gradient_accumulation_steps": slices}
-    plain, evaluations = smallest_losses(name, tmp_path, data, "off", **training)
-    losses, counted = smallest_losses(name, tmp_path, data, compiled, **training)
-    assert losses[0] == pytest.approx(plain[0], rel=1e-5)
-    assert losses == pytest.approx(plain, rel=1e-3)
-    assert len(set(losses)) == 4
-    assert counted == evaluations > 0
+def test_compiled_steps_have_the_plain_losses(name, compiled, children):
+    """The first to 1e-5; the later ones, after steps of the optimiser, to 1e-3. Also with several slices a step, whose
+    gradients are added up."""
+    job = f"compiled-{name}-{compiled}"
+    children.wait(job, 0)
+    found = json.loads((children.folder / f"{job}.json").read_text())
+    assert len(found) == len(slices_of(compiled))
+    for (plain, evaluations), (losses, counted) in found:
+        assert losses[0] == pytest.approx(plain[0], rel=1e-5)
+        assert losses == pytest.approx(plain, rel=1e-3)
+        assert len(set(losses)) == 4
+        assert counted == evaluations > 0
 
 
-if __name__ == "__main__":  # what the fixture `killed` starts
-    import diffusion.training
+# -- what the children do -------------------------------------------------------------------------------------------
 
-    diffusion.training._CHECK_EVERY_ON_GPU = LOOKS_EVERY
-    _, trained, where = sys.argv
-    place = Path(where)
-    train(trained, place / f"killed-{trained}", load_split(place / "data", "train"), place / "pairs", kill_oneself)
+
+def do(job, folder):
+    kind, name, *compiled = job.split("-")
+    split = load_split(folder / "data", "train")
+    if kind == "killed":
+        with pytest.MonkeyPatch.context() as patch:
+            make_repeatable(patch)
+            train(name, folder / job, split, folder / "pairs", kill_oneself)
+    found = []
+    for slices in slices_of(*compiled):
+        modes = [(mode, folder / f"{job}-{slices}-{mode}") for mode in ("off", *compiled)]
+        found.append([smallest_losses(name, where, split, mode, slices) for mode, where in modes])
+        (folder / f"{job}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    do(sys.argv[1], Path(sys.argv[2]))

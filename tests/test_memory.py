@@ -1,5 +1,7 @@
 """What is said when a batch does not fit the device's memory: which one does, found by trying."""
 
+import re
+
 import pytest
 import torch
 from tiny import tiny_denoiser
@@ -116,6 +118,37 @@ def test_other_errors_are_not_swallowed(tmp_path):
 
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(tmp_path / "state", Broken(0))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
+)
+def test_a_card_that_has_no_room_says_so_in_many_words(tmp_path, words):
+    """All come as a plain RuntimeError. Where no batch at all fits, it may have been something else: it is quoted."""
+
+    class Wordy(Small):
+        def forward(self, x):
+            if len(x) > self.room:
+                raise RuntimeError(words)
+            return super().forward(x)
+
+    with pytest.raises(DeviceMemoryError, match=r"found 1, expected 4, in slices of 6"):
+        train(tmp_path / "some", Wordy(7))
+    quoted = re.escape(words.splitlines()[0])
+    with pytest.raises(DeviceMemoryError, match=rf"Not one fits: .* torch says: {quoted}\."):
+        train(tmp_path / "none", Wordy(0))
+
+    def attempt(size):
+        raise RuntimeError(words)
+
+    with pytest.raises(DeviceMemoryError, match=rf"not even one picture fits: .* torch says: {quoted}"):
+        within_memory("evaluation.batch_size", attempt, 9, CPU)
 
 
 def test_what_did_not_fit_is_let_go_before_the_next_try():
