@@ -67,7 +67,7 @@ class Row:
         memory: bytes of weights, gradients, optimiser and average that a job holds; activations come on top.
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage.
-        precision: of the networks on a card; of what they keep too.
+        precision: of the networks on a GPU, and so of what they keep.
         transfer: bytes from the network.
     """
 
@@ -91,11 +91,11 @@ class Kept(NamedTuple):
     """What an evaluation with a gradient keeps for its backward pass, in bytes.
 
     Attributes:
-        a_picture: of each picture.
-        copies: of the weights, which autocast makes anew in every evaluation; however many pictures.
+        per_image: of each image.
+        copies: of the weights, which autocast makes anew in every evaluation, however many images.
     """
 
-    a_picture: float
+    per_image: float
     copies: float
 
 
@@ -126,7 +126,7 @@ class Estimate:
     def activations(self, row: Row) -> float:
         """Bytes that a step of training keeps for its backward pass, in the row's precision."""
         kept = self.kept[row.precision]
-        return row.learning * kept.a_picture + (kept.copies if row.learning else 0)
+        return row.learning * kept.per_image + (kept.copies if row.learning else 0)
 
     def hours_here(self, row: Row) -> float:
         """At the measured rate."""
@@ -388,7 +388,7 @@ def network_activations(
         kept[storage._cdata] = storage
         return tensor
 
-    counts, sizes = (2, 3), []  # of one picture alone some tensors are views that are copies of several
+    counts, sizes = (2, 3), []  # of one image alone some tensors are views that are copies of several
     with FakeTensorMode():
         network = build().train()
         weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
@@ -466,8 +466,8 @@ def table(found: Estimate) -> str:
         f"Hours on a card: {SHARE_OF_PEAK:.0%} of its peak in the precision of the settings (training.precision: auto "
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
         f"counts {_WITH_GRADIENT} times. Weights: memory for them, their gradients, moments and averages. Activations: "
-        f"of the pictures that a training step holds at once, {_bytes(found.kept['tf32'].a_picture)} each in float32 "
-        f"and TF32, {_bytes(found.kept['bf16'].a_picture)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
+        f"of the images that a training step holds at once, {_bytes(found.kept['tf32'].per_image)} each in float32 "
+        f"and TF32, {_bytes(found.kept['bf16'].per_image)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
         "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
         "several processes divide them. Transfer: bytes from the network, where no cache has them. Not counted: the "
         "time of features, measures and speed, the activations of sampling, further protocols, and the disk of sets "
