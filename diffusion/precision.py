@@ -1,4 +1,4 @@
-"""How exactly a card multiplies, and whether it does so again."""
+"""How exactly a GPU multiplies, and whether it repeats itself."""
 
 import os
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     each time. A processor is left alone: at the same number of threads it repeats itself anyway.
 
     Raises:
-        RuntimeError: (torch) an operation within has no such algorithm, as bilinear interpolation with a gradient.
+        RuntimeError: (torch) an operation within has no such algorithm, as the antialiased resizing before LPIPS.
     """
     if device.type != "cuda" or os.environ.get("BOOT_DETERMINISTIC") != "1":
         yield

@@ -76,7 +76,7 @@ class Row:
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
             through several networks counts in each.
-        precision: of the networks on a card; of what they keep too.
+        precision: of the networks on a GPU, and so of what they keep.
         transfer: bytes from the network.
         through: evaluations whose gradient passes through frozen weights to the input.
         budget_s: seconds of trainings that end by time; the evaluations above are without theirs.
@@ -117,11 +117,11 @@ class Kept(NamedTuple):
     """What an evaluation with a gradient keeps for its backward pass, in bytes.
 
     Attributes:
-        a_picture: of each picture.
-        copies: of the weights, which autocast makes anew in every evaluation; however many pictures.
+        per_image: of each image.
+        copies: of the weights, which autocast makes anew in every evaluation, however many images.
     """
 
-    a_picture: float
+    per_image: float
     copies: float
 
 
@@ -152,7 +152,7 @@ class Estimate:
     def activations(self, row: Row) -> float:
         """Bytes that a step of training keeps for its backward pass, in the row's precision."""
         kept = self.kept[row.precision]
-        return row.learning * kept.a_picture + (kept.copies if row.learning else 0)
+        return row.learning * kept.per_image + (kept.copies if row.learning else 0)
 
     def rate_on(self, card: str, row: Row) -> float:
         """Evaluations without a gradient a second at the assumed share of a card's peak in the row's precision."""
@@ -456,7 +456,7 @@ def network_activations(
         kept[storage._cdata] = storage
         return tensor
 
-    counts, sizes = (2, 3), []  # of one picture alone some tensors are views that are copies of several
+    counts, sizes = (2, 3), []  # of one image alone some tensors are views that are copies of several
     with FakeTensorMode():
         network = build().train()
         weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
@@ -537,8 +537,8 @@ def table(found: Estimate) -> str:
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
         f"counts {_WITH_GRADIENT} times, or {_THROUGH} where the weights are frozen. Weights: memory for them, their "
         "gradients, moments and averages. Activations: "
-        f"of the pictures that a training step holds at once, {_bytes(found.kept['tf32'].a_picture)} each in float32 "
-        f"and TF32, {_bytes(found.kept['bf16'].a_picture)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
+        f"of the images that a training step holds at once, {_bytes(found.kept['tf32'].per_image)} each in float32 "
+        f"and TF32, {_bytes(found.kept['bf16'].per_image)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
         "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
         "several processes divide them. Transfer: bytes from the network, where no cache has them. Not counted: the "
         "time of features, measures and speed, the activations of sampling, further protocols, the disk of sets whose "

@@ -251,7 +251,7 @@ def test_products_of_float32_are_shortened_within_and_left_as_they_were():
 
 
 @pytest.mark.parametrize(("device", "wanted", "expected"), [(CARD, "1", True), (CARD, "", False), (CPU, "1", False)])
-def test_a_card_repeats_itself_within_where_that_is_wanted(monkeypatch, device, wanted, expected):
+def test_a_gpu_repeats_itself_within_where_that_is_wanted(monkeypatch, device, wanted, expected):
     monkeypatch.setenv("BOOT_DETERMINISTIC", wanted)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with repeatable(device):

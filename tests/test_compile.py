@@ -82,9 +82,9 @@ def test_cuda_graphs_without_a_cuda_device_are_refused(tmp_path):
         boot(tmp_path, "cudagraphs")
 
 
-def test_gradients_of_slices_are_added_up_where_no_cuda_graph_overwrites_them(tmp_path):
-    """torch adds to the first slice's gradient in place, and a graph's replay overwrites what the one before gave. Here
-    the losses are plain, so that the sums, and the weights, are the same bits."""
+def test_gradients_of_micro_batches_are_added_up_where_no_cuda_graph_overwrites_them(tmp_path):
+    """torch adds to the first micro-batch's gradient in place, and a graph's replay overwrites what the last one gave.
+    Here the losses are plain, so that the sums, and the weights, are the same bits."""
 
     def train(compiled):
         torch.manual_seed(0)

@@ -7,9 +7,11 @@ In a rehearsal the processor stands for the GPU with other kernels than its usua
 attention written out) and, where TF32 is meant, with factors cut to TF32's digits. What only a GPU can do is skipped.
 """
 
+import gc
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +52,7 @@ from evaluation.speed import measure_speed
 from suite.configuration import parse_experiment
 from suite.estimate import estimate
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at a process' first product, before any of them asks
 CPU, DEVICE = torch.device("cpu"), torch.device(os.environ.get("BOOT_TEST_DEVICE", "cuda:0"))
 ON_GPU = DEVICE.type == "cuda"
 pytestmark = [
@@ -452,10 +455,10 @@ def test_a_batch_that_is_too_large_ends_with_one_that_does_fit(name, tmp_path, l
         r"found 1, expected (\d+), in slices of (\d+) \(tried: ([\d.]+) GiB at the peak\)", str(caught.value)
     )
     assert said, caught.value
-    slices, size, peak = int(said[1]), int(said[2]), float(said[3])
-    assert slices * size == 256
+    count, size, peak = int(said[1]), int(said[2]), float(said[3])
+    assert count * size == 256
     assert little_memory / 2**30 / 6 < peak < little_memory / 2**30 + 1  # no smaller than need be
-    train_larger(name, tmp_path / "slices", larger_data, batch_size=256, gradient_accumulation_steps=slices)
+    train_larger(name, tmp_path / "fits", larger_data, batch_size=256, gradient_accumulation_steps=count)
 
 
 @only_a_gpu("memory that a test may fill")
@@ -475,6 +478,7 @@ def test_a_batch_of_samples_that_is_too_large_ends_with_one_that_does_fit(little
 
 def peak_of(function):
     """The most memory that torch's allocator handed out at a time within ``function``, beyond what was there."""
+    gc.collect()
     if ON_GPU:
         torch.cuda.synchronize(DEVICE)
         torch.cuda.reset_peak_memory_stats(DEVICE)
@@ -525,15 +529,18 @@ def test_the_speed_table_has_the_peak_of_memory():
 
 # -- compiled: last, for it takes longest ---------------------------------------------------------------------------
 
+needs_a_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="torch.compile needs a C compiler"
+)
 # One block down, one up.
 SMALLEST = {"block_out_channels": [16], "norm_num_groups": 8}
 
 
-def smallest_losses(name, folder, data, compiled, slices):
-    """Losses and evaluations of four steps; the third is the first that replays a CUDA graph. Slices are as large as a
-    whole batch, so that what was compiled for one serves."""
-    chosen = {"steps": 4, "batch_size": 8 * slices, "gradient_accumulation_steps": slices, "learning_rate": 1e-3}
-    chosen |= {"precision": "fp32", "compile": compiled}
+def smallest_losses(name, folder, data, compiled, micro_batches):
+    """Losses and evaluations of four steps; the third is the first that replays a CUDA graph. Micro-batches are as
+    large as a whole batch, so that what was compiled for one serves."""
+    chosen = {"steps": 4, "batch_size": 8 * micro_batches, "learning_rate": 1e-3}
+    chosen |= {"gradient_accumulation_steps": micro_batches, "precision": "fp32", "compile": compiled}
     with TrainingRun(folder, "key", 0, DEVICE) as run:
         if name == "teacher":
             train_teacher(TeacherSettings.model_validate({"network": SMALLEST, "training": chosen}), data, run)
@@ -546,19 +553,20 @@ def smallest_losses(name, folder, data, compiled, slices):
     return [row["loss"] for row in run.log], run.evaluations
 
 
-def slices_of(compiled):
+def micro_batches_of(compiled):
     return (1, 2) if compiled == "cudagraphs" else (1,)
 
 
+@needs_a_compiler
 @pytest.mark.parametrize("compiled", ["default", pytest.param("cudagraphs", marks=only_a_gpu("CUDA graphs"))])
 @pytest.mark.parametrize("name", ["teacher", "boot"])
 def test_compiled_steps_have_the_plain_losses(name, compiled, children):
-    """The first to 1e-5; the later ones, after steps of the optimiser, to 1e-3. Also with several slices a step, whose
-    gradients are added up."""
+    """The first to 1e-5; the later ones, after steps of the optimiser, to 1e-3. Also with several micro-batches a
+    step, whose gradients are added up."""
     job = f"compiled-{name}-{compiled}"
     children.wait(job, 0)
     found = json.loads((children.folder / f"{job}.json").read_text())
-    assert len(found) == len(slices_of(compiled))
+    assert len(found) == len(micro_batches_of(compiled))
     for (plain, evaluations), (losses, counted) in found:
         assert losses[0] == pytest.approx(plain[0], rel=1e-5)
         assert losses == pytest.approx(plain, rel=1e-3)
@@ -577,9 +585,9 @@ def do(job, folder):
             make_repeatable(patch)
             train(name, folder / job, split, folder / "pairs", kill_oneself)
     found = []
-    for slices in slices_of(*compiled):
-        modes = [(mode, folder / f"{job}-{slices}-{mode}") for mode in ("off", *compiled)]
-        found.append([smallest_losses(name, where, split, mode, slices) for mode, where in modes])
+    for count in micro_batches_of(*compiled):
+        modes = [(mode, folder / f"{job}-{count}-{mode}") for mode in ("off", *compiled)]
+        found.append([smallest_losses(name, where, split, mode, count) for mode, where in modes])
         (folder / f"{job}.json").write_text(json.dumps(found))
 
 

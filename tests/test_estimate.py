@@ -120,16 +120,16 @@ def test_memory_is_that_of_weights_and_of_the_largest_slice():
     assert teacher.learning == 16
     kept = found.kept["bf16"]
     assert teacher.precision == "bf16"
-    assert found.memory(teacher) == teacher.memory + 16 * kept.a_picture + kept.copies
+    assert found.memory(teacher) == teacher.memory + 16 * kept.per_image + kept.copies
     assert found.memory(rows["sample", "ddim"]) == 4 * found.parameters
     sliced = yaml.safe_load(TINY.read_text())
     sliced["teacher"]["training"] |= {"gradient_accumulation_steps": 4}
     found = estimate(parse_experiment(sliced), CPU, 0)
     assert next(row for row in found.rows if row.rule == "teacher").learning == 4
-    # A step of BOOT has a gradient through the bootstrapped pictures and those at the boundary; beside is the teacher.
+    # A step of BOOT has a gradient through the bootstrapped images and those at the boundary; beside is the teacher.
     boot, kept = next(row for row in found.rows if row.variant == "boot-euler"), found.kept["tf32"]
     assert boot.learning == 20
-    assert found.memory(boot) == 4 * 6 * found.parameters + 20 * kept.a_picture
+    assert found.memory(boot) == 4 * 6 * found.parameters + 20 * kept.per_image
     assert kept == found.kept["fp32"]
     assert kept.copies == 0
 
@@ -178,9 +178,9 @@ def test_activations_of_bfloat16_are_those_of_a_gpus_autocast():
             hidden = torch.nn.functional.interpolate(self.a(x), scale_factor=2.0)
             return self.b(torch.nn.functional.silu(self.norm(hidden)))
 
-    picture, hidden = 3 * 8 * 8, 8 * 16 * 16
+    image, hidden = 3 * 8 * 8, 8 * 16 * 16
     # The first convolution's input; what is normalised, and two moments of a group; the SiLU's input; the second's.
-    expected = 2 * picture + 4 * hidden + 4 * 2 * 2 + 4 * hidden + 2 * hidden
+    expected = 2 * image + 4 * hidden + 4 * 2 * 2 + 4 * hidden + 2 * hidden
     weights = 2 * 9 * 3 * 8
     assert network_activations(Chain, (3, 8, 8), Unconditional(), bf16=True) == (expected, 2 * weights)
 

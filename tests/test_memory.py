@@ -129,7 +129,7 @@ def test_other_errors_are_not_swallowed(tmp_path):
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
     ],
 )
-def test_a_card_that_has_no_room_says_so_in_many_words(tmp_path, words):
+def test_a_gpu_that_has_no_room_says_so_in_many_words(tmp_path, words):
     """All come as a plain RuntimeError. Where no batch at all fits, it may have been something else: it is quoted."""
 
     class Wordy(Small):
