@@ -68,8 +68,8 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         f"Every row measures the same samples, of sampling seed {seeds} and the first training seed, or the first of "
         "them where a protocol takes fewer; what differs is the protocol alone. Compare within a row only. The last "
         "columns are real pictures outside the reference; ‡: fewer than the samples, and a Fréchet distance grows as "
-        "pictures get fewer. An empty cell: clean-fid finds no matrix square root for so few, or none at all with "
-        "the installed SciPy (it needs one before 1.18), or the reference has no pictures.",
+        "pictures get fewer. An empty cell: clean-fid finds no matrix square root for so few, or cannot look for one "
+        "(it needs SciPy before 1.18), or the reference has no pictures.",
         columns,
         rows,
         [f"{name}: {words(fact)}" for name, fact in facts.items()],
