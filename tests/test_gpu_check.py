@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-SMALL = "batch_size: 8, warmup_steps: 1"
+# On a busy machine a minute holds fewer steps than that.
+SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1"
 TOY = (
     "teacher={network: {block_out_channels: [8, 8, 8], norm_num_groups: 4, attention_head_dim: 4}, "
-    f"training: {{minutes: 0.1, {SMALL}}}}}",
+    f"training: {{{SMALL}}}}}",
     "select=[ddim, boot, knowledge]",
     "methods={ddim: {num_inference_steps: [1, 2]}, "
-    f"boot: {{training: {{minutes: 0.1, {SMALL}}}}}, "
-    f"knowledge: {{pairs: {{count: 16, num_inference_steps: 2}}, training: {{minutes: 0.1, {SMALL}}}}}}}",
+    f"boot: {{training: {{{SMALL}}}}}, "
+    f"knowledge: {{pairs: {{count: 16, num_inference_steps: 2}}, training: {{{SMALL}}}}}}}",
     "evaluation={num_samples: 16, batch_size: 16, features: efficientnet-lite0-32, teacher: {nfe: 2}}",
     "speed={batch_sizes: [1], seconds: 1}",
 )
