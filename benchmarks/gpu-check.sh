@@ -57,8 +57,9 @@ for name in ${PARTS:-tests suite training}; do
         tests)
             limit=${TEST_SECONDS:-90}
             # Tests that have not begun by then are skipped, and listed as that.
-            BOOT_TEST_SECONDS=${BOOT_TEST_SECONDS:-$((limit - 10))} part tests "$limit" "$python" -m pytest -o addopts= -ra -m cuda \
-                -p no:cacheprovider tests/test_cuda.py || failed=1
+            # shellcheck disable=SC2086  # several words
+            BOOT_TEST_SECONDS=$((limit - 10)) part tests "$limit" "$python" -m pytest -o addopts= -ra -m cuda \
+                -p no:cacheprovider tests/test_cuda.py ${TEST_OPTIONS:-} || failed=1
             grep -E "^(SKIPPED|FAILED|ERROR)|passed|failed" "$folder/tests.log" | tee -a "$folder/summary.txt"
             ;;
         suite)

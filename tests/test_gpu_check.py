@@ -53,7 +53,7 @@ def gpu_check(folder, *words, **variables):
 def test_all_parts_run_and_leave_one_folder(images, tmp_path, monkeypatch):
     for part in ("TEST", "SUITE", "TRAINING"):  # ends nothing: other tests may run beside this
         monkeypatch.setenv(f"{part}_SECONDS", "900")
-    monkeypatch.setenv("BOOT_TEST_SECONDS", "30")
+    monkeypatch.setenv("TEST_OPTIONS", "-k fp32")
     monkeypatch.setenv("TRAINING_OPTIONS", "--configfile tests/tiny.yaml --batch-size 4 --rounds 3 --modes")
     done = gpu_check(tmp_path / "check", *TOY, DATA=images)
     folder = tmp_path / "check"
