@@ -43,7 +43,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What to quote of an error where not even the smallest batch fits: it may have been another than for memory."""
+    """What to quote of an error: the first line of its message, or its class where it has none."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

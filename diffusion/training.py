@@ -967,8 +967,9 @@ class TrainingRun:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise CheckpointError(f"{path}: truncated or not a training state ({reason}). {remedy}") from error
+            raise CheckpointError(
+                f"{path}: truncated or not a training state ({first_line(error)}). {remedy}"
+            ) from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise CheckpointError(f"{path}: not a training state of this suite. {remedy}")
         if state["key"] != self.key:
