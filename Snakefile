@@ -23,8 +23,11 @@ from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN
 from suite.configuration import parse_experiment
+from suite.launch import WORKFLOW
 from suite.plan import Plan
+from suite.provenance import RECORD
 from suite.registry import method_file
+from suite.reruns import Reruns, RunLock
 
 min_version("9.5")
 
@@ -43,6 +46,9 @@ except UserError as error:
 PLAN = Plan(EXPERIMENT)
 ROOT = PLAN.root
 EVALUATION = EXPERIMENT.evaluation
+# One run a results folder, whoever started it and from which checkout. Jobs on other machines parse this file too.
+RUN = RunLock(ROOT, workflow.is_main_process)
+RERUNS = Reruns(ROOT, Path(workflow.basedir), RUN.is_held, logger.info)
 
 
 wildcard_constraints:
@@ -74,6 +80,13 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/measuring.smk"
 include: "workflow/rules/report.smk"
+
+
+onstart:
+    try:
+        RUN.require()
+    except UserError as error:
+        raise WorkflowError(str(error))
 
 
 # By now Snakemake has taken note of every result that was stored.

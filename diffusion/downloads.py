@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import torch
 
-from diffusion.errors import UserError
+from diffusion.errors import UserError, first_line
 
 _TIMEOUT_S = 30.0
 
@@ -70,13 +70,12 @@ def tensors_of(content: bytes, path: Path, url: str) -> dict[str, torch.Tensor]:
     Raises:
         UserError: it holds anything but tensors.
     """
-    expected = "expected a plain state dict of tensors (readable with weights_only=True)"
+    expected = "expected a plain state dict of tensors"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path}: refused, {expected}: {str(error).splitlines()[0] if str(error) else type(error).__name__}. "
-            f"Nothing of it was executed. Download {url} again."
+            f"{path}: refused, {expected}: {first_line(error)}. Nothing of it was executed. Download {url} again."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: refused, {expected}. Download {url} again.")

@@ -23,6 +23,17 @@ class DeviceMemoryError(UserError):
     """A batch does not fit the device's memory; the message says which one does."""
 
 
+def first_line(error: BaseException) -> str:
+    """What to quote of an error: the first line of its message, or its class where it has none.
+
+    NumPy and torch answer a file that holds Python objects with the advice to execute it: that is never quoted.
+    """
+    line = (str(error).splitlines() or [""])[0]
+    if any(advice in str(error) for advice in ("allow_pickle", "weights_only")):
+        return "it holds Python objects, or is no such file; nothing in it is executed"
+    return line or type(error).__name__
+
+
 def some_of(names: Collection[str], most: int = 5) -> str:
     """Names for a message, which is not to be a page long: "a, b, c, d, e and 994 more"."""
     shown = ", ".join(list(names)[:most])

@@ -4,12 +4,17 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import filelock
+import numpy as np
 
 from diffusion.errors import UserError
 
@@ -29,6 +34,24 @@ _CANNOT_WRITE = (
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says of errors of the file system in this block that ``path`` cannot be written.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise  # the block's own trouble, an input that is missing for instance
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}). Free space on the device, or choose a results "
+            f"folder that this user may write to; nothing partial was left behind."
+        ) from error
+
+
+@contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path (file or folder) that becomes ``path`` when the block ends without an error.
 
@@ -41,20 +64,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield temporary / path.name
-        _flush_to_disk(temporary / path.name)
-        if path.is_dir() and not path.is_symlink():
-            os.replace(path, temporary / "replaced")  # a kill in between leaves no folder, never a part of one
-        os.replace(temporary / path.name, path)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
-            raise  # the block's own trouble, an input that is missing for instance
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}). "
-            f"Free space on the device or choose another results folder; nothing partial was left behind."
-        ) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            yield temporary / path.name
+            _flush_to_disk(temporary / path.name)
+            if path.is_dir() and not path.is_symlink():
+                os.replace(path, temporary / "replaced")  # a kill in between leaves no folder, never a part of one
+            os.replace(temporary / path.name, path)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -65,6 +82,76 @@ def _flush_to_disk(path: Path) -> None:
     for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Removes what :func:`atomic_path` left in ``folder`` when its process was killed.
+
+    To be called by whoever holds the lock on what is written there: nobody else writes then.
+
+    Args:
+        name: of the path that was being written; any, if not given.
+    """
+    for temporary in folder.glob(f".{name}.*"):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_one(lock: Path, what: str, wait_s: float = 0) -> Iterator[None]:
+    """Holds the lock file ``lock`` (flock) while the block runs. The system releases it however the process ends.
+
+    Args:
+        what: what is locked, for the message.
+        wait_s: how long to wait for another holder.
+
+    Raises:
+        UserError: another process holds it (the message names it), or the folder cannot be written or locked.
+    """
+    holder = lock.with_name(f"{lock.name}.holder")
+    held = filelock.FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=wait_s)
+    except filelock.Timeout as error:
+        try:
+            who = holder.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            who = "another process"
+        raise UserError(f"{what}: in use by {who} (lock {lock}). Wait until it ends, or end it.") from error
+    except (OSError, NotImplementedError) as error:
+        remedy = ""
+        if getattr(error, "errno", None) in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, None):
+            remedy = " The file system must support flock: two machines could write to one place otherwise."
+        raise UserError(
+            f"{what}: cannot be written or locked ({getattr(error, 'strerror', None) or error}, {lock}).{remedy}"
+        ) from error
+    try:
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n")
+        yield
+    finally:
+        held.release()
+
+
+def new_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
+    """A new memory-mapped ``.npy`` file whose room on the disk is taken at once.
+
+    Writing to a sparse mapped file on a full disk kills the process without a word (SIGBUS).
+
+    Raises:
+        UserError: the disk has no room for it, or the folder cannot be written.
+    """
+    with writing(path):
+        path.unlink(missing_ok=True)  # never truncated: another process may have it mapped
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            try:
+                with path.open("r+b") as handle:
+                    os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot reserve
+                    raise
+    return array
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -84,7 +171,7 @@ def read_json(path: Path | str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}). Delete it and run the rule again.") from error
+        raise UserError(f"{path}: is not valid JSON ({error}).") from error
 
 
 def sha256_file(path: Path | str) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from diffusion.errors import NonFiniteError, UserError
+from diffusion.errors import NonFiniteError, UserError, first_line
 from diffusion.files import atomic_path
 
 Quantiser = Literal["round", "truncate"]
@@ -103,7 +103,7 @@ def load_samples(path: Path | str) -> np.ndarray:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found; {expected}.") from error
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {expected}.") from error
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {expected}.") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise UserError(f"{path}: 'arr_0' is {images.dtype} of shape {images.shape}; {expected}.")
     return images
@@ -152,7 +152,9 @@ def load_labels(path: Path | str) -> np.ndarray | None:
                 return None
             labels = archive["arr_1"]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: 'arr_1' cannot be read ({error}); expected one integer a picture.") from error
+        raise UserError(
+            f"{path}: 'arr_1' cannot be read ({first_line(error)}); expected one integer a picture."
+        ) from error
     count = len(load_samples(path))
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: 'arr_1' is {labels.dtype} of shape {labels.shape}; expected {count} integers.")

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from diffusion.errors import DeviceMemoryError
+from diffusion.errors import DeviceMemoryError, first_line
 
 T = TypeVar("T")
 
@@ -40,11 +40,6 @@ class Fitting(NamedTuple):
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch raised it for want of memory, as far as it tells."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _ALSO)
-
-
-def first_line(error: BaseException) -> str:
-    """What to quote of an error: the first line of its message, or its class where it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def largest_fitting(

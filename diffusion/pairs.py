@@ -15,7 +15,7 @@ from pydantic import Field
 from diffusion.begun import BegunArray
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError, NonFiniteError
+from diffusion.errors import CheckpointError, NonFiniteError, first_line
 from diffusion.files import read_json, write_json
 from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
@@ -24,7 +24,7 @@ from diffusion.settings import Settings
 from diffusion.solvers import ddim_sample
 from diffusion.training import Trained, TrainingRun
 
-_IMAGES, _FACTS = "images.npy", "pairs.json"
+FILES = _IMAGES, _FACTS = "images.npy", "pairs.json"
 # Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
 SEED = 2**40
 
@@ -127,11 +127,10 @@ class Pairs:
         try:
             self._images = np.load(folder / _IMAGES, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder / _IMAGES}: {error}. Delete the folder and run its rule again.") from error
+            raise CheckpointError(f"{folder / _IMAGES}: cannot be read ({first_line(error)}).") from error
         if len(self._images) != facts["settings"]["count"]:
             raise CheckpointError(
-                f"{folder / _IMAGES}: {len(self._images)} pairs, expected {facts['settings']['count']}. Delete the "
-                f"folder and run its rule again."
+                f"{folder / _IMAGES}: {len(self._images)} pairs, expected {facts['settings']['count']}."
             )
 
     def __len__(self) -> int:

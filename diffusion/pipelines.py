@@ -199,13 +199,13 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
             exact = schedule_from_settings(stored)
         except (TypeError, KeyError, ValueError) as error:
             raise UserError(
-                f"{folder / _EXACT_SCHEDULE}: cannot be read ({error}); expected what this suite writes. Delete it to "
-                f"use the scheduler's own schedule."
+                f"{folder / _EXACT_SCHEDULE}: cannot be read ({error}); expected what this suite writes, or no "
+                f"such file, where the scheduler's own schedule is wanted."
             ) from error
         if not _same_schedule(exact, schedule):
             raise UserError(
-                f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; "
-                f"delete it to use the scheduler's own."
+                f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; expected both "
+                f"alike, or no such file, where the scheduler's own is wanted."
             )
         schedule = exact
     if prediction_type == "epsilon" and schedule.alphas_cumprod()[-1] < 1e-12:
@@ -330,8 +330,7 @@ def load_network(folder: Path) -> nn.Module:
     except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"{weights}: truncated, or weights of another network than {folder / 'config.json'} ({reason}). "
-            f"Delete the folder and run the rule again."
+            f"{weights}: truncated, or weights of another network than {folder / 'config.json'} ({reason})."
         ) from error
     broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:

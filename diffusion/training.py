@@ -7,9 +7,9 @@ at the same number of threads, and on a GPU with BOOT_DETERMINISTIC=1.
 """
 
 import copy
-import errno
 import hashlib
 import math
+import os
 import pickle
 import shutil
 import signal
@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 import weakref
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +26,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-import filelock
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
@@ -33,9 +34,9 @@ from tqdm import tqdm
 
 from diffusion import sharding
 from diffusion.cards import gpu_lock
-from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError
-from diffusion.files import atomic_path
-from diffusion.memory import first_line, largest_fitting, memory_of, out_of_memory
+from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError, first_line
+from diffusion.files import atomic_path, only_one, read_json, remove_leftovers, sha256_file, write_json, writing
+from diffusion.memory import largest_fitting, memory_of, out_of_memory
 from diffusion.precision import float32_products, has_short_products, repeatable
 from diffusion.processes import ALONE, join
 from diffusion.settings import GrownSettings
@@ -303,20 +304,28 @@ class TrainingSettings(GrownSettings):
         return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
 
 
-def mark_delivered(state: Path) -> None:
-    """Notes that the result is stored. The state stays: whoever runs the job may be killed before it has taken note of
-    the result, and would ask for it again; :func:`discard_delivered` removes it later."""
-    (state / _DELIVERED).touch()
+def mark_delivered(state: Path, result: Path) -> None:
+    """Notes that the state's result is stored, and where. The state stays: whoever runs the job may be killed before it
+    has taken note of the result, and would ask for it again; :func:`discard_delivered` removes it later."""
+    write_json(state / _DELIVERED, {"result": os.path.relpath(result, state), "sha256": _of_record(result)})
 
 
 def discard_delivered(states: Path) -> None:
     """Removes the states under ``states`` whose results are stored, so that a forced rerun really trains again.
 
-    To be called when the results have been taken note of. States of unfinished jobs, and those in use, stay.
+    To be called when the results have been taken note of. States of unfinished jobs and those in use stay, and those
+    whose result is not there: Snakemake removes the outputs of a job that fails, also what another has delivered there.
     """
-    for folder in [marker.parent for marker in states.glob(f"*/{_DELIVERED}")]:
-        with suppress(filelock.Timeout), filelock.FileLock(folder / "lock", timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)
+    for marker in states.glob(f"*/{_DELIVERED}"):
+        with suppress(UserError, KeyError, TypeError, OSError), only_one(marker.parent / "lock", str(marker.parent)):
+            facts = read_json(marker)
+            if _of_record(marker.parent / facts["result"]) == facts["sha256"]:
+                shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _of_record(result: Path) -> str:
+    """Tells one delivery from another: a folder's record has its time in it."""
+    return sha256_file(result / "provenance.json")
 
 
 class MovingAverage(AveragedModel):
@@ -391,46 +400,44 @@ class TrainingRun:
         self._compiles = True
         self._cleanup = ExitStack()
         self._clock: float | None = None
-        self._told_to_stop = False
+        self._told_to_stop = 0  # the signal that came
 
     # -- the lock -----------------------------------------------------------------------------------------------
 
     def __enter__(self) -> "TrainingRun":
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self.processes.is_main:
-                self._cleanup.enter_context(filelock.FileLock(self.folder / "lock", timeout=0))
-            if self.device.type == "cuda":
-                self._cleanup.enter_context(gpu_lock(self.device))
-                self._cleanup.enter_context(repeatable(self.device))
-        except filelock.Timeout as error:
-            raise UserError(
-                f"{self.folder}: another process is training on this state. Wait for it, or end it "
-                f"(it may have survived the Snakemake that started it: `pgrep -f suite.cli`)."
-            ) from error
-        except OSError as error:
-            remedy = ""
-            if error.errno in (errno.ENOTSUP, errno.ENOLCK):
-                remedy = " The file system must support flock: two machines could train on one state otherwise."
-            raise UserError(
-                f"{self.folder}: cannot be written or locked ({error.strerror or error}).{remedy}"
-            ) from error
+        if self.processes.is_main:
+            self._cleanup.enter_context(only_one(self.folder / "lock", f"{self.folder} (a training's state)"))
+            remove_leftovers(self.folder)
+        if self.device.type == "cuda":
+            self._cleanup.enter_context(gpu_lock(self.device))
+            self._cleanup.enter_context(repeatable(self.device))
         # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
         self._spent_file = self.folder / "seconds"
         if self._spent_file.exists():
-            self.wall_clock_s = float(self._spent_file.read_text() or 0)
+            self.wall_clock_s = self._seconds_spent()
         self._clock = time.perf_counter()
         return self
+
+    def _seconds_spent(self) -> float:
+        try:
+            spent = float(self._spent_file.read_text())
+            if not 0 <= spent < math.inf:
+                raise ValueError
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self._spent_file}: found no number of seconds. {self._remedy}") from error
+        return spent
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cleanup.close()
 
-    def deliver(self) -> None:
+    def deliver(self, result: Path) -> None:
         """Notes that the result is stored (:func:`mark_delivered`)."""
         if self.processes.is_main:
-            mark_delivered(self.folder)
+            mark_delivered(self.folder, result)
 
     # -- cost ---------------------------------------------------------------------------------------------------
 
@@ -510,13 +517,14 @@ class TrainingRun:
             CheckpointError: the stored state is truncated, or belongs to another run.
             DeviceMemoryError: a slice does not fit the device's memory; the message names a number of slices that does.
             UserError: the settings ask for what the device or the network does not have.
-            SystemExit: SIGTERM came, which schedulers send some seconds before they kill; the state is stored.
+            SystemExit: SIGTERM came, which schedulers send some seconds before they kill, or Ctrl-C; the state is
+                stored.
         """
         settings = settings.resolved(self.device, bf16)
         networks = [network, *(other for other in self._networks if other is not network)]
         _lay_out(networks, settings, on=True)
         try:
-            with float32_products(self.device, tf32=settings.precision != "fp32"), self._noting_sigterm():
+            with float32_products(self.device, tf32=settings.precision != "fp32"), self._noting_signals():
                 trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {}, before_step)
                 networks.append(trained.network)  # the average is a copy of the network as it is now
                 return trained
@@ -557,11 +565,12 @@ class TrainingRun:
         finished = self.folder / f"finished-{stage}.pt"
         if finished.exists():
             state = self._load(finished)
-            self._restore_totals(state)
-            self._use_threads(state["threads"])
-            result.load_state_dict(state["result"])
-            settings = self._with_known_steps(stage, settings)
-            return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
+            with self._reading(finished):
+                self._restore_totals(state)
+                self._use_threads(state["threads"])
+                result.load_state_dict(state["result"])
+                settings = self._with_known_steps(stage, settings)
+                return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
 
         plain = None
         if settings.shard and self.processes.size > 1:
@@ -599,18 +608,20 @@ class TrainingRun:
             state = self._load(checkpoint)
             if state["stage"] != stage:
                 return 0
-            self._restore_totals(state)
-            sharding.load_whole(network, state["network"])
-            sharding.load_whole_optimiser(optimiser, state["optimiser"])
-            if average is not None:
-                sharding.load_whole(average, state["average"])
-            for name, part in beside.items():
-                part.load_state_dict(state["beside"][name])
-            for part in (optimiser, *beside.values()):
-                if isinstance(part, torch.optim.Optimizer):
-                    _match_layout(part)
-            self._use_threads(state["threads"])
-            return int(state["step"])
+            with self._reading(checkpoint):
+                self._restore_totals(state)
+                sharding.load_whole(network, state["network"])
+                sharding.load_whole_optimiser(optimiser, state["optimiser"])
+                if average is not None:
+                    sharding.load_whole(average, state["average"])
+                for name, part in beside.items():
+                    part.load_state_dict(state["beside"][name])
+                for part in (optimiser, *beside.values()):
+                    if isinstance(part, torch.optim.Optimizer):
+                        _match_layout(part)
+                self._use_threads(state["threads"])
+                first = int(state["step"])
+            return first
 
         alone = self.processes.size == 1
 
@@ -676,7 +687,7 @@ class TrainingRun:
         saved_at = noted_at = time.perf_counter()
         network.train()
         for step in (bar := tqdm(range(first, steps), stage, total=steps, initial=first, mininterval=5, unit="step")):
-            told = self._told_to_stop
+            told = bool(self._told_to_stop)
             value, norm, all_told = take(step, settings, told)
             first_bad = torch.where(
                 (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
@@ -720,8 +731,10 @@ class TrainingRun:
                 good_step, saved_at = step + 1, time.perf_counter()
             if leaves:
                 self.processes.wait()  # until the state is stored
-                print(f"{self.folder}: SIGTERM; stage {stage} is stored at step {step + 1}", file=sys.stderr)
-                sys.exit(128 + signal.SIGTERM)
+                number = self._told_to_stop or signal.SIGTERM  # perhaps only another process was told
+                name = signal.Signals(number).name
+                print(f"{self.folder}: {name}; stage {stage} is stored at step {step + 1}", file=sys.stderr)
+                sys.exit(128 + number)
         network.zero_grad(set_to_none=True)
         cost = self.cost()
         weights = sharding.whole(result.state_dict())
@@ -765,8 +778,8 @@ class TrainingRun:
             return time.perf_counter() - began
 
         def over(done: bool) -> bool:
-            if self.processes.as_main_says(self._told_to_stop):
-                sys.exit(128 + signal.SIGTERM)  # nothing is lost that a later attempt could use
+            if self.processes.as_main_says(bool(self._told_to_stop)):
+                sys.exit(128 + (self._told_to_stop or signal.SIGTERM))  # nothing is lost that a later attempt could use
             return self.processes.as_main_says(done)
 
         step = 0
@@ -866,21 +879,22 @@ class TrainingRun:
         return DeviceMemoryError(found + expected)
 
     @contextmanager
-    def _noting_sigterm(self) -> Iterator[None]:
-        """SIGTERM ends the training after the present step, not at once. Several may come: a scheduler signals each
-        process, and a process that is signalled passes it on."""
+    def _noting_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the training after the present step, not at once. Several may come: a scheduler
+        signals each process, and a process that is signalled passes it on."""
 
-        def note(_number: int, _frame: FrameType | None) -> None:
-            self._told_to_stop = True
+        def note(number: int, _frame: FrameType | None) -> None:
+            self._told_to_stop = self._told_to_stop or number
 
         if threading.current_thread() is not threading.main_thread():  # only the main one may handle signals
             yield
             return
-        before = signal.signal(signal.SIGTERM, note) or signal.SIG_DFL
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _snapshot_file(self, stage: str, step: int) -> Path:
         return self.folder / f"snapshot-{stage}-{step}.pt"
@@ -963,21 +977,46 @@ class TrainingRun:
                 raise OSError(f"the state could not be written: {error}") from error
 
     def _load(self, path: Path) -> dict[str, Any]:
-        remedy = f"Delete {self.folder} to train from the beginning."
         try:
+            with zipfile.ZipFile(path) as archive:  # torch writes checksums, and does not look at them
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"the checksum of {damaged} is another")
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as error:
+        except (
+            *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
+            *(RuntimeError, EOFError, KeyError, ValueError, OSError),
+        ) as error:
             raise CheckpointError(
-                f"{path}: truncated or not a training state ({first_line(error)}). {remedy}"
+                f"{path}: truncated, changed or not a training state ({first_line(error)}). {self._remedy}"
             ) from error
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise CheckpointError(f"{path}: not a training state of this suite. {remedy}")
-        if state["key"] != self.key:
+            raise CheckpointError(f"{path}: not a training state of this suite. {self._remedy}")
+        if state.get("key") != self.key:
             raise CheckpointError(
-                f"{path}: belongs to another run (key {state['key']}, expected {self.key}): other settings, seed or "
-                f"inputs. {remedy}"
+                f"{path}: belongs to another run (key {state.get('key')}, expected {self.key}): other settings, seed "
+                f"or inputs. {self._remedy}"
             )
         return state
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Says of a state that lacks a part, or has one of another network, that it does.
+
+        Raises:
+            CheckpointError: instead of what torch raised.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{path}: a part is missing or of another network ({first_line(error)}). {self._remedy}"
+            ) from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"Delete {self.folder} and run Snakemake again: it trains from the beginning."
 
     def _restore_totals(self, state: dict[str, Any]) -> None:
         self.evaluations, self.real_images_seen = state["evaluations"], state["real_images_seen"]

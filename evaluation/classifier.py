@@ -109,8 +109,5 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> nn.Modu
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / 'model.safetensors'}: truncated, or weights of another network. Delete the folder and run the "
-            f"rule again."
-        ) from error
+        raise CheckpointError(f"{folder / 'model.safetensors'}: truncated, or weights of another network.") from error
     return network.to(device).eval()

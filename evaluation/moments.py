@@ -91,7 +91,7 @@ def checked(features: np.ndarray, what: str) -> np.ndarray:
     if bad:
         raise NonFiniteError(
             f"{what}: {bad} of {len(features)} feature vectors contain NaN or infinity. "
-            f"Delete the features and extract them again; check the samples they came from."
+            f"The samples that they came from may be broken."
         )
     return features
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from diffusion.data.store import Pictures
-from diffusion.errors import UserError
-from diffusion.files import atomic_path, read_json, sha256_file
+from diffusion.errors import UserError, first_line
+from diffusion.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.images import load_samples
 from diffusion.processes import ALONE, Processes, drain, portions_of
 from evaluation.moments import Moments, moments
@@ -98,7 +98,7 @@ def write_features(
         drain(parts)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    features = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images), dimensions))
+    features = new_array(path, (len(images), dimensions), np.float32)
     for indices, part in zip(portions, parts, strict=True):
         features[indices.start : indices.stop] = part.numpy()
     features.flush()
@@ -114,7 +114,7 @@ def load_features(path: Path) -> np.ndarray:
         # Copy on write: torch refuses memory that it must not write to, and nobody writes.
         features: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: no features can be read from it ({error}). Delete it and run again.") from error
+        raise UserError(f"{path}: no features can be read from it ({first_line(error)}).") from error
     return features
 
 
@@ -197,7 +197,7 @@ def load_given(
             names = set(archive)
             content = {name: archive[name] for name in {"mu", "sigma", "count", "facts"} & names}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read as an .npz ({error}).") from error
+        raise UserError(f"{path}: cannot be read as an .npz ({first_line(error)}).") from error
     has_moments = {"mu", "sigma"} <= names
     if "arr_0" in names:
         images = load_samples(path)

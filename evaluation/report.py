@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diffusion.errors import UserError
+from diffusion.errors import UserError, first_line
 from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
 from evaluation import plots, tables
@@ -112,6 +112,15 @@ class ReportInputs:
     comparison: Comparison | None = None
     learning_curves: Sequence[Path] = ()
     protocols: Mapping[str, Path] = field(default_factory=dict)
+
+    def files(self) -> list[Path]:
+        """All results that the report reads."""
+        named = (self.samples, self.pictures, self.trajectory, self.training, self.protocols)
+        return [
+            *(self.speed, self.neighbours, *self.metrics, *self.learning_curves),
+            *(cost.path for cost in self.costs),
+            *(path for paths in named for path in paths.values()),
+        ]
 
 
 def report_files() -> list[str]:
@@ -416,7 +425,9 @@ def _load_pictures(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
     except (KeyError, ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: expected an .npz with {list(_PICTURES)} ({error}). Draw it again.") from error
+        raise UserError(
+            f"{path}: expected an .npz with {list(_PICTURES)} ({first_line(error)}). Draw it again."
+        ) from error
     return content
 
 

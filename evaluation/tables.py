@@ -118,11 +118,12 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that writes it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not a CSV table ({error}). Delete it and run its rule again.") from error
+        raise UserError(f"{path}: is not a CSV table ({error}). Delete it and run Snakemake again.") from error
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(
-            f"{path}: the columns {missing} are missing; found {list(frame.columns)}. Delete it and run its rule again."
+            f"{path}: the columns {missing} are missing; found {list(frame.columns)}. Delete it and run Snakemake "
+            f"again."
         )
     return frame[list(columns)]
 
@@ -189,7 +190,7 @@ def load_speed(path: Path) -> pd.DataFrame:
     if len(machines) > 1:
         raise UserError(
             f"{path}: speeds of several machines ({'; '.join(map(str, machines))}) cannot stand in one column. "
-            f"Delete it and time all samplers on one machine."
+            f"Delete it and run Snakemake on one machine."
         )
     numbers = ("nfe", "batch_size", *SPEED_COLUMNS[7:])
     _refuse_non_finite(speed, numbers, path)
@@ -257,7 +258,7 @@ def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{file.path}: expected 'students', a list with {list(COST_COLUMNS[3:])} and 'nfe' in each; "
-                f"{error!r}. Delete it and train '{file.variant}' again."
+                f"{error!r}. Delete the folder and run Snakemake again."
             ) from error
     cost = pd.DataFrame(rows, columns=[*COST_COLUMNS, "nfe", "base_variant"])
     cost["nfe"] = cost["nfe"].astype("Int64")

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         """``stage`` is module and function in suite/stages, imported only when the command is called."""
         sub = commands.add_parser(name, help=summary)
         sub.set_defaults(stage=stage)
+        sub.add_argument("--job", type=Path, help="JSON: what the workflow asks for; goes into the result's record")
         return sub
 
     def paths(sub: argparse.ArgumentParser, *names: str) -> None:
@@ -180,7 +181,9 @@ def main() -> None:
     arguments = build_parser().parse_args()
     try:
         module, _, function = arguments.stage.partition(".")
-        getattr(importlib.import_module(f"suite.stages.{module}"), function)(arguments)
+        stage = getattr(importlib.import_module(f"suite.stages.{module}"), function)
+        with importlib.import_module("suite.stages.common").sole_maker(arguments):
+            stage(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -1,4 +1,4 @@
-"""What every test gets: no display, no network, and an end where there is one."""
+"""What every test gets: no display, no network, one thread, and an end where there is one."""
 
 import os
 import time
@@ -8,6 +8,8 @@ import pytest
 # Both are read when matplotlib and huggingface_hub are first imported.
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when torch is: test processes run side by side, and threads of several on the same cores wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _SECONDS = os.environ.get("BOOT_TEST_SECONDS")
 _BEGAN = time.monotonic()

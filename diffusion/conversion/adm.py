@@ -22,7 +22,7 @@ from diffusion.conversion.weights import (
     unet_weights,
 )
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError, UserError
+from diffusion.errors import CheckpointError, UserError, first_line
 from diffusion.pickles import named_global
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.thresholding import Thresholding
@@ -118,19 +118,13 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # broken bytes can make of it whatever its opcodes raise
         asked = named_global(error)
-        reason = f"refused (it asks for {asked})" if asked else f"truncated, or not of torch.save ({_first(error)})"
+        reason = f"refused (it asks for {asked})" if asked else f"truncated, or not of torch.save ({first_line(error)})"
         raise CheckpointError(
             f"{file}: {reason}; expected a state dictionary of OpenAI's U-Net, whole. Nothing of it was executed."
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{file}: holds {_keys(state)}; expected names with a tensor each, of OpenAI's U-Net.")
     return {str(name): value for name, value in state.items()}
-
-
-def _first(error: Exception) -> str:
-    line = (str(error).splitlines() or [""])[0]
-    # What torch says of a pickle that it cannot read is an advice to read it without weights_only.
-    return type(error).__name__ + (f": {line[:100]}" if line and "weights_only" not in line else "")
 
 
 def _keys(state: Any) -> str:

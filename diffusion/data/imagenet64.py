@@ -17,7 +17,7 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError, some_of
+from diffusion.errors import UserError, first_line, some_of
 from diffusion.settings import DataSettings
 
 _SIZE = 3 * 64 * 64
@@ -142,4 +142,6 @@ def _member(file: Path, name: str) -> np.ndarray:
             array: np.ndarray = archive[name]
             return array
     except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: cannot be read ({error}); it may be truncated. Unpack it again.") from error
+        raise UserError(
+            f"{file}: cannot be read ({first_line(error)}); it may be truncated. Unpack it again."
+        ) from error

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,11 +20,19 @@ from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import pydantic
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from diffusion.errors import UserError
-from diffusion.files import atomic_path, read_json, sha256_file, write_json
+from diffusion.errors import UserError, first_line
+from diffusion.files import (
+    atomic_path,
+    new_array,
+    only_one,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+    writing,
+)
 
 PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 # A shard is what a preparation that was interrupted has to make again at most.
@@ -211,12 +219,19 @@ def split_by_class(
     return Splits(images[train], labels[train], images[test], labels[test], class_names, source)
 
 
-def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseModel, state: Path | None = None) -> None:
+def write_dataset(
+    folder: Path | str,
+    splits: Splits,
+    settings: pydantic.BaseModel,
+    state: Path | None = None,
+    finish: Callable[[Path], None] = lambda _folder: None,
+) -> None:
     """Stores a data set; the folder appears whole or not at all, and replaces an existing one.
 
     Args:
         state: a folder in which shards are kept until all are made, so that a run that is stopped goes on where it was;
             on the same file system. None starts anew every time.
+        finish: called with the folder when all else is in it, before it appears.
 
     Raises:
         ValueError: ``splits`` break the contract (types, shapes, labels): a fault of the data set's module.
@@ -252,6 +267,7 @@ def write_dataset(folder: Path | str, splits: Splits, settings: pydantic.BaseMod
                 },
             }
         write_json(work / "manifest.json", manifest)
+        finish(work)
 
 
 @contextmanager
@@ -265,19 +281,15 @@ def _workplace(folder: Path, splits: Splits, settings: pydantic.BaseModel, state
     facts = [settings.model_dump(mode="json"), splits.fingerprint, splits.train_images.shape, splits.test_images.shape]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     work = state / f"data-{key}"
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(state / f"data-{key}.lock", timeout=0):
-            yield work
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(work, folder)
-        (state / f"data-{key}.lock").unlink(missing_ok=True)
-    except Timeout as error:
-        raise UserError(
-            f"{work}: another process is preparing this data set. Wait until it ends, or stop it."
-        ) from error
+    with only_one(state / f"data-{key}.lock", f"{work} (a data set that is being prepared)"):
+        with writing(work):
+            work.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(work)
+        yield work
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(work, folder)
 
 
 def _write_shards(work: Path, name: str, images: Pictures) -> dict[str, int]:
@@ -292,8 +304,7 @@ def _write_shards(work: Path, name: str, images: Pictures) -> dict[str, int]:
             if not (work / file).exists():
                 with atomic_path(work / file) as temporary:
                     shape = (count, *images.shape[1:])
-                    array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                    _reserve(temporary)
+                    array = new_array(temporary, shape, np.uint8)
                     for first in range(0, count, portion):
                         rows = images[start + first : start + min(first + portion, count)]
                         array[first : first + len(rows)] = rows
@@ -302,13 +313,6 @@ def _write_shards(work: Path, name: str, images: Pictures) -> dict[str, int]:
             progress.n = start + count
             progress.refresh()
     return shards
-
-
-def _reserve(file: Path) -> None:
-    """Takes the file's room on the disk: writing to a mapped file on a full one kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
 
 
 def _size(images: Pictures) -> int:
@@ -338,37 +342,57 @@ def load_split(folder: Path | str, name: Literal["train", "test"], flip: bool = 
         UserError: a file is missing, is not what the manifest says, or would need a pickle to be read.
     """
     folder = Path(folder)
-    remedy = f"Delete {folder} and run the rule that prepares the data again."
+    shards, about = _shards_of(folder, name)
+    count, class_names = about["count"], about["class_names"]
+    images = Shards([_open(folder / file, np.uint8, shape) for file, shape in shards.items()])
+    labels = np.array(_open(folder / f"{name}-labels.npy", np.int64, (count,)))
+    if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
+        raise UserError(
+            f"{folder / f'{name}-labels.npy'}: labels reach from {labels.min()} to {labels.max()}, expected "
+            f"0 to {len(class_names) - 1} for the classes of the manifest."
+        )
+    return Split(images, labels, tuple(class_names), about["sha256"], name, flip)
+
+
+def stored_files(folder: Path | str, *names: Literal["train", "test"]) -> dict[str, Path]:
+    """The files of parts of a stored data set, the manifest among them, by their names.
+
+    Raises:
+        UserError: the manifest is missing or is none.
+    """
+    folder = Path(folder)
+    files = ["manifest.json"]
+    for name in names:
+        files += [*_shards_of(folder, name)[0], f"{name}-labels.npy"]
+    return {f"data, {file}": folder / file for file in files}
+
+
+def _shards_of(folder: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+    """The shapes of a part's shards, by their names; and ``count``, ``sha256`` and ``class_names``."""
     manifest = read_json(folder / "manifest.json")
     try:
         part = manifest["splits"][name]
         side, channels, class_names = manifest["resolution"], manifest["channels"], manifest["class_names"]
-        shards = {shard["file"]: (shard["count"], side, side, channels) for shard in part["shards"]}
-        count, sha256 = part["count"], part["sha256"]["images"]
-        if not shards or sum(shape[0] for shape in shards.values()) != count:
+        sizes = {str(shard["file"]): shard["count"] for shard in part["shards"]}
+        shards: dict[str, tuple[int, ...]] = {file: (count, side, side, channels) for file, count in sizes.items()}
+        about = {"count": part["count"], "sha256": part["sha256"]["images"], "class_names": class_names}
+        if not shards or sum(shape[0] for shape in shards.values()) != about["count"]:
             raise KeyError("shards")
     except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}). {remedy}") from error
-    images = Shards([_open(folder / file, np.uint8, shape, remedy) for file, shape in shards.items()])
-    labels = np.array(_open(folder / f"{name}-labels.npy", np.int64, (count,), remedy))
-    if labels.size and (labels.min() < 0 or labels.max() >= len(class_names)):
-        raise UserError(
-            f"{folder / f'{name}-labels.npy'}: labels reach from {labels.min()} to {labels.max()}, expected "
-            f"0 to {len(class_names) - 1} for the classes of the manifest. {remedy}"
-        )
-    return Split(images, labels, tuple(class_names), sha256, name, flip)
+        raise UserError(f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}).") from error
+    return shards, about
 
 
-def _open(file: Path, dtype: type[np.generic], shape: tuple[int, ...], remedy: str) -> np.ndarray:
+def _open(file: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(f"{file}: not found, though the manifest lists it. {remedy}") from error
+        raise UserError(f"{file}: not found, though the manifest lists it.") from error
     except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{file}: cannot be read as an array ({error}). {remedy}") from error
+        raise UserError(f"{file}: cannot be read as an array ({first_line(error)}).") from error
     if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise UserError(f"{file}: found {found}, expected {np.dtype(dtype)} {shape} as in the manifest. {remedy}")
+        raise UserError(f"{file}: found {found}, expected {np.dtype(dtype)} {shape} as in the manifest.")
     return array
 
 

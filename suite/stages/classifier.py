@@ -7,31 +7,33 @@ import numpy as np
 
 import evaluation.classifier
 from diffusion.data import load_split
+from diffusion.data.store import PARTS, stored_files
 from diffusion.device import default_device
 from evaluation.classifier import ClassifierSettings, classify, save_classifier
 from evaluation.classifier import train_classifier as fit_classifier
-from suite.provenance import write_provenance
-from suite.stages.common import result_folder
+from suite.provenance import RECORD, checked, write_provenance
+from suite.stages.common import asked, result_folder
 from suite.stages.training import training_run
 
 
 def train_classifier(arguments: argparse.Namespace) -> None:
     """Trains the classifier on the training part and counts its right answers on the test part."""
     settings = ClassifierSettings.model_validate_json(arguments.settings)
+    inputs = checked(stored_files(arguments.data, *PARTS))
     train, test = load_split(arguments.data, "train"), load_split(arguments.data, "test")
-    inputs = {"data": arguments.data / "manifest.json"}
     code = [Path(str(evaluation.classifier.__file__))]
     with training_run(arguments, "classifier", 0, inputs, code) as run:
         network, cost = fit_classifier(settings, train, run)
         accuracy = float(np.mean(classify(network, np.asarray(test.images)) == test.labels))
-        with result_folder(arguments.output) as folder:
+        with result_folder(arguments) as folder:
             save_classifier(folder, network, train.class_names, accuracy, len(test.labels))
             write_provenance(
-                folder / "provenance.json",
+                folder / RECORD,
                 inputs,
+                asked(arguments),
                 settings=settings.model_dump(mode="json"),
                 device=str(default_device()),
                 arithmetic=run.arithmetic,
-                **cost,
+                cost=cost,
             )
-        run.deliver()
+        run.deliver(arguments.output)

@@ -12,8 +12,8 @@ from diffusion.denoiser import Denoiser
 from diffusion.errors import CheckpointError, UserError
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.thresholding import NO_THRESHOLD, STATIC
-from suite.provenance import write_provenance
-from suite.stages.common import result_folder
+from suite.provenance import RECORD, checked, write_provenance
+from suite.stages.common import asked, result_folder
 
 _PAGE = "docs/teachers.md"
 # The options of a kind beside those that all have; those that must be known are first.
@@ -38,10 +38,11 @@ def convert(arguments: argparse.Namespace) -> None:
     denoiser = _load(file, settings)
     if published is not None:
         _check(denoiser, published, file)
-    with result_folder(output) as folder:
+    inputs = checked({"checkpoint": file})
+    with result_folder(arguments) as folder:
         save_denoiser(folder, denoiser)
         facts = settings | {"network": type(denoiser.network).__name__}
-        write_provenance(folder / "provenance.json", {"checkpoint": file}, conversion=facts)
+        write_provenance(folder / RECORD, inputs, asked(arguments), conversion=facts)
     print(f"{output}: {_described(denoiser)}. In the YAML:\n\nteacher: {{path: {output}}}")
 
 

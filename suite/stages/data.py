@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from diffusion.conditions import ClassLabels
 from diffusion.data import downloads, parse_settings, prepare, write_dataset
 from diffusion.errors import UserError
 from diffusion.fetching import fetch as fetch_file
-from suite.stages.common import check_classes
+from suite.provenance import RECORD, checked, write_provenance
+from suite.stages.common import asked, check_classes
 
 # A picture and its three nearest neighbours (evaluation.quality.precision_recall).
 _FEWEST_HELD_OUT = 4
@@ -24,7 +26,13 @@ def prepare_data(arguments: argparse.Namespace) -> None:
         )
     if arguments.teacher_classes is not None:  # before pictures are decoded, and before anything is trained
         check_classes(ClassLabels(arguments.teacher_classes, False), f"data ({settings})", len(splits.class_names))
-    write_dataset(arguments.output, splits, settings, arguments.state)
+    downloads = sorted(arguments.downloads.iterdir()) if arguments.downloads else []
+    inputs = checked({file.name: file for file in downloads if file.is_file()})
+
+    def finish(folder: Path) -> None:
+        write_provenance(folder / RECORD, inputs, asked(arguments), source=splits.source)
+
+    write_dataset(arguments.output, splits, settings, arguments.state, finish)
 
 
 def fetch(arguments: argparse.Namespace) -> None:

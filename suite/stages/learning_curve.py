@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from diffusion.device import default_device
-from diffusion.files import atomic_path, read_json
+from diffusion.files import read_json
 from diffusion.images import load_samples
-from diffusion.pipelines import weights_file
+from diffusion.pipelines import deciding_files
 from evaluation import quality
 from evaluation.reference import load_real
 from evaluation.tables import CURVE_COLUMNS
-from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder
+from suite.provenance import checked, checked_folder
+from suite.stages.common import configured_method, network_folder, result_file
 from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
 from suite.stages.training import snapshot_name
@@ -38,12 +38,18 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         *((snapshot, arguments.students / snapshot_name(snapshot["step"])) for snapshot in facts["snapshots"]),
         (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
     ]
+    teacher_samples = arguments.teacher_samples / f"seed-{arguments.seed}.npz"
+    inputs = checked(
+        {f"step {cost['step']}, {file.name}": file for cost, folder in points for file in deciding_files(folder)}
+        | {name: arguments.students / name for name in ("cost.json", "training.csv")}
+        | ({"teacher's samples": teacher_samples} if nfe in method.following() else {})
+    ) | checked_folder("real", arguments.real)
     extractor, mode = extractor_under(arguments)
     # Without the measures that need held-out pictures.
     reference = replace(load_real(arguments.real), held_out=None)
     teacher = None
     if nfe in method.following():
-        teacher = {arguments.seed: load_samples(arguments.teacher_samples / f"seed-{arguments.seed}.npz")}
+        teacher = {arguments.seed: load_samples(teacher_samples)}
     rows: list[dict[str, Any]] = []
     for cost, folder in points:
         images = np.concatenate(
@@ -61,13 +67,6 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
             teacher_samples=teacher,
         )
         rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
-    with atomic_path(arguments.output) as temporary:
+    about = {"extractor": extractor.describe(mode), "seed": arguments.seed, "num_samples": arguments.num_samples}
+    with result_file(arguments, inputs, **about) as temporary:
         pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)
-    inputs = {f"weights, step {cost['step']}": weights_file(folder) for cost, folder in points}
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        inputs | {"real": arguments.real / "facts.json"},
-        extractor=extractor.describe(mode),
-        seed=arguments.seed,
-        num_samples=arguments.num_samples,
-    )

@@ -10,13 +10,13 @@ import pandas as pd
 
 from diffusion.device import default_device
 from diffusion.errors import UserError
-from diffusion.files import atomic_path, read_json
+from diffusion.files import read_json
 from diffusion.images import load_labels, load_samples
 from evaluation import quality
 from evaluation.classifier import classify, load_classifier
 from evaluation.reference import drawn, load_features, load_real
-from suite.provenance import write_provenance
-from suite.stages.common import number_in
+from suite.provenance import Input, checked, checked_folder
+from suite.stages.common import number_in, result_file
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -24,13 +24,23 @@ def measure(arguments: argparse.Namespace) -> None:
 
     Against the real pictures, and against the teacher's samples.
     """
+    # A variant has a folder for every number of evaluations; a file that a user brings has none.
+    folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
+    inputs = _real_and_classifier(arguments) | checked(
+        {f"features, {path.relative_to(arguments.features)}": path for path in arguments.features.rglob("seed-*.npy")}
+        | {f"teacher's features, {path.name}": path for path in arguments.teacher_features.glob("seed-*.npy")}
+        | {f"teacher's samples, {path.name}": path for path in arguments.teacher_samples.glob("seed-*.npz")}
+        | (
+            {f"samples, {path.relative_to(arguments.samples)}": path for path in arguments.samples.rglob("seed-*.npz")}
+            if arguments.samples.is_dir()
+            else {"samples": arguments.samples}
+        )
+    )
     reference, extractor = load_real(arguments.real), _extractor(arguments.real)
     assert reference.held_out is not None
     teacher = _by_seed(arguments.teacher_features)
     identity = {"experiment": arguments.experiment, "method": arguments.method, "variant": arguments.variant}
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
-    # A variant has a folder for every number of evaluations; a file that a user brings has none.
-    folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
     rows = []
     for folder in folders:
         nfe = None if folder == arguments.features else number_in(folder.name)
@@ -61,12 +71,7 @@ def measure(arguments: argparse.Namespace) -> None:
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
             labels=labels,
         )
-    inputs = {
-        "features": arguments.features / "provenance.json",
-        "real": arguments.real / "facts.json",
-        "teacher": arguments.teacher_features.parent / "provenance.json",
-    }
-    _write_rows(arguments, rows, inputs | _judge(arguments))
+    _write_rows(arguments, rows, inputs)
 
 
 def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarray]) -> None:
@@ -105,6 +110,7 @@ def _check_labels(
 
 def measure_floor(arguments: argparse.Namespace) -> None:
     """The real test pictures against the real training pictures: what perfect looks like at that count."""
+    inputs = _real_and_classifier(arguments)
     real = load_real(arguments.real)
     assert real.held_out is not None
     facts = read_json(arguments.classifier / "classifier.json") if arguments.classifier else None
@@ -115,24 +121,20 @@ def measure_floor(arguments: argparse.Namespace) -> None:
         extractor=_extractor(arguments.real)["name"],
         label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,
     )
-    _write_rows(arguments, rows, {"real": arguments.real / "facts.json"} | _judge(arguments))
+    _write_rows(arguments, rows, inputs)
 
 
-def _judge(arguments: argparse.Namespace) -> dict[str, Path]:
-    """The classifier's weights, where there is one, as an input of the result."""
-    return {"classifier": arguments.classifier / "model.safetensors"} if arguments.classifier else {}
+def _real_and_classifier(arguments: argparse.Namespace) -> dict[str, Input]:
+    """The real pictures' features and moments, and the classifier where there is one, as inputs of the result."""
+    inputs = checked_folder("real", arguments.real)
+    return inputs | checked_folder("classifier", arguments.classifier) if arguments.classifier else inputs
 
 
-def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], inputs: dict[str, Path]) -> None:
+def _write_rows(arguments: argparse.Namespace, rows: list[dict[str, Any]], inputs: dict[str, Input]) -> None:
     description = _extractor(arguments.real)
-    with atomic_path(arguments.output) as temporary:
+    facts = {"extractor": description, "definitions": quality.definitions(description["name"])}
+    with result_file(arguments, inputs, **facts) as temporary:
         pd.DataFrame(rows, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        inputs,
-        extractor=description,
-        definitions=quality.definitions(description["name"]),
-    )
 
 
 def _by_seed(folder: Path) -> dict[int, np.ndarray]:

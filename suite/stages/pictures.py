@@ -9,12 +9,11 @@ from boot.distillation import load_student
 from boot.trajectory import between_classes, interpolate_noise, read_at_times, true_signal
 from diffusion.conditions import ClassLabels
 from diffusion.device import default_device
-from diffusion.files import atomic_path
 from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape, weights_file
-from suite.provenance import write_provenance
-from suite.stages.common import load_teacher
+from diffusion.pipelines import deciding_files, stored_picture_shape
+from suite.provenance import checked
+from suite.stages.common import load_teacher, result_file
 
 
 def draw_pictures(arguments: argparse.Namespace) -> None:
@@ -24,6 +23,10 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
     """
     rows, columns, device = 6, 12, default_device()
     folder = arguments.student / "nfe-1"
+    inputs = checked(
+        {f"student, {file.name}": file for file in deciding_files(folder)}
+        | {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
+    )
     student = load_student(folder, device)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
     conditions = teacher.conditions
@@ -49,10 +52,5 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
         name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels)
         for name, value in pictures.items()
     }
-    with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
+    with result_file(arguments, inputs, seed=arguments.seed) as temporary, temporary.open("wb") as handle:
         np.savez(handle, times=times.numpy(), **arrays, **pairs)  # type: ignore[arg-type]  # see _extract
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},
-        seed=arguments.seed,
-    )

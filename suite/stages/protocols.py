@@ -9,21 +9,26 @@ import numpy as np
 import pandas as pd
 
 from diffusion.errors import UserError
-from diffusion.files import atomic_path, read_json
+from diffusion.files import read_json
 from evaluation import quality
 from evaluation.features import metric_name
 from evaluation.protocols import Protocol
 from evaluation.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
-from suite.provenance import write_provenance
+from suite.provenance import checked, checked_folder
+from suite.stages.common import result_file
 from suite.stages.references import extractor_under
 
 
 def measure_protocol(arguments: argparse.Namespace) -> None:
     """The Fréchet distance and KID of some rows, and of held-out real pictures, under one protocol."""
     protocol = Protocol.model_validate_json(arguments.protocol)
+    rows = json.loads(arguments.rows)
+    inputs = checked({f"features {number}": Path(row[-1]) for number, row in enumerate(rows)})
+    inputs |= checked_folder("reference", arguments.reference)
+    if protocol.reference_is_file:
+        inputs |= checked({"given reference": Path(protocol.reference)})
     facts = read_json(arguments.reference / "facts.json")
     extractor, parts = facts["extractor"], facts["parts"]
-    rows = json.loads(arguments.rows)
     reference = _reference(arguments, protocol, facts)
     library = f"{protocol.library} {extractor['library_version']}"
     table: list[dict[str, Any]] = []
@@ -47,17 +52,9 @@ def measure_protocol(arguments: argparse.Namespace) -> None:
         held_out = load_features(arguments.reference / f"{other}.npy")
         add(floor, drawn(held_out, protocol.num_samples))
 
-    with atomic_path(arguments.output) as temporary:
+    about = {"protocol": protocol.model_dump(mode="json"), "extractor": extractor, "reference": reference.about}
+    with result_file(arguments, inputs, seed=arguments.seed, **about) as temporary:
         pd.DataFrame(table, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        {f"features {number}": Path(row[-1]) for number, row in enumerate(rows)}
-        | {"reference": arguments.reference / "facts.json"},
-        protocol=protocol.model_dump(mode="json"),
-        extractor=extractor,
-        reference=reference.about,
-        seed=arguments.seed,
-    )
 
 
 def _first_features(path: Path, protocol: Protocol, name: str) -> np.ndarray:

@@ -6,15 +6,15 @@ import json
 import numpy as np
 
 from diffusion.data import load_split
-from diffusion.data.store import PARTS
+from diffusion.data.store import PARTS, stored_files
 from diffusion.device import default_device
 from diffusion.files import sha256_file, write_json
 from diffusion.processes import join
 from evaluation.features import Extractor, load_extractor
 from evaluation.protocols import CleanMode, Protocol
 from evaluation.reference import load_features, write_features, write_moments
-from suite.provenance import write_provenance
-from suite.stages.common import result_folder
+from suite.provenance import RECORD, checked, write_provenance
+from suite.stages.common import asked, result_folder
 
 
 def extract_reference(arguments: argparse.Namespace) -> None:
@@ -27,8 +27,8 @@ def extract_reference(arguments: argparse.Namespace) -> None:
     extractor, mode = extractor_under(arguments)
     description = extractor.describe(mode)
     parts = {}
-    processes = join(default_device())
-    with result_folder(arguments.output, processes) as folder:
+    inputs, processes = checked(stored_files(arguments.data, *PARTS)), join(default_device())
+    with result_folder(arguments, processes) as folder:
         for part in PARTS:
             split = load_split(arguments.data, part)
             write_features(
@@ -51,9 +51,7 @@ def extract_reference(arguments: argparse.Namespace) -> None:
         if (classifier := extractor.classifier()) is not None:
             np.savez(folder / "classifier.npz", weight=classifier[0], bias=classifier[1])
         write_json(folder / "facts.json", {"extractor": description, "parts": parts})
-        write_provenance(
-            folder / "provenance.json", {"data": arguments.data / "manifest.json"}, extractor=description, parts=parts
-        )
+        write_provenance(folder / RECORD, inputs, asked(arguments), extractor=description, parts=parts)
 
 
 def extractor_under(arguments: argparse.Namespace) -> tuple[Extractor, CleanMode | None]:

@@ -14,7 +14,8 @@ from evaluation.report import ReportInputs, render
 from evaluation.tables import CostFile
 from suite.configuration import Experiment, parse_experiment
 from suite.plan import Plan
-from suite.provenance import write_provenance
+from suite.provenance import RECORD, checked, read_record, write_provenance
+from suite.stages.common import asked
 
 # More panels than that are drawn for the first training seed only.
 _MOST_CURVES = 12
@@ -36,73 +37,73 @@ def write_report(arguments: argparse.Namespace) -> None:
     several = len(experiment.train_seeds) > 1
     teacher_is_trained = isinstance(experiment.teacher, TeacherSettings)
     reference = experiment.evaluation.teacher
-    floor = read_json(root / "measures" / "real.json")
+    floor = read_record(root / "measures" / "real.json")
     protocols = {name: plan.protocol(name) for name in experiment.evaluation.all_protocols}
-    speed_facts = read_json(root / "speed" / "speed.json")
-    render(
-        ReportInputs(
-            experiment=experiment.name,
-            dataset=experiment.published_as or experiment.data.kind,
-            metrics=[
-                *plan.per_training("measures/{variant}/train-{train_seed}.csv"),
-                *(root / "measures" / "external" / f"{name}.csv" for name in external),
-                root / "measures" / "real.csv",
-            ],
-            speed=root / "speed" / "speed.csv",
-            costs=[
-                *([CostFile(root / "teacher" / "cost.json", "teacher", "teacher")] if teacher_is_trained else []),
-                *(
-                    CostFile(plan.student_folder(name, seed) / "cost.json", methods[name].name, name)
-                    for name, seed in trained
-                ),
-            ],
-            samples={
-                f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[plan.first_seed]
-                for unit in plan.timed_units()
-            }
-            | {name: Path(path) for name, path in external.items()},
-            pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
-            neighbours=root / "neighbours" / "neighbours.npz",
-            protocols=protocols,
-            trajectory={name: plan.trajectory(name, first_seed) for name in plan.boot_variants()},
-            training={
-                **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
-                **{
-                    (f"{labels[name]}, seed {seed}" if several else labels[name]): plan.student_folder(name, seed)
-                    / "training.csv"
-                    for name, seed in trained
-                    if len(trained) <= _MOST_CURVES or seed == first_seed
-                },
+    speed_facts = read_record(root / "speed" / "speed.json")
+    given = ReportInputs(
+        experiment=experiment.name,
+        dataset=experiment.published_as or experiment.data.kind,
+        metrics=[
+            *plan.per_training("measures/{variant}/train-{train_seed}.csv"),
+            *(root / "measures" / "external" / f"{name}.csv" for name in external),
+            root / "measures" / "real.csv",
+        ],
+        speed=root / "speed" / "speed.csv",
+        costs=[
+            *([CostFile(root / "teacher" / "cost.json", "teacher", "teacher")] if teacher_is_trained else []),
+            *(
+                CostFile(plan.student_folder(name, seed) / "cost.json", methods[name].name, name)
+                for name, seed in trained
+            ),
+        ],
+        samples={
+            f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[plan.first_seed]
+            for unit in plan.timed_units()
+        }
+        | {name: Path(path) for name, path in external.items()},
+        pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
+        neighbours=root / "neighbours" / "neighbours.npz",
+        protocols=protocols,
+        trajectory={name: plan.trajectory(name, first_seed) for name in plan.boot_variants()},
+        training={
+            **({"teacher": root / "teacher" / "training.csv"} if teacher_is_trained else {}),
+            **{
+                (f"{labels[name]}, seed {seed}" if several else labels[name]): plan.student_folder(name, seed)
+                / "training.csv"
+                for name, seed in trained
+                if len(trained) <= _MOST_CURVES or seed == first_seed
             },
-            benchmarks=_benchmarks(plan),
-            provenance={
-                "data": _data_facts(root / "data" / "manifest.json"),
-                "teacher": experiment.teacher.model_dump(mode="json"),
-                "hardware": speed_facts["hardware"],
-                "versions": floor["versions"],
-                "commit": _commits(plan),
-                "seeds": {
-                    "teacher": experiment.teacher.seed,
-                    "training": list(experiment.train_seeds),
-                    "sampling": list(experiment.evaluation.seeds),
-                },
-                "features": floor["extractor"],
-                "protocols": {name: words(read_json(path.with_suffix(".json"))) for name, path in protocols.items()},
-                "definitions": floor["definitions"],
-                "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
+        },
+        benchmarks=_benchmarks(plan),
+        provenance={
+            "data": _data_facts(root / "data" / "manifest.json"),
+            "teacher": experiment.teacher.model_dump(mode="json"),
+            "hardware": speed_facts["hardware"],
+            "versions": floor["versions"],
+            "commit": _commits(plan),
+            "seeds": {
+                "teacher": experiment.teacher.seed,
+                "training": list(experiment.train_seeds),
+                "sampling": list(experiment.evaluation.seeds),
             },
-            labels=labels,
-            teacher=(reference.variant, reference.nfe),
-            untrained=frozenset(name for name, method in methods.items() if not method.trains),
-            ablation=_ablation(experiment),
-            comparison=_comparison(experiment, root),
-            learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
-        ),
-        root / "report",
+            "features": floor["extractor"],
+            "protocols": {name: words(read_record(path.with_suffix(".json"))) for name, path in protocols.items()},
+            "definitions": floor["definitions"],
+            "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},
+        },
+        labels=labels,
+        teacher=(reference.variant, reference.nfe),
+        untrained=frozenset(name for name, method in methods.items() if not method.trains),
+        ablation=_ablation(experiment),
+        comparison=_comparison(experiment, root),
+        learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
+    inputs = checked({str(file): file for file in [*given.files(), root / "data" / "manifest.json"]})
+    render(given, root / "report")
     write_provenance(
-        root / "report" / "provenance.json",
-        {"metrics": root / "report" / "metrics.csv"},
+        root / "report" / RECORD,
+        inputs,
+        asked(arguments),
         configuration=experiment.raw,
         commits_of_the_results=_commits(plan),
     )
@@ -146,7 +147,7 @@ def _commits(plan: Plan) -> str:
         *plan.per_training("samples/{variant}/train-{train_seed}/provenance.json"),
         *(plan.student_folder(n, s) / "provenance.json" for n in plan.trained_variants() for s in plan.train_seeds(n)),
     ]
-    return ", ".join(dict.fromkeys(str(read_json(file)["commit"]) for file in files))
+    return ", ".join(dict.fromkeys(str(read_record(file)["commit"]) for file in files))
 
 
 def _ablation(experiment: Experiment) -> Ablation | None:

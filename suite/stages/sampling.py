@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,15 +18,15 @@ import torch
 from diffusion.begun import BegunArray
 from diffusion.device import default_device
 from diffusion.errors import UserError
-from diffusion.files import sha256_file
-from diffusion.images import Quantiser, save_samples, to_uint8
+from diffusion.files import only_one, remove_leftovers
+from diffusion.images import Quantiser, load_labels, load_samples, save_samples, to_uint8
 from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from diffusion.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.training import mark_delivered
-from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder, result_folder, state_key
+from suite.provenance import RECORD, Input, checked, write_provenance
+from suite.stages.common import asked, configured_method, network_folder, result_folder, state_key
 
 # What a stopped job repeats at most.
 _NOTED_EVERY_S = 60.0
@@ -40,12 +41,14 @@ def sample(arguments: argparse.Namespace) -> None:
     processes = join(device)
     wanted = arguments.nfe or method.evaluations()
     sources = {nfe: network_folder(method, arguments.source, nfe) for nfe in wanted}
-    inputs = {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
-    with _state(arguments, inputs) as state:
+    inputs = checked(
+        {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
+    )
+    with _state(arguments, inputs, processes) as state:
         for nfe, source in sources.items():
             for seed in arguments.seeds:
                 path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
-                is_there = path.exists()
+                is_there = path.exists() and _is_whole(path)
                 processes.wait()  # until all have looked
                 if not is_there:
                     count, size = arguments.num_samples, arguments.batch_size
@@ -53,12 +56,13 @@ def sample(arguments: argparse.Namespace) -> None:
                     _store(path, source, count, size, partial(draw_samples, *told), processes)
         if not processes.is_main:
             return
-        with result_folder(arguments.output) as folder:
+        with result_folder(arguments) as folder:
             for nfe in sources:
                 shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=_linked)
             write_provenance(
-                folder / "provenance.json",
+                folder / RECORD,
                 inputs,
+                asked(arguments),
                 settings=json.loads(arguments.settings),
                 seeds=arguments.seeds,
                 num_samples=arguments.num_samples,
@@ -66,20 +70,26 @@ def sample(arguments: argparse.Namespace) -> None:
                 network_evaluations_per_sample=list(sources),
                 device=str(device),
             )
-        mark_delivered(state)
+        mark_delivered(state, arguments.output)
 
 
 @contextmanager
-def _state(arguments: argparse.Namespace, inputs: Mapping[str, Path]) -> Iterator[Path]:
-    """The folder of what a stopped job has left, or a fresh one."""
+def _state(arguments: argparse.Namespace, inputs: Mapping[str, Input], processes: Processes) -> Iterator[Path]:
+    """The folder of what a stopped job has left, or a fresh one, for this job alone."""
     if arguments.state is None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".samples-", dir=arguments.output.parent, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
         return
     told = ("settings", "guidance_scale", "num_samples", "batch_size", "quantiser")
-    identity = [getattr(arguments, name) for name in told], {name: sha256_file(file) for name, file in inputs.items()}
-    yield arguments.state / f"samples-{state_key(identity, [Path(__file__)])}"
+    identity = [getattr(arguments, name) for name in told], {name: one.sha256 for name, one in inputs.items()}
+    folder = arguments.state / f"samples-{state_key(identity, [Path(__file__)])}"
+    if not processes.is_main:
+        yield folder
+        return
+    with only_one(folder / "lock", f"{folder} (samples that are being drawn)"):
+        remove_leftovers(folder)
+        yield folder
 
 
 def _store(
@@ -110,6 +120,17 @@ def _store(
     parts = (images[part.start : part.stop] for part in portions_of(count, size))
     save_samples(path, parts, images.shape, told.get("class_labels"))
     begun.remove()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a set that an earlier job has stored is what it stored, by the checksums in it; else it is drawn anew."""
+    try:
+        load_samples(path)
+        load_labels(path)
+    except UserError as error:
+        print(f"{error} Drawn anew.", file=sys.stderr)
+        return False
+    return True
 
 
 def _linked(source: str, target: str) -> None:

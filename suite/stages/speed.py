@@ -10,30 +10,30 @@ import torch
 
 from diffusion.cards import gpu_lock
 from diffusion.device import default_device
-from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_conditions, stored_picture_shape, weights_file
+from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from evaluation import speed
 from suite.configuration import SpeedSettings
-from suite.provenance import write_provenance
-from suite.stages.common import configured_method, network_folder
+from suite.provenance import Input, checked
+from suite.stages.common import configured_method, network_folder, result_file
 
 
 def time_sampling(arguments: argparse.Namespace) -> None:
     """Speed of every unit, interleaved on this machine; the job must have it to itself."""
 
     settings, device = SpeedSettings.model_validate_json(arguments.settings), default_device()
-    samplers, networks, identities, weights = {}, {}, {}, {}
+    samplers, networks, identities = {}, {}, {}
+    inputs: dict[str, Input] = {}
     for variant, nfe, source, raw in json.loads(arguments.units):
         key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw), arguments.guidance_scale)
         folder = network_folder(method, Path(source), nfe)
+        inputs |= checked({f"{key}, {file.name}": file for file in deciding_files(folder)})
         sampler, networks[key] = method.sampler(folder, nfe, device)
         conditions = load_conditions(folder)
         samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
             noise, conditions.of_samples(range(len(noise)), device)
         )
         identities[key] = {"experiment": arguments.experiment, "method": method.name, "variant": variant, "nfe": nfe}
-        weights[key] = weights_file(folder)
     shape = stored_picture_shape(folder)
     drawn = 0
 
@@ -54,8 +54,6 @@ def time_sampling(arguments: argparse.Namespace) -> None:
             precision=settings.precision,
         )
     rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
-    with atomic_path(arguments.output) as temporary:
+    about = {"settings": settings.model_dump(mode="json"), "timings": result.raw}
+    with result_file(arguments, inputs, **about) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-    write_provenance(
-        arguments.output.with_suffix(".json"), weights, settings=settings.model_dump(mode="json"), timings=result.raw
-    )

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from diffusion.data import load_split
-from diffusion.data.store import Split
+from diffusion.data.store import Split, stored_files
 from diffusion.device import default_device
 from diffusion.errors import UserError
-from diffusion.files import sha256_file, write_json
+from diffusion.files import write_json
 from diffusion.hub_models import model_folder
+from diffusion.pairs import FILES as PAIRS_FILES
 from diffusion.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.pipelines import (
     deciding_files,
@@ -23,70 +24,71 @@ from diffusion.pipelines import (
     load_denoiser,
     save_denoiser,
     stored_picture_shape,
-    weights_file,
 )
 from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
-from suite.provenance import write_provenance
-from suite.stages.common import check_classes, configured_method, load_teacher, result_folder, state_key
+from suite.provenance import RECORD, Input, checked, write_provenance
+from suite.stages.common import asked, check_classes, configured_method, load_teacher, result_folder, state_key
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """Trains the teacher."""
     settings = TeacherSettings.model_validate_json(arguments.settings)
     split = load_split(arguments.data, "train", arguments.flip)
-    inputs = {"data": arguments.data / "manifest.json"}
+    inputs = checked(stored_files(arguments.data, "train"))
     with training_run(arguments, "teacher", settings.seed, inputs) as run:
         denoiser, cost = fit_teacher(settings, split, run)
         if not run.processes.is_main:
             return
-        with result_folder(arguments.output) as folder:
+        with result_folder(arguments) as folder:
             save_denoiser(folder, denoiser)
             students = [{"nfe": None, **cost, "parameters": _parameters(denoiser.network)}]
             write_json(folder / "cost.json", {"method": "teacher", "variant": "teacher", "students": students})
             _write_log(folder, run)
             write_provenance(
-                folder / "provenance.json",
+                folder / RECORD,
                 inputs,
+                asked(arguments),
                 settings=settings.model_dump(mode="json"),
                 flip=arguments.flip,
                 seed=settings.seed,
                 arithmetic=run.arithmetic,
                 steps=run.steps,
             )
-        run.deliver()
+        run.deliver(arguments.output)
 
 
 def import_teacher(arguments: argparse.Namespace) -> None:
     """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file."""
     source = model_folder(arguments.path, arguments.revision, weights=True)
+    inputs = checked({file.name: file for file in deciding_files(source)})
     denoiser = load_denoiser(source)
     denoiser.conditions = load_conditions(source, arguments.num_classes)
-    with result_folder(arguments.output) as folder:
+    with result_folder(arguments) as folder:
         save_denoiser(folder, denoiser)
-        inputs = {"weights": weights_file(source)}
-        write_provenance(folder / "provenance.json", inputs, stored=arguments.path, revision=arguments.revision)
+        write_provenance(folder / RECORD, inputs, asked(arguments), stored=arguments.path, revision=arguments.revision)
 
 
 def make_pairs(arguments: argparse.Namespace) -> None:
     """Makes an offline set of noises and samples of the teacher, for the methods that train on one."""
     settings = PairsSettings.model_validate_json(arguments.settings)
+    inputs = _teacher_files(arguments)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
-    inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     with training_run(arguments, f"pairs-{settings.name}", 0, inputs) as run:
-        with result_folder(arguments.output, run.processes) as folder:
+        with result_folder(arguments, run.processes) as folder:
             shape = stored_picture_shape(arguments.teacher)
             generate_pairs(settings, teacher, shape, run, folder, arguments.batch_size)
             if not run.processes.is_main:
                 return
             write_provenance(
-                folder / "provenance.json",
+                folder / RECORD,
                 inputs,
+                asked(arguments),
                 settings=settings.model_dump(mode="json"),
                 guidance_scale=arguments.guidance_scale,
             )
-        run.deliver()
+        run.deliver(arguments.output)
 
 
 def distil(arguments: argparse.Namespace) -> None:
@@ -98,22 +100,22 @@ def distil(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option}: the method {method.name} {needs} it.")
     if arguments.flip and arguments.data is None:
         raise UserError(f"--flip: given without --data, and the method {method.name} draws no images of a data set.")
+    inputs = _teacher_files(arguments)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
-    inputs = {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
     given: Split | Pairs | None = None
     if arguments.data is not None:
+        inputs |= checked(stored_files(arguments.data, "train"))
         given = load_split(arguments.data, "train", arguments.flip)
-        inputs["data"] = arguments.data / "manifest.json"
         check_classes(teacher.conditions, arguments.data / "manifest.json", len(given.class_names))
     if arguments.pairs is not None:
+        inputs |= checked({f"pairs, {name}": arguments.pairs / name for name in PAIRS_FILES})
         given = Pairs(arguments.pairs, teacher.conditions)
-        inputs["pairs"] = arguments.pairs / "provenance.json"
     with training_run(arguments, arguments.variant, arguments.seed, inputs) as run:
         students = method.distil(teacher, run, given)
         if not run.processes.is_main:
             return
         last = min(students, key=lambda student: student.nfe)
-        with result_folder(arguments.output) as folder:
+        with result_folder(arguments) as folder:
             for student in students:
                 method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
             for snapshot in last.snapshots:
@@ -134,8 +136,9 @@ def distil(arguments: argparse.Namespace) -> None:
             )
             _write_log(folder, run)
             write_provenance(
-                folder / "provenance.json",
+                folder / RECORD,
                 inputs,
+                asked(arguments),
                 settings=json.loads(arguments.settings),
                 flip=arguments.flip,
                 guidance_scale=arguments.guidance_scale,
@@ -143,7 +146,7 @@ def distil(arguments: argparse.Namespace) -> None:
                 arithmetic=run.arithmetic,
                 steps=run.steps,
             )
-        run.deliver()
+        run.deliver(arguments.output)
 
 
 def snapshot_name(step: int) -> str:
@@ -151,9 +154,13 @@ def snapshot_name(step: int) -> str:
     return f"snapshots/step-{step}"
 
 
+def _teacher_files(arguments: argparse.Namespace) -> dict[str, Input]:
+    return checked({f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)})
+
+
 @contextmanager
 def training_run(
-    arguments: argparse.Namespace, name: str, seed: int, inputs: dict[str, Path], code: Sequence[Path] = ()
+    arguments: argparse.Namespace, name: str, seed: int, inputs: Mapping[str, Input], code: Sequence[Path] = ()
 ) -> Iterator[TrainingRun]:
     """A resumable run of the stage whose command line ``arguments`` is.
 
@@ -166,7 +173,7 @@ def training_run(
         getattr(arguments, "guidance_scale", None),
         getattr(arguments, "flip", False),
         seed,
-        {role: sha256_file(file) for role, file in inputs.items()},
+        {role: one.sha256 for role, one in inputs.items()},
     ]
     key = state_key(identity, code)
     folder = arguments.state / f"{name}-seed-{seed}-{key}"

@@ -9,12 +9,11 @@ import torch
 from boot.distillation import load_student
 from boot.trajectory import SignalOfState, trajectory_errors
 from diffusion.device import default_device
-from diffusion.files import atomic_path
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape, weights_file
+from diffusion.pipelines import deciding_files, stored_picture_shape
 from evaluation.tables import TRAJECTORY_COLUMNS
-from suite.provenance import write_provenance
-from suite.stages.common import load_teacher
+from suite.provenance import checked
+from suite.stages.common import load_teacher, result_file
 
 _TIMES = 11
 _NOISES = 128
@@ -26,6 +25,10 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     """A long table: the student's error, what one step adds, the vanishing increments, and DDIM's errors."""
     device = default_device()
     folder = arguments.student / "nfe-1"
+    inputs = checked(
+        {f"student, {file.name}": file for file in deciding_files(folder)}
+        | {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
+    )
     loaded = load_student(folder, device)
     student = SignalOfState(loaded) if arguments.target == "state" else loaded
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
@@ -49,11 +52,5 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
         for t, value, shown in zip(errors.times, values, where, strict=True)
         if shown
     ]
-    with atomic_path(arguments.output) as temporary:
+    with result_file(arguments, inputs, seed=arguments.seed, noises=_NOISES) as temporary:
         pd.DataFrame(rows, columns=list(TRAJECTORY_COLUMNS)).to_csv(temporary, index=False)
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},
-        seed=arguments.seed,
-        noises=_NOISES,
-    )

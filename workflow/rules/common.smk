@@ -1,9 +1,12 @@
 """Helpers of the rules."""
 
 HERE = Path(workflow.basedir)
-# `python` in the rules is the interpreter that runs Snakemake, also where its environment has not been activated.
+# Jobs end when this process has gone. `python` in the rules is the interpreter that runs Snakemake, also where its
+# environment has not been activated.
+PREFIX = f"export {WORKFLOW}={os.getpid()}; "
 if shutil.which("python") != sys.executable:
-    shell.prefix(f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+    PREFIX += f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+shell.prefix(PREFIX)
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
@@ -30,8 +33,8 @@ def growing(amount):
 # Not so the time of jobs that go on where they were stopped: the next attempt has less to do.
 RESUMED_MINUTES = 24 * 60
 
-# What every network passes through. A stage names the modules that decide its result as inputs, so that an edit
-# reruns that stage and what follows, and nothing else.
+# What every network passes through. A stage names the modules that decide its result, so that an edit reruns that stage
+# and what follows, and nothing else.
 CORE = [
     "denoiser.py",
     "schedule.py",
@@ -57,8 +60,8 @@ GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale 
 
 
 def code(*files):
-    """Source files as inputs, relative to the working directory, so that a checkout can be moved."""
-    return [os.path.relpath(HERE / file) for file in files]
+    """Source files, relative to the checkout."""
+    return list(files)
 
 
 def core_code(*files):
@@ -84,7 +87,37 @@ def method_code(wildcards):
     file = method_file(EXPERIMENT.methods[wildcards.variant].name)
     package = file.parent
     files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
-    return [os.path.relpath(file) for file in files]
+    return [os.path.relpath(file, HERE) for file in files]
+
+
+def job(record, code, files=(), **settings):
+    """What the job of a rule is asked for, as the rule's input (suite/reruns.py).
+
+    All that decides the result is named here, beside the results among the rule's inputs; what is not, as an interval of
+    logging, can change without making anything again. Each may be a function of the wildcards.
+
+    Args:
+        record: of the result, with wildcards.
+        code: source files, relative to the checkout.
+        files: that the user brings.
+        settings: the rest, under names.
+    """
+
+    def asked(wildcards):
+        def value(of):
+            of = of(wildcards) if callable(of) else of
+            # Blocks of the configuration come as JSON; a difference is told by the key.
+            return json.loads(of) if isinstance(of, str) and of.startswith("{") else of
+
+        modules = [file for part in code for file in (value(part) if callable(part) else [part])]
+        path = Path(str(record).format(**dict(wildcards.items())))
+        return RERUNS.ask(path, {name: value(of) for name, of in settings.items()}, modules, map(str, value(files)))
+
+    return asked
+
+
+# The rows that protocols and neighbours are measured of, without the paths of their files.
+ROWS = [[unit.method, unit.variant, unit.nfe, unit.train_seed] for unit in PLAN.neighboured_units()]
 
 
 def one_of(names):
@@ -96,12 +129,21 @@ def source(wildcards):
     return PLAN.source(wildcards.variant, int(wildcards.train_seed))
 
 
+def own_weights(protocol):
+    """Where the user's weights of a protocol's extractor lie."""
+    return {
+        name: path for name, path in EVALUATION.weights.items() if name.removesuffix("-clean-fid") == protocol.features
+    }
+
+
+def weights_of(protocol):
+    return [*own_weights(protocol).values()]
+
+
 def protocol_options(protocol):
     """A protocol and what its extractor needs."""
     options = ["--protocol", settings(protocol), "--batch-size", str(EVALUATION.batch_size)]
-    own = {
-        name: path for name, path in EVALUATION.weights.items() if name.removesuffix("-clean-fid") == protocol.features
-    }
+    own = own_weights(protocol)
     return [*options, "--weights", canonical_json(own)] if own else options
 
 
@@ -112,6 +154,7 @@ def extraction_options(extraction):
 
 
 MAIN_EXTRACTION = extraction_options(EVALUATION.all_protocols[MAIN].extraction)
+WEIGHTS_OF_MAIN = weights_of(EVALUATION.all_protocols[MAIN])
 
 
 def sets(named):

@@ -11,12 +11,25 @@ TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
 
 
+SAMPLED = {
+    "settings": method_settings,
+    # A student has learnt it.
+    "guidance": lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+    "num_samples": EVALUATION.num_samples,
+    "batch_size": EVALUATION.batch_size,
+}
+SAMPLING_CODE = core_code("noise.py", "images.py", "solvers.py", *ONE_STEP) + stage_code("sampling") + [method_code]
+
+
+def quantised(wildcards):
+    return ["--quantiser", wildcards.quantiser, "--nfe", *PLAN.quantised_evaluations(wildcards.variant)]
+
+
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
 rule sample:
     input:
         source=source,
-        code=core_code("noise.py", "images.py", "solvers.py", *ONE_STEP) + stage_code("sampling"),
-        method=method_code,
+        job=job(ROOT / "samples" / TRAINED / RECORD, SAMPLING_CODE, **SAMPLED, seeds=EVALUATION.seeds),
     output:
         directory(ROOT / "samples" / TRAINED),
     log:
@@ -34,21 +47,26 @@ rule sample:
         mem_mb=growing(8_000),
         runtime=RESUMED_MINUTES,
     params:
-        settings=method_settings,
-        # A student has learnt it.
-        guidance=lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+        **SAMPLED,
         seeds=EVALUATION.seeds,
-        num_samples=EVALUATION.num_samples,
-        batch_size=EVALUATION.batch_size,
         state=ROOT / "state",
         quantiser="",
     shell:
-        "python -m suite.launch {resources.processes} suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
+        "python -m suite.launch {resources.processes} suite.cli sample --job {input.job:q} --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
 # The same samples made uint8 in another way, for protocols that ask for it.
 use rule sample as sample_quantised with:
+    input:
+        source=source,
+        job=job(
+            ROOT / "quantised/{quantiser}" / TRAINED / RECORD,
+            SAMPLING_CODE,
+            **SAMPLED,
+            seeds=PLAN.first_seed,
+            quantised=quantised,
+        ),
     output:
         directory(ROOT / "quantised/{quantiser}" / TRAINED),
     log:
@@ -58,22 +76,22 @@ use rule sample as sample_quantised with:
     wildcard_constraints:
         quantiser="truncate",
     params:
-        settings=method_settings,
-        guidance=lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+        **SAMPLED,
         seeds=PLAN.first_seed,
-        num_samples=EVALUATION.num_samples,
-        batch_size=EVALUATION.batch_size,
         state=ROOT / "state",
-        quantiser=lambda wildcards: [
-            *("--quantiser", wildcards.quantiser, "--nfe"),
-            *PLAN.quantised_evaluations(wildcards.variant),
-        ],
+        quantiser=quantised,
 
 
 rule features:
     input:
         samples=ROOT / "samples" / TRAINED,
-        code=extraction_code("extraction"),
+        job=job(
+            ROOT / "features" / TRAINED / RECORD,
+            extraction_code("extraction"),
+            files=WEIGHTS_OF_MAIN,
+            options=MAIN_EXTRACTION,
+            sets=lambda wildcards: [*PLAN.sets(wildcards.variant, int(wildcards.train_seed))],
+        ),
     output:
         directory(ROOT / "features" / TRAINED),
     log:
@@ -93,14 +111,19 @@ rule features:
         options=MAIN_EXTRACTION,
         sets=lambda wildcards: sets(PLAN.sets(wildcards.variant, int(wildcards.train_seed))),
     shell:
-        "python -m suite.launch {resources.processes} suite.cli features {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch {resources.processes} suite.cli features --job {input.job:q} {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
 # Samples that the user brings: one row a file.
 use rule features as features_external with:
     input:
-        samples=lambda wildcards: EVALUATION.external[wildcards.name],
-        code=extraction_code("extraction"),
+        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
+        job=job(
+            ROOT / "features/external/{name}" / RECORD,
+            extraction_code("extraction"),
+            files=lambda wildcards: [EVALUATION.external[wildcards.name], *WEIGHTS_OF_MAIN],
+            options=MAIN_EXTRACTION,
+        ),
     output:
         directory(ROOT / "features/external/{name}"),
     log:
@@ -118,7 +141,13 @@ use rule features as features_external with:
 use rule features as further_features with:
     input:
         samples=lambda wildcards: sorted({str(path.parents[1]) for path in further_sets(wildcards).values()}),
-        code=extraction_code("extraction"),
+        job=job(
+            ROOT / "further_features/{extraction}/{quantiser}" / RECORD,
+            extraction_code("extraction"),
+            files=lambda wildcards: weights_of(PLAN.extractions()[wildcards.extraction]),
+            options=lambda wildcards: extraction_options(wildcards.extraction),
+            sets=lambda wildcards: [*further_sets(wildcards)],
+        ),
     output:
         directory(ROOT / "further_features/{extraction}/{quantiser}"),
     log:
@@ -136,11 +165,15 @@ use rule features as further_features with:
 rule classifier:
     input:
         data=ROOT / "data",
-        code=code(
-            "evaluation/classifier.py",
-            *(f"diffusion/{file}" for file in [*LOOP, "teacher.py", "images.py", "data/store.py"]),
-        )
-        + stage_code("classifier"),
+        job=job(
+            ROOT / "classifier" / RECORD,
+            code(
+                "evaluation/classifier.py",
+                *(f"diffusion/{file}" for file in [*LOOP, "teacher.py", "images.py", "data/store.py"]),
+            )
+            + stage_code("classifier"),
+            settings=settings(EVALUATION.classifier),
+        ),
     output:
         directory(ROOT / "classifier"),
     log:
@@ -158,7 +191,7 @@ rule classifier:
         settings=settings(EVALUATION.classifier),
         state=ROOT / "state",
     shell:
-        "python -m suite.cli classifier --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+        "python -m suite.launch 1 suite.cli classifier --job {input.job:q} --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
 
 
@@ -166,7 +199,12 @@ rule classifier:
 rule reference:
     input:
         data=ROOT / "data",
-        code=extraction_code("references"),
+        job=job(
+            ROOT / "references/{extraction}" / RECORD,
+            extraction_code("references"),
+            files=lambda wildcards: weights_of(PLAN.extractions()[wildcards.extraction]),
+            options=lambda wildcards: extraction_options(wildcards.extraction),
+        ),
     output:
         directory(ROOT / "references/{extraction}"),
     log:
@@ -186,7 +224,7 @@ rule reference:
     params:
         options=lambda wildcards: extraction_options(wildcards.extraction),
     shell:
-        "python -m suite.launch {resources.processes} suite.cli reference {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch {resources.processes} suite.cli reference --job {input.job:q} {params.options:q} --data {input.data:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule measure:
@@ -197,7 +235,15 @@ rule measure:
         teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
-        code=measuring_code(),
+        job=job(
+            ROOT / "measures" / f"{TRAINED}.json",
+            measuring_code(),
+            experiment=EXPERIMENT.name,
+            method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
+            follows=lambda wildcards: EXPERIMENT.methods[wildcards.variant].following(),
+            teacher=[TEACHER, TEACHER_UNIT.nfe],
+            labels=bool(CLASSIFIER),
+        ),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
         facts=ROOT / "measures" / f"{TRAINED}.json",
@@ -220,7 +266,7 @@ rule measure:
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         classifier=CLASSIFIER_OPTION,
     shell:
-        "python -m suite.cli measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
+        "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
@@ -230,12 +276,19 @@ rule measure:
 rule measure_external:
     input:
         features=rules.features_external.output,
-        samples=rules.features_external.input.samples,
+        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
         real=PLAN.real(),
         teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
         classifier=CLASSIFIER,
-        code=measuring_code(),
+        job=job(
+            ROOT / "measures/external/{name}.json",
+            measuring_code(),
+            files=lambda wildcards: [EVALUATION.external[wildcards.name]],
+            experiment=EXPERIMENT.name,
+            teacher=[TEACHER, TEACHER_UNIT.nfe],
+            labels=bool(CLASSIFIER),
+        ),
     output:
         table=ROOT / "measures/external/{name}.csv",
         facts=ROOT / "measures/external/{name}.json",
@@ -257,7 +310,7 @@ rule measure_external:
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         classifier=CLASSIFIER_OPTION,
     shell:
-        "python -m suite.cli measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
+        "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
@@ -268,7 +321,13 @@ rule measure_floor:
     input:
         real=PLAN.real(),
         classifier=CLASSIFIER,
-        code=measuring_code(),
+        job=job(
+            ROOT / "measures/real.json",
+            measuring_code(),
+            experiment=EXPERIMENT.name,
+            num_samples=EVALUATION.num_samples,
+            labels=bool(CLASSIFIER),
+        ),
     output:
         table=ROOT / "measures/real.csv",
         facts=ROOT / "measures/real.json",
@@ -287,7 +346,7 @@ rule measure_floor:
         num_samples=EVALUATION.num_samples,
         classifier=CLASSIFIER_OPTION,
     shell:
-        "python -m suite.cli measure-floor --experiment {params.experiment:q} --num-samples {params.num_samples} --real {input.real:q} "
+        "python -m suite.launch 1 suite.cli measure-floor --job {input.job:q} --experiment {params.experiment:q} --num-samples {params.num_samples} --real {input.real:q} "
         "{params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
@@ -297,8 +356,19 @@ rule protocol:
     input:
         features=lambda wildcards: protocol_features(wildcards),
         reference=lambda wildcards: PLAN.real(wildcards.protocol),
-        given=given_reference,
-        code=protocol_code(),
+        given=lambda wildcards: ancient(given_reference(wildcards)),
+        job=job(
+            ROOT / "protocols/{protocol}.json",
+            protocol_code(),
+            files=lambda wildcards: [
+                *given_reference(wildcards),
+                *weights_of(EVALUATION.all_protocols[wildcards.protocol]),
+            ],
+            experiment=EXPERIMENT.name,
+            options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
+            rows=ROWS,
+            seed=PLAN.first_seed,
+        ),
     output:
         table=ROOT / "protocols/{protocol}.csv",
         facts=ROOT / "protocols/{protocol}.json",
@@ -329,7 +399,7 @@ rule protocol:
         ),
         seed=PLAN.first_seed,
     shell:
-        "python -m suite.cli protocol --experiment {params.experiment:q} --name {wildcards.protocol:q} {params.options:q} "
+        "python -m suite.launch 1 suite.cli protocol --job {input.job:q} --experiment {params.experiment:q} --name {wildcards.protocol:q} {params.options:q} "
         "--rows {params.rows:q} --seed {params.seed} --reference {input.reference:q} --output {output.table:q} > {log:q} 2>&1"
 
 
@@ -339,10 +409,19 @@ rule learning_curve:
         students=ROOT / "students/{variant}/train-{train_seed}",
         real=PLAN.real(),
         teacher_samples=ROOT / "samples" / TEACHER,
-        code=core_code("noise.py", "solvers.py", *ONE_STEP)
-        + extraction_code("learning_curve")
-        + code("evaluation/quality.py", "suite/stages/sampling.py"),
-        method=method_code,
+        job=job(
+            ROOT / "learning_curves/{variant}/train-{train_seed}.json",
+            core_code("noise.py", "solvers.py", *ONE_STEP)
+            + extraction_code("learning_curve")
+            + code("evaluation/quality.py", "suite/stages/sampling.py")
+            + [method_code],
+            files=WEIGHTS_OF_MAIN,
+            options=MAIN_EXTRACTION,
+            settings=method_settings,
+            teacher=[TEACHER, TEACHER_UNIT.nfe],
+            seed=PLAN.first_seed,
+            num_samples=EVALUATION.num_samples,
+        ),
     output:
         table=ROOT / "learning_curves/{variant}/train-{train_seed}.csv",
         facts=ROOT / "learning_curves/{variant}/train-{train_seed}.json",
@@ -366,7 +445,7 @@ rule learning_curve:
         seed=PLAN.first_seed,
         num_samples=EVALUATION.num_samples,
     shell:
-        "python -m suite.cli learning-curve {params.options:q} --settings {params.settings:q} --variant {wildcards.variant:q} "
+        "python -m suite.launch 1 suite.cli learning-curve --job {input.job:q} {params.options:q} --settings {params.settings:q} --variant {wildcards.variant:q} "
         "--train-seed {wildcards.train_seed} --students {input.students:q} --real {input.real:q} "
         "--teacher-samples {input.teacher_samples:q}/{params.teacher} --seed {params.seed} "
         "--num-samples {params.num_samples} --output {output.table:q} > {log:q} 2>&1"
@@ -376,8 +455,21 @@ rule learning_curve:
 rule speed:
     input:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
-        code=core_code("noise.py", "solvers.py", *ONE_STEP) + code("evaluation/speed.py") + stage_code("speed"),
-        methods=sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
+        job=job(
+            ROOT / "speed/speed.json",
+            core_code("noise.py", "solvers.py", *ONE_STEP)
+            + code("evaluation/speed.py")
+            + stage_code("speed")
+            + sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
+            units=[
+                [unit.variant, unit.nfe, unit.train_seed, json.loads(method_settings(unit))]
+                for unit in PLAN.timed_units()
+            ],
+            settings=settings(EXPERIMENT.speed),
+            experiment=EXPERIMENT.name,
+            teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
+            guidance=GUIDANCE,
+        ),
     output:
         table=ROOT / "speed/speed.csv",
         facts=ROOT / "speed/speed.json",
@@ -404,7 +496,7 @@ rule speed:
         teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
         guidance=GUIDANCE,
     shell:
-        "python -m suite.cli speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
+        "python -m suite.launch 1 suite.cli speed --job {input.job:q} --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
         "--teacher {params.teacher:q} {params.guidance} --output {output.table:q} > {log:q} 2>&1"
 
 
@@ -413,11 +505,17 @@ rule pictures:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py", "noise_student.py", "images.py")
-        + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
-        + stage_code("pictures"),
+        job=job(
+            ROOT / "pictures/{variant}/train-{train_seed}.json",
+            core_code("noise.py", "noise_student.py", "images.py")
+            + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+            + stage_code("pictures"),
+            seed=PLAN.first_seed,
+            guidance=GUIDANCE,
+        ),
     output:
-        ROOT / "pictures/{variant}/train-{train_seed}.npz",
+        pictures=ROOT / "pictures/{variant}/train-{train_seed}.npz",
+        facts=ROOT / "pictures/{variant}/train-{train_seed}.json",
     log:
         ROOT / "logs/pictures/{variant}/train-{train_seed}.log",
     benchmark:
@@ -433,8 +531,8 @@ rule pictures:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
     shell:
-        "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
-        "--output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch 1 suite.cli pictures --job {input.job:q} --student {input.student:q} --teacher {input.teacher:q} {params.guidance} "
+        "--seed {params.seed} --output {output.pictures:q} > {log:q} 2>&1"
 
 
 # Does the student learn the trajectory? Its error at every time, beside the teacher's own DDIM.
@@ -442,9 +540,15 @@ rule trajectory:
     input:
         student=ROOT / "students/{variant}/train-{train_seed}",
         teacher=ROOT / "teacher",
-        code=core_code("noise.py", "noise_student.py")
-        + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
-        + stage_code("trajectory"),
+        job=job(
+            ROOT / "trajectory/{variant}/train-{train_seed}.json",
+            core_code("noise.py", "noise_student.py")
+            + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+            + stage_code("trajectory"),
+            seed=PLAN.first_seed,
+            guidance=GUIDANCE,
+            target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
+        ),
     output:
         table=ROOT / "trajectory/{variant}/train-{train_seed}.csv",
         facts=ROOT / "trajectory/{variant}/train-{train_seed}.json",
@@ -464,7 +568,7 @@ rule trajectory:
         guidance=GUIDANCE,
         target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
     shell:
-        "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --target {params.target} --seed {params.seed} "
+        "python -m suite.launch 1 suite.cli trajectory --job {input.job:q} --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --target {params.target} --seed {params.seed} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
@@ -475,7 +579,13 @@ rule neighbours:
         features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
         real=PLAN.real(),
         data=ROOT / "data",
-        code=code("evaluation/neighbours.py") + stage_code("neighbours"),
+        job=job(
+            ROOT / "neighbours/neighbours.json",
+            code("evaluation/neighbours.py") + stage_code("neighbours"),
+            rows=ROWS,
+            labels=EXPERIMENT.labels,
+            seed=PLAN.first_seed,
+        ),
     output:
         pictures=ROOT / "neighbours/neighbours.npz",
         facts=ROOT / "neighbours/neighbours.json",
@@ -501,5 +611,5 @@ rule neighbours:
             ]
         ),
     shell:
-        "python -m suite.cli neighbours --rows {params.rows:q} --real {input.real:q} --data {input.data:q} "
+        "python -m suite.launch 1 suite.cli neighbours --job {input.job:q} --rows {params.rows:q} --real {input.real:q} --data {input.data:q} "
         "--output {output.pictures:q} > {log:q} 2>&1"

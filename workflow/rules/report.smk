@@ -32,21 +32,25 @@ rule report:
         neighbours=rules.neighbours.output.pictures,
         protocols=[PLAN.protocol(name) for name in EVALUATION.all_protocols],
         data=ROOT / "data",
-        code=code(
-            "suite/stages/report.py",
-            "suite/configuration.py",
-            "suite/plan.py",
-            "evaluation/ablation.py",
-            "evaluation/comparison.py",
-            "evaluation/intervals.py",
-            "evaluation/protocol_table.py",
-            "evaluation/protocols.py",
-            "evaluation/report.py",
-            "evaluation/spread.py",
-            "evaluation/tables.py",
-            "evaluation/plots.py",
-            "evaluation/published.yaml",
-            "evaluation/templates/report.html.j2",
+        job=job(
+            ROOT / "report" / RECORD,
+            code(
+                "suite/stages/report.py",
+                "suite/configuration.py",
+                "suite/plan.py",
+                "evaluation/ablation.py",
+                "evaluation/comparison.py",
+                "evaluation/intervals.py",
+                "evaluation/protocol_table.py",
+                "evaluation/protocols.py",
+                "evaluation/report.py",
+                "evaluation/spread.py",
+                "evaluation/tables.py",
+                "evaluation/plots.py",
+                "evaluation/published.yaml",
+                "evaluation/templates/report.html.j2",
+            ),
+            config=[[name, part] for name, part in EXPERIMENT.raw.items() if name != "results"],
         ),
     # Without a shared file system (profiles/kubernetes), `local` makes Snakemake render the report where it runs itself.
     output:
@@ -54,6 +58,7 @@ rule report:
         metrics=local(report(ROOT / "report/metrics.csv", caption="../captions/metrics.rst", category="Tables")),
         speed=local(report(ROOT / "report/speed.csv", caption="../captions/speed.rst", category="Tables")),
         cost=local(report(ROOT / "report/cost.csv", caption="../captions/cost.rst", category="Tables")),
+        facts=local(ROOT / "report" / RECORD),
         tables=local(directory(ROOT / "report/tables")),
         figures=local(
             report(
@@ -77,7 +82,7 @@ rule report:
         # Not sorted: the file's order is the order of the report's rows.
         config=json.dumps(EXPERIMENT.raw),
     shell:
-        "python -m suite.cli report --config {params.config:q} > {log:q} 2>&1"
+        "python -m suite.launch 1 suite.cli report --job {input.job:q} --config {params.config:q} > {log:q} 2>&1"
 
 
 # Quality alone, for a search of settings: no speed, no pictures, no page.
@@ -101,4 +106,4 @@ rule estimate:
     params:
         config=canonical_json(EXPERIMENT.raw),
     shell:
-        "python -m suite.cli estimate --config {params.config:q} 2> {log:q}"
+        "python -m suite.launch 1 suite.cli estimate --config {params.config:q} 2> {log:q}"

@@ -1,5 +1,6 @@
 """Data, teacher and students."""
 
+STUDENT = ROOT / "students/{variant}/train-{train_seed}"
 WANTED = downloads(EXPERIMENT.data)
 DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 
@@ -7,6 +8,10 @@ DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 # that a change of `data.flip` neither prepares nor measures them again.
 STORED = settings(EXPERIMENT.data, leave_out={"flip"})
 FLIP = "--flip" if getattr(EXPERIMENT.data, "flip", False) else ""
+
+# The user's images: their names, sizes and times stand for them. Where they lie may change.
+PICTURES = fingerprint(getattr(EXPERIMENT.data, "path", None))
+STORED_ELSEWHERE = settings(EXPERIMENT.data, leave_out={"flip"} | ({"path"} if PICTURES else set()))
 
 # A stored teacher's classes must be the data set's. BOOT's students never see the data: it is said where they are prepared.
 TEACHER_CLASSES = []
@@ -31,16 +36,23 @@ rule fetch:
     params:
         settings=STORED,
     shell:
-        "python -m suite.cli fetch --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch 1 suite.cli fetch --settings {params.settings:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule data:
     input:
-        downloads=[DOWNLOADS / download.name for download in WANTED],
-        code=code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py")
-        # These kinds decode pictures as folders do.
-        + code(*(["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []))
-        + stage_code("data"),
+        # Where they are is no matter; what is in them is the data set's to check.
+        downloads=ancient([DOWNLOADS / download.name for download in WANTED]),
+        job=job(
+            ROOT / "data" / RECORD,
+            code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py")
+            # These kinds decode pictures as folders do.
+            + code(*(["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []))
+            + stage_code("data"),
+            settings=STORED_ELSEWHERE,
+            pictures=PICTURES,
+            classes=TEACHER_CLASSES,
+        ),
     output:
         directory(ROOT / "data"),
     log:
@@ -55,20 +67,28 @@ rule data:
         runtime=RESUMED_MINUTES,
     params:
         settings=STORED,
-        pictures=fingerprint(getattr(EXPERIMENT.data, "path", None)),
         downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
         classes=TEACHER_CLASSES,
         state=ROOT / "state",
     shell:
-        "python -m suite.cli data --settings {params.settings:q} {params.downloads} {params.classes} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
+        "python -m suite.launch 1 suite.cli data --job {input.job:q} --settings {params.settings:q} {params.downloads} {params.classes} --state {params.state:q} "
+        "--output {output:q} > {log:q} 2>&1"
 
 
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
+    TEACHER_FOLDER = Path(EXPERIMENT.teacher.path).expanduser()
 
     rule teacher:
         input:
-            stored=deciding_files(EXPERIMENT.teacher.folder),
-            code=core_code() + stage_code("training"),
+            job=job(
+                ROOT / "teacher" / RECORD,
+                core_code() + stage_code("training"),
+                files=deciding_files(TEACHER_FOLDER) if TEACHER_FOLDER.is_dir() else [],
+                # Of a model of the Hub; a folder's files stand for it.
+                path=None if TEACHER_FOLDER.is_dir() else EXPERIMENT.teacher.path,
+                revision=EXPERIMENT.teacher.revision,
+                num_classes=EXPERIMENT.teacher.num_classes,
+            ),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -88,14 +108,19 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
                 "" if EXPERIMENT.teacher.num_classes is None else f"--num-classes {EXPERIMENT.teacher.num_classes}"
             ),
         shell:
-            "python -m suite.cli import-teacher --path {params.path:q} {params.revision:q} {params.classes} --output {output:q} > {log:q} 2>&1"
+            "python -m suite.launch 1 suite.cli import-teacher --job {input.job:q} --path {params.path:q} {params.revision:q} {params.classes} --output {output:q} > {log:q} 2>&1"
 
 else:
 
     rule teacher:
         input:
             data=ROOT / "data",
-            code=core_code(*LOOP, "teacher.py", "networks.py", "images.py", "data/store.py") + stage_code("training"),
+            job=job(
+                ROOT / "teacher" / RECORD,
+                core_code(*LOOP, "teacher.py", "networks.py", "images.py", "data/store.py") + stage_code("training"),
+                settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
+                flip=FLIP,
+            ),
         output:
             directory(ROOT / "teacher"),
         log:
@@ -116,7 +141,7 @@ else:
             flip=FLIP,
             state=ROOT / "state",
         shell:
-            "python -m suite.launch {resources.processes} suite.cli teacher --settings {params.settings:q} --data {input.data:q} {params.flip} --state {params.state:q} "
+            "python -m suite.launch {resources.processes} suite.cli teacher --job {input.job:q} --settings {params.settings:q} --data {input.data:q} {params.flip} --state {params.state:q} "
             "--output {output:q} > {log:q} 2>&1"
 
 
@@ -124,13 +149,18 @@ else:
 rule distil:
     input:
         teacher=ROOT / "teacher",
-        code=core_code(
-            *LOOP, "method.py", "teacher.py", "solvers.py", "noise_student.py", "distances.py", "efficientnet.py"
-        )
-        + stage_code("training"),
-        method=method_code,
+        job=job(
+            STUDENT / RECORD,
+            core_code(
+                *LOOP, "method.py", "teacher.py", "solvers.py", "noise_student.py", "distances.py", "efficientnet.py"
+            )
+            + stage_code("training")
+            + [method_code],
+            settings=method_settings,
+            guidance=GUIDANCE,
+        ),
     output:
-        directory(ROOT / "students/{variant}/train-{train_seed}"),
+        directory(STUDENT),
     log:
         ROOT / "logs/distil/{variant}/train-{train_seed}.log",
     benchmark:
@@ -153,7 +183,7 @@ rule distil:
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --job {input.job:q} --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--seed {wildcards.train_seed} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
@@ -163,12 +193,18 @@ rule distil_with_data:
     input:
         teacher=ROOT / "teacher",
         data=ROOT / "data",
-        code=core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
-        + code("diffusion/distances.py", "diffusion/efficientnet.py")
-        + stage_code("training"),
-        method=method_code,
+        job=job(
+            STUDENT / RECORD,
+            core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
+            + code("diffusion/distances.py", "diffusion/efficientnet.py")
+            + stage_code("training")
+            + [method_code],
+            settings=method_settings,
+            guidance=GUIDANCE,
+            flip=FLIP,
+        ),
     output:
-        directory(ROOT / "students/{variant}/train-{train_seed}"),
+        directory(STUDENT),
     log:
         ROOT / "logs/distil_with_data/{variant}/train-{train_seed}.log",
     benchmark:
@@ -189,7 +225,7 @@ rule distil_with_data:
         flip=FLIP,
         state=ROOT / "state",
     shell:
-        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --job {input.job:q} --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--data {input.data:q} {params.flip} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
@@ -199,7 +235,13 @@ rule distil_with_data:
 rule pairs:
     input:
         teacher=ROOT / "teacher",
-        code=core_code("pairs.py", "noise.py", "solvers.py", "training.py") + stage_code("training"),
+        job=job(
+            ROOT / "pairs/{name}" / RECORD,
+            core_code("pairs.py", "noise.py", "solvers.py", "training.py") + stage_code("training"),
+            settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
+            guidance=GUIDANCE,
+            batch_size=EVALUATION.batch_size,
+        ),
     output:
         directory(ROOT / "pairs/{name}"),
     log:
@@ -224,7 +266,7 @@ rule pairs:
         state=ROOT / "state",
         batch_size=EVALUATION.batch_size,
     shell:
-        "python -m suite.launch {resources.processes} suite.cli pairs --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
+        "python -m suite.launch {resources.processes} suite.cli pairs --job {input.job:q} --settings {params.settings:q} --teacher {input.teacher:q} {params.guidance} "
         "--batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
 
 
@@ -233,10 +275,16 @@ rule distil_with_pairs:
     input:
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
-        code=core_code(*LOOP, "method.py", "pairs.py", "noise.py", "noise_student.py") + stage_code("training"),
-        method=method_code,
+        job=job(
+            STUDENT / RECORD,
+            core_code(*LOOP, "method.py", "pairs.py", "noise.py", "noise_student.py")
+            + stage_code("training")
+            + [method_code],
+            settings=method_settings,
+            guidance=GUIDANCE,
+        ),
     output:
-        directory(ROOT / "students/{variant}/train-{train_seed}"),
+        directory(STUDENT),
     log:
         ROOT / "logs/distil_with_pairs/{variant}/train-{train_seed}.log",
     benchmark:
@@ -256,7 +304,7 @@ rule distil_with_pairs:
         guidance=GUIDANCE,
         state=ROOT / "state",
     shell:
-        "python -m suite.launch {resources.processes} suite.cli distil --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
+        "python -m suite.launch {resources.processes} suite.cli distil --job {input.job:q} --variant {wildcards.variant:q} --settings {params.settings:q} --teacher {input.teacher:q} "
         "{params.guidance} "
         "--pairs {input.pairs:q} --seed {wildcards.train_seed} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
