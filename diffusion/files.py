@@ -130,6 +130,7 @@ def only_one(lock: Path, what: str, wait_s: float = 0) -> Iterator[None]:
         holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n")
         yield
     finally:
+        holder.unlink(missing_ok=True)
         held.release()
 
 

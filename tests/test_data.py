@@ -300,7 +300,7 @@ def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
     images.write_bytes(b"")
     refuses("cannot be read as an array")
     images.unlink()
-    refuses(r"train-00000\.npy: not found, though the manifest lists it. Delete")
+    refuses(r"train-00000\.npy: not found, though the manifest lists it")
     images.write_bytes(whole_images)
     np.save(labels, np.array([0, 1, 2]))
     refuses("labels reach from 0 to 2, expected 0 to 1")
@@ -1025,7 +1025,7 @@ def test_two_preparations_of_one_set_at_a_time_are_refused(tmp_path: Path) -> No
     class Meanwhile(Counted):
         def __getitem__(self, rows: slice) -> np.ndarray:
             if rows != slice(None, 1):
-                with pytest.raises(UserError, match="another process is preparing this data set"):
+                with pytest.raises(UserError, match=r"being prepared\): in use by process \d+ on"):
                     data.write_dataset(tmp_path / "b", splits, settings, tmp_path / "state")
             return self.images[rows]
 

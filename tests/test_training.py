@@ -232,7 +232,7 @@ def test_wall_clock_counts_the_time_before_the_interruption(tmp_path):
 def test_two_trainers_on_one_state_refuse_each_other(tmp_path):
     with (
         TrainingRun(tmp_path / "state", "key", 0, CPU),
-        pytest.raises(UserError, match="another process is training"),
+        pytest.raises(UserError, match=r"a training.s state\): in use by process \d+ on"),
         TrainingRun(tmp_path / "state", "key", 0, CPU),
     ):
         pass

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,9 @@ def sole_maker(arguments: argparse.Namespace) -> Iterator[None]:
     if output is None or os.environ.get("RANK", "0") != "0":
         yield
         return
-    lock = output.with_name(f".{output.name}.lock") if job is None else job.with_suffix(".lock")
+    # A person's folder shall get no more than the result.
+    name = hashlib.sha256(str(output.absolute()).encode()).hexdigest()[:16]
+    lock = Path(tempfile.gettempdir(), f"boot-{os.getuid()}-{name}.lock") if job is None else job.with_suffix(".lock")
     with only_one(lock, str(output), _WAIT_FOR_OTHERS_S):
         remove_leftovers(output.parent, output.name)
         yield

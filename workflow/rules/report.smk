@@ -50,7 +50,9 @@ rule report:
                 "evaluation/published.yaml",
                 "evaluation/templates/report.html.j2",
             ),
-            config=[[name, part] for name, part in EXPERIMENT.raw.items() if name != "results"],
+            config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},
+            # Of the report's rows.
+            order=[*EXPERIMENT.methods],
         ),
     # Without a shared file system (profiles/kubernetes), `local` makes Snakemake render the report where it runs itself.
     output:
