@@ -21,6 +21,8 @@ from diffusion.errors import UserError
 from diffusion.files import canonical_json, only_one, read_json, sha256_file, write_json
 from suite.provenance import RECORD, TIMESTAMP, files_of, record_of
 
+CHECKOUT = Path(__file__).parents[1]
+
 # The time of everything that is current: older than whatever is made, and within what archives can store.
 _SETTLED = 315_619_200  # 1980-01-02
 
@@ -134,15 +136,19 @@ class Reruns:
         return None
 
 
-def asked_in(path: Path) -> dict[str, Any]:
+def asked_in(path: Path, checkout: Path = CHECKOUT) -> dict[str, Any]:
     """What is asked for of a job, for its record, with the code as it is now: it may have been edited since.
+
+    Args:
+        path: the file that :meth:`Reruns.ask` wrote.
+        checkout: that the paths of code are relative to.
 
     Raises:
         UserError: the file is missing or is not what :meth:`Reruns.ask` writes.
     """
     content = read_json(path)
     try:
-        code = {file: sha256_file(file) for file in content["code"]}
+        code = {file: sha256_file(checkout / file) for file in content["code"]}
         return {name: content[name] for name in ("results", "settings", "files")} | {"code": code}
     except (KeyError, TypeError, OSError) as error:
         raise UserError(f"{path}: is not what a job is asked for ({error}). Run Snakemake again.") from error

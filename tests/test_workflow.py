@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from corruptions import CORRUPTIONS, consumers, corrupted, records, refusal, result_files
 from PIL import Image
 
 from diffusion.files import sha256_file
@@ -54,7 +55,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copy(finished, tmp_path_factory):
-    """A copy to break things in, times kept; beside the original, because the code's relative paths are inputs."""
+    """A copy to break things in, times kept."""
     folder = tmp_path_factory.mktemp("copy") / "."
     shutil.copytree(finished, folder, symlinks=True, dirs_exist_ok=True)
     return folder
@@ -252,6 +253,112 @@ def test_boot_is_distilled_with_the_data_folder_deleted(copy):
     assert "rule teacher" not in done.stdout + done.stderr
     after = sha256_file(root / "students/boot-heun/train-0/nfe-1/unet/diffusion_pytorch_model.safetensors")
     assert before == after
+
+
+# Files of a result that accompany it: no job reads them.
+ACCOMPANYING: set[str] = set()
+
+
+@pytest.mark.slow
+def test_what_was_made_is_read_again_wherever_it_was_moved_to(finished, tmp_path):
+    """Without Snakemake's notes, under another name, with whatever times: nothing is made again, but for other
+    settings everything that they decide."""
+    shutil.copytree(finished / "results", tmp_path / "moved")
+    shutil.copy(finished / "mine.npz", tmp_path / "mine.npz")
+    random = np.random.default_rng(0)
+    for file in sorted((tmp_path / "moved").rglob("*")):
+        when = int(random.integers(10**9, 4 * 10**9))  # many a year ahead, some of them
+        os.utime(file, (when, when))
+    raw = yaml.safe_load((finished / "tiny.yaml").read_text()) | {"results": "moved"}
+    assert planned(tmp_path, raw) == set()
+    raw["teacher"]["training"]["steps"] = 9
+    rules = planned(tmp_path, raw)
+    assert {"teacher", "distil boot-heun", "pairs", "report"} <= rules
+    assert not {"data", "reference", "measure_floor"} & rules
+
+
+@pytest.mark.slow
+def test_no_corruption_of_a_stored_file_goes_unnoticed(copy, monkeypatch):
+    """Whatever happens to a file of a result, whoever reads it refuses it, by name."""
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("BOOT_DEVICE", "cpu")
+    root = copy / "results" / "tiny"
+    readers, files = consumers(root, copy), {file for file in result_files(root) if root / "report" not in file.parents}
+    names = {re.sub(r"\d+", "<n>", str(file.relative_to(root))) for file in files - readers.keys()}
+    assert names == ACCOMPANYING
+    tried = 0
+    for number, file in enumerate(sorted(files & readers.keys())):
+        for corruption in (CORRUPTIONS[number % len(CORRUPTIONS)], None):
+            with corrupted(file, corruption):
+                said = refusal(readers[file], monkeypatch)
+            assert str(file.relative_to(copy)) in said, (file, corruption, readers[file], said)
+            assert "Delete" in said, said
+            assert "Snakemake again" in said, said
+            tried += 1
+    for record in records(root):
+        reader = next((readers[file] for file in sorted(readers) if record.parent in file.parents), None)
+        if reader is not None and record.name == "provenance.json":
+            with corrupted(record, CORRUPTIONS[0]):
+                assert refusal(reader, monkeypatch).startswith("error: "), record
+            tried += 1
+    assert tried > 200
+
+
+@pytest.mark.slow
+def test_every_stored_file_that_a_job_opens_is_checked(copy, monkeypatch):
+    """By listening to what is opened: a file of a result that is not among the job's inputs would be read in faith."""
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("BOOT_DEVICE", "cpu")
+    root, opened = copy / "results" / "tiny", set()
+    listening = True
+
+    def listen(event, arguments):
+        if event == "open" and listening and isinstance(arguments[0], (str, os.PathLike)):
+            opened.add(Path(os.path.abspath(arguments[0])))
+
+    sys.addaudithook(listen)
+    found = {}
+    for record, content in sorted(records(root).items()):
+        command = content["command"][1]
+        if command in found or command in ("teacher", "distil", "speed", "reference", "pairs", "data"):
+            continue  # seconds each; they read through the same functions as the others
+        opened.clear()
+        assert refusal(content["command"], monkeypatch) == "", content["command"]
+        inputs = {copy / one["path"] for one in content["inputs"].values()}
+        own = record.parent if record.name == "provenance.json" else record.with_suffix("")
+        found[command] = {
+            file
+            for file in opened
+            if root in file.parents
+            and file not in inputs
+            and not str(file).startswith(str(own))
+            and not {"jobs", "state", "benchmarks"} & set(file.relative_to(root).parts)
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+            and "record_sha256" not in (file.read_text() if file.suffix == ".json" else "")
+        }
+    listening = False
+    assert {"sample", "features", "measure", "measure-floor", "protocol", "neighbours", "report"} <= found.keys()
+    assert {command: files for command, files in found.items() if files} == {}
+
+
+@pytest.mark.slow
+def test_what_a_message_advises_works(copy):
+    """A byte of the teacher's features is another: a reader refuses them, and with the file gone they are made anew."""
+    root = copy / "results" / "tiny"
+    file = root / "features/ddim/train-0/nfe-4/seed-0.npy"
+    before = file.read_bytes()
+    file.write_bytes(CORRUPTIONS[0](before))
+    (root / "measures/ddim/train-0.csv").unlink()
+    done = snakemake(copy, "measures", config=copy / "tiny.yaml", check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "seed-0.npy: found SHA-256" in said
+    shutil.rmtree(copy / re.search(r"Delete (\S+) and run Snakemake again", said)[1])
+    snakemake(copy, "measures", config=copy / "tiny.yaml")
+    assert file.read_bytes() == before
+    file.unlink()  # a single one, as its owner may
+    done = snakemake(copy, "--dry-run", "measures", config=copy / "tiny.yaml")
+    assert "rule features:" in done.stdout
 
 
 def planned(folder, raw):

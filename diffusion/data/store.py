@@ -290,6 +290,7 @@ def _workplace(folder: Path, splits: Splits, settings: pydantic.BaseModel, state
             shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         os.replace(work, folder)
+    (state / f"data-{key}.lock").unlink(missing_ok=True)
 
 
 def _write_shards(work: Path, name: str, images: Pictures) -> dict[str, int]:
