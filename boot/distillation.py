@@ -119,7 +119,7 @@ class Boot(Method):
         settings, schedule = self.settings, teacher.schedule
         network = student_network(teacher)
         if settings.initialisation == "random":
-            run.generator("initialisation", 0)  # seeds the global generator, which the initialisation uses
+            run.seed_initialisation("initialisation of the student")  # not of the teacher, whose seed may be the same
             network.load_state_dict(type(network).from_config(network.config).state_dict())
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)

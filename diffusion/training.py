@@ -60,7 +60,8 @@ class Step:
     """What the loss of one optimiser step, or of a slice of its batch, may depend on.
 
     Attributes:
-        generator: the only source of randomness, seeded by (seed, stage, step, slice), on the run's device.
+        generator: the only source of randomness but dropout's, seeded by (seed, stage, step, micro-batch), on the run's
+            device.
         progress: share of the stage's steps that are done, in [0, 1).
         batch_size: how many pictures or noises to compute the loss of: the size of the slice.
         average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
@@ -301,6 +302,24 @@ class TrainingSettings(GrownSettings):
         if self.decay == "linear":
             return 1 - progress
         return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
+
+
+def _seed_of(text: str) -> int:
+    """A seed of 63 bits that is another for every text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_dropout(generator: torch.Generator, update: int = 0) -> None:
+    """Seeds the global generator, which dropout draws from, for one micro-batch.
+
+    The seed follows from the micro-batch's own, but is another: with the same one a mask would be a function of the
+    very numbers that the noise is made of.
+
+    Args:
+        generator: of the micro-batch.
+        update: which of the updates that draw from this generator; each has a mask of its own.
+    """
+    torch.manual_seed(_seed_of(f"{generator.initial_seed()}/dropout/{update}"))
 
 
 def mark_delivered(state: Path) -> None:
@@ -629,7 +648,7 @@ class TrainingRun:
                 with self._autocast(settings):
                     before_step(own_steps)
             for this in own_steps:
-                torch.manual_seed(this.generator.initial_seed())  # dropout's, of each micro-batch anew
+                seed_dropout(this.generator)  # of each micro-batch anew
                 with self._autocast(settings):
                     share = loss(this) / slices
                 share.backward()
@@ -932,11 +951,17 @@ class TrainingRun:
         return step
 
     def generator(self, stage: str, step: int, number: int = 0) -> torch.Generator:
-        """The random generator of one slice of a step; also seeds the global one, which dropout uses."""
+        """The random generator of one micro-batch of a step."""
         text = f"{self.seed}/{stage}/{step}" + (f"/{number}" if number else "")
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-        torch.manual_seed(number)
-        return torch.Generator(self.device).manual_seed(number)
+        return torch.Generator(self.device).manual_seed(_seed_of(text))
+
+    def seed_initialisation(self, stream: str) -> None:
+        """Seeds the global generator, from which torch draws the weights of a new network.
+
+        Args:
+            stream: a name. Two networks of one architecture start apart at the same seed if their streams differ.
+        """
+        torch.manual_seed(_seed_of(f"{self.seed}/{stream}/0"))
 
     # -- the state ----------------------------------------------------------------------------------------------
 

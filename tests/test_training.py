@@ -16,7 +16,7 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
-from diffusion.training import TrainingRun, TrainingSettings, discard_delivered
+from diffusion.training import TrainingRun, TrainingSettings, discard_delivered, seed_dropout
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,40 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
         run.count(network)
         trained = run.fit("only", network, loss, settings, real_images=True)
         return trained.network.state_dict(), trained.cost, run
+
+
+def dropout_and_noise(folder, seed=0):
+    """What dropout keeps and what the step's generator draws, of three steps of two micro-batches each."""
+    kept, drawn = [], []
+    network = nn.Linear(1, 1)
+
+    def loss(step):
+        assert torch.initial_seed() != step.generator.initial_seed()
+        drawn.append(torch.rand(4096, generator=step.generator))
+        kept.append(nn.functional.dropout(torch.ones(4096), 0.5) > 0)
+        return network(drawn[-1][:1, None]).square().mean()
+
+    with TrainingRun(folder, "key", seed, CPU) as run:
+        run.fit("only", network, loss, TrainingSettings(steps=3, batch_size=2, gradient_accumulation_steps=2))
+    return torch.stack(kept), torch.stack(drawn)
+
+
+def test_dropout_draws_other_numbers_than_the_noise(tmp_path):
+    kept, drawn = dropout_and_noise(tmp_path / "one")
+    table = torch.corrcoef(torch.cat([kept.float(), drawn]))
+    assert float((table - torch.eye(12)).abs().max()) < 5 / 64  # deviation 1/√4096
+    seeds = []
+    again, _ = dropout_and_noise(tmp_path / "again")
+    other, _ = dropout_and_noise(tmp_path / "other", seed=1)
+    assert torch.equal(kept, again)
+    assert not (kept == other).all(dim=1).any()
+    for number in range(64):
+        generator = torch.Generator().manual_seed(number)
+        for update in range(3):
+            seed_dropout(generator, update)
+            seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 3 * 64
+    assert not set(seeds) & set(range(64))
 
 
 SETTINGS = TrainingSettings(steps=20, batch_size=16, learning_rate=1e-2, warmup_steps=3, decay="cosine", ema_decay=0.9)
