@@ -68,6 +68,8 @@ class BootSettings(TrainedSettings, ComparingSettings):
             raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
         if self.distance == "lpips" and self.target == "state":
             raise ValueError("distance: found 'lpips' with target 'state', expected 'l2': noisy states are no pictures")
+        if self.times == "uniform" and self.progressive_share != type(self).model_fields["progressive_share"].default:
+            raise ValueError(f"progressive_share: found {self.progressive_share} with times 'uniform'; remove one")
         return self
 
 

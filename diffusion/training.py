@@ -184,6 +184,42 @@ class TrainingSettings(GrownSettings):
         return self
 
     @model_validator(mode="after")
+    def _has_room_in_its_steps(self) -> "TrainingSettings":
+        # Of several stages each has as many steps at least, see of_stage.
+        for key, (fewest, otherwise) in self.fewest_steps().items():
+            if self.steps is not None and self.steps < fewest:
+                raise ValueError(
+                    f"{key}: found {getattr(self, key)} with steps {self.steps}, expected {fewest} steps or more with "
+                    f"it: {otherwise}"
+                )
+        return self
+
+    def fewest_steps(self) -> dict[str, tuple[int, str]]:
+        """The keys that a training can be too short for: the fewest steps that each needs, and what were otherwise."""
+        return {
+            "warmup_steps": (self.warmup_steps + 1, "the learning rate would not reach its peak"),
+            "snapshots": (2**self.snapshots, "the earliest would come before the first step"),
+            # The average starts as the weights after the first step, and each further step leaves ema_decay of them.
+            "ema_decay": (
+                1 + (math.ceil(math.log(0.5) / math.log(self.ema_decay)) if self.ema_decay else 0),
+                "more than half of the kept average would be the weights after the first step",
+            ),
+        }
+
+    def defaults_for(self, steps: int) -> dict[str, Any]:
+        """A method's default settings as they stand in for the keys that a block of so many steps leaves out.
+
+        A warm-up or an average that such a training is too short for is shortened in proportion: the one keeps its
+        share of the steps, the other the share of its first weights, ``ema_decay`` to the power of the steps.
+        """
+        kept, fewest = self.model_dump(), self.fewest_steps()
+        if self.steps is not None and steps < fewest["warmup_steps"][0]:
+            kept["warmup_steps"] = self.warmup_steps * steps // self.steps
+        if self.steps is not None and self.ema_decay is not None and steps < fewest["ema_decay"][0]:
+            kept["ema_decay"] = round(self.ema_decay ** (self.steps / steps), 6) or None
+        return kept
+
+    @model_validator(mode="after")
     def _slices(self) -> "TrainingSettings":
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
@@ -804,12 +840,12 @@ class TrainingRun:
             now = spent()
         rate = (now - start) / timed
         fitting = int(self.processes.as_main_says((budget - now) / rate))
-        expected = settings.warmup_steps + 1
+        key, expected = max(((key, n) for key, (n, _) in settings.fewest_steps().items()), key=lambda need: need[1])
         if fitting < expected:
             raise UserError(
                 f"stage {stage}: training.minutes: found {settings.minutes:.3g}, expected more: {max(fitting, 0)} "
                 f"steps of {rate:.3g} s fit beside the {now:.3g} s that compiling and timing took, and at least "
-                f"{expected} are needed (training.warmup_steps and one)."
+                f"{expected} are needed (training.{key})."
             )
         print(f"stage {stage}: {fitting} steps of {rate:.3g} s fit into {settings.minutes:.3g} min", file=sys.stderr)
         return min(fitting, settings.steps or fitting)

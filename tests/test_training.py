@@ -16,7 +16,7 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
-from diffusion.training import TrainingRun, TrainingSettings, discard_delivered, seed_dropout
+from diffusion.training import MovingAverage, TrainingRun, TrainingSettings, discard_delivered, seed_dropout
 
 CPU = torch.device("cpu")
 
@@ -194,10 +194,16 @@ def test_a_time_budget_is_fixed_once_also_where_the_next_machine_is_slower(tmp_p
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("per_step", "fitting"), [(25.0, 0), (4.5, 9)])
-def test_a_time_budget_that_its_warm_up_uses_up_is_refused(tmp_path, monkeypatch, per_step, fitting):
-    settings = MINUTE.model_copy(update={"warmup_steps": 12})
-    with pytest.raises(UserError, match=rf"training.minutes: found 1, .* {fitting} steps of .* at least 13 are needed"):
+@pytest.mark.parametrize(
+    ("key", "value", "fewest", "per_step", "fitting"),
+    [("warmup_steps", 12, 13, 25.0, 0), ("warmup_steps", 12, 13, 4.5, 9), ("ema_decay", 0.99, 70, 1.0, 45)],
+)
+def test_a_time_budget_with_too_few_steps_for_its_keys_is_refused(
+    tmp_path, monkeypatch, key, value, fewest, per_step, fitting
+):
+    settings = MINUTE.model_copy(update={key: value})
+    needed = rf"{fitting} steps of .* at least {fewest} are needed \(training.{key}\)"
+    with pytest.raises(UserError, match=rf"training.minutes: found 1, .* {needed}"):
         train_by_time(tmp_path, settings, monkeypatch, per_step=per_step)
 
 
@@ -210,6 +216,25 @@ def test_sigterm_among_the_timed_steps_ends_the_job(tmp_path, monkeypatch):
 def test_a_training_needs_an_end():
     with pytest.raises(ValueError, match="found neither steps nor minutes"):
         TrainingSettings(batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fewest"), [("warmup_steps", 5, 6), ("snapshots", 3, 8), ("ema_decay", 0.9, 8)]
+)
+def test_a_training_has_room_for_what_is_asked_of_it(key, value, fewest):
+    settings = TrainingSettings(steps=fewest, **{key: value})
+    with pytest.raises(ValueError, match=rf"{key}: found {value} with steps {fewest - 1}, expected {fewest} steps or"):
+        TrainingSettings(steps=fewest - 1, **{key: value})
+    # What it is for: the peak is reached, every snapshot is one, and most of the average is younger than its start.
+    assert max(settings.rate(step) for step in range(fewest)) == settings.learning_rate
+    assert len(settings.snapshot_steps()) == settings.snapshots
+    average, network = MovingAverage(nn.Linear(1, 1), settings.ema_decay or 0.0), nn.Linear(1, 1)
+    nn.init.ones_(network.weight)
+    average.update_parameters(network)
+    nn.init.zeros_(network.weight)
+    for _ in range(fewest - 1):
+        average.update_parameters(network)
+    assert float(average.module.weight) <= 0.5
 
 
 def test_stages_share_the_minutes_by_their_weights():
