@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
@@ -83,6 +83,12 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99,
         optimiser="radam",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _rho_is_used(self) -> "ConsistencySettings":
+        if self.spacing == "time" and self.rho != type(self).model_fields["rho"].default:
+            raise ValueError(f"rho: found {self.rho} with spacing 'time'; remove one")
+        return self
 
 
 class ConsistencyDistillation(Method):

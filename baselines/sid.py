@@ -26,7 +26,7 @@ from diffusion.schedule import Schedule, per_sample
 from diffusion.settings import GrownSettings
 from diffusion.solvers import karras_levels
 from diffusion.teacher import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.training import Step, TrainingRun, TrainingSettings, seed_dropout
 
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
@@ -144,7 +144,7 @@ class Sid(Method):
             for update in range(settings.fake_updates):
                 for step in steps:
                     # Dropout's, of every micro-batch: other numbers than in the generator's update.
-                    torch.manual_seed(step.generator.initial_seed() + 1 + update)
+                    seed_dropout(step.generator, 1 + update)
                     share = fake_loss(*draw(step, settings.fake_levels == "lognormal"))
                     (share / training.gradient_accumulation_steps).backward()
                 run.processes.sum_gradients(fake_network)

@@ -68,6 +68,8 @@ class BootSettings(TrainedSettings, ComparingSettings):
             raise ValueError("bootstrap_from: found 'average' with training.ema_decay null; expected a decay")
         if self.distance == "lpips" and self.target == "state":
             raise ValueError("distance: found 'lpips' with target 'state', expected 'l2': noisy states are no pictures")
+        if self.times == "uniform" and self.progressive_share != type(self).model_fields["progressive_share"].default:
+            raise ValueError(f"progressive_share: found {self.progressive_share} with times 'uniform'; remove one")
         return self
 
 
@@ -119,7 +121,7 @@ class Boot(Method):
         settings, schedule = self.settings, teacher.schedule
         network = student_network(teacher)
         if settings.initialisation == "random":
-            run.generator("initialisation", 0)  # seeds the global generator, which the initialisation uses
+            run.seed_initialisation("initialisation of the student")  # not of the teacher, whose seed may be the same
             network.load_state_dict(type(network).from_config(network.config).state_dict())
         student = BootStudent(network, schedule, teacher.prediction_type)
         run.count(teacher.network)

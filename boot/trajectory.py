@@ -61,12 +61,31 @@ def true_signal(
     signal = teacher(teacher.schedule.start(noise), times[0], condition)
     signals = [signal]
     for upper, lower in itertools.pairwise(times):
-        grid = torch.linspace(float(upper), float(lower), substeps + 1, dtype=torch.float64)
-        for t, s in itertools.pairwise(grid):
-            estimate = teacher(noisy_state(teacher.schedule, signal, noise, t), t, condition)
-            signal = bootstrap_target(teacher, signal, estimate, noise, s, t, "heun", condition)
+        signal = carried(teacher, signal, noise, upper, lower, substeps, condition)
         signals.append(signal)
     return torch.stack(signals, dim=1)
+
+
+def carried(
+    teacher: Denoiser,
+    signal: torch.Tensor,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    s: torch.Tensor,
+    substeps: int,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """Where the teacher's Signal-ODE carries a signal from t down to s, by ``substeps`` Heun steps; (N, C, H, W).
+
+    Args:
+        signal, noise: shape (N, C, H, W); the signal need not lie on the teacher's own trajectory from that noise.
+        t, s: times, s < t, shape ().
+    """
+    grid = torch.linspace(float(t), float(s), substeps + 1, dtype=torch.float64)
+    for upper, lower in itertools.pairwise(grid):
+        estimate = teacher(noisy_state(teacher.schedule, signal, noise, upper), upper, condition)
+        signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "heun", condition)
+    return signal
 
 
 def ddim_signal(
@@ -104,8 +123,11 @@ class TrajectoryErrors:
     Attributes:
         times: decreasing from t_max, float64.
         student: ‖g_θ(ε, t) − y_t‖².
-        one_step: ‖g_θ(ε, s) − target‖² with the target one solver step from g_θ(ε, t), s being the next time: what
-            the student adds to the error that it has inherited. NaN at the first time, which nothing precedes.
+        one_step: ‖g_θ(ε, s) − Φ(g_θ(ε, t))‖², Φ being the teacher's Signal-ODE from t to the next time s: what the
+            student adds to the error that it has inherited, for g_θ(ε, s) − y_s is that difference plus
+            Φ(g_θ(ε, t)) − Φ(y_t). Φ takes the steps of the true trajectory, so that a student that reproduces this has
+            0; one coarse step in its place would have its own error counted as the student's. NaN at the first time,
+            which nothing precedes.
         near_zero: share of the pixels with |f_φ(x̂_t, t) − ŷ_t| < :data:`NEAR_ZERO`, where the increment vanishes.
         ddim: number of network evaluations to ‖·‖² of the teacher's own DDIM with as many.
     """
@@ -133,7 +155,7 @@ def trajectory_errors(
         noise: ε, shape (N, C, H, W).
         times: decreasing, times[0] = t_max, shape (T,).
         ddim_steps: DDIM's numbers of steps.
-        substeps: Heun steps of the true trajectory between two times.
+        substeps: Heun steps between two times, of the true trajectory and of ``one_step``.
     """
     schedule = teacher.schedule
     truth = true_signal(teacher, noise, times, substeps, condition)
@@ -149,8 +171,7 @@ def trajectory_errors(
         near_zero.append((increment.abs() < NEAR_ZERO).float().mean().cpu())
         if index + 1 < len(times):
             s = times[index + 1]
-            target = bootstrap_target(teacher, y_t, y_t + increment, noise, s, t, "heun", condition)
-            one_step.append(error(read[:, index + 1], target))
+            one_step.append(error(read[:, index + 1], carried(teacher, y_t, noise, t, s, substeps, condition)))
     return TrajectoryErrors(
         times=times,
         student=torch.stack([error(read[:, i], truth[:, i]) for i in range(len(times))]),

@@ -22,7 +22,7 @@ from diffusion.pairs import Pairs, PairsSettings
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import GrownSettings, Settings, StepCounts
 from diffusion.teacher import TeacherFacts
-from diffusion.training import Snapshot, TrainingRun
+from diffusion.training import Snapshot, TrainingRun, TrainingSettings
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
@@ -40,14 +40,23 @@ class Student:
 
 
 class TrainedSettings(GrownSettings):
-    """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults."""
+    """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
+
+    Steps too few for a default warm-up or average shorten it, see
+    :meth:`diffusion.training.TrainingSettings.defaults_for`.
+    """
 
     @model_validator(mode="before")
     @classmethod
     def _keep_the_methods_training_defaults(cls, given: Any) -> Any:
         default = cls.model_fields["training"].default
-        if isinstance(given, Mapping) and isinstance(given.get("training"), Mapping) and isinstance(default, Settings):
-            kept = default.model_dump()
+        if (
+            isinstance(given, Mapping)
+            and isinstance(given.get("training"), Mapping)
+            and isinstance(default, TrainingSettings)
+        ):
+            steps = str(given["training"].get("steps"))
+            kept = default.defaults_for(int(steps)) if steps.isdecimal() and int(steps) else default.model_dump()
             if given["training"].get("minutes") is not None:
                 del kept["steps"]  # the default is no second end beside a time budget
             return {**given, "training": {**kept, **given["training"]}}

@@ -297,7 +297,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
             f"teacher.labels: found true, expected false: the data set has one class, {split.class_names[0]!r}; put "
             f"the pictures of each class into a folder of its own."
         )
-    run.generator("initialisation", 0)  # seeds the global generator, which the network's initialisation uses
+    run.seed_initialisation("initialisation")
     resolution, channels = split.images.shape[1], split.images.shape[3]
     has_null = settings.label_dropout > 0
     conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()

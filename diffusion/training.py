@@ -61,7 +61,8 @@ class Step:
     """What the loss of one optimiser step, or of a slice of its batch, may depend on.
 
     Attributes:
-        generator: the only source of randomness, seeded by (seed, stage, step, slice), on the run's device.
+        generator: the only source of randomness but dropout's, seeded by (seed, stage, step, micro-batch), on the run's
+            device.
         progress: share of the stage's steps that are done, in [0, 1).
         batch_size: how many pictures or noises to compute the loss of: the size of the slice.
         average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
@@ -184,6 +185,42 @@ class TrainingSettings(GrownSettings):
         return self
 
     @model_validator(mode="after")
+    def _has_room_in_its_steps(self) -> "TrainingSettings":
+        # Of several stages each has as many steps at least, see of_stage.
+        for key, (fewest, otherwise) in self.fewest_steps().items():
+            if self.steps is not None and self.steps < fewest:
+                raise ValueError(
+                    f"{key}: found {getattr(self, key)} with steps {self.steps}, expected {fewest} steps or more with "
+                    f"it: {otherwise}"
+                )
+        return self
+
+    def fewest_steps(self) -> dict[str, tuple[int, str]]:
+        """The keys that a training can be too short for: the fewest steps that each needs, and what were otherwise."""
+        return {
+            "warmup_steps": (self.warmup_steps + 1, "the learning rate would not reach its peak"),
+            "snapshots": (2**self.snapshots, "the earliest would come before the first step"),
+            # The average starts as the weights after the first step, and each further step leaves ema_decay of them.
+            "ema_decay": (
+                1 + (math.ceil(math.log(0.5) / math.log(self.ema_decay)) if self.ema_decay else 0),
+                "more than half of the kept average would be the weights after the first step",
+            ),
+        }
+
+    def defaults_for(self, steps: int) -> dict[str, Any]:
+        """A method's default settings as they stand in for the keys that a block of so many steps leaves out.
+
+        A warm-up or an average that such a training is too short for is shortened in proportion: the one keeps its
+        share of the steps, the other the share of its first weights, ``ema_decay`` to the power of the steps.
+        """
+        kept, fewest = self.model_dump(), self.fewest_steps()
+        if self.steps is not None and steps < fewest["warmup_steps"][0]:
+            kept["warmup_steps"] = self.warmup_steps * steps // self.steps
+        if self.steps is not None and self.ema_decay is not None and steps < fewest["ema_decay"][0]:
+            kept["ema_decay"] = round(self.ema_decay ** (self.steps / steps), 6) or None
+        return kept
+
+    @model_validator(mode="after")
     def _slices(self) -> "TrainingSettings":
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
@@ -302,6 +339,24 @@ class TrainingSettings(GrownSettings):
         if self.decay == "linear":
             return 1 - progress
         return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
+
+
+def _seed_of(text: str) -> int:
+    """A seed of 63 bits that is another for every text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def seed_dropout(generator: torch.Generator, update: int = 0) -> None:
+    """Seeds the global generator, which dropout draws from, for one micro-batch.
+
+    The seed follows from the micro-batch's own, but is another: with the same one a mask would be a function of the
+    very numbers that the noise is made of.
+
+    Args:
+        generator: of the micro-batch.
+        update: which of the updates that draw from this generator; each has a mask of its own.
+    """
+    torch.manual_seed(_seed_of(f"{generator.initial_seed()}/dropout/{update}"))
 
 
 def mark_delivered(state: Path, result: Path) -> None:
@@ -640,7 +695,7 @@ class TrainingRun:
                 with self._autocast(settings):
                     before_step(own_steps)
             for this in own_steps:
-                torch.manual_seed(this.generator.initial_seed())  # dropout's, of each micro-batch anew
+                seed_dropout(this.generator)  # of each micro-batch anew
                 with self._autocast(settings):
                     share = loss(this) / slices
                 share.backward()
@@ -798,12 +853,12 @@ class TrainingRun:
             now = spent()
         rate = (now - start) / timed
         fitting = int(self.processes.as_main_says((budget - now) / rate))
-        expected = settings.warmup_steps + 1
+        key, expected = max(((key, n) for key, (n, _) in settings.fewest_steps().items()), key=lambda need: need[1])
         if fitting < expected:
             raise UserError(
                 f"stage {stage}: training.minutes: found {settings.minutes:.3g}, expected more: {max(fitting, 0)} "
                 f"steps of {rate:.3g} s fit beside the {now:.3g} s that compiling and timing took, and at least "
-                f"{expected} are needed (training.warmup_steps and one)."
+                f"{expected} are needed (training.{key})."
             )
         print(f"stage {stage}: {fitting} steps of {rate:.3g} s fit into {settings.minutes:.3g} min", file=sys.stderr)
         return min(fitting, settings.steps or fitting)
@@ -946,11 +1001,17 @@ class TrainingRun:
         return step
 
     def generator(self, stage: str, step: int, number: int = 0) -> torch.Generator:
-        """The random generator of one slice of a step; also seeds the global one, which dropout uses."""
+        """The random generator of one micro-batch of a step."""
         text = f"{self.seed}/{stage}/{step}" + (f"/{number}" if number else "")
-        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-        torch.manual_seed(number)
-        return torch.Generator(self.device).manual_seed(number)
+        return torch.Generator(self.device).manual_seed(_seed_of(text))
+
+    def seed_initialisation(self, stream: str) -> None:
+        """Seeds the global generator, from which torch draws the weights of a new network.
+
+        Args:
+            stream: a name. Two networks of one architecture start apart at the same seed if their streams differ.
+        """
+        torch.manual_seed(_seed_of(f"{self.seed}/{stream}/0"))
 
     # -- the state ----------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def train_classifier(
     settings: ClassifierSettings, split: Split, run: TrainingRun
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains a classifier on ``split``; returns it in evaluation mode, and its cost."""
-    run.generator("initialisation", 0)  # seeds the global generator, which the initialisation uses
+    run.seed_initialisation("initialisation")
     network = build_classifier(len(split.class_names), split.images.shape[3]).to(run.device)
     pictures = RealPictures(split, run.device)
     run.count(network)

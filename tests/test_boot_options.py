@@ -3,13 +3,15 @@
 import pytest
 import torch
 from gaussian import GaussianTeacher
-from tiny import tiny_denoiser
+from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from boot.distillation import Boot, BootSettings, draw_times
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import noisy_state, signal_decay
 from boot.student import BootStudent
+from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import Step, TrainingRun
 
 CPU = torch.device("cpu")
@@ -179,3 +181,29 @@ def test_a_random_student_is_the_same_for_the_same_seed_and_not_the_teacher(tmp_
         float((a - b).abs().max()) for a, b in zip(one.network.parameters(), teacher.parameters(), strict=True)
     ]
     assert max(distances) > 0.05
+
+
+@pytest.mark.parametrize("student_seed", [0, 1])
+def test_a_random_student_starts_from_none_of_its_teachers_first_weights(student_seed, tmp_path, monkeypatch):
+    """Of the same seed too: the two have one architecture, and would have one network."""
+    starts = []
+
+    class Start(Exception):
+        pass
+
+    def note(_run, _stage, network, *_arguments, **_options):
+        starts.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
+        raise Start
+
+    monkeypatch.setattr(TrainingRun, "fit", note)
+    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    for _ in range(2):
+        with TrainingRun(tmp_path / "teacher", "key", 0, CPU) as run, pytest.raises(Start):
+            train_teacher(TeacherSettings.model_validate(TEACHER), load_split(tmp_path / "data", "train"), run)
+    with TrainingRun(tmp_path / "student", "key", student_seed, CPU) as run, pytest.raises(Start):
+        Boot(settings(initialisation="random")).distil(tiny_denoiser(), run, None)
+    teacher, again, student = starts
+    assert all(torch.equal(teacher[name], again[name]) for name in teacher)
+    drawn = [name for name, weight in teacher.items() if weight.unique().numel() > 1]
+    assert len(drawn) > 20
+    assert not any(torch.isclose(teacher[name], student[name]).float().mean() > 0.01 for name in drawn)

@@ -19,6 +19,7 @@ from suite.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TINY = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+STEPS = TINY["teacher"]["training"]["steps"]
 
 
 def changed(path, value):
@@ -118,7 +119,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.training.stepz", 1, ["methods.boot-heun.training.stepz: unknown key", "steps"]),
         ("methods.progressive.start_steps", 12, ["methods.progressive", "found 12", "power of two"]),
         ("methods.progressive.start_steps", 16, ["methods.progressive.start_steps: found 16", "divisor", "200"]),
-        ("methods.progressive.training.ema_decay", 0.9, ["methods.progressive.training", "ema_decay", "null"]),
+        ("methods.progressive.training.ema_decay", 0.5, ["methods.progressive.training", "ema_decay", "null"]),
         ("methods.ddim.num_inference_steps", [4, 4], ["methods.ddim.num_inference_steps", "[4, 4]"]),
         ("methods.ddim.num_inference_steps", [4, 500], ["methods.ddim.num_inference_steps: found 500", "200"]),
         ("methods.a/b", {"method": "ddim"}, ["methods.a/b", "names folders"]),
@@ -142,6 +143,37 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
         ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
         ("evaluation.weights", {"inception": "x.pth"}, ["evaluation.weights.inception", "remove it"]),
+        (
+            "teacher.training.warmup_steps",
+            STEPS,
+            [f"teacher.training: warmup_steps: found {STEPS} with steps {STEPS}, expected {STEPS + 1} steps or more"],
+        ),
+        (
+            "teacher.training.snapshots",
+            10,
+            [f"teacher.training: snapshots: found 10 with steps {STEPS}, expected 1024 steps or more"],
+        ),
+        (
+            "teacher.training.ema_decay",
+            0.999,
+            [f"teacher.training: ema_decay: found 0.999 with steps {STEPS}, expected 694 steps or more"],
+        ),
+        (
+            "methods.boot-heun.training",
+            {"steps": 30, "warmup_steps": 50, "ema_decay": 0.5},
+            ["methods.boot-heun.training: warmup_steps: found 50 with steps 30, expected 51 steps or more"],
+        ),
+        ("methods.boot-heun.progressive_share", 0.3, ["methods.boot-heun: progressive_share: found 0.3 with times"]),
+        (
+            "methods.consistency",
+            {"method": "consistency_distillation", "spacing": "time", "rho": 3.0},
+            ["methods.consistency: rho: found 3.0 with spacing 'time'"],
+        ),
+        (
+            "methods.progressive.training",
+            {"steps": 4, "warmup_steps": 5},
+            ["methods.progressive.training: warmup_steps: found 5 with steps 4"],
+        ),
         ("teacher.training.steps", True, ["teacher.training.steps: found True", "no truth value"]),
         ("evaluation.classifier", {"training": {"steps": 3}}, ["evaluation.classifier: given", "teacher.labels"]),
         ("teacher.guidance_scale", 2.0, ["teacher", "guidance_scale: found 2.0 with labels false"]),
@@ -200,6 +232,11 @@ def test_the_block_of_the_ablation_runs_on_every_other_experiment(name, tmp_path
     block = yaml.safe_load((config / "digits-ablation.yaml").read_text())["ablation"]
     raw = yaml.safe_load((config / f"{name}.yaml").read_text())
     block["base"] = next(variant for variant, settings in raw["methods"].items() if settings["method"] == "boot")
+    if name == "images-example":  # whose warm-up of 500 steps leaves no room for less
+        with pytest.raises(UserError) as refused:
+            parse_experiment(raw | {"ablation": copy.deepcopy(block)})
+        assert str(refused.value).count("training: warmup_steps: found 500 with steps") == 2
+        block["axes"]["length"] = [{"training": {"steps": steps}} for steps in (1000, 2000)]
     if raw["teacher"].get("guidance_scale", 1) != 1:  # there, the boundary loss alone teaches the guidance
         block["axes"]["boundary"].remove({"boundary_weight": 0.0})
     changes = [change for axis in block["axes"].values() for change in axis]
@@ -313,6 +350,14 @@ def test_missing_weights_are_found_before_anything_runs(features, key, kind):
 def test_a_training_block_in_part_keeps_the_methods_own_defaults():
     raw = changed("methods.boot-heun.training", {"steps": 7})
     training = parse_experiment(raw).methods["boot-heun"].settings.training
-    assert (training.steps, training.warmup_steps, training.decay, training.ema_decay) == (7, 50, "cosine", 0.99)
+    # Seven of a thousand steps: too few for a warm-up of 50, and for an average that loses a hundredth a step.
+    assert (training.steps, training.warmup_steps, training.decay) == (7, 0, "cosine")
+    assert training.ema_decay == pytest.approx(0.99 ** (1000 / 7), abs=1e-6)
+    raw = changed("methods.boot-heun.training", {"steps": "40", "ema_decay": 0.5})
+    training = parse_experiment(raw).methods["boot-heun"].settings.training
+    assert (training.steps, training.warmup_steps, training.ema_decay) == (40, 2, 0.5)
+    raw = changed("methods.boot-heun.training", {"steps": 100})
+    training = parse_experiment(raw).methods["boot-heun"].settings.training
+    assert (training.warmup_steps, training.ema_decay) == (50, 0.99)
     raw = changed("methods.progressive.training", {"steps": 7})
     assert parse_experiment(raw).methods["progressive"].settings.training.decay == "linear"

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from test_workflow import snakemake
 
-from diffusion.data import cifar10, fashion_mnist, lsun, parse_settings, prepare
+import diffusion.training
+from diffusion.data import cifar10, fashion_mnist, load_split, lsun, parse_settings, prepare, write_dataset
 from diffusion.errors import UserError
+from diffusion.teacher import train_teacher
+from diffusion.training import TrainingRun
 from suite.configuration import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -65,6 +69,35 @@ def test_what_was_published_with_lpips_has_it(name, variant, resize, pooling):
     training = settings.training
     assert (training.optimiser, training.warmup_steps, training.decay) == ("radam", 0, "constant")
     assert training.gradient_clip == 1e9
+
+
+def test_nothing_of_the_default_experiment_draws_beside_its_steps_generator(tmp_path, monkeypatch):
+    """No dropout, and no other use of torch's own generator: whatever it is seeded with, the weights are the same."""
+    raw = configuration("digits")
+    few = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "ema_decay": None}
+    for block in (raw["teacher"], *(method for method in raw["methods"].values() if "training" in method)):
+        block["training"] = block["training"] | few
+    experiment = parse_experiment(raw | {"select": list(raw["methods"])})
+    write_dataset(tmp_path / "data", prepare(experiment.data), experiment.data)
+    split = load_split(tmp_path / "data", "train")
+    trained = []
+    for number in (1, 2):
+        seeds = iter(range(1000 * number, 10**6))
+        monkeypatch.setattr(diffusion.training, "seed_dropout", lambda _, seeds=seeds: torch.manual_seed(next(seeds)))
+        networks = []
+        with TrainingRun(tmp_path / f"teacher-{number}", "key", 0, torch.device("cpu")) as run:
+            teacher, _ = train_teacher(experiment.teacher, split, run)
+        networks.append(teacher.network.requires_grad_(False))
+        for name, method in experiment.methods.items():
+            if method.trains:
+                with TrainingRun(tmp_path / f"{name}-{number}", "key", 0, torch.device("cpu")) as run:
+                    students = method.distil(teacher, run, split if method.needs_data else None)
+                networks += [student.network for student in students]
+        assert next(seeds) >= 1000 * number + 2 * (len(networks) - 1)
+        trained.append([network.state_dict() for network in networks])
+    assert len(trained[0]) == 1 + 2 + 4
+    for one, other in zip(*trained, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.slow
@@ -126,7 +159,8 @@ def test_what_has_to_be_fetched_by_hand_is_counted(name, found, classes, tmp_pat
 
 def shortened(training):
     slices = {key: 2 for key in ("gradient_accumulation_steps",) if key in training}
-    return training | {"steps": 2, "minutes": None, "batch_size": 4} | slices
+    without = {"minutes": None, "warmup_steps": 0, "ema_decay": None, "snapshots": 0}  # what two steps are too few for
+    return training | {"steps": 2, "batch_size": 4} | without | slices
 
 
 def scaled_down(name, folder):

@@ -14,7 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # On a busy machine a minute holds fewer steps than that.
-SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1"
+SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1, ema_decay: 0.5"
 TOY = (
     "teacher={network: {block_out_channels: [8, 8, 8], norm_num_groups: 4, attention_head_dim: 4}, "
     f"training: {{{SMALL}}}}}",

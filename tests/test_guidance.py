@@ -193,7 +193,8 @@ def test_a_conditional_teacher_is_trained_with_its_null_class(tmp_path):
         {"network": NETWORK, "labels": True, "label_dropout": 0.5, "training": {"steps": 3, "batch_size": 8}}
     )
     with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
-        before = run.generator("initialisation", 0) and build_network(settings.network, 1, 8, 3)
+        run.seed_initialisation("initialisation")
+        before = build_network(settings.network, 1, 8, 3)
         denoiser, _ = train_teacher(settings, load_split(tmp_path / "data", "train"), run)
     assert denoiser.conditions == ClassLabels(2, has_null=True)
     moved = (denoiser.network.class_embedding.weight - before.class_embedding.weight).abs().amax(dim=1)

@@ -47,7 +47,7 @@ def train(folder, network, before_step=None, **settings):
 
 
 @pytest.mark.parametrize(("room", "slices"), [(23, 2), (8, 3), (7, 4), (1, 24)])
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
 def test_training_names_the_slices_that_fit(tmp_path, room, slices, ema_decay):
     network = Small(room)
     expected = (

@@ -379,7 +379,7 @@ def test_the_first_update_of_the_generator_comes_after_the_fake_scores(tmp_path)
 
 def test_the_fake_score_decays_with_the_generator_and_has_no_warm_up(tmp_path):
     method = build(
-        training={"steps": 4, "learning_rate": 1e-4, "decay": "linear", "warmup_steps": 8}, fake_learning_rate=8e-4
+        training={"steps": 4, "learning_rate": 1e-4, "decay": "linear", "warmup_steps": 3}, fake_learning_rate=8e-4
     )
     _students, run = distil(method, tiny_denoiser(), tmp_path)
     optimiser = run.beside["fake_optimiser"]

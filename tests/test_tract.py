@@ -221,7 +221,7 @@ class Watched(TrainingRun):
 
 
 def train(folder, data, stop_at=None, teacher=None, **settings):
-    training = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-3, ema_decay=0.9)
+    training = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-3, ema_decay=0.8)
     method = Tract(TractSettings(start_steps=8, phases=(4, 1), training=training, **settings))
     with Watched(folder, "key", 0, CPU, checkpoint_seconds=0) as run:
         run.stop_at = stop_at

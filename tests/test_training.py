@@ -16,7 +16,7 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from diffusion.errors import CheckpointError, NonFiniteError, UserError
-from diffusion.training import TrainingRun, TrainingSettings, discard_delivered
+from diffusion.training import MovingAverage, TrainingRun, TrainingSettings, discard_delivered, seed_dropout
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,40 @@ def train(folder, settings, stop_after=None, key="key", seed=3, break_at=None, n
         run.count(network)
         trained = run.fit("only", network, loss, settings, real_images=True)
         return trained.network.state_dict(), trained.cost, run
+
+
+def dropout_and_noise(folder, seed=0):
+    """What dropout keeps and what the step's generator draws, of three steps of two micro-batches each."""
+    kept, drawn = [], []
+    network = nn.Linear(1, 1)
+
+    def loss(step):
+        assert torch.initial_seed() != step.generator.initial_seed()
+        drawn.append(torch.rand(4096, generator=step.generator))
+        kept.append(nn.functional.dropout(torch.ones(4096), 0.5) > 0)
+        return network(drawn[-1][:1, None]).square().mean()
+
+    with TrainingRun(folder, "key", seed, CPU) as run:
+        run.fit("only", network, loss, TrainingSettings(steps=3, batch_size=2, gradient_accumulation_steps=2))
+    return torch.stack(kept), torch.stack(drawn)
+
+
+def test_dropout_draws_other_numbers_than_the_noise(tmp_path):
+    kept, drawn = dropout_and_noise(tmp_path / "one")
+    table = torch.corrcoef(torch.cat([kept.float(), drawn]))
+    assert float((table - torch.eye(12)).abs().max()) < 5 / 64  # deviation 1/√4096
+    seeds = []
+    again, _ = dropout_and_noise(tmp_path / "again")
+    other, _ = dropout_and_noise(tmp_path / "other", seed=1)
+    assert torch.equal(kept, again)
+    assert not (kept == other).all(dim=1).any()
+    for number in range(64):
+        generator = torch.Generator().manual_seed(number)
+        for update in range(3):
+            seed_dropout(generator, update)
+            seeds.append(torch.initial_seed())
+    assert len(set(seeds)) == 3 * 64
+    assert not set(seeds) & set(range(64))
 
 
 SETTINGS = TrainingSettings(steps=20, batch_size=16, learning_rate=1e-2, warmup_steps=3, decay="cosine", ema_decay=0.9)
@@ -160,10 +194,16 @@ def test_a_time_budget_is_fixed_once_also_where_the_next_machine_is_slower(tmp_p
     assert all(torch.equal(whole[name], weights[name]) for name in whole)
 
 
-@pytest.mark.parametrize(("per_step", "fitting"), [(25.0, 0), (4.5, 9)])
-def test_a_time_budget_that_its_warm_up_uses_up_is_refused(tmp_path, monkeypatch, per_step, fitting):
-    settings = MINUTE.model_copy(update={"warmup_steps": 12})
-    with pytest.raises(UserError, match=rf"training.minutes: found 1, .* {fitting} steps of .* at least 13 are needed"):
+@pytest.mark.parametrize(
+    ("key", "value", "fewest", "per_step", "fitting"),
+    [("warmup_steps", 12, 13, 25.0, 0), ("warmup_steps", 12, 13, 4.5, 9), ("ema_decay", 0.99, 70, 1.0, 45)],
+)
+def test_a_time_budget_with_too_few_steps_for_its_keys_is_refused(
+    tmp_path, monkeypatch, key, value, fewest, per_step, fitting
+):
+    settings = MINUTE.model_copy(update={key: value})
+    needed = rf"{fitting} steps of .* at least {fewest} are needed \(training.{key}\)"
+    with pytest.raises(UserError, match=rf"training.minutes: found 1, .* {needed}"):
         train_by_time(tmp_path, settings, monkeypatch, per_step=per_step)
 
 
@@ -176,6 +216,25 @@ def test_sigterm_among_the_timed_steps_ends_the_job(tmp_path, monkeypatch):
 def test_a_training_needs_an_end():
     with pytest.raises(ValueError, match="found neither steps nor minutes"):
         TrainingSettings(batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fewest"), [("warmup_steps", 5, 6), ("snapshots", 3, 8), ("ema_decay", 0.9, 8)]
+)
+def test_a_training_has_room_for_what_is_asked_of_it(key, value, fewest):
+    settings = TrainingSettings(steps=fewest, **{key: value})
+    with pytest.raises(ValueError, match=rf"{key}: found {value} with steps {fewest - 1}, expected {fewest} steps or"):
+        TrainingSettings(steps=fewest - 1, **{key: value})
+    # What it is for: the peak is reached, every snapshot is one, and most of the average is younger than its start.
+    assert max(settings.rate(step) for step in range(fewest)) == settings.learning_rate
+    assert len(settings.snapshot_steps()) == settings.snapshots
+    average, network = MovingAverage(nn.Linear(1, 1), settings.ema_decay or 0.0), nn.Linear(1, 1)
+    nn.init.ones_(network.weight)
+    average.update_parameters(network)
+    nn.init.zeros_(network.weight)
+    for _ in range(fewest - 1):
+        average.update_parameters(network)
+    assert float(average.module.weight) <= 0.5
 
 
 def test_stages_share_the_minutes_by_their_weights():

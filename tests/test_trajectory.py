@@ -1,12 +1,14 @@
 """Errors along the trajectory, on teachers whose trajectory is known."""
 
+import itertools
+
 import pytest
 import torch
-from gaussian import GaussianTeacher
+from gaussian import GaussianTeacher, MixtureTeacher
 
 from boot.signal_ode import noisy_state
 from boot.student import BootStudent
-from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors
+from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors, true_signal
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 
@@ -33,9 +35,43 @@ def test_the_exact_student_has_no_error_and_one_that_is_off_has_its_square():
     off = trajectory_errors(Exact(0.1), TEACHER, NOISE, TIMES, substeps=32)
     assert float(exact.student.max()) < 1e-4
     torch.testing.assert_close(off.student, torch.full_like(off.student, 0.01), rtol=0.1, atol=0)
-    assert torch.isnan(exact.one_step[0])
-    # One coarse Heun step of a tenth of the interval is not exact, but what it adds is small.
-    assert float(exact.one_step[1:].max()) < 1e-2
+
+
+def test_what_a_step_adds_is_the_distance_to_where_the_teacher_carries_the_students_own_signal():
+    """A constant ``off`` travels with the flow, whose states keep (x_t − α_t mean) / spread_t: at s it has become
+    (α_t spread_s) / (α_s spread_t) times as large. The student says it again; the rest is what it adds."""
+    alpha = SCHEDULE.alpha(TIMES)
+    spread = (alpha.square() * TEACHER.scale**2 + SCHEDULE.sigma(TIMES).square()).sqrt()
+    kept = (alpha[:-1] * spread[1:]) / (alpha[1:] * spread[:-1])
+    found = trajectory_errors(Exact(0.1), TEACHER, NOISE, TIMES, ddim_steps=(), substeps=128).one_step
+    assert torch.isnan(found[0])
+    torch.testing.assert_close(found[1:], (0.1 * (1 - kept)).square(), rtol=2e-3, atol=0)
+
+
+def test_the_exact_student_adds_nothing_but_the_solvers_error_which_falls_with_its_steps():
+    added = [
+        float(trajectory_errors(Exact(), TEACHER, NOISE, TIMES, (), substeps).one_step[1:].max())
+        for substeps in (1, 8, 16, 32, 64)
+    ]
+    assert added[0] > 5e-4  # a single step, as the largest of the grid: what a student must not be charged with
+    assert added[-1] < 1e-8
+    # The square of an error of second order: a sixteenth with every doubling, next to t_min a little later.
+    assert all(8 < coarse / fine < 20 for coarse, fine in itertools.pairwise(added[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("teacher", [TEACHER, MixtureTeacher(SCHEDULE)])
+def test_a_student_of_the_true_trajectory_adds_nothing_at_all(teacher, dtype):
+    noise = NOISE.to(dtype)
+    truth = true_signal(teacher, noise, TIMES, 8)
+
+    class Reproduced(BootStudent):
+        def forward(self, noise, t, condition=None):
+            return truth.flatten(0, 1)
+
+    errors = trajectory_errors(Reproduced(torch.nn.Identity(), SCHEDULE, "sample"), teacher, noise, TIMES, (), 8)
+    assert errors.student.tolist() == [0] * len(TIMES)
+    assert errors.one_step[1:].tolist() == [0] * (len(TIMES) - 1)
 
 
 def test_ddim_with_more_evaluations_is_nearer_and_with_one_it_is_the_teachers_first_estimate():
