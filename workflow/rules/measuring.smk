@@ -401,11 +401,10 @@ rule speed:
         ),
         settings=settings(EXPERIMENT.speed),
         experiment=EXPERIMENT.name,
-        teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
         guidance=GUIDANCE,
     shell:
         "python -m suite.cli speed --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
-        "--teacher {params.teacher:q} {params.guidance} --output {output.table:q} > {log:q} 2>&1"
+        "{params.guidance} --output {output.table:q} > {log:q} 2>&1"
 
 
 # The student read at all times at once, and between two noises.
