@@ -88,8 +88,8 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         "ablation",
         "One change at a time",
         "The teacher's own samples first (spread over sampling seeds), then the base. Each row is the base but for one "
-        "change. Mean ± standard deviation over training seeds, each at its mean over "
-        f"sampling seeds. Bold: better than the base by the 95 % interval of the difference (Welch), over {LEAST} "
+        "change. Mean ± standard deviation over training seeds, each at its mean over sampling seeds; of one training "
+        f"over sampling seeds. Bold: better than the base by the 95 % interval of the difference (Welch), over {LEAST} "
         "training seeds or more on each side.",
         columns,
         rows,

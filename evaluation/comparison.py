@@ -105,7 +105,8 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         "Every method at the same cost of training",
         "The teacher's own samples first (mean ± standard deviation over sampling seeds), then each method's student "
         "with the fewest evaluations, the nearest to the data first. Mean ± "
-        "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
+        "standard deviation over training seeds, each at its mean over sampling seeds; of one training over sampling "
+        "seeds. Bold: better than every other "
         f"method of the same budget by the 95 % intervals of the differences, over {LEAST} training seeds or more.",
         columns,
         rows,

@@ -53,9 +53,9 @@ def pareto_front(
 ) -> np.ndarray:
     """Marks the points that no other point beats; lower is better in both.
 
-    A point is beaten by one that is no worse in both and better in at least one. Two values tie where they differ by no
-    more than their precisions together (the root of the sum of squares). Points with a coordinate that is not finite
-    are never on the front.
+    A point is beaten by one that is no worse in both and better in at least one. Two values tie where each lies
+    within the other's precision, so that an imprecise one is no match for all. Points with a coordinate that is not
+    finite are never on the front.
 
     Args:
         cost: shape (N,).
@@ -73,7 +73,7 @@ def pareto_front(
     with np.errstate(invalid="ignore"):
         # [coordinate, i, j]: how far i lies above j.
         above = points[:, :, None] - points[:, None, :]
-        better = above > np.hypot(precision[:, :, None], precision[:, None, :])
+        better = above > np.minimum(precision[:, :, None], precision[:, None, :])
         beaten = better.any(axis=0) & ~better.transpose(0, 2, 1).any(axis=0) & finite[None, :]
     front: np.ndarray = finite & ~beaten.any(axis=1)
     return front

@@ -470,13 +470,12 @@ def _trajectory_summary(inputs: ReportInputs, results: Results, errors: Mapping[
         student, vanishing = curves["student"], 100 * curves["near_zero"]
         last = student.index.min()
         ddim = frame[(frame["quantity"] == "ddim") & (frame["t"] == last)].set_index("nfe")["value"].sort_index()
-        worse = [f"{int(count)}" for count, value in ddim.items() if value > student[last]]
-        standing = (
-            f"below DDIM with {worse[-1]}" if worse else f"above DDIM with {int(ddim.index.min())}" if len(ddim) else ""
-        )
+        # Of one training: values, and no verdict.
+        beside = ", ".join(f"{value:.2g} with {int(count)}" for count, value in ddim.items())
+        there = f", where DDIM has {beside} evaluations" if beside else ""
         sentences.append(
             f"{results.labels.get(variant, variant)}: the error is {student[student.index.max()]:.2g} at t_max and "
-            f"{student[last]:.2g} at t_min, {standing} evaluations there; the largest share that one step of the grid "
+            f"{student[last]:.2g} at t_min{there}; the largest share that one step of the grid "
             f"adds is {curves['one_step'].max():.2g}; increments vanish in {vanishing.min():.0f} to "
             f"{vanishing.max():.0f} % of the pixels."
         )

@@ -917,8 +917,8 @@ def main_table(results: Results) -> Table:
         "teacher's own training.",
         "Bold: better than every other method with the same number of evaluations by the 95 % intervals of the "
         f"differences, over {LEAST} training seeds or more of whatever was trained (and over sampling seeds, paired, "
-        "where there are as many). No bold means that they support no difference. The teacher against itself is 0 by "
-        "definition.",
+        "where there are as many). No bold: they support no difference, or the seeds are too few. The teacher against "
+        "itself is 0 by definition.",
     ]
     return Table(
         "main",

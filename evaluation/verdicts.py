@@ -9,7 +9,7 @@ _NAMES = {
     "kid": "KID",
     "precision": "precision",
     "recall": "recall",
-    "mse_to_teacher": "the mean squared distance to the teacher's output from the same noise",
+    "mse_to_teacher": "the MSE to the teacher",
     "label_accuracy": "label accuracy",
 }
 _COUNTS = {1: "One", 2: "Two"}
