@@ -148,7 +148,9 @@ class Pairs:
         """What was trained on the set, with the cost of the set in its own."""
 
         def whole(cost: dict[str, float]) -> dict[str, float]:
-            return {**cost, **{key: cost.get(key, 0) + value for key, value in self.cost.items()}}
+            # Of a set from before CPU and GPU were timed, the sum of those is not known.
+            known = {key: value for key, value in cost.items() if key in self.cost or key not in ("cpu_s", "gpu_s")}
+            return {**known, **{key: cost.get(key, 0) + value for key, value in self.cost.items()}}
 
         snapshots = tuple(replace(snapshot, cost=whole(snapshot.cost)) for snapshot in trained.snapshots)
         return Trained(trained.network, whole(trained.cost), snapshots)

@@ -432,6 +432,7 @@ class TrainingRun:
         evaluations: pictures that went forward through a counted network, each once a pass.
         real_images_seen: pictures of the data set that were trained on, with repetition.
         wall_clock_s: training time, accumulated over interruptions.
+        cpu_s: seconds of all threads of this process in that time; of several processes each knows its own.
         arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
         steps: the optimiser steps of each stage: those of the settings, or what a time budget came to.
         log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
@@ -446,7 +447,7 @@ class TrainingRun:
         self.evaluations = 0
         self.counting = True  # off inside a compiled step, which would be compiled anew for every count
         self.real_images_seen = 0
-        self.wall_clock_s = 0.0
+        self.wall_clock_s = self.cpu_s = 0.0
         self.arithmetic: dict[str, str] = {}
         self.steps: dict[str, int] = {}
         self.steps_done = 0
@@ -454,7 +455,7 @@ class TrainingRun:
         self._networks: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the counted ones, as long as they are used
         self._compiles = True
         self._cleanup = ExitStack()
-        self._clock: float | None = None
+        self._clock: tuple[float, float] | None = None
         self._told_to_stop = 0  # the signal that came
 
     # -- the lock -----------------------------------------------------------------------------------------------
@@ -471,18 +472,18 @@ class TrainingRun:
         # The seconds of a stopped attempt that came after its last checkpoint were spent all the same.
         self._spent_file = self.folder / "seconds"
         if self._spent_file.exists():
-            self.wall_clock_s = self._seconds_spent()
-        self._clock = time.perf_counter()
+            self.wall_clock_s, self.cpu_s = self._seconds_spent()
+        self._clock = time.perf_counter(), time.process_time()
         return self
 
-    def _seconds_spent(self) -> float:
+    def _seconds_spent(self) -> tuple[float, float]:
         try:
-            spent = float(self._spent_file.read_text())
-            if not 0 <= spent < math.inf:
+            wall_clock, cpu = map(float, self._spent_file.read_text().split())
+            if not (0 <= wall_clock < math.inf and 0 <= cpu < math.inf):
                 raise ValueError
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._spent_file}: found no number of seconds. {self._remedy}") from error
-        return spent
+            raise CheckpointError(f"{self._spent_file}: found no numbers of seconds. {self._remedy}") from error
+        return wall_clock, cpu
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -510,10 +511,11 @@ class TrainingRun:
         self._cleanup.callback(handle.remove)
 
     def cost(self) -> dict[str, float]:
-        """The cost so far: steps of the optimiser, network_evaluations, real_images_seen, wall_clock_s.
+        """The cost so far: steps of the optimiser, network_evaluations, real_images_seen, wall_clock_s, cpu_s, gpu_s.
 
-        The wall-clock has all that was spent, the timed steps of a time budget included; the rest counts what the
-        result was made of.
+        The seconds have all that was spent, the timed steps of a time budget included; the rest counts what the result
+        was made of. ``cpu_s`` is of this process. ``gpu_s`` is the wall-clock times the GPUs that the run holds, one a
+        process, whether they are busy or not; 0 on a CPU.
         """
         self._tick()
         return {
@@ -521,12 +523,15 @@ class TrainingRun:
             "network_evaluations": self.evaluations,
             "real_images_seen": self.real_images_seen,
             "wall_clock_s": round(self.wall_clock_s, 3),
+            "cpu_s": round(self.cpu_s, 3),
+            "gpu_s": round(self.wall_clock_s * self.processes.size, 3) if self.device.type == "cuda" else 0,
         }
 
     def _tick(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter(), time.process_time()
         assert self._clock is not None, "use the run as a context manager"
-        self.wall_clock_s += now - self._clock
+        self.wall_clock_s += now[0] - self._clock[0]
+        self.cpu_s += now[1] - self._clock[1]
         self._clock = now
 
     def note_seconds(self) -> None:
@@ -535,7 +540,7 @@ class TrainingRun:
         if not self.processes.is_main:
             return
         with atomic_path(self._spent_file) as temporary:
-            temporary.write_text(f"{self.wall_clock_s:.3f}")
+            temporary.write_text(f"{self.wall_clock_s:.3f} {self.cpu_s:.3f}")
 
     # -- training -----------------------------------------------------------------------------------------------
 

@@ -10,25 +10,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from evaluation import plots
+from evaluation.intervals import LEAST
 from evaluation.tables import (
-    LOWER_IS_BETTER,
     MISSING,
     Cell,
     Column,
     Method,
     Results,
-    Spread,
     Table,
     between_references,
-    compare,
     format_value,
+    measured_cell,
     metric_columns,
-    spread_of,
     without_empty_columns,
 )
-
-# Training seeds that differ by more than that share of their mean decide nothing.
-_UNDECIDED = 0.25
+from evaluation.verdicts import in_words, joined, measure_name, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 
@@ -48,21 +44,10 @@ class Ablation:
     changes: Mapping[str, str]
 
 
-def training_spread(results: Results, metric: str, row: Method) -> Spread | None:
-    """Mean and deviation over training seeds, each taken at its mean over sampling seeds."""
-    values = results.values(metric, row)
-    return None if values is None else spread_of(values.groupby(level=0, dropna=False).mean())
-
-
 def fewest_evaluations(results: Results, variant: str) -> Method | None:
     """A variant's row, the one with the fewest evaluations where it has several."""
     rows = [row for row in results.rows if row.variant == variant]
     return min(rows, key=lambda row: row.nfe or 0) if rows else None
-
-
-def _measured(results: Results, metric: str, variant: str) -> Spread | None:
-    row = fewest_evaluations(results, variant)
-    return training_spread(results, metric, row) if row else None
 
 
 def ablation_table(results: Results, ablation: Ablation | None) -> Table:
@@ -75,22 +60,21 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         Column("wall_clock_s", "Training: wall-clock", "duration"),
     ]
     rows: list[list[Cell]] = []
-    base = {metric: _measured(results, metric, ablation.base) for metric in MEASURES} if ablation else {}
+    base = fewest_evaluations(results, ablation.base) if ablation else None
 
     def add(axis: str, variant: str, change: str) -> None:
         row = fewest_evaluations(results, variant)
         if row is None:
             return
-        cells = []
-        for metric in MEASURES:
-            spread, against = training_spread(results, metric, row), base[metric]
-            best = (
-                spread is not None
-                and against is not None
-                and min(spread.n, against.n) >= 3
-                and compare(spread, against, LOWER_IS_BETTER[metric]) == "better"
+        cells = [
+            measured_cell(
+                results,
+                metric,
+                row,
+                best=base is not None and row != base and results.verdict(metric, row, base) == "better",
             )
-            cells.append(Cell(spread.mean, spread.sd, spread.n, best) if spread else Cell())
+            for metric in MEASURES
+        ]
         cost = [Cell(results.cost_of(row, key)) for key in ("network_evaluations", "wall_clock_s")]
         rows.append([Cell(axis), Cell(change), *cells, *cost])
 
@@ -104,9 +88,9 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         "ablation",
         "One change at a time",
         "The teacher's own samples first (spread over sampling seeds), then the base. Each row is the base but for one "
-        "change. Mean ± standard deviation over training seeds, each at its mean over "
-        "sampling seeds. Bold: better than the base by more than two standard deviations of the difference, with at "
-        "least three training seeds on each side.",
+        "change. Mean ± standard deviation over training seeds, each at its mean over sampling seeds; of one training "
+        f"over sampling seeds. Bold: better than the base by the 95 % interval of the difference (Welch), over {LEAST} "
+        "training seeds or more on each side.",
         columns,
         rows,
         notes=ablation_sentences(results, ablation) if ablation else [],
@@ -116,68 +100,60 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
 
 
 def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
-    """What each question's changes show, one sentence a question, from the data."""
+    """What each question's changes show beside the base by every measure, one sentence a question, from the data.
+
+    None where the seeds are too few for a verdict.
+    """
     sentences = []
+    base = fewest_evaluations(results, ablation.base)
     for axis, variants in ablation.axes.items():
-        parts = []
-        for metric, name in (("frechet_distance", results.frechet_name), ("mse_to_teacher", "the MSE to the teacher")):
-            reference = _measured(results, metric, ablation.base)
-            found: dict[str, list[str]] = {"better": [], "level": [], "worse": [], "undecided": []}
-            for variant in variants:
-                spread = _measured(results, metric, variant)
-                if spread is not None and reference is not None:
-                    verdict = compare(spread, reference, LOWER_IS_BETTER[metric])
-                    if verdict == "level" and (spread.sd or 0) > _UNDECIDED * spread.mean:
-                        verdict = "undecided"
-                    found[verdict].append(f"{ablation.changes[variant]} ({_text(spread)})")
-            if reference is None or not any(found.values()):
-                continue
-            verdicts = [f"{verdict}: {', '.join(found[verdict])}" for verdict in found if found[verdict]]
-            parts.append(f"by {name}, against the base's {_text(reference)}, {'; '.join(verdicts)}")
+        # Changes that stand beside the base alike share a part.
+        parts: dict[str, list[str]] = {}
+        for variant in variants:
+            row = fewest_evaluations(results, variant)
+            if base is not None and row is not None and (found := verdicts(results, row, base)):
+                parts.setdefault(in_words(results, found), []).append(ablation.changes[variant])
         if parts:
-            sentences.append(f"{axis}: {'. '.join(part[0].upper() + part[1:] for part in parts)}.")
+            sentences.append(
+                f"{axis}: " + ". ".join(f"{joined(names)}: {words}" for words, names in parts.items()) + "."
+            )
     if sentences:
         sentences.append(
-            "Level means within two standard deviations of the difference, undecided the same where the training "
-            f"seeds of the change differ by more than {_UNDECIDED:.0%} of their mean; with one training seed the means "
-            "alone decide, and nothing is supported."
+            "Level: the 95 % interval of the difference from the base holds zero. Few training seeds make it wide, so "
+            "that level does not mean equal."
         )
     return sentences
 
 
 def ablation_summary(results: Results, ablation: Ablation | None) -> str:
-    """What the figure of all changes shows, one sentence, from the data; empty where nothing was measured."""
-    base = _measured(results, "frechet_distance", ablation.base) if ablation else None
+    """What the figure of all changes shows by every measure, from the data; empty where there is no verdict."""
+    base = fewest_evaluations(results, ablation.base) if ablation else None
     if ablation is None or base is None:
         return ""
-    found = [
-        (variant, spread, results.cost_of(row, "network_evaluations") or 0.0)
+    rows = {
+        variant: row
         for variants in ablation.axes.values()
         for variant in variants
         if (row := fewest_evaluations(results, variant))
-        and (spread := training_spread(results, "frechet_distance", row))
-    ]
-    verdicts = {variant: compare(spread, base, True) for variant, spread, _ in found}
+    }
+    found = {variant: told for variant, row in rows.items() if (told := verdicts(results, row, base))}
     if not found:
         return ""
-    base_row = fewest_evaluations(results, ablation.base)
-    base_cost = results.cost_of(base_row, "network_evaluations") if base_row else None
-    best, best_spread, best_cost = min(found, key=lambda item: item[1].mean)
-    counts = ", ".join(f"{list(verdicts.values()).count(v)} {v}" for v in ("better", "level", "worse"))
-    sentence = (
-        f"By {results.frechet_name}, of {len(found)} changes against the base ({_text(base)} at "
-        f"{format_value(base_cost, 'count')} evaluations of training): {counts}; the lowest is "
-        f"{ablation.changes[best]} ({_text(best_spread)} at {format_value(best_cost, 'count')})"
-    )
-    cheaper = [item for item in found if base_cost and item[2] < 0.99 * base_cost and verdicts[item[0]] != "worse"]
+    counts = []
+    for metric in MEASURES:
+        of = [verdict for told in found.values() for verdict, metrics in told.items() if metric in metrics]
+        if of:
+            numbers = ", ".join(f"{of.count(v)} {v}" for v in ("better", "level", "worse"))
+            counts.append(f"by {measure_name(results, metric)} {numbers}")
+    sentence = f"Of {len(found)} changes against the base: {'; '.join(counts)}."
+    base_cost = results.cost_of(base, "network_evaluations")
+    costs = {variant: results.cost_of(rows[variant], "network_evaluations") or 0.0 for variant in found}
+    cheaper = [v for v, told in found.items() if base_cost and costs[v] < 0.99 * base_cost and "worse" not in told]
     if cheaper:
-        names = ", ".join(f"{ablation.changes[v]} ({format_value(cost, 'count')})" for v, _, cost in cheaper)
-        return f"{sentence}; cheaper than the base and not worse: {names}."
-    return f"{sentence}; no change is both cheaper than the base and not worse."
-
-
-def _text(spread: Spread) -> str:
-    return format_value(spread.mean, "number", spread.sd)
+        names = ", ".join(f"{ablation.changes[v]} ({format_value(costs[v], 'count')})" for v in cheaper)
+        base_text = format_value(base_cost, "count")
+        return f"{sentence} Cheaper than the base ({base_text} evaluations) and worse by no measure: {names}."
+    return f"{sentence} No change is both cheaper than the base and worse by no measure."
 
 
 def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
@@ -204,16 +180,16 @@ def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
 def _measure_panel(panel: Axes, results: Results, metric: str, shown: Sequence[tuple[str, str]]) -> None:
     for number, (variant, change) in enumerate(shown):
         row = fewest_evaluations(results, variant)
-        spread = training_spread(results, metric, row) if row else None
+        found = results.interval(metric, row) if row else None
         cost = results.cost_of(row, "network_evaluations") if row else None
-        if spread is None or not cost:
+        if found is None or not cost:
             continue
         style: dict[str, Any] = {"color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
         style |= {"marker": plots.MARKERS[(number - 1) % len(plots.MARKERS)], "markersize": 4}
         if not number:
             style = {"color": "#000000", "marker": "*", "markersize": 8}
         label = change.replace(", ", "\n")
-        panel.errorbar(cost, spread.mean, spread.sd or 0, label=label, linestyle="", capsize=2, **style)
+        panel.errorbar(cost, found.mean, found.sd or 0, label=label, linestyle="", capsize=2, **style)
     panel.set_xscale("log")
     panel.margins(0.2)
     low, high = panel.get_xlim()

@@ -10,27 +10,25 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from evaluation import plots
-from evaluation.ablation import fewest_evaluations, training_spread
+from evaluation.ablation import fewest_evaluations
+from evaluation.intervals import LEAST
 from evaluation.tables import (
     CURVE_COLUMNS,
-    LOWER_IS_BETTER,
     MISSING,
     PLAIN_NAMES,
     Cell,
     Column,
     Method,
     Results,
-    Spread,
     Table,
     between_references,
-    compare,
     format_value,
+    measured_cell,
     metric_columns,
     read_table,
-    spread_of,
-    supported_best,
     without_empty_columns,
 )
+from evaluation.verdicts import in_words, joined, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 _LINES = ("-", "--", ":", "-.")
@@ -52,14 +50,13 @@ class Comparison:
         """Budget, name and measured row at the fewest evaluations, in each budget the nearest to the data first."""
         for budget, variants in self.budgets.items():
             found = [(name, row) for variant, name in variants.items() if (row := fewest_evaluations(results, variant))]
-            for name, row in sorted(
-                found, key=lambda item: _mean(training_spread(results, "frechet_distance", item[1]))
-            ):
+            for name, row in sorted(found, key=lambda item: _distance(results, item[1])):
                 yield budget, name, row
 
 
-def _mean(spread: Spread | None) -> float:
-    return float("inf") if spread is None else spread.mean
+def _distance(results: Results, row: Method) -> float:
+    found = results.interval("frechet_distance", row)
+    return float("inf") if found is None else found.mean
 
 
 def load_learning_curves(files: Sequence[Path]) -> pd.DataFrame:
@@ -89,14 +86,14 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
     rows: list[list[Cell]] = []
     compared = list(comparison.rows(results)) if comparison else []
     train_size = comparison.train_size if comparison else 0
-    measured = {(m, row): training_spread(results, m, row) for m in MEASURES for _, _, row in compared}
     for budget, name, row in compared:
-        cells = []
-        for metric in MEASURES:
-            spread = measured[metric, row]
-            rivals = {r: s for b, _, r in compared if b == budget and (s := measured[metric, r]) is not None}
-            best = supported_best(rivals, LOWER_IS_BETTER[metric]) == row
-            cells.append(Cell(spread.mean, spread.sd, spread.n, best) if spread else Cell())
+        rivals = [other for b, _, other in compared if b == budget and other != row]
+
+        def best(metric: str, row: Method = row, rivals: Sequence[Method] = rivals) -> bool:
+            others = [other for other in rivals if results.interval(metric, other) is not None]
+            return bool(others) and all(results.verdict(metric, row, other) == "better" for other in others)
+
+        cells = [measured_cell(results, metric, row, best=best(metric)) for metric in MEASURES]
         seen = results.cost_of(row, "real_images_seen")
         needed = None if seen is None else float(train_size if seen else 0)
         cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
@@ -108,8 +105,9 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         "Every method at the same cost of training",
         "The teacher's own samples first (mean ± standard deviation over sampling seeds), then each method's student "
         "with the fewest evaluations, the nearest to the data first. Mean ± "
-        "standard deviation over training seeds, each at its mean over sampling seeds. Bold: better than every other "
-        "method of the same budget by more than two standard deviations of the difference.",
+        "standard deviation over training seeds, each at its mean over sampling seeds; of one training over sampling "
+        "seeds. Bold: better than every other "
+        f"method of the same budget by the 95 % intervals of the differences, over {LEAST} training seeds or more.",
         columns,
         rows,
         notes=[
@@ -138,11 +136,9 @@ def steps_table(results: Results, comparison: Comparison | None) -> Table:
     for budget, name, variant in variants:
         if comparison is not None and variant not in results.untrained and len(rows_of[variant]) < 2:
             continue  # stands in the first table
-        spreads = [
-            training_spread(results, "frechet_distance", rows_of[variant][nfe]) if nfe in rows_of[variant] else None
-            for nfe in counts
-        ]
-        rows.append([Cell(budget), Cell(name), *(Cell(s.mean, s.sd, s.n) if s else Cell() for s in spreads)])
+        own = rows_of[variant]
+        cells = [measured_cell(results, "frechet_distance", own[nfe]) if nfe in own else Cell() for nfe in counts]
+        rows.append([Cell(budget), Cell(name), *cells])
     table = Table(
         "comparison_steps",
         f"{results.frechet_name} against the evaluations of sampling",
@@ -162,9 +158,9 @@ def steps_table(results: Results, comparison: Comparison | None) -> Table:
 def reach_table(results: Results, comparison: Comparison | None, curves: pd.DataFrame) -> Table:
     """What training costs until one evaluation is as good as the teacher's sampler with a few: the paper's claim 3."""
     aims = [
-        (row, spread.mean)
+        (row, found.mean)
         for row in results.ladder
-        if (row.nfe or 0) > 1 and (spread := results.spread("frechet_distance", row)) is not None
+        if (row.nfe or 0) > 1 and (found := results.interval("frechet_distance", row)) is not None
     ]
     points = mean_curves(curves)
     rows: list[list[Cell]] = []
@@ -187,7 +183,8 @@ def reach_table(results: Results, comparison: Comparison | None, curves: pd.Data
         rows.append(cells)
     columns = [Column("method", "Method")]
     for row, aim in aims:
-        title = f"As good as {results.label(row)} with {row.nfe} ({format_value(aim)})"
+        mark = results.rank_mark("frechet_distance", results.count(row))
+        title = f"As good as {results.label(row)} with {row.nfe} ({format_value(aim)}{mark})"
         columns += [
             Column(f"evaluations_{row.nfe}", f"{title}: network evaluations", "count"),
             Column(f"wall_clock_{row.nfe}", f"{title}: wall-clock", "duration"),
@@ -208,34 +205,26 @@ def mean_curves(curves: pd.DataFrame, metric: str = "frechet_distance") -> pd.Da
     chosen = curves[curves["metric"] == metric]
     grouped = chosen.groupby(["variant", "step"], sort=False)
     frame = grouped[["network_evaluations", "wall_clock_s", "value"]].mean()
-    spreads = grouped["value"].agg(lambda values: (spread := spread_of(values)) and spread.sd)
-    return frame.assign(sd=pd.to_numeric(spreads)).reset_index()
+    return frame.assign(sd=grouped["value"].std()).reset_index()
 
 
 def comparison_summary(results: Results, comparison: Comparison | None) -> str:
-    """How BOOT stands among the others, one sentence a budget, from the data; empty without such rows."""
+    """How BOOT stands among the others by every measure, one sentence a budget, from the data; empty without such rows
+    and where the seeds are too few for a verdict."""
     sentences = []
     rows = list(comparison.rows(results)) if comparison else []
     for budget in comparison.budgets if comparison else ():
-        spreads = {
-            row: (name, spread)
-            for b, name, row in rows
-            if b == budget and (spread := training_spread(results, "frechet_distance", row)) is not None
-        }
-        own = next((row for row in spreads if row.method == "boot"), None)
-        if own is None or len(spreads) < 2:
+        own = next((row for b, _, row in rows if b == budget and row.method == "boot"), None)
+        if own is None:
             continue
-        verdicts: dict[str, list[str]] = {"better": [], "level": [], "worse": []}
-        for row, (name, spread) in spreads.items():
-            if row != own:
-                verdict = compare(spreads[own][1], spread, lower_is_better=True)
-                verdicts[verdict].append(f"{name} ({format_value(spread.mean, 'number', spread.sd)})")
-        words = {"better": "better than", "level": "level with", "worse": "worse than"}
-        parts = [f"{words[verdict]} {', '.join(names)}" for verdict, names in verdicts.items() if names]
-        mean = format_value(spreads[own][1].mean, "number", spreads[own][1].sd)
-        sentences.append(
-            f"At equal {budget.replace('-', ' ')}, by {results.frechet_name}, BOOT ({mean}) is {'; '.join(parts)}."
-        )
+        # Methods that BOOT stands beside alike share a part.
+        parts: dict[str, list[str]] = {}
+        for b, name, row in rows:
+            if b == budget and row != own and (found := verdicts(results, own, row)):
+                parts.setdefault(in_words(results, found), []).append(name)
+        if parts:
+            told = ". Beside ".join(f"{joined(names)}: {words}" for words, names in parts.items())
+            sentences.append(f"At equal {budget.replace('-', ' ')}, BOOT beside {told}.")
     return " ".join(sentences)
 
 

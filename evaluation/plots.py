@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from evaluation.tables import Method, Results, format_value
+from evaluation.tables import Method, Results, format_value, printed_precision
 
 FIGURES = (
     *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation", "neighbours"),
@@ -45,29 +45,37 @@ STYLE: dict[str, Any] = {
 }
 
 
-def pareto_front(cost: Sequence[float], quality: Sequence[float]) -> np.ndarray:
+def pareto_front(
+    cost: Sequence[float],
+    quality: Sequence[float],
+    cost_precision: Sequence[float] | float = 0.0,
+    quality_precision: Sequence[float] | float = 0.0,
+) -> np.ndarray:
     """Marks the points that no other point beats; lower is better in both.
 
-    A point is beaten by one that is no worse in both and better in at least one. Points with a coordinate that is
-    not finite are never on the front.
+    A point is beaten by one that is no worse in both and better in at least one. Two values tie where each lies
+    within the other's precision, so that an imprecise one is no match for all. Points with a coordinate that is not
+    finite are never on the front.
 
     Args:
         cost: shape (N,).
         quality: shape (N,).
+        cost_precision, quality_precision: of each value, shape (N,), or of all; the half of an interval.
 
     Returns:
         bool array, shape (N,).
     """
-    x, y = np.asarray(cost, dtype=float), np.asarray(quality, dtype=float)
-    front = np.zeros(len(x), dtype=bool)
-    lowest, lowest_cost = math.inf, math.inf
-    for index in np.lexsort((y, x)):
-        if not (math.isfinite(x[index]) and math.isfinite(y[index])):
-            continue
-        # Equal in both coordinates: neither beats the other, so both stay.
-        if y[index] < lowest or (y[index] == lowest and x[index] == lowest_cost):
-            front[index] = True
-            lowest, lowest_cost = y[index], x[index]
+    points = np.array([cost, quality], dtype=float)
+    precision = np.stack(
+        [np.broadcast_to(p, points.shape[1]).astype(float) for p in (cost_precision, quality_precision)]
+    )
+    finite = np.isfinite(points).all(axis=0)
+    with np.errstate(invalid="ignore"):
+        # [coordinate, i, j]: how far i lies above j.
+        above = points[:, :, None] - points[:, None, :]
+        better = above > np.minimum(precision[:, :, None], precision[:, None, :])
+        beaten = better.any(axis=0) & ~better.transpose(0, 2, 1).any(axis=0) & finite[None, :]
+    front: np.ndarray = finite & ~beaten.any(axis=1)
     return front
 
 
@@ -98,26 +106,62 @@ def empty_figure(text: str) -> Figure:
 # --- quality -----------------------------------------------------------------------------------------------
 
 
+class Point(NamedTuple):
+    """A row in the plane of cost and quality, with the precision of both: half of a 95 % interval."""
+
+    row: Method
+    cost: float
+    cost_precision: float
+    quality: float
+    quality_precision: float
+    sd: float | None
+
+
+def quality_points(results: Results, against: str) -> list[Point]:
+    """The rows at the full count that have a Fréchet distance and a cost.
+
+    Where a distance has no interval, its precision is that of the three digits it is printed with.
+
+    Args:
+        against: "evaluations" or "latency" (median at the smallest batch, in milliseconds).
+    """
+    points = []
+    for row in results.rows:
+        found = results.interval("frechet_distance", row)
+        cost: float | None = row.nfe
+        share = 0.0
+        if against == "latency":
+            cost = results.speed_of(row, "latency_ms_median", "smallest")
+            share = results.speed_of(row, "median_precision", "smallest") or 0.0
+        if found is None or cost is None or found.mean <= 0 or results.count(row) != results.full_count:
+            continue
+        precision = printed_precision(found.mean) if found.high is None else found.high - found.mean
+        points.append(Point(row, float(cost), share * cost, found.mean, precision, found.sd))
+    return points
+
+
+def front_of(points: Sequence[Point]) -> np.ndarray:
+    """Which points are on the Pareto front (:func:`pareto_front`); bool, shape (N,)."""
+    if not points:
+        return np.zeros(0, dtype=bool)
+    _, cost, cost_precision, quality, quality_precision, _ = zip(*points, strict=True)
+    return pareto_front(cost, quality, cost_precision, quality_precision)
+
+
 def quality_figure(results: Results, against: str) -> Figure:
     """Fréchet distance against evaluations or latency, both axes logarithmic, with the Pareto front marked.
 
     Args:
         results: the measures.
-        against: "evaluations" or "latency" (median at the smallest batch, in milliseconds).
+        against: as of :func:`quality_points`.
     """
-    points: list[tuple[Method, float, float, float | None]] = []
-    for row in results.rows:
-        spread = results.spread("frechet_distance", row)
-        latency = against == "latency"
-        x = results.speed_of(row, "latency_ms_median", "smallest") if latency else row.nfe
-        if spread is not None and x is not None and spread.mean > 0 and results.count(row) == results.full_count:
-            points.append((row, float(x), spread.mean, spread.sd))
+    measured = quality_points(results, against)
+    points = [(point.row, point.cost, point.quality, point.sd) for point in measured]
     if not points:
         return empty_figure(f"No method has both a Fréchet distance and {against}.")
 
     variants = list(dict.fromkeys(row.variant for row, *_ in points))
-    xs, ys = [p[1] for p in points], [p[2] for p in points]
-    front = pareto_front(xs, ys)
+    xs, front = [p[1] for p in points], front_of(measured)
     if against == "evaluations":
         points = _set_apart(points, variants)
     figure, axes = new_figure(WIDTH, 4.3)

@@ -7,13 +7,16 @@ from typing import Any
 from diffusion.files import read_json
 from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
 from evaluation.tables import (
+    COUNT_MARK,
     PLAIN_NAMES,
+    RANK_MARK,
     Cell,
     Column,
     Method,
     Results,
     Table,
     load_metrics,
+    rank_mark,
     without_empty_columns,
 )
 
@@ -58,10 +61,12 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         cells = [Cell(name), Cell(_library(facts[name], protocol)), Cell(protocol.features)]
         cells += [Cell(resize_in_words(protocol, facts[name]["extractor"])), Cell(protocol.quantiser)]
         cells += [Cell(_reference(facts[name], protocol)), Cell(counts.get(name))]
+        floor_count, about = floor_counts.get(name), facts[name]
         for measured, _key, _label in named:
-            cells += [Cell(found.get((measured, metric))) for metric in ("frechet_distance", "kid")]
-        floor_count = floor_counts.get(name)
-        rows.append([*cells, Cell(floor_count, mark="" if floor_count == counts.get(name) else " ‡")])
+            count = floor_count if measured == _FLOOR else counts.get(name)
+            mark = rank_mark(about["extractor"].get("dimensions"), count, about["reference"]["count"])
+            cells += [Cell(found.get((measured, "frechet_distance")), mark=mark), Cell(found.get((measured, "kid")))]
+        rows.append([*cells, Cell(floor_count, mark="" if floor_count == counts.get(name) else COUNT_MARK)])
     table = Table(
         "protocols",
         "The same samples under every protocol",
@@ -98,7 +103,10 @@ def _reference(facts: Mapping[str, Any], protocol: Protocol) -> str:
 
 
 def protocol_summary(table: Table) -> str:
-    """What the protocols change, in one or two sentences from the table."""
+    """What the protocols change, in one or two sentences from the table.
+
+    Of the protocols whose samples and reference are more than the features have dimensions.
+    """
     keys = [column.key for column in table.columns]
     sets = [
         (number, column.title.removesuffix(": Fréchet distance ↓"))
@@ -108,6 +116,7 @@ def protocol_summary(table: Table) -> str:
     figures = {
         str(row[keys.index("protocol")].value): {label: row[number].value for number, label in sets}
         for row in table.rows
+        if not any(RANK_MARK in row[number].mark for number, _label in sets)
     }
     complete = {name: row for name, row in figures.items() if all(isinstance(v, float) for v in row.values())}
     if MAIN not in complete or not sets:

@@ -26,7 +26,7 @@ from evaluation.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.intervals import Difference
+from evaluation.intervals import Interval
 from evaluation.plots import FIGURES
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.protocols import MAIN
@@ -41,23 +41,16 @@ from evaluation.tables import (
     CostFile,
     Method,
     Results,
-    Spread,
     Table,
     format_value,
 )
+from evaluation.verdicts import in_words, joined, measure_name, missing_seeds, verdicts
 
 # Tables of the main protocol: those with a row for the floor, those without, and those with published figures beside.
 _WITH_FLOOR = ("main", "floor", "measures", "spread", "comparison", "ablation")
 _WITHOUT_FLOOR = ("differences", "comparison_steps", "comparison_reach")
 _BESIDE_OTHERS = ("published", "ratios")
 _LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
-_MEASURES = {
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "mse_to_teacher": "the mean squared distance to the teacher's output from the same noise",
-    "label_accuracy": "label accuracy",
-}
 # Larger files stay beside the page; the page would get heavy.
 _LARGEST_INLINE = 300_000
 # A manifest may list every file of a data set.
@@ -91,6 +84,8 @@ class ReportInputs:
         comparison: which variants are compared at which budget; None where the experiment has no comparison.
         learning_curves: the measures of students at points of their training.
         protocols: name of a protocol to the figures it gives, its settings in the JSON beside it.
+        dimensions: of the features of the main protocol; None where they are not known.
+        reference_count: images of its reference; None where they are not known.
     """
 
     experiment: str
@@ -112,6 +107,8 @@ class ReportInputs:
     comparison: Comparison | None = None
     learning_curves: Sequence[Path] = ()
     protocols: Mapping[str, Path] = field(default_factory=dict)
+    dimensions: int | None = None
+    reference_count: int | None = None
 
     def files(self) -> list[Path]:
         """All results that the report reads."""
@@ -148,6 +145,8 @@ def load_results(inputs: ReportInputs) -> Results:
         labels=inputs.labels,
         teacher=inputs.teacher,
         untrained=inputs.untrained,
+        dimensions=inputs.dimensions,
+        reference_count=inputs.reference_count,
     )
 
 
@@ -173,7 +172,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
     learning = load_learning_curves(inputs.learning_curves)
 
     built = {
-        table.name: table
+        table.name: tables.with_marks_explained(table)
         for table in (
             tables.main_table(results),
             tables.floor_table(results),
@@ -244,33 +243,16 @@ class Standing:
     better_than: list[int]
     level_with: list[int]
     worse_than: list[int]
-    spread_known: bool
 
 
 def standing(results: Results, row: Method, metric: str) -> Standing | None:
-    """Compares a row with the reference sampler at each number of evaluations; None where it was not measured."""
-    own = results.spread(metric, row)
+    """Compares a row with the reference sampler at each number of evaluations; None where there is no verdict."""
     found: dict[str, list[int]] = {"better": [], "level": [], "worse": []}
-    known = True
     for step in results.ladder:
-        # The reference run has distance 0 to itself; that says nothing.
-        if metric == "mse_to_teacher" and step == results.teacher_row:
-            continue
-        difference = results.difference(metric, row, step)
-        if difference is None or step.nfe is None or results.count(step) != results.count(row):
-            continue
-        known &= difference.known
-        found[_verdict(difference, LOWER_IS_BETTER[metric])].append(step.nfe)
-    if own is None or not any(found.values()):
-        return None
-    return Standing(found["better"], found["level"], found["worse"], known)
-
-
-def _verdict(difference: Difference, lower_is_better: bool) -> str:
-    """As the intervals say; where there are none, as the means say, which the sentence admits."""
-    if difference.known:
-        return difference.verdict(lower_is_better)
-    return "better" if (difference.sampling.mean < 0) == lower_is_better else "worse"
+        verdict = results.verdict(metric, row, step)
+        if verdict in found and step.nfe is not None:
+            found[verdict].append(step.nfe)
+    return Standing(found["better"], found["level"], found["worse"]) if any(found.values()) else None
 
 
 def findings(results: Results, without: Collection[str] = ()) -> list[str]:
@@ -281,29 +263,48 @@ def findings(results: Results, without: Collection[str] = ()) -> list[str]:
     """
     sampler = results.labels.get(results.teacher[0], results.teacher[0])
     sentences = []
-    for row in results.boot_rows:
-        if row.variant in without:
-            continue
+    rows = [row for row in results.boot_rows if row.variant not in without]
+    for row in rows:
         name = f"one evaluation of {results.label(row)}"
-        # Measures that put the student in the same place share a sentence.
-        places: dict[str, list[str]] = {}
-        for metric in LOWER_IS_BETTER:
-            place = standing(results, row, metric)
-            own = results.spread(metric, row)
-            if place is None or own is None:
-                continue
-            caveat = "" if place.spread_known else ", one run" if own.n == 1 else f", {sampler} measured once"
-            measure = _MEASURES.get(metric, _in_sentence(results.frechet_name))
-            places.setdefault(_place_text(place, sampler), []).append(f"{measure} ({_spread_text(own)}{caveat})")
-        sentences += [f"By {_join(measures)}, {name} {place}." for place, measures in places.items()]
+        if results.without_rank(results.count(row)):
+            sentences.append(
+                f"{results.count(row):,} samples in the features' {results.dimensions:,} dimensions are too few for a "
+                f"sentence on the quality of {name}."
+            )
+        else:
+            sentences += _standing_sentences(results, row, name, sampler)
         sentences += _against_progressive(results, row)
-        speed = results.speed_of(row, "images_per_second")
-        factor = results.speed_of(row, "speedup_over_teacher")
+        speed, factor = results.speed_of(row, "images_per_second"), results.speedup(row)
         if speed is not None and factor is not None:
             sentences.append(
                 f"{_capital(name)} makes {format_value(speed)} images a second, "
                 f"{format_value(factor, 'factor')} the speed of {sampler} with {results.teacher[1]} evaluations."
             )
+    missing = missing_seeds(results, without) if rows else ""
+    return [*sentences, missing] if missing else sentences
+
+
+def _standing_sentences(results: Results, row: Method, name: str, sampler: str) -> list[str]:
+    """Where a row stands on the teacher's ladder by every measure; its values alone where there is no verdict."""
+    # Measures that put the student in the same place share a sentence.
+    places: dict[str, list[str]] = {}
+    values = []
+    for metric in LOWER_IS_BETTER:
+        own = results.interval(metric, row)
+        if own is None:
+            continue
+        measure, place = measure_name(results, metric), standing(results, row, metric)
+        if place is not None:
+            places.setdefault(_place_text(place, sampler), []).append(f"{measure} ({_interval_text(own)})")
+            continue
+        teacher = results.teacher_row
+        theirs = results.interval(metric, teacher) if teacher and results.difference(metric, row, teacher) else None
+        values.append(f"{measure} {_interval_text(own)}" + (f" against {_interval_text(theirs)}" if theirs else ""))
+    sentences = [f"By {joined(measures)}, {name} {place}." for place, measures in places.items()]
+    if values:
+        sentences.append(
+            f"{_capital(name)} beside {sampler} with {results.teacher[1]} evaluations: {'; '.join(values)}."
+        )
     return sentences
 
 
@@ -311,61 +312,43 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _in_sentence(name: str) -> str:
-    return name if name == "FID" else f"the {name}"
-
-
 def _place_text(place: Standing, sampler: str) -> str:
     better, level, worse = place.better_than, place.level_with, place.worse_than
-    beside = f", level with {_join(level)} within the 95 % intervals" if level else ""
+    beside = f", level with {joined(level)} within the 95 % intervals" if level else ""
     if better and worse and max(better) < min(worse) and all(max(better) < n < min(worse) for n in level):
         return f"falls between {sampler} with {max(better)} and with {min(worse)} evaluations{beside}"
     if better and not worse and not level:
-        return f"is better than {sampler} with every number of evaluations measured ({_join(better)})"
+        return f"is better than {sampler} with every number of evaluations measured ({joined(better)})"
     if worse and not better and not level:
-        return f"is worse than {sampler} with every number of evaluations measured ({_join(worse)})"
+        return f"is worse than {sampler} with every number of evaluations measured ({joined(worse)})"
     standings = (("better than", better), ("level, within the 95 % intervals, with", level), ("worse than", worse))
-    return "is " + "; ".join(f"{how} {sampler} with {_join(n)} evaluations" for how, n in standings if n)
+    return "is " + "; ".join(f"{how} {sampler} with {joined(n)} evaluations" for how, n in standings if n)
 
 
 def _against_progressive(results: Results, row: Method) -> list[str]:
     other = next((r for r in results.rows if r.method == "progressive_distillation" and r.nfe == 1), None)
-    own = results.spread("frechet_distance", row)
-    theirs = results.spread("frechet_distance", other) if other else None
-    difference = results.difference("frechet_distance", row, other) if other else None
-    if other is None or own is None or theirs is None or difference is None:
+    if other is None:
         return []
-    verdict = {
-        "better": "is better than",
-        "level": "cannot, within the 95 % intervals, be told from",
-        "worse": "is worse than",
-    }
-    text = (
-        f"By {_in_sentence(results.frechet_name)} {results.label(row)} {verdict[_verdict(difference, True)]} "
-        f"{results.label(other)} with one evaluation ({_spread_text(own)} against {_spread_text(theirs)}"
-        + (")" if difference.known else ", the spread not known)")
-    )
+    own_name, name = results.label(row), f"{results.label(other)} with one evaluation"
+    sentences = []
+    if found := verdicts(results, row, other):
+        sentences.append(f"Beside {name}, {own_name} is {in_words(results, found)}.")
     a, b = results.cost_of(row, "network_evaluations"), results.cost_of(other, "network_evaluations")
     seen, theirs_seen = results.cost_of(row, "real_images_seen"), results.cost_of(other, "real_images_seen")
     if a and b and seen is not None and theirs_seen is not None:
-        text += (
-            f"; training took {format_value(a, 'count')} network evaluations and {_images(seen)} against "
-            f"{format_value(b, 'count')} and {_images(theirs_seen)}"
+        sentences.append(
+            f"Training {own_name} took {format_value(a, 'count')} network evaluations and {_images(seen)}, {name} "
+            f"{format_value(b, 'count')} and {_images(theirs_seen)}."
         )
-    return [text + "."]
+    return sentences
 
 
 def _images(count: float) -> str:
     return "no real images" if count == 0 else f"{format_value(count, 'count')} real images"
 
 
-def _spread_text(spread: Spread) -> str:
-    return format_value(spread.mean, "number", spread.sd)
-
-
-def _join(items: Sequence[object]) -> str:
-    words = [str(item) for item in items]
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+def _interval_text(found: Interval) -> str:
+    return format_value(found.mean, "number", found.sd)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------
@@ -498,13 +481,12 @@ def _trajectory_summary(inputs: ReportInputs, results: Results, errors: Mapping[
         student, vanishing = curves["student"], 100 * curves["near_zero"]
         last = student.index.min()
         ddim = frame[(frame["quantity"] == "ddim") & (frame["t"] == last)].set_index("nfe")["value"].sort_index()
-        worse = [f"{int(count)}" for count, value in ddim.items() if value > student[last]]
-        standing = (
-            f"below DDIM with {worse[-1]}" if worse else f"above DDIM with {int(ddim.index.min())}" if len(ddim) else ""
-        )
+        # Of one training: values, and no verdict.
+        beside = ", ".join(f"{value:.2g} with {int(count)}" for count, value in ddim.items())
+        there = f", where DDIM has {beside} evaluations" if beside else ""
         sentences.append(
             f"{results.labels.get(variant, variant)}: the error is {student[student.index.max()]:.2g} at t_max and "
-            f"{student[last]:.2g} at t_min, {standing} evaluations there; the largest share that one step of the grid "
+            f"{student[last]:.2g} at t_min{there}; the largest share that one step of the grid "
             f"adds is {curves['one_step'].max():.2g}; increments vanish in {vanishing.min():.0f} to "
             f"{vanishing.max():.0f} % of the pixels."
         )
@@ -657,13 +639,14 @@ def _common_notes(results: Results, main_protocol: str) -> dict[str, list[str]]:
     notes = {name: [under_main] for name in (*_WITH_FLOOR, *_WITHOUT_FLOOR)}
     notes |= {name: [f"This experiment's own figures: p{under_main[1:]}"] for name in _BESIDE_OTHERS}
     count = results.floor_count
-    floor = results.spread("frechet_distance", results.real, count) if results.real else None
+    floor = results.interval("frechet_distance", results.real, count) if results.real else None
     if floor is not None and count is not None:
-        kid = results.spread("kid", results.real, count) if results.real else None
+        kid = results.interval("kid", results.real, count) if results.real else None
         beside = f", KID {format_value(kid.mean)}" if kid else ""
+        mark = results.rank_mark("frechet_distance", count)
         sentence = (
-            f"Floor: {count} held-out real pictures have {_in_sentence(results.frechet_name)} "
-            f"{format_value(floor.mean)}{beside}; the floor table has every row at that count."
+            f"Floor: {count} held-out real pictures have {measure_name(results, 'frechet_distance')} "
+            f"{format_value(floor.mean)}{mark}{beside}; the floor table has every row at that count."
         )
         for name in _WITHOUT_FLOOR:
             notes[name].append(sentence)
@@ -671,13 +654,6 @@ def _common_notes(results: Results, main_protocol: str) -> dict[str, list[str]]:
 
 
 def _front_text(results: Results) -> str:
-    rows = [
-        (row, float(row.nfe), spread.mean)
-        for row in results.rows
-        if row.nfe is not None
-        and results.count(row) == results.full_count
-        and (spread := results.spread("frechet_distance", row)) is not None
-    ]
-    on = plots.pareto_front([x for _, x, _ in rows], [y for _, _, y in rows])
-    names = [results.long_label(row) for (row, *_), chosen in zip(rows, on, strict=True) if chosen]
+    points = plots.quality_points(results, "evaluations")
+    names = [results.long_label(point.row) for point, on in zip(points, plots.front_of(points), strict=True) if on]
     return "; ".join(names) or MISSING

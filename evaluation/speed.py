@@ -40,7 +40,6 @@ COLUMNS = (
     "latency_ms_median",
     "latency_ms_p95",
     "peak_memory_mb",
-    "speedup_over_teacher",
     "rounds",
     "median_precision",
     "network_share",
@@ -73,7 +72,6 @@ def measure_speed(
     batch_sizes: Sequence[int],
     device: str | torch.device,
     *,
-    baseline: str | None = None,
     networks: Mapping[str, torch.nn.Module] | None = None,
     seconds: float = 60.0,
     precision: float = 0.02,
@@ -84,9 +82,8 @@ def measure_speed(
 ) -> SpeedResult:
     """Times samplers in interleaved rounds.
 
-    The speed-up over the teacher is the median over rounds of (baseline's latency / own latency) at the same
-    batch size. Both latencies of a ratio are taken within one round, so that a machine that slows down for
-    some rounds cancels out; a ratio of two medians would keep it.
+    All samplers take a call in each round, in a random order, so that a machine that slows down for some rounds slows
+    all of them.
 
     Peak memory is taken in one extra call after the timing. On CUDA it is torch's peak of allocated memory,
     models included; on a CPU it is the peak resident set of the whole process during the call, None where the
@@ -97,7 +94,6 @@ def measure_speed(
         make_noise: batch size to fresh noise on ``device``.
         batch_sizes: for example (128, 1): throughput and single-picture latency.
         device: where the samplers run.
-        baseline: the sampler that speed-ups are counted from (the teacher's DDIM-50); None leaves them out.
         networks: the network of each sampler, whose share of the time is taken; None leaves it out.
         seconds: time budget over all batch sizes. Rounds go on until it is used up or every median is precise, but at
             least ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
@@ -108,14 +104,12 @@ def measure_speed(
         seed: of the order of the samplers.
 
     Raises:
-        UserError: no sampler, an unknown baseline, or a sampler that returns another number of pictures.
+        UserError: no sampler, or a sampler that returns another number of pictures.
         NonFiniteError: a sampler returns NaN or infinity.
         DeviceMemoryError: a batch does not fit the device's memory.
     """
     if not samplers or not batch_sizes:
         raise UserError("speed: nothing to measure; give at least one sampler and one batch size.")
-    if baseline is not None and baseline not in samplers:
-        raise UserError(f"speed: the baseline '{baseline}' is not among the samplers {', '.join(samplers)}.")
     device = torch.device(device)
     rows: list[dict[str, Any]] = []
     raw: dict[str, Any] = {
@@ -129,7 +123,6 @@ def measure_speed(
         "warmup": warmup,
         "min_rounds": min_rounds,
         "max_rounds": max_rounds,
-        "baseline": baseline,
         "latency_ms": {},
     }
     with torch.no_grad(), drawn_by_batch(device):
@@ -167,9 +160,6 @@ def measure_speed(
                         "latency_ms_median": median,
                         "latency_ms_p95": float(np.percentile(values, 95)),
                         "peak_memory_mb": peak_memory_mb(samplers[name], noise, device),
-                        "speedup_over_teacher": (
-                            None if baseline is None else float(np.median(latencies[baseline] / values))
-                        ),
                         "rounds": len(values),
                         "median_precision": median_precision(values),
                         "network_share": (

@@ -2,8 +2,18 @@
 
 from collections.abc import Collection
 
-from evaluation.intervals import Interval, over_sampling_seeds, over_training_seeds
-from evaluation.tables import LOWER_IS_BETTER, Cell, Column, Results, Table, floor_row, metric_columns
+from evaluation.intervals import LEAST, Interval, over_sampling_seeds, over_training_seeds
+from evaluation.tables import (
+    COUNT_MARK,
+    LOWER_IS_BETTER,
+    MISSING,
+    Cell,
+    Column,
+    Results,
+    Table,
+    floor_row,
+    metric_columns,
+)
 
 _KEYS = ("frechet_distance", "kid", "mse_to_teacher")
 NOT_SUPPORTED = "≈ not told apart"
@@ -31,7 +41,11 @@ def spread_table(results: Results) -> Table:
     counts: dict[str, set[int]] = {"sampling": set(), "training": set()}
     for row in results.rows:
         count = results.count(row)
-        cells = [Cell(results.label(row)), Cell(row.nfe), Cell(count, mark="" if count == results.full_count else " ‡")]
+        cells = [
+            Cell(results.label(row)),
+            Cell(row.nfe),
+            Cell(count, mark="" if count == results.full_count else COUNT_MARK),
+        ]
         for key in keys:
             values = results.values(key, row)
             if values is None:
@@ -41,7 +55,8 @@ def spread_table(results: Results) -> Table:
             counts["sampling"].add(sampling.n)
             if training is not None and row.variant not in results.untrained:
                 counts["training"].add(training.n)
-            cells += [Cell(sampling.mean), *_ends(sampling), *_ends(training)]
+            mark = results.rank_mark(key, results.count_of(key, row))
+            cells += [Cell(sampling.mean, mark=mark), *_ends(sampling), *_ends(training)]
         rows.append(cells)
     floor = floor_row(results, columns)
     numbers = {
@@ -53,7 +68,7 @@ def spread_table(results: Results) -> Table:
         "95 % intervals of the mean (Student's t). Over sampling seeds: of these very students, other noise. Over "
         "training seeds: of another training run of the same method on the same teacher. "
         + "; ".join(f"{name} seeds: {count}" for name, count in numbers.items())
-        + ". With one seed there is no interval. ‡: another number of samples, not to be compared.",
+        + f". Of fewer than {LEAST} seeds there is no interval. ‡: another number of samples, not to be compared.",
         columns,
         [*rows, *floor],
         aside=frozenset({len(rows)} if floor else ()),
@@ -92,23 +107,22 @@ def difference_table(results: Results, without: Collection[str] = ()) -> Table:
         for b in [*rivals, *results.ladder]:
             for key in keys:
                 found = results.difference(key, a, b)
-                # The teacher's distance to itself is 0 by definition, and no measurement.
-                if found is None or (key == "mse_to_teacher" and b == results.teacher_row):
+                if found is None:
                     continue
-                verdict = found.verdict(LOWER_IS_BETTER[key]) if found.known else "one seed: nothing can be said"
-                verdict = NOT_SUPPORTED if verdict == "level" else verdict
+                verdict = found.verdict(LOWER_IS_BETTER[key])
                 cells = [Cell(results.long_label(a)), Cell(results.long_label(b)), Cell(titles[key])]
-                cells += [Cell(found.sampling.mean), *_ends(found.sampling), *_ends(found.training)]
-                rows.append([*cells, Cell(verdict)])
+                cells.append(Cell(found.sampling.mean, mark=results.rank_mark(key, results.count_of(key, a))))
+                cells += [*_ends(found.sampling), *_ends(found.training)]
+                rows.append([*cells, Cell({"level": NOT_SUPPORTED, "none": MISSING}.get(verdict, verdict))])
     return Table(
         "differences",
         "BOOT against the others, with intervals",
         "Differences of the means, with 95 % intervals: over sampling seeds seed by seed, because both rows start from "
-        "the same noise; over training seeds (Welch) where there are several. A difference counts as better or worse "
-        "only if every interval that could be taken leaves out zero; with one training run the verdict is about these "
-        f"very students and not about the method. '{NOT_SUPPORTED}' marks what the intervals do not support. Every row "
-        "is a comparison of its own: of twenty level ones, one is expected to be marked better or worse by chance. "
-        "Bold in the main table and the sentences about BOOT follow the same rule.",
+        "the same noise; over training seeds (Welch's, or Student's where one side was not trained). Both take "
+        f"{LEAST} seeds. A difference is better or worse only if the interval over training seeds leaves out zero, and "
+        f"that over sampling seeds too where there is one; '{NOT_SUPPORTED}' if not; '{MISSING}': too few training "
+        "seeds for a verdict. Every row is a comparison of its own: of twenty level ones, one is expected to be marked "
+        "better or worse by chance. Bold in the main table and the sentences about BOOT follow the same rule.",
         columns,
         rows,
     )

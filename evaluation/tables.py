@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import yaml
 
 from diffusion.errors import UserError
 from diffusion.files import read_json
-from evaluation.intervals import Difference, difference_of
+from evaluation.intervals import LEAST, Difference, Interval, Verdict, difference_of, interval_of, over_training_seeds
 
 METRICS_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "train_seed", "seed", "metric", "value"),
@@ -22,13 +22,13 @@ METRICS_COLUMNS = (
 )
 SPEED_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "device", "dtype", "batch_size", "images_per_second"),
-    *("latency_ms_median", "latency_ms_p95", "peak_memory_mb", "speedup_over_teacher"),
+    *("latency_ms_median", "latency_ms_p95", "peak_memory_mb"),
     *("rounds", "median_precision", "network_share", "energy_j_per_image"),
 )
-COST_COLUMNS = (
-    *("experiment", "method", "variant", "steps", "network_evaluations", "real_images_seen"),
-    *("wall_clock_s", "parameters", "offline_bytes"),
-)
+_COSTS = ("steps", "network_evaluations", "real_images_seen", "wall_clock_s", "parameters")
+# What not every cost file has, and what stands for it: only some methods have a set; older files have no such seconds.
+_FURTHER_COSTS = {"offline_bytes": 0.0, "cpu_s": math.nan, "gpu_s": math.nan}
+COST_COLUMNS = ("experiment", "method", "variant", *_COSTS, *_FURTHER_COSTS)
 CURVE_COLUMNS = (
     *("variant", "nfe", "train_seed", "step", "network_evaluations", "real_images_seen", "wall_clock_s"),
     *("metric", "value"),
@@ -69,6 +69,21 @@ LOWER_IS_BETTER = {
     "mse_to_teacher": True,
     "label_accuracy": False,
 }
+# The smallest difference that a measure of N images can show; where it knows none, any difference is one. Shares count
+# images (recall the real ones, about as many). Rounding both images to 256 grey levels adds (2 / 255)² / 6 to an MSE.
+RESOLUTION: dict[str, Callable[[int], float]] = {
+    **dict.fromkeys(("precision", "recall", "label_accuracy"), lambda count: 1 / count),
+    "mse_to_teacher": lambda _count: (2 / 255) ** 2 / 6,
+}
+# Measures that take a covariance of features.
+_OF_COVARIANCES = ("frechet_distance", "frechet_distance_to_teacher")
+COUNT_MARK, RANK_MARK = " ‡", " §"
+MARKS = {
+    COUNT_MARK: "‡ Another number of samples than the other rows. A Fréchet distance grows as samples get fewer, so "
+    "compare such a row only in the floor table, at equal counts.",
+    RANK_MARK: "§ The samples or the reference have no more images than the features have dimensions: the covariance "
+    "has not full rank, and the distance is biased upwards. Compare it at the same count only.",
+}
 
 
 class Method(NamedTuple):
@@ -77,36 +92,6 @@ class Method(NamedTuple):
     method: str
     variant: str
     nfe: int | None
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation (n − 1 in the denominator, None for one value) over ``n`` runs."""
-
-    mean: float
-    sd: float | None
-    n: int
-
-
-def spread_of(values: Iterable[float]) -> Spread | None:
-    """Summarises values, None where there is none."""
-    array = np.asarray(list(values), dtype=float)
-    if array.size == 0:
-        return None
-    return Spread(float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None, int(array.size))
-
-
-def compare(a: Spread, b: Spread, lower_is_better: bool) -> str:
-    """Says whether ``a`` is "better", "worse" or "level" with ``b``.
-
-    Level means that the means differ by no more than two standard deviations of the difference, √(sd_a² + sd_b²);
-    this is wider than a test on the means would ask, because few seeds estimate their spread poorly. Where a
-    spread is not known (one seed) the means alone decide; callers must say so.
-    """
-    margin = 2 * math.hypot(a.sd or 0.0, b.sd or 0.0)
-    difference = (b.mean - a.mean) if lower_is_better else (a.mean - b.mean)
-    if abs(difference) <= margin:
-        return "level"
-    return "better" if difference > 0 else "worse"
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -249,15 +234,15 @@ def load_costs(experiment: str, files: Sequence[CostFile]) -> pd.DataFrame:
                         "experiment": experiment,
                         "method": file.method,
                         "variant": name,
-                        **{key: float(student[key]) for key in COST_COLUMNS[3:-1]},
-                        "offline_bytes": float(student.get("offline_bytes", 0)),
+                        **{key: float(student[key]) for key in _COSTS},
+                        **{key: float(student.get(key, default)) for key, default in _FURTHER_COSTS.items()},
                         "nfe": int(student["nfe"]) if student.get("nfe") is not None else None,
                         "base_variant": file.variant,
                     }
                 )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{file.path}: expected 'students', a list with {list(COST_COLUMNS[3:])} and 'nfe' in each; "
+                f"{file.path}: expected 'students', a list with {list(_COSTS)} and 'nfe' in each; "
                 f"{error!r}. Delete the folder and run Snakemake again."
             ) from error
     cost = pd.DataFrame(rows, columns=[*COST_COLUMNS, "nfe", "base_variant"])
@@ -325,6 +310,16 @@ def load_published(path: Path = Path(__file__).parent / "published.yaml") -> dic
     return dict(content)
 
 
+def without_rank(dimensions: int | None, count: int | None) -> bool:
+    """Whether so many feature vectors span less than their dimensions about their mean; False where not known."""
+    return dimensions is not None and count is not None and count <= dimensions
+
+
+def rank_mark(dimensions: int | None, *counts: int | None) -> str:
+    """What stands beside a distance between covariances of so many feature vectors of which one has not full rank."""
+    return RANK_MARK if any(without_rank(dimensions, count) for count in counts) else ""
+
+
 # --- what the tables are made from -------------------------------------------------------------------------
 
 
@@ -341,6 +336,8 @@ class Results:
         labels: what to call each variant, in the order of the rows.
         teacher: variant and evaluations of the reference run of the teacher, e.g. ("ddim", 50).
         untrained: variants that run the teacher itself, so that nothing was trained for them.
+        dimensions: of the features; None where they are not known.
+        reference_count: images of the reference; None where they are not known.
     """
 
     metrics: pd.DataFrame
@@ -351,6 +348,8 @@ class Results:
     labels: Mapping[str, str]
     teacher: tuple[str, int]
     untrained: frozenset[str] = frozenset()
+    dimensions: int | None = None
+    reference_count: int | None = None
     _index: dict[tuple[str, Method], dict[int, list[pd.DataFrame]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -462,24 +461,55 @@ class Results:
                 been measured at the full count.
         """
         groups = self._index.get((metric, row), {})
-        if count is None and groups:
-            count = self.full_count if self.full_count in groups else max(groups)
+        count = self.count_of(metric, row) if count is None else count
         if count not in groups:
             return None
         frame = pd.concat(groups[count])
         return frame.set_index(["train_seed", "seed"])["value"].astype(float)
 
-    def spread(self, metric: str, row: Method, count: int | None = None) -> Spread | None:
-        """Mean and deviation of one measure over training and sampling seeds; see :meth:`values`."""
+    def count_of(self, metric: str, row: Method) -> int | None:
+        """Number of samples behind a row's main figure of a measure: the full count, or its own largest."""
+        groups = self._index.get((metric, row), {})
+        return self.full_count if self.full_count in groups else max(groups, default=None)
+
+    def interval(self, metric: str, row: Method, count: int | None = None) -> Interval | None:
+        """Mean and interval of one measure; see :meth:`values`.
+
+        Over training seeds where the row has several, each at its mean over sampling seeds; else over sampling seeds.
+        """
         values = self.values(metric, row, count)
-        return None if values is None else spread_of(values)
+        if values is None:
+            return None
+        training = over_training_seeds(values)
+        return training if training is not None and training.n > 1 else interval_of(values.to_numpy())
 
     def difference(self, metric: str, a: Method, b: Method) -> Difference | None:
-        """Row a minus row b with its intervals, None where one was not measured or they share no sampling seed."""
+        """Row a minus row b with its intervals.
+
+        None where one was not measured, at another number of samples than the other, or where they share no sampling
+        seed; and of the teacher's distance to itself, which is 0 by definition.
+        """
         first, second = self.values(metric, a), self.values(metric, b)
-        if first is None or second is None:
+        count = self.count_of(metric, a)
+        if first is None or second is None or count is None or count != self.count_of(metric, b):
             return None
-        return difference_of(first, second, trained=any(row.variant not in self.untrained for row in (a, b)))
+        if metric == "mse_to_teacher" and self.teacher_row in (a, b):
+            return None
+        trained = (a.variant not in self.untrained, b.variant not in self.untrained)
+        return difference_of(first, second, trained, RESOLUTION.get(metric, lambda _count: 0.0)(count))
+
+    def verdict(self, metric: str, a: Method, b: Method) -> Verdict | None:
+        """Whether row a is better than row b by one measure; None where they cannot be compared."""
+        found = self.difference(metric, a, b)
+        return None if found is None else found.verdict(LOWER_IS_BETTER[metric])
+
+    def without_rank(self, count: int | None) -> bool:
+        """Whether the covariance of so many feature vectors has less than full rank."""
+        return without_rank(self.dimensions, count)
+
+    def rank_mark(self, metric: str, count: int | None) -> str:
+        """What stands beside a figure of so many samples whose covariance, or the reference's, has not full rank."""
+        return rank_mark(self.dimensions, count, self.reference_count) if metric in _OF_COVARIANCES else ""
 
     def has(self, metric: str) -> bool:
         """Whether any row has this measure."""
@@ -487,8 +517,7 @@ class Results:
 
     def count(self, row: Method) -> int | None:
         """Number of samples behind a row's main figures."""
-        groups = self._index.get(("frechet_distance", row), {})
-        return self.full_count if self.full_count in groups else max(groups, default=None)
+        return self.count_of("frechet_distance", row)
 
     def speed_of(self, row: Method, column: str, batch: str = "best") -> float | None:
         """One figure of the speed table, at the batch with the best throughput of the row or at the smallest batch."""
@@ -498,6 +527,13 @@ class Results:
             return None
         place = frame["images_per_second"].argmax() if batch == "best" else frame["batch_size"].argmin()
         return float(frame.iloc[int(place)][column])
+
+    def speedup(self, row: Method) -> float | None:
+        """Images per second over those of the teacher's reference run, each at its own best batch size."""
+        own, teacher = (
+            self.speed_of(one, "images_per_second") if one is not None else None for one in (row, self.teacher_row)
+        )
+        return None if own is None or teacher is None else own / teacher
 
     def cost_of(self, row: Method, column: str) -> float | None:
         """One figure of the cost of training; 0 for runs of the teacher itself, None where it is not known."""
@@ -569,6 +605,11 @@ def format_value(value: float | str | None, kind: str = "number", sd: float | No
     return f"{text} ± 0" if sd == 0 else text
 
 
+def printed_precision(value: float) -> float:
+    """Half a unit of the last of the three digits that a value without spread is printed with."""
+    return 0.5 * 10.0 ** (math.floor(math.log10(abs(value))) - 2)
+
+
 def _significant(value: float, digits: int = 3) -> str:
     if value == 0:
         return "0"
@@ -616,7 +657,7 @@ _TEX = {
     **{character: "\\" + character for character in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$"},
-    **{"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "−": "$-$", "²": "$^2$"},
+    **{"†": r"$\dagger$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "–": "--", "−": "$-$", "²": "$^2$", "§": r"\S{}"},
     **{"√": r"$\sqrt{\ }$", "≤": r"$\leq$", "≥": r"$\geq$", "‡": r"$\ddagger$", "…": r"\dots{}"},
 }
 
@@ -702,8 +743,15 @@ def write_table(table: Table, folder: Path) -> None:
 # --- the tables --------------------------------------------------------------------------------------------
 
 
-def _spread_cell(spread: Spread | None) -> Cell:
-    return Cell() if spread is None else Cell(spread.mean, spread.sd, spread.n)
+def measured_cell(
+    results: Results, metric: str, row: Method, count: int | None = None, best: bool = False, mark: str = ""
+) -> Cell:
+    """One measure of a row with its spread, marked where the covariance behind it has not full rank."""
+    found = results.interval(metric, row, count)
+    if found is None:
+        return Cell()
+    mark += results.rank_mark(metric, results.count_of(metric, row) if count is None else count)
+    return Cell(found.mean, found.sd, found.n, best, mark)
 
 
 def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
@@ -726,33 +774,22 @@ def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
     return [Column(key, titles[key], "number", spread=True) for key in keys]
 
 
-def supported_best(spreads: Mapping[Method, Spread], lower_is_better: bool) -> Method | None:
-    """The row that beats every other one by more than the spread, None where the spread does not support any.
-
-    Only rows with at least three runs take part in the claim, and a row with fewer blocks it: with an unknown
-    spread nothing can be said.
-    """
-    if len(spreads) < 2 or any(spread.n < 3 for spread in spreads.values()):
-        return None
-    sign = 1 if lower_is_better else -1
-    best = min(spreads, key=lambda row: sign * spreads[row].mean)
-    others = [spread for row, spread in spreads.items() if row != best]
-    wins = all(compare(spreads[best], other, lower_is_better) == "better" for other in others)
-    return best if wins else None
-
-
 def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
     parts: dict[str, list[str]] = {}
     titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in metric_columns(results, keys)), strict=True))
     for key in keys:
-        counts = {s.n for row in results.rows if (s := results.spread(key, row)) is not None}
+        counts = {found.n for row in results.rows if (found := results.interval(key, row)) is not None}
         if counts:
             text = str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
             parts.setdefault(text, []).append(titles[key])
     runs = "; ".join(f"n = {n}: {', '.join(names)}" for n, names in parts.items())
     # Counted within a variant: samplers of the teacher carry the teacher's seed, which says nothing of the others.
     several = results.metrics.groupby("variant")["train_seed"].nunique().max() > 1
-    over = "runs (training seeds times sampling seeds)" if several else "sampling seeds of one training run"
+    over = (
+        "training seeds, each at its mean over sampling seeds, or of rows with one training over n sampling seeds"
+        if several
+        else "sampling seeds of one training run"
+    )
     return (
         f"Mean ± standard deviation over n {over} ({runs}); a figure without ± was taken once. "
         + ("" if several else "The spread does not contain what another training run would change. ")
@@ -773,8 +810,7 @@ def _supported_winners(results: Results, metric: str) -> set[Method]:
     ]
 
     def wins(row: Method, rivals: Sequence[Method]) -> bool:
-        found = [results.difference(metric, row, other) for other in rivals]
-        return bool(found) and all(one and one.verdict(LOWER_IS_BETTER[metric]) == "better" for one in found)
+        return bool(rivals) and all(results.verdict(metric, row, other) == "better" for other in rivals)
 
     return {row for row in ranked if wins(row, [r for r in ranked if r.nfe == row.nfe and r != row])}
 
@@ -796,28 +832,31 @@ def teacher_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]
     )
     cells = []
     for column in columns:
-        spread = results.spread(column.key, row)
-        cells.append(Cell(spread.mean, spread.sd, spread.n) if spread else Cell(known.get(column.key)))
+        cell = measured_cell(results, column.key, row)
+        cells.append(Cell(known.get(column.key)) if cell.value is None else cell)
     return [cells]
 
 
 def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
     """The row of the held-out real pictures for a table with these columns; none where they were not measured.
 
-    The first column gets the name; ‡ says that their count is another than the methods'.
+    The first column gets the name; ‡ says that their count is another than the methods'. What was taken of another
+    number of them than the rest of the row, as a classifier's accuracy may be, says of how many.
     """
     if not results.real:
         return []
     count = results.floor_count
-    mark = "" if count == results.full_count else " ‡"
+    mark = "" if count == results.full_count else COUNT_MARK
     counted = any(column.key == "num_samples" for column in columns)
     cells = [Cell(FLOOR)]
     for column in columns[1:]:
         if column.key == "num_samples":
             cells.append(Cell(count, mark=mark))
             continue
-        spread = results.spread(column.key, results.real, count)
-        cells.append(Cell(spread.mean, spread.sd, spread.n, mark="" if counted else mark) if spread else Cell())
+        at = count if results.values(column.key, results.real, count) is not None else None
+        own = results.count_of(column.key, results.real) if at is None else at
+        beside = "" if own == count or own is None else f" (of {own:,})"
+        cells.append(measured_cell(results, column.key, results.real, at, mark=beside + ("" if counted else mark)))
     return [cells]
 
 
@@ -857,16 +896,12 @@ def main_table(results: Results) -> Table:
         Column("data_free", "Data-free"),
     ]
     rows = []
-    other_count = False
     for row in results.rows:
         cells = [Cell(results.label(row)), Cell(row.nfe)]
         count = results.count(row)
-        other_count |= count != results.full_count
-        cells.append(Cell(count, mark="" if count == results.full_count else " ‡"))
-        for key in keys:
-            cell = _spread_cell(results.spread(key, row))
-            cells.append(Cell(cell.value, cell.sd, cell.n, best=row in best[key]))
-        cells += [Cell(results.speed_of(row, c)) for c in ("images_per_second", "speedup_over_teacher")]
+        cells.append(Cell(count, mark="" if count == results.full_count else COUNT_MARK))
+        cells += [measured_cell(results, key, row, best=row in best[key]) for key in keys]
+        cells += [Cell(results.speed_of(row, "images_per_second")), Cell(results.speedup(row))]
         cells += [Cell(results.cost_of(row, c)) for c in ("network_evaluations", "wall_clock_s", "real_images_seen")]
         seen = results.cost_of(row, "real_images_seen")
         if row.variant in results.untrained:
@@ -875,21 +910,17 @@ def main_table(results: Results) -> Table:
             free = None if seen is None else ("yes" if seen == 0 else "no")
         rows.append([*cells, Cell(free)])
     floor = floor_row(results, columns)
-    other_count |= bool(floor) and results.floor_count != results.full_count
     teacher = f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
     device = _devices(results.speed)
     notes = [
-        f"Reference: the training pictures. Speed-up and distances to the teacher: against {teacher}, from the "
-        f"same noise. {device} Training cost is what the student cost beyond the teacher's own training.",
+        f"Reference: the training pictures. Distances to the teacher: against {teacher}, from the same noise. {device} "
+        f"Speed-up: these images per second over those of {teacher}. Training cost is what the student cost beyond the "
+        "teacher's own training.",
         "Bold: better than every other method with the same number of evaluations by the 95 % intervals of the "
-        "differences (over sampling seeds, paired, and over training seeds where there are several). No bold means "
-        "that they support no difference. The teacher against itself is 0 by definition.",
+        f"differences, over {LEAST} training seeds or more of whatever was trained (and over sampling seeds, paired, "
+        "where there are as many). No bold: they support no difference, or the seeds are too few. The teacher against "
+        "itself is 0 by definition.",
     ]
-    if other_count:
-        notes.append(
-            "‡ Another number of samples than the other rows. A Fréchet distance grows as samples get fewer, so "
-            "compare such a row only in the floor table, at equal counts."
-        )
     return Table(
         "main",
         "Quality, speed and training cost",
@@ -915,7 +946,7 @@ def floor_table(results: Results) -> Table:
     """Every method at the count of the held-out real pictures, beside those pictures themselves."""
     keys = ["frechet_distance", "kid", "precision", "recall"]
     count = results.floor_count
-    floor = results.spread("frechet_distance", results.real, count) if results.real else None
+    floor = results.interval("frechet_distance", results.real, count) if results.real else None
     columns = [
         Column("method", "Method"),
         Column("nfe", "Evaluations", "count"),
@@ -924,14 +955,14 @@ def floor_table(results: Results) -> Table:
     ]
     rows = []
     if results.real and count is not None:
-        spreads = [_spread_cell(results.spread(key, results.real, count)) for key in keys]
-        rows.append([Cell(FLOOR), Cell(), *spreads, Cell(1.0 if floor else None)])
+        cells = [measured_cell(results, key, results.real, count) for key in keys]
+        rows.append([Cell(FLOOR), Cell(), *cells, Cell(1.0 if floor else None)])
     if count is not None:
         for row in results.rows:
-            spread = results.spread("frechet_distance", row, count)
-            spreads = [_spread_cell(results.spread(key, row, count)) for key in keys]
-            ratio = spread.mean / floor.mean if spread and floor and floor.mean > 0 else None
-            rows.append([Cell(results.label(row)), Cell(row.nfe), *spreads, Cell(ratio)])
+            own = results.interval("frechet_distance", row, count)
+            cells = [measured_cell(results, key, row, count) for key in keys]
+            ratio = own.mean / floor.mean if own and floor and floor.mean > 0 else None
+            rows.append([Cell(results.label(row)), Cell(row.nfe), *cells, Cell(ratio)])
     table = Table(
         "floor",
         f"At equal counts: {MISSING if count is None else count} samples each",
@@ -962,7 +993,7 @@ def measures_table(results: Results) -> Table:
             key: None if key in ("frechet_distance_extrapolated", "frechet_distance_to_teacher") else count
             for key in keys
         }
-        rows.append([Cell(name), Cell(row.nfe), *(_spread_cell(results.spread(key, row, at[key])) for key in keys)])
+        rows.append([Cell(name), Cell(row.nfe), *(measured_cell(results, key, row, at[key]) for key in keys)])
     notes = [
         "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density "
         "is 1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that "
@@ -1005,6 +1036,14 @@ def without_empty_columns(table: Table, keep: Sequence[str] = ()) -> Table:
     )
 
 
+def with_marks_explained(table: Table) -> Table:
+    """The table with a note on every mark that its caption and notes leave unexplained."""
+    texts = " ".join([table.caption, *table.notes])
+    marks = "".join(cell.mark for row in table.rows for cell in row) + "".join(c.title for c in table.columns)
+    notes = [note for mark, note in MARKS.items() if mark in marks and mark.strip() not in texts]
+    return replace(table, notes=[*table.notes, *notes])
+
+
 def published_table(results: Results, published: Mapping[str, Any]) -> Table:
     """Published figures with source and certainty, and the reproduced ones where the data set is the same."""
     same_data = results.dataset in published["datasets"]
@@ -1035,8 +1074,7 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
             if same_data:
                 row = next((r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None)
                 comparable = dataset == results.dataset and results.features == "inception" and row is not None
-                spread = results.spread("frechet_distance", row) if comparable and row else None
-                cells.append(_spread_cell(spread))
+                cells.append(measured_cell(results, "frechet_distance", row) if comparable and row else Cell())
             cells += [Cell(published["sources"][entry["source"]]["short"]), Cell(entry["certainty"])]
             rows.append(cells)
     if same_data and results.features == "inception":
@@ -1088,8 +1126,8 @@ def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
     def figure(key: str, row: Method) -> float | None:
         if key == "images_per_second":
             return results.speed_of(row, key)
-        spread = results.spread("frechet_distance", row)
-        return spread.mean if spread else None
+        found = results.interval("frechet_distance", row)
+        return found.mean if found else None
 
     def here(key: str, boot: Method, method: str, nfe: int) -> Cell:
         rows = results.ladder if method == "ddim" else [r for r in results.rows if r.method == method]
@@ -1135,34 +1173,34 @@ def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
 
 def cost_table(results: Results) -> Table:
     """What each network cost to train."""
+    columns = [
+        Column("network", "Network"),
+        Column("steps", "Optimiser steps", "count"),
+        Column("network_evaluations", "Network evaluations", "count"),
+        Column("real_images_seen", "Real images seen", "count"),
+        Column("wall_clock_s", "Wall-clock", "duration"),
+        Column("cpu_s", "CPU time", "duration"),
+        Column("gpu_s", "GPU time", "duration"),
+        Column("parameters", "Parameters", "count"),
+        Column("offline_bytes", "Offline set (bytes)", "count"),
+    ]
+    # A column of zeros alone says nothing: no GPU, or no set.
+    columns = [c for c in columns if c.key not in _FURTHER_COSTS or bool((results.cost[c.key] > 0).any())]
     rows = []
-    offline = bool((results.cost["offline_bytes"] > 0).any())
-    keys = COST_COLUMNS[3:] if offline else COST_COLUMNS[3:-1]
     for _, item in results.cost.iterrows():
         label = results.labels.get(item["base_variant"], item["base_variant"])
         several = item["variant"] != item["base_variant"]
-        rows.append(
-            [
-                Cell(label + (f", student with {item['nfe']}" if several else "")),
-                *(Cell(float(item[key])) for key in keys),
-            ]
-        )
+        name = Cell(label + (f", student with {item['nfe']}" if several else ""))
+        rows.append([name, *(Cell(None if pd.isna(item[c.key]) else float(item[c.key])) for c in columns[1:])])
     return Table(
         "training_cost",
         "What training cost",
         "Network evaluations and real images are counted in images (a batch of 128 counts 128 times). All numbers "
-        "accumulate over everything that had to be trained before a student; wall-clock accumulates over "
-        "interruptions, and training jobs may have shared the machine: read it as an upper bound. The teacher's own "
-        "training is not part of a student's figures.",
-        [
-            Column("network", "Network"),
-            Column("steps", "Optimiser steps", "count"),
-            Column("network_evaluations", "Network evaluations", "count"),
-            Column("real_images_seen", "Real images seen", "count"),
-            Column("wall_clock_s", "Wall-clock", "duration"),
-            Column("parameters", "Parameters", "count"),
-            *([Column("offline_bytes", "Offline set (bytes)", "count")] if offline else []),
-        ],
+        "accumulate over everything that had to be trained before a student, and over interruptions. Training jobs may "
+        "have shared the machine: read wall-clock as an upper bound. CPU time: seconds of all threads of the training "
+        "process (of several, the first). GPU time: wall-clock times the GPUs that the training held, busy or idle. "
+        "The teacher's own training is not part of a student's figures.",
+        columns,
         rows,
     )
 
@@ -1177,16 +1215,22 @@ def speed_table(results: Results) -> Table:
         Column("median_precision", "Its precision, ± %", "number"),
         Column("latency_ms_p95", "95th percentile, ms", "number"),
         Column("images_per_second", "Images/s ↑", "number"),
-        Column("speedup_over_teacher", "Speed-up", "factor"),
+        Column("speedup", "Speed-up", "factor"),
         Column("network_share", "In the network, %", "number"),
         Column("peak_memory_mb", "Peak memory, MB", "number"),
         Column("energy_j_per_image", "Energy, J a picture ↓", "number"),
         Column("rounds", "Rounds", "count"),
     ]
     percent = ("median_precision", "network_share")
+    speed = results.speed
+    teacher = speed[(speed["variant"].astype(str) == results.teacher[0]) & (speed["nfe"] == results.teacher[1])]
+    speed = speed.assign(
+        speedup=speed["images_per_second"]
+        / speed["batch_size"].map(teacher.drop_duplicates("batch_size").set_index("batch_size")["images_per_second"])
+    )
     rows = []
     for row in results.rows:
-        frame = results.speed[(results.speed["variant"].astype(str) == row.variant) & (results.speed["nfe"] == row.nfe)]
+        frame = speed[(speed["variant"].astype(str) == row.variant) & (speed["nfe"] == row.nfe)]
         for _, item in frame.sort_values("batch_size").iterrows() if row.nfe is not None else ():
             cells = [Cell(results.label(row)), Cell(row.nfe)]
             for column in columns[2:]:
@@ -1197,8 +1241,8 @@ def speed_table(results: Results) -> Table:
         "sampling_speed",
         "Speed of sampling",
         f"{_devices(results.speed, best=False)} Median of calls that took turns in a random order, with half of its "
-        "95 % interval; rounds went on until every median was precise enough, or the time was up. Speed-up: the median "
-        "over rounds, against the teacher's reference run at the same batch size. The network's share, memory and "
+        "95 % interval; rounds went on until every median was precise enough, or the time was up. Speed-up: images "
+        "per second over those of the teacher's reference run at the same batch size. The network's share, memory and "
         "energy are of calls of their own.",
         columns,
         rows,

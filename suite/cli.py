@@ -163,7 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     paths(sub, "real", "data", "output")
 
     sub = command("speed", "speed.time_sampling", "speed of every sampler, interleaved")
-    for name in ("experiment", "units", "settings", "teacher"):
+    for name in ("experiment", "units", "settings"):
         sub.add_argument(f"--{name}", required=True)
     guidance(sub)
     paths(sub, "output")

@@ -1,6 +1,7 @@
 """The ablation's block of YAML, its table and its sentences."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import yaml
 from test_configuration import TINY
 
 from diffusion.errors import UserError
-from evaluation.ablation import Ablation, ablation_figure, ablation_sentences, ablation_table, training_spread
+from evaluation.ablation import Ablation, ablation_figure, ablation_sentences, ablation_summary, ablation_table
 from evaluation.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Method, Results
 from suite.configuration import parse_experiment
 from suite.plan import Plan
@@ -112,8 +113,8 @@ ABLATION = Ablation("base", {"knob": ["good", "same", "bad"]}, {"good": "knob 1"
 
 
 def test_the_spread_is_that_over_training_seeds():
-    spread = training_spread(results(VALUES), "frechet_distance", Method("boot", "base", 1))
-    assert (spread.mean, spread.sd, spread.n) == pytest.approx((12.0, 1.0, 3))  # of the means 11, 12, 13
+    found = results(VALUES).interval("frechet_distance", Method("boot", "base", 1))
+    assert (found.mean, found.sd, found.n) == pytest.approx((12.0, 1.0, 3))  # of the means 11, 12, 13
     assert np.std([10, 12, 11, 13, 12, 14], ddof=1) > 1.4  # what pooling all six would have said
 
 
@@ -128,24 +129,33 @@ def test_the_table_marks_what_beats_the_base():
 
 def test_the_sentence_says_what_the_data_say():
     first, note = ablation_sentences(results(VALUES), ABLATION)
-    assert first.startswith("knob: By ")
-    assert "against the base's 12.0 ± 1.0" in first
-    for part in ("better: knob 1 (3.0 ± 1.0)", "level: knob 2 (11.8 ± 0.6)", "worse: knob 3 (32.0 ± 1.0)"):
-        assert part in first
-    assert note.startswith("Level means")
+    assert first == (
+        "knob: knob 1: better by the Fréchet distance. knob 2: level by the Fréchet distance. "
+        "knob 3: worse by the Fréchet distance."
+    )
+    assert note.startswith("Level: ")
+    assert ablation_summary(results(VALUES), ABLATION) == (
+        "Of 3 changes against the base: by the Fréchet distance 1 better, 1 level, 1 worse. "
+        "No change is both cheaper than the base and worse by no measure."
+    )
 
 
-def test_a_change_whose_seeds_differ_too_much_is_undecided():
-    values = VALUES | {"same": [[2.0], [30.0], [15.0]]}
-    first, note = ablation_sentences(results(values), ABLATION)
-    assert "undecided: knob 2 (16 ± 14)" in first
-    assert "level" not in first
-    assert "25%" in note
+def test_sentences_name_all_measures():
+    frame = results(VALUES).metrics
+    recall = frame.assign(metric="recall", value=-frame["value"].where(frame["variant"] != "good", 50.0) / 100)
+    both = dataclasses.replace(results(VALUES), metrics=pd.concat([frame, recall], ignore_index=True))
+    first, _ = ablation_sentences(both, ABLATION)
+    assert "knob 1: better by the Fréchet distance; worse by recall." in first
+    summary = ablation_summary(both, ABLATION)
+    assert "by the Fréchet distance 1 better, 1 level, 1 worse; by recall 0 better, 1 level, 2 worse" in summary
 
 
-def test_one_training_seed_supports_nothing():
-    table = ablation_table(results({name: values[:1] for name, values in VALUES.items()}), ABLATION)
-    assert not any(cell.best for row in table.rows for cell in row)
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_fewer_than_three_training_seeds_support_nothing(seeds):
+    few = results({name: values[:seeds] for name, values in VALUES.items()})
+    assert not any(cell.best for row in ablation_table(few, ABLATION).rows for cell in row)
+    assert ablation_sentences(few, ABLATION) == []
+    assert ablation_summary(few, ABLATION) == ""
 
 
 def test_without_an_ablation_the_files_are_there_and_empty():

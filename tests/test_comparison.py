@@ -99,19 +99,18 @@ def results(values, costs):
     return Results(frame, speed, cost, pd.DataFrame(), "digits", labels, ("ddim", 50), frozenset({"ddim"}))
 
 
-RESULTS = results(
-    {
-        ("ddim", "ddim", 2): [20.0],
-        ("ddim", "ddim", 4): [4.0],
-        ("ddim", "ddim", 50): [1.0],
-        ("boot", "boot", 1): [2.9, 3.0, 3.1],
-        ("pd", "pd", 1): [5.9, 6.0, 6.1],
-        ("pd", "pd", 2): [3.9, 4.0, 4.1],
-        ("kd", "kd", 1): [1.9, 2.0, 2.1],
-        ("other", "other", 1): [1.0, 3.0, 5.0],
-    },
-    {"boot": (1000, 0, 0), "pd": (1000, 500, 0), "kd": (1100, 0, 4096), "other": (1000, 0, 0)},
-)
+VALUES = {
+    ("ddim", "ddim", 2): [20.0],
+    ("ddim", "ddim", 4): [4.0],
+    ("ddim", "ddim", 50): [1.0],
+    ("boot", "boot", 1): [2.9, 3.0, 3.1],
+    ("pd", "pd", 1): [5.9, 6.0, 6.1],
+    ("pd", "pd", 2): [3.9, 4.0, 4.1],
+    ("kd", "kd", 1): [1.9, 2.0, 2.1],
+    ("other", "other", 1): [1.0, 3.0, 5.0],
+}
+COSTS = {"boot": (1000, 0, 0), "pd": (1000, 500, 0), "kd": (1100, 0, 4096), "other": (1000, 0, 0)}
+RESULTS = results(VALUES, COSTS)
 NAMES = {"boot": "BOOT", "pd": "PD", "kd": "KD", "other": "Other"}
 COMPARISON = Comparison({"evaluations": {v: NAMES[v] for v in ("boot", "pd", "kd")}, "time": NAMES}, 1437)
 
@@ -135,9 +134,19 @@ def test_the_table_has_the_nearest_to_the_data_first_in_each_budget_with_its_cos
 
 
 def test_the_sentence_says_how_boot_stands():
-    first, second = comparison_summary(RESULTS, COMPARISON).split(". At ")
-    assert "BOOT (3.00 ± 0.10) is better than PD (6.00 ± 0.10); worse than KD (2.00 ± 0.10)" in first
-    assert "level with Other (3 ± 2)" in second
+    summary = comparison_summary(RESULTS, COMPARISON)
+    assert summary == (
+        "At equal evaluations, BOOT beside KD: worse by the Fréchet distance. "
+        "Beside PD: better by the Fréchet distance. "
+        "At equal time, BOOT beside KD: worse by the Fréchet distance. Beside Other: level by the Fréchet distance. "
+        "Beside PD: better by the Fréchet distance."
+    )
+
+
+def test_two_training_seeds_give_no_sentence_and_no_bold():
+    few = results({row: values[:2] for row, values in VALUES.items()}, COSTS)
+    assert comparison_summary(few, COMPARISON) == ""
+    assert not any(cell.best for cell in column(comparison_table(few, COMPARISON), "frechet_distance"))
 
 
 def test_the_steps_of_chains_and_samplers():

@@ -165,6 +165,13 @@ def test_the_students_cost_holds_that_of_the_set(tmp_path):
     (snapshot,) = student.snapshots
     assert snapshot.step == 2
     assert snapshot.cost["network_evaluations"] == 40 + 2 * 6
+    assert student.cost["cpu_s"] == pytest.approx(pairs.cost["cpu_s"] + run.cost()["cpu_s"], abs=0.5)
+    # A set whose making was not timed so: the sum is not known.
+    del pairs.cost["cpu_s"], pairs.cost["gpu_s"]
+    with TrainingRun(tmp_path / "again", "key", 0, CPU) as run:
+        (student,) = method.distil(tiny_denoiser(), run, pairs)
+    assert {"cpu_s", "gpu_s"}.isdisjoint(student.cost)
+    assert student.cost["wall_clock_s"] > 0
 
 
 def build(**changes):

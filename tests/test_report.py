@@ -22,7 +22,7 @@ from diffusion.errors import UserError
 from evaluation import plots, tables
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing
-from evaluation.tables import Cell, Column, Method, Results, Spread, Table, compare, format_value, supported_best
+from evaluation.tables import Cell, Column, Method, Results, Table, format_value
 
 BOOT = Method("boot", "boot-heun", 1)
 
@@ -89,9 +89,9 @@ def test_long_tables_have_their_columns_in_order(report: Path) -> None:
         "metrics": "experiment,method,variant,nfe,train_seed,seed,metric,value,num_samples,protocol,features,"
         "reference,library",
         "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
-        "latency_ms_p95,peak_memory_mb,speedup_over_teacher,rounds,median_precision,network_share,energy_j_per_image",
+        "latency_ms_p95,peak_memory_mb,rounds,median_precision,network_share,energy_j_per_image",
         "cost": "experiment,method,variant,steps,network_evaluations,real_images_seen,wall_clock_s,parameters,"
-        "offline_bytes",
+        "offline_bytes,cpu_s,gpu_s",
         "learning_curves": "variant,nfe,train_seed,step,network_evaluations,real_images_seen,wall_clock_s,metric,value",
     }
     for name, header in expected.items():
@@ -202,18 +202,21 @@ def test_a_training_log_without_its_columns_is_refused(inputs: ReportInputs, tmp
 
 
 def test_mean_and_spread(results: Results) -> None:
-    spread = results.spread("frechet_distance", BOOT)
-    assert spread is not None
-    assert spread.n == 3
-    assert spread.mean == pytest.approx(124)
-    assert spread.sd == pytest.approx(1.5)
+    """Over training seeds, each at its mean over sampling seeds; of a row without training over sampling seeds."""
+    found = results.interval("frechet_distance", BOOT)
+    assert found is not None
+    assert found[::3] == pytest.approx((124, 1.5))
+    assert found.n == 3
+    sampler = results.interval("frechet_distance", Method("ddim", "ddim", 8))
+    assert sampler is not None
+    assert (sampler.mean, sampler.sd, sampler.n) == pytest.approx((88, 1.5, 3))
 
 
 def test_counts(results: Results) -> None:
     assert results.full_count == FULL
     assert results.floor_count == PART
     assert results.count(Method("external", "my-samples", None)) == 1000
-    part = results.spread("frechet_distance", BOOT, PART)
+    part = results.interval("frechet_distance", BOOT, PART)
     assert part is not None
     assert part.mean == pytest.approx(1.15 * 124 + 90)
 
@@ -222,7 +225,7 @@ def test_the_extractor_names_the_distance(tmp_path: Path, results: Results) -> N
     assert results.frechet_name == "Fréchet distance (efficientnet-lite0@64px)"
     other = load_results(fabricate(tmp_path / "r", features="inception"))
     assert other.frechet_name == "FID"
-    spread = other.spread("frechet_distance", BOOT)
+    spread = other.interval("frechet_distance", BOOT)
     assert spread is not None
     assert spread.mean == pytest.approx(124)
 
@@ -241,7 +244,7 @@ def test_protocols_are_not_mixed(inputs: ReportInputs, tmp_path: Path) -> None:
     row[7], row[9] = "5.0", "another-resize"
     path.write_text("\n".join([lines[0], ",".join(row)]) + "\n")
     mixed = load_results(dataclasses.replace(inputs, metrics=[path, *inputs.metrics]))
-    spread = mixed.spread("frechet_distance", BOOT)
+    spread = mixed.interval("frechet_distance", BOOT)
     assert spread is not None
     assert (spread.n, spread.mean) == (3, pytest.approx(124))
 
@@ -279,22 +282,6 @@ def test_benchmarks_are_summed_by_rule(results: Results) -> None:
 # --- comparing ---------------------------------------------------------------------------------------------
 
 
-def test_compare() -> None:
-    assert compare(Spread(10, 1, 3), Spread(20, 1, 3), lower_is_better=True) == "better"
-    assert compare(Spread(10, 1, 3), Spread(20, 1, 3), lower_is_better=False) == "worse"
-    assert compare(Spread(10, 1, 3), Spread(12, 1, 3), lower_is_better=True) == "level"
-    assert compare(Spread(10, None, 1), Spread(10.1, None, 1), lower_is_better=True) == "better"
-
-
-def test_no_win_is_claimed_that_the_spread_does_not_support() -> None:
-    a, b = Method("x", "a", 1), Method("x", "b", 1)
-    assert supported_best({a: Spread(10, 1, 3), b: Spread(20, 1, 3)}, True) == a
-    assert supported_best({a: Spread(10, 1, 3), b: Spread(20, 1, 3)}, False) == b
-    assert supported_best({a: Spread(10, 1, 3), b: Spread(12, 1, 3)}, True) is None
-    assert supported_best({a: Spread(10, None, 1), b: Spread(20, 1, 3)}, True) is None
-    assert supported_best({a: Spread(10, 1, 3)}, True) is None
-
-
 def test_bold_in_the_main_table(results: Results, tmp_path: Path) -> None:
     def bold(table: Table) -> set[tuple[Any, Any]]:
         column = next(i for i, c in enumerate(table.columns) if c.key == "frechet_distance")
@@ -316,6 +303,41 @@ def test_pareto_front_against_the_definition() -> None:
         for index, (x, y) in enumerate(points):
             beaten = any((p <= x and q <= y) and (p < x or q < y) for p, q in points)
             assert found[index] == (bool(np.isfinite([x, y]).all()) and not beaten)
+
+
+def test_values_within_their_precision_tie_on_the_front() -> None:
+    cost, quality = [1.0, 2.0, 4.0], [10.0, 9.0, 3.0]
+    assert plots.pareto_front(cost, quality).tolist() == [True] * 3
+    # 10 ± 1.1 and 9 ± 1.1 hold each other: the dearer of two equal ones is beaten.
+    assert plots.pareto_front(cost, quality, 0, 1.1).tolist() == [True, False, True]
+    assert plots.pareto_front(cost, quality, 0, 0.9).tolist() == [True] * 3
+    # One that is known to ± 20 alone is not as good as all.
+    assert plots.pareto_front(cost, quality, 0, [20.0, 0.1, 0.1]).tolist() == [True] * 3
+    assert plots.pareto_front([1.0, 1.0], [2.0, 15.0], 0, [0.1, 35.0]).tolist() == [True, False]
+    # Costs that tie: the better quality beats.
+    assert plots.pareto_front([10.0, 10.1], [300.0, 100.0], 0.2).tolist() == [False, True]
+    # Equal in both: both stay.
+    assert plots.pareto_front([1.0, 1.0], [2.0, 2.001], 0, 0.01).tolist() == [True, True]
+
+
+def test_the_front_takes_the_intervals_or_the_printed_digits(tmp_path: Path) -> None:
+    def front(**changes: Any) -> set[str]:
+        own = load_results(fabricate(tmp_path / str(len(list(tmp_path.iterdir()))), **changes))
+        points = plots.quality_points(own, "evaluations")
+        return {own.long_label(p.row) for p, on in zip(points, plots.front_of(points), strict=True) if on}
+
+    assert {"DDIM, 50", "DDIM, 16"} <= front(boot={}, external=False, sd=0.5)
+    # 59 and 66 with a deviation of 3 over three seeds: half an interval is 7.5.
+    assert "DDIM, 50" not in front(boot={}, external=False, sd=3.0)
+    close = load_results(fabricate(tmp_path / "close", boot={"boot-heun": 2.0}, sd=0.0))
+    frame = close.metrics
+    single = frame[(frame["seed"] == 0) & (frame["train_seed"] == 0) & (frame["metric"] == "frechet_distance")]
+    ladder = single["value"].mask((single["variant"] == "ddim") & (single["nfe"] == 50), 1.999)
+    tied = dataclasses.replace(close, metrics=single.assign(value=ladder))
+    points = plots.quality_points(tied, "evaluations")
+    on = {tied.long_label(p.row): bool(o) for p, o in zip(points, plots.front_of(points), strict=True)}
+    assert on["BOOT (Heun), 1"]
+    assert not on["DDIM, 50"]  # 1.999 and 2.000 are printed alike, and one evaluation is cheaper
 
 
 # --- sentences ---------------------------------------------------------------------------------------------
@@ -349,10 +371,6 @@ def test_standing_against_the_definition(results: Results) -> None:
     assert place is not None
     assert place.better_than == [n for n, value in DDIM.items() if value > 124 + 2 * np.hypot(1.5, 1.5)]
     assert place.worse_than == [n for n, value in DDIM.items() if value < 124 - 2 * np.hypot(1.5, 1.5)]
-    assert place.spread_known
-    kid = standing(results, BOOT, "kid")
-    assert kid is not None
-    assert not kid.spread_known
     # The teacher's distance to itself is no achievement.
     mse = standing(results, BOOT, "mse_to_teacher")
     assert mse is not None
@@ -362,8 +380,170 @@ def test_standing_against_the_definition(results: Results) -> None:
 def test_findings_on_speed_and_cost(results: Results) -> None:
     text = " ".join(findings(results))
     assert "makes 5,704 images a second, 49.0× the speed of DDIM with 50 evaluations" in text
-    assert "640 k network evaluations and no real images against 922 k and 307 k real images" in text
-    assert "BOOT (Heun) is better than Progressive distillation with one evaluation" in text
+    assert (
+        "Training BOOT (Heun) took 640 k network evaluations and no real images, Progressive distillation with one "
+        "evaluation 922 k and 307 k real images." in text
+    )
+    assert "Beside Progressive distillation with one evaluation, BOOT (Heun) is better by each of 5 measures." in text
+
+
+def test_findings_name_all_measures(results: Results, tmp_path: Path) -> None:
+    names = ("the Fréchet distance (", "KID (", "precision (", "recall (", "the MSE to the teacher (")
+    first = findings(results)[: -len(findings(results, without=("boot-heun",)))]
+    assert all(any(name in sentence for sentence in first) for name in names)
+    # Worse by one: it is said, and by which.
+    frame = results.metrics
+    mine = (frame["metric"] == "recall") & (frame["variant"] == "boot-heun")
+    worse = dataclasses.replace(results, metrics=frame.assign(value=frame["value"].mask(mine, 0.1)))
+    text = " ".join(findings(worse))
+    assert "and the MSE to the teacher; worse by recall." in text
+
+
+@pytest.mark.parametrize("train_seeds", [1, 2])
+def test_too_few_training_seeds_give_no_verdict(tmp_path: Path, train_seeds: int) -> None:
+    """In no sentence, no cell and no table; and it is said once on the page what is missing."""
+    inputs = fabricate(tmp_path / "r", train_seeds=train_seeds, external=False)
+    render(inputs, tmp_path / "report")
+    few = load_results(inputs)
+    text = " ".join(findings(few))
+    assert not re.search(r"\b(better|worse|level)\b", text)
+    assert re.search(r"the Fréchet distance \(efficientnet-lite0@64px\) 124(\.0)? ± ", text)
+    assert "against 59.0 ± 1.5" in text
+    missing = f"{('One', 'Two')[train_seeds - 1]} training seed{'s' * (train_seeds == 2)}: no verdict"
+    assert text.count(missing) == 1
+    assert _Page((tmp_path / "report" / "index.html").read_text()).text.count(missing) == 1
+    students = {"BOOT (Heun)", NASTY, "Progressive distillation"}
+    for name in ("main", "comparison", "ablation"):
+        for line in (tmp_path / "report" / "tables" / f"{name}.md").read_text().splitlines():
+            if line.startswith("| ") and any(tables.escape_markdown(student) in line for student in students):
+                assert "**" not in line
+    verdicts = {row["verdict"] for row in _rows(tmp_path / "report", "differences")}
+    assert verdicts == {tables.MISSING}
+    # The errors along the trajectory are of one student whatever the number of seeds: values alone.
+    page = _Page((tmp_path / "report" / "index.html").read_text()).text
+    assert "0.011 at t_min, where DDIM has 0.0027 with 4 evaluations; the largest share" in page
+
+
+def test_too_few_samples_give_no_sentence_on_quality_and_a_mark_in_the_cell(tmp_path: Path) -> None:
+    """1,437 samples: enough for 1,436 dimensions, and one too few for as many as samples."""
+    enough = load_results(fabricate(tmp_path / "r", dimensions=FULL - 1))
+    assert any("falls between" in sentence for sentence in findings(enough))
+    inputs = fabricate(tmp_path / "few", dimensions=FULL)
+    sentences = findings(load_results(inputs))
+    assert f"{FULL:,} samples in the features' {FULL:,} dimensions are too few for a sentence" in sentences[0]
+    assert not re.search(r"\b(better|worse|level|falls between)\b", " ".join(sentences))
+    render(inputs, tmp_path / "report")
+    for name in ("main", "floor", "measures", "spread", "differences", "comparison", "comparison_steps", "ablation"):
+        lines = (tmp_path / "report" / "tables" / f"{name}.md").read_text().splitlines()
+        rows = [line for line in lines if line.startswith("| ") and re.search(r"BOOT|steps by halves|DDIM", line)]
+        assert rows
+        for row in rows:
+            assert "§" in row or "KID" in row or "recision" in row or "ecall" in row or "MSE" in row, name
+        assert sum(line.startswith("§ ") for line in lines) == 1, name
+    assert "§" not in (tmp_path / "report" / "tables" / "sampling_speed.md").read_text()
+
+
+def test_only_the_rows_whose_covariance_has_not_full_rank_are_marked(tmp_path: Path) -> None:
+    """The floor and what stands at its count: 360 images in 400 dimensions."""
+    own = load_results(fabricate(tmp_path / "r", dimensions=400))
+    main = tables.main_table(own)
+    column = [c.key for c in main.columns].index("frechet_distance")
+    assert {row[0].value: tables.RANK_MARK in row[column].mark for row in main.rows} == {
+        **dict.fromkeys(("DDIM", "BOOT (Heun)", NASTY, "Progressive distillation", "my-samples"), False),
+        tables.FLOOR: True,
+    }
+    assert all(tables.RANK_MARK in row[2].mark for row in tables.floor_table(own).rows if row[2].value is not None)
+    # A reference of few images: every distance to it.
+    few = dataclasses.replace(own, reference_count=400)
+    assert all(tables.RANK_MARK in row[column].mark for row in tables.main_table(few).rows)
+
+
+def test_protocols_mark_their_own_rank(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    for name, dimensions in (("main", FULL - 1), ("clean-fid", FULL), ("test", FULL - 1)):
+        path = inputs.protocols[name].with_suffix(".json")
+        facts = json.loads(path.read_text())
+        facts["extractor"]["dimensions"] = dimensions
+        path.write_text(json.dumps(facts))
+    table = protocol_table(load_results(inputs), inputs.protocols)
+    column = [c.key for c in table.columns].index("boot-heun_1")
+    assert [tables.RANK_MARK in row[column].mark for row in table.rows] == [False, True, False]
+    assert "53.1 under 'test' and 59 under 'main'" in protocol_summary(table)
+
+
+def test_a_classifiers_accuracy_on_real_images_stands_at_its_own_count(tmp_path: Path) -> None:
+    """The floor is measured on as many images as there are samples; the classifier on the whole test part."""
+    inputs = fabricate(tmp_path / "r")
+    for count, text in ((PART, "0.970 ‡"), (500, "0.970 (of 500) ‡")):
+        own = load_results(inputs)
+        row = {**dict.fromkeys(own.metrics.columns), "experiment": "digits", "method": "real", "variant": "test"}
+        row |= {"metric": "label_accuracy", "value": 0.97, "num_samples": count}
+        row |= {"protocol": "main", "features": "classifier"}
+        more = pd.DataFrame([row]).astype(own.metrics.dtypes.to_dict())
+        own = dataclasses.replace(own, metrics=pd.concat([own.metrics, more], ignore_index=True))
+        columns = [Column("method", "Method"), *tables.metric_columns(own, ["frechet_distance", "label_accuracy"])]
+        (floor,) = tables.floor_row(own, columns)
+        assert tables.cell_text(floor[2], columns[2]) == text
+        main = tables.main_table(own)  # which says the floor's own count in a column
+        place = [c.key for c in main.columns].index("label_accuracy")
+        assert tables.cell_text(main.rows[-1][place], main.columns[place]) == text.removesuffix(" ‡")
+
+
+def test_there_is_one_speed_up(results: Results, report: Path) -> None:
+    """The quotient of the printed columns, in every table and sentence."""
+    rows = _rows(report, "main")
+    teacher = next(float(row["images_per_second"]) for row in rows if (row["method"], row["nfe"]) == ("DDIM", "50"))
+    for row in rows:
+        if row["images_per_second"]:
+            assert float(row["speedup_over_teacher"]) == pytest.approx(float(row["images_per_second"]) / teacher)
+    table = tables.ratio_table(results, tables.load_published())
+    ratio = next(r for r in table.rows if r[0].value == "Images per second" and "with 50" in str(r[1].value))
+    factor = ratio[[c.key for c in table.columns].index("here_boot-heun")].value
+    assert factor == pytest.approx(results.speedup(BOOT))
+    by_batch = _rows(report, "sampling_speed")
+    teachers = {r["batch_size"]: float(r["latency_ms_median"]) for r in by_batch if r["nfe"] == "50"}
+    for row in by_batch:
+        quotient = teachers[row["batch_size"]] / float(row["latency_ms_median"])
+        assert float(row["speedup"]) == pytest.approx(quotient)
+
+
+def test_each_rows_best_batch_size_counts_for_its_speed_up(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    frame = pd.read_csv(inputs.speed)
+    frame.loc[(frame["nfe"] == 50) & (frame["batch_size"] == 1), "images_per_second"] = 1000.0
+    frame.to_csv(inputs.speed, index=False)
+    own = load_results(inputs)
+    assert own.speedup(BOOT) == pytest.approx(128_000 / (22 * 1.02) / 1000)
+
+
+def test_the_time_of_processors_stands_beside_the_wall_clock(report: Path) -> None:
+    rows = {row["network"]: row for row in _rows(report, "training_cost")}
+    assert float(rows["BOOT (Heun)"]["wall_clock_s"]) == 210
+    assert float(rows["BOOT (Heun)"]["cpu_s"]) == pytest.approx(1.9 * 210)
+    assert "gpu_s" not in rows["BOOT (Heun)"]  # none was held
+    assert "6 min 39 s" in (report / "tables" / "training_cost.md").read_text()
+    assert pd.read_csv(report / "cost.csv")["cpu_s"].notna().all()
+
+
+def test_costs_from_before_processors_were_timed_are_shown_without(tmp_path: Path) -> None:
+    inputs = fabricate(tmp_path / "r")
+    for file in inputs.costs:
+        content = json.loads(file.path.read_text())
+        for student in content["students"]:
+            del student["cpu_s"], student["gpu_s"]
+        file.path.write_text(json.dumps(content))
+    render(inputs, tmp_path / "report")
+    assert "cpu_s" not in _rows(tmp_path / "report", "training_cost")[0]
+    assert pd.read_csv(tmp_path / "report" / "cost.csv")["cpu_s"].isna().all()
+    # One of them timed: the others' cells are empty.
+    content["students"][0] |= {"cpu_s": 80.0, "gpu_s": 40.0}
+    inputs.costs[-1].path.write_text(json.dumps(content))
+    cells = [(row["cpu_s"], row["gpu_s"]) for row in _table(tables.cost_table(load_results(inputs)))]
+    assert set(cells) == {("", ""), ("80", "40")}
+
+
+def _table(table: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(tables.to_csv(table).splitlines()))
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -381,7 +561,8 @@ def test_main_table(report: Path) -> None:
     assert float(boot["frechet_distance"]) == pytest.approx(124)
     assert float(boot["frechet_distance_sd"]) == pytest.approx(1.5)
     assert boot["frechet_distance_n"] == "3"
-    assert (boot["kid_sd"], boot["kid_n"]) == ("", "1")
+    assert (boot["kid_sd"], boot["kid_n"]) == ("0", "3")
+    assert (rows["DDIM", "1"]["kid_sd"], rows["DDIM", "1"]["kid_n"]) == ("", "1")
     assert boot["data_free"] == "yes"
     assert rows["Progressive distillation", "1"]["data_free"] == "no"
     assert rows["DDIM", "1"]["data_free"] == "no training"

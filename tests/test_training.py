@@ -1,12 +1,14 @@
 """The training loop: resume, locks, broken states, non-finite losses, cost."""
 
 import errno
+import hashlib
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -139,6 +141,9 @@ class Clock:
     def perf_counter(self):
         return self.now
 
+    def process_time(self):
+        return 2 * self.now  # two threads
+
 
 def train_by_time(folder, settings, monkeypatch, per_step=0.5, **options):
     """:func:`train` on a clock on which a step takes ``per_step`` seconds and nothing else takes any."""
@@ -160,6 +165,8 @@ def test_a_time_budget_becomes_the_steps_that_fit_beside_the_timed_ones(tmp_path
         "network_evaluations": 105 * 16,
         "real_images_seen": 105 * 16,
         "wall_clock_s": pytest.approx(60.0),
+        "cpu_s": pytest.approx(120.0),
+        "gpu_s": 0,
     }
     counted, _, other = train(tmp_path / "counted", SETTINGS.model_copy(update={"steps": 105}))
     assert other.steps == run.steps
@@ -281,11 +288,32 @@ def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_wall_clock_counts_the_time_before_the_interruption(tmp_path):
+def test_time_counts_what_was_spent_before_the_interruption(tmp_path, monkeypatch):
+    clock = Clock(0)
+    monkeypatch.setattr("diffusion.training.time", clock)
     with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
-        (tmp_path / "state" / "seconds").write_text("100.5")
+        clock.now += 100.5
+        run.note_seconds()
+        clock.now += 7  # lost: the process is killed before it notes them
     with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
-        assert run.cost()["wall_clock_s"] >= 100.5
+        clock.now += 1
+        cost = run.cost()
+    assert (cost["wall_clock_s"], cost["cpu_s"], cost["gpu_s"]) == (101.5, 203.0, 0)
+
+
+def test_the_time_of_the_process_counts_its_threads(tmp_path):
+    """Against the system's own count, of all threads."""
+    with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
+        before = sum(os.times()[:2])
+        threads = [threading.Thread(target=lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 400_000)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        spent = sum(os.times()[:2]) - before
+        cost = run.cost()
+    assert spent > 0.1
+    assert cost["cpu_s"] == pytest.approx(spent, abs=0.05)
 
 
 def test_two_trainers_on_one_state_refuse_each_other(tmp_path):

@@ -99,7 +99,6 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     floor = metrics[(metrics.method == "real") & (metrics.metric == "frechet_distance")]
     assert floor.num_samples.tolist() == [48]  # the test part is larger than the number of samples
     assert set(speed.batch_size) == {1, 8}
-    assert (speed[(speed.variant == "ddim") & (speed.nfe == 4)].speedup_over_teacher == 1).all()
 
 
 @pytest.mark.slow

@@ -96,6 +96,8 @@ def write_report(arguments: argparse.Namespace) -> None:
         untrained=frozenset(name for name, method in methods.items() if not method.trains),
         ablation=_ablation(experiment),
         comparison=_comparison(experiment, root),
+        dimensions=floor["extractor"].get("dimensions"),
+        reference_count=read_json(root / "data" / "manifest.json")["splits"]["train"]["count"],
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
     inputs = checked({str(file): file for file in [*given.files(), root / "data" / "manifest.json"]})

@@ -48,7 +48,6 @@ def time_sampling(arguments: argparse.Namespace) -> None:
             make_noise,
             settings.batch_sizes,
             device,
-            baseline=arguments.teacher,
             networks=networks,
             seconds=settings.seconds,
             precision=settings.precision,

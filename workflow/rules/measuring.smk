@@ -467,7 +467,6 @@ rule speed:
             ],
             settings=settings(EXPERIMENT.speed),
             experiment=EXPERIMENT.name,
-            teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
             guidance=GUIDANCE,
         ),
     output:
@@ -493,11 +492,10 @@ rule speed:
         ),
         settings=settings(EXPERIMENT.speed),
         experiment=EXPERIMENT.name,
-        teacher=f"{TEACHER_UNIT.variant}:{TEACHER_UNIT.nfe}",
         guidance=GUIDANCE,
     shell:
         "python -m suite.launch 1 suite.cli speed --job {input.job:q} --experiment {params.experiment:q} --units {params.units:q} --settings {params.settings:q} "
-        "--teacher {params.teacher:q} {params.guidance} --output {output.table:q} > {log:q} 2>&1"
+        "{params.guidance} --output {output.table:q} > {log:q} 2>&1"
 
 
 # The student read at all times at once, and between two noises.
