@@ -71,8 +71,8 @@ class Row:
     Attributes:
         forward: network evaluations without a gradient.
         trained: those with one.
-        memory: bytes of weights, gradients, optimiser and average that a job holds, and of what a method trains or
-            averages beside its network; activations come on top.
+        memory: bytes of all networks, gradients, moments and averages that a job holds on the device; activations come
+            on top.
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
             through several networks counts in each.
@@ -171,12 +171,14 @@ class CountingRun(TrainingRun):
     """A run that computes one loss a stage and counts what all its steps would take.
 
     Attributes:
-        copies: numbers that a stage changes beside its network, in multiples of the network's weights.
+        held: what the device holds in the stage that needs most, in multiples of a network's weights: all networks that
+            are in use by then, the gradient and moments of the one that is trained, its average, and what is changed
+            beside it.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, "estimate", 0, torch.device("cpu"))
-        self.forward = self.through = self.trained = self.copies = 0.0
+        self.forward = self.through = self.trained = self.held = 0.0
         self.budget_s = self.timed_steps = 0.0
         self.timed = [0.0, 0.0, 0.0]
         self.learning = 0
@@ -188,6 +190,7 @@ class CountingRun(TrainingRun):
             kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
             self._passed[kind] += len(arguments[0])
 
+        self._networks.add(network)
         # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
         if not network._forward_pre_hooks:
             self._cleanup.callback(network.register_forward_pre_hook(hook).remove)
@@ -221,10 +224,13 @@ class CountingRun(TrainingRun):
             self.budget_s += 60 * settings.minutes
             self.timed_steps += steps
             self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
-        held = tree_leaves([part.state_dict() for part in (beside or {}).values()])
-        numbers = sum(part.numel() for part in held if torch.is_tensor(part) and part.ndim)
-        self.copies = max(self.copies, numbers / sum(weight.numel() for weight in network.parameters()))
-        return Trained(network, {})
+        averages = [] if settings.ema_decay is None else [average]
+        held = [part.state_dict() for part in (*self._networks, network, *averages, *(beside or {}).values())]
+        numbers = {part.data_ptr(): part.numel() for part in tree_leaves(held) if torch.is_tensor(part) and part.ndim}
+        # Of the network that is trained, the gradient and two moments too.
+        of_one = sum(weight.numel() for weight in network.parameters())
+        self.held = max(self.held, sum(numbers.values()) / of_one + 3)
+        return Trained(averages[0] if averages else network, {})
 
 
 class _MadePairs(Pairs):
@@ -258,18 +264,16 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     made = _Made(experiment, conditions)
     if isinstance(experiment.teacher, TeacherSettings):
         precision = experiment.teacher.training.precision_where(True, bf16=True)
-        rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1, precision))
+        rows.append(_trained("teacher", "", made.teacher_cost(), weights, weights, 1, precision))
     for name, pairs in plan.pairs().items():
         evaluations = pairs.count * pairs.num_inference_steps * experiment.teacher.guidance.evaluations
         rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture))
     for variant in plan.trained_variants():
         method = experiment.methods[variant]
         students = len(method.students())
-        # Beside the student, its gradient, two moments and average: the teacher.
         cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
         precision = method.settings.training.precision_where(True)
-        memory = (6 + cost.copies) * weights
-        rows.append(_trained("distil", variant, cost, memory, students * weights, seeds, precision))
+        rows.append(_trained("distil", variant, cost, weights, students * weights, seeds, precision))
     if isinstance(experiment.teacher, StoredTeacher):
         transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
         rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
@@ -289,7 +293,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
 
 
 def _trained(
-    rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: Precision
+    rule: str, variant: str, run: CountingRun, weights: float, disk: float, seeds: int, precision: Precision
 ) -> Row:
     forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
@@ -298,7 +302,7 @@ def _trained(
         forward=seeds * run.forward,
         through=seeds * run.through,
         trained=seeds * run.trained,
-        memory=memory,
+        memory=run.held * weights,
         disk=seeds * disk,
         learning=run.learning,
         precision=precision,
@@ -341,7 +345,12 @@ class _Made:
         if method.pairs() is not None:
             data = _MadePairs(self.conditions, self.shape)
         teacher = guided(self._teacher(), self.experiment.teacher.guidance)
-        return self._counted(lambda run: method.distil(teacher, run, data))
+
+        def distil(run: CountingRun) -> None:
+            run.count(teacher.network)  # the device holds it, whether it is evaluated or not
+            method.distil(teacher, run, data)
+
+        return self._counted(distil)
 
     def _teacher(self) -> Denoiser:
         teacher = self.experiment.teacher
