@@ -1,16 +1,19 @@
 """The pictures of a BOOT student that the paper shows."""
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from boot.distillation import load_student
-from boot.trajectory import between_classes, interpolate_noise, read_at_times, true_signal
-from diffusion.conditions import ClassLabels
+from boot.trajectory import between_classes, interpolate_noise, true_signals
+from diffusion.conditions import ClassLabels, Condition
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.images import to_uint8
+from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
 from diffusion.pipelines import stored_picture_shape, weights_file
 from suite.provenance import write_provenance
@@ -26,31 +29,48 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
     folder = arguments.student / "nfe-1"
     student = load_student(folder, device)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
-    conditions = teacher.conditions
-    told = conditions.of_samples(range(rows), device)
+    conditions, schedule = teacher.conditions, teacher.schedule
     channels, height, width = stored_picture_shape(folder)
-    noise = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device)
-    schedule = teacher.schedule
+    noise, end = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device).chunk(2)
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
-    with torch.inference_mode():
-        between = interpolate_noise(noise[:rows], noise[rows:], columns)
-        repeated = told and {key: value.repeat_interleave(columns, dim=0) for key, value in told.items()}
-        pictures = {
-            "all_times": read_at_times(student, noise[:rows], times, told),
-            "trajectory": true_signal(teacher, noise[:rows], times, condition=told),
-            "interpolation": student.sample(between.flatten(0, 1), repeated).unflatten(0, (rows, columns)),
-        }
-        if isinstance(conditions, ClassLabels):
-            pictures["classes"] = between_classes(student, conditions, noise[:rows], columns)
-    pairs = {}
-    if isinstance(conditions, ClassLabels):
-        pairs = {"class_pairs": (np.arange(rows)[:, None] + [0, 1]) % conditions.num_classes}
+    share = torch.linspace(0, 1, columns).to(device)
+
+    def drawn(count: int, draw: Callable[[range], np.ndarray]) -> np.ndarray:
+        with torch.inference_mode():
+            portions = [*in_portions("evaluation.batch_size", draw, count, arguments.batch_size, device)]
+        return np.concatenate(portions).reshape(rows, columns, height, width, channels)
+
+    def by_image(draw: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor]) -> np.ndarray:
+        """All images, of their rows, columns and conditions."""
+
+        def portion(indices: range) -> np.ndarray:
+            row, column = torch.tensor(indices) // columns, torch.tensor(indices) % columns
+            return to_uint8(draw(row, column, conditions.of_samples(row.tolist(), device)))
+
+        return drawn(rows * columns, portion)
+
+    def along(indices: range) -> np.ndarray:
+        """The teacher's trajectories of some rows."""
+        told = conditions.of_samples(indices, device)
+        signals = true_signals(teacher, noise[indices.start : indices.stop], times, condition=told)
+        bar = tqdm(signals, "trajectory", total=columns, mininterval=5, unit="time")
+        return np.stack([to_uint8(signal) for signal in bar], axis=1)
+
     arrays = {
-        name: to_uint8(value.flatten(0, 1)).reshape(rows, columns, height, width, channels)
-        for name, value in pictures.items()
+        "all_times": by_image(lambda row, column, told: student(noise[row], times[column], told)),
+        "trajectory": drawn(rows, along),
+        "interpolation": by_image(
+            lambda row, column, told: student.sample(interpolate_noise(noise[row], end[row], share[column]), told)
+        ),
     }
+    if isinstance(conditions, ClassLabels):
+        first = (torch.arange(rows) % conditions.num_classes).to(device)
+        arrays["classes"] = by_image(
+            lambda row, column, _: between_classes(student, conditions, noise[row], first[row], share[column])
+        )
+        arrays["class_pairs"] = (np.arange(rows)[:, None] + [0, 1]) % conditions.num_classes
     with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, times=times.numpy(), **arrays, **pairs)  # type: ignore[arg-type]  # see _extract
+        np.savez(handle, times=times.numpy(), **arrays)  # type: ignore[arg-type]  # see _extract
     write_provenance(
         arguments.output.with_suffix(".json"),
         {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},

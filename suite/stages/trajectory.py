@@ -5,19 +5,21 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from boot.distillation import load_student
-from boot.trajectory import SignalOfState, trajectory_errors
+from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
 from diffusion.device import default_device
 from diffusion.files import atomic_path
+from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
 from diffusion.pipelines import stored_picture_shape, weights_file
+from diffusion.processes import portions_of
 from evaluation.tables import TRAJECTORY_COLUMNS
 from suite.provenance import write_provenance
 from suite.stages.common import load_teacher
 
 _TIMES = 11
-_NOISES = 128
 # A student of x_t says nothing of y_t where less signal than that is left.
 _LEAST_ALPHA = 0.1
 
@@ -29,11 +31,19 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     loaded = load_student(folder, device)
     student = SignalOfState(loaded) if arguments.target == "state" else loaded
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
-    condition = teacher.conditions.of_samples(range(_NOISES), device)
-    noise = initial_noise(arguments.seed, range(_NOISES), stored_picture_shape(folder)).to(device)
+    shape, count = stored_picture_shape(folder), arguments.noises
     times = torch.linspace(teacher.schedule.t_max, teacher.schedule.t_min, _TIMES, dtype=torch.float64)
-    with torch.inference_mode():
-        errors = trajectory_errors(student, teacher, noise, times, condition=condition)
+    portions = portions_of(count, arguments.batch_size)
+    with tqdm(total=len(portions) * _TIMES, desc="trajectory", mininterval=5, unit="time") as bar:
+
+        def errors_of(indices: range) -> TrajectoryErrors:
+            noise = initial_noise(arguments.seed, indices, shape).to(device)
+            told = teacher.conditions.of_samples(indices, device)
+            with torch.inference_mode():
+                return trajectory_errors(student, teacher, noise, times, condition=told, advance=bar.update)
+
+        of_portions = in_portions("evaluation.batch_size", errors_of, count, arguments.batch_size, device)
+        errors = TrajectoryErrors.mean([*of_portions], [len(portion) for portion in portions])
     every = torch.ones(_TIMES, dtype=torch.bool)
     readable = every if arguments.target == "signal" else teacher.schedule.alpha(times) >= _LEAST_ALPHA
     stepped = readable & torch.cat([~every[:1], readable[:-1]])  # a step starts in the time before
@@ -55,5 +65,5 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
         arguments.output.with_suffix(".json"),
         {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},
         seed=arguments.seed,
-        noises=_NOISES,
+        noises=count,
     )

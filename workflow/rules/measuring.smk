@@ -5,10 +5,19 @@ TRAINED = "{variant}/train-{train_seed}"
 CLASSIFIER = [ROOT / "classifier"] if EXPERIMENT.conditional else []
 TEACHER_UNIT = PLAN.teacher_unit()
 CLASSIFIER_OPTION = [option for folder in CLASSIFIER for option in ("--classifier", str(folder))]
+# Batches of samples, for the classifier that judges them.
+JUDGE_OPTIONS = [*CLASSIFIER_OPTION, "--batch-size", EVALUATION.batch_size] if CLASSIFIER else []
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 # Neighbours of tens of thousands of samples in a million pictures want all processors. Small sets are measured side by
 # side.
 MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
+
+
+def chosen_nfe(wildcards):
+    """The numbers of evaluations to sample with, where they are not all that the method has."""
+    if wildcards.variant not in EVALUATION.nfe:
+        return ""
+    return ["--nfe", *EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant])]
 
 
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
@@ -41,7 +50,7 @@ rule sample:
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
         state=ROOT / "state",
-        quantiser="",
+        quantiser=chosen_nfe,
     shell:
         "python -m suite.launch {resources.processes} suite.cli sample --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
@@ -157,8 +166,10 @@ rule classifier:
     params:
         settings=settings(EVALUATION.classifier),
         state=ROOT / "state",
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.cli classifier --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+        "--batch-size {params.batch_size} "
         "--output {output:q} > {log:q} 2>&1"
 
 
@@ -218,7 +229,7 @@ rule measure:
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
         follows=lambda wildcards: ["--follows-teacher", *EXPERIMENT.methods[wildcards.variant].following()],
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
-        classifier=CLASSIFIER_OPTION,
+        classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.cli measure --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
@@ -255,7 +266,7 @@ rule measure_external:
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
-        classifier=CLASSIFIER_OPTION,
+        classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.cli measure --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
@@ -432,8 +443,10 @@ rule pictures:
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.cli pictures --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --seed {params.seed} "
+        "--batch-size {params.batch_size} "
         "--output {output:q} > {log:q} 2>&1"
 
 
@@ -463,8 +476,11 @@ rule trajectory:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
         target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
+        noises=EVALUATION.trajectory_noises,
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.cli trajectory --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --target {params.target} --seed {params.seed} "
+        "--noises {params.noises} --batch-size {params.batch_size} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
