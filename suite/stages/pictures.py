@@ -8,8 +8,10 @@ import torch
 from tqdm import tqdm
 
 from boot.distillation import load_student
+from boot.student import BootStudent
 from boot.trajectory import between_classes, interpolate_noise, true_signals
 from diffusion.conditions import ClassLabels, Condition
+from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.images import to_uint8
@@ -19,25 +21,54 @@ from diffusion.pipelines import stored_picture_shape, weights_file
 from suite.provenance import write_provenance
 from suite.stages.common import load_teacher
 
+_ROWS, _COLUMNS = 6, 12
+
 
 def draw_pictures(arguments: argparse.Namespace) -> None:
+    """The images of :func:`images_of`, and ``times``, in one file."""
+    device, folder = default_device(), arguments.student / "nfe-1"
+    student = load_student(folder, device)
+    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
+    arrays = images_of(student, teacher, arguments.seed, stored_picture_shape(folder), arguments.batch_size, device)
+    with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **arrays)  # type: ignore[arg-type]  # see _extract
+    write_provenance(
+        arguments.output.with_suffix(".json"),
+        {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},
+        seed=arguments.seed,
+    )
+
+
+def images_of(
+    student: BootStudent,
+    teacher: Denoiser,
+    seed: int,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+) -> dict[str, np.ndarray]:
     """The BOOT student read at every time beside the teacher's trajectory, between two noises, and between two classes.
 
     The rows of a class-conditional student are of different classes; between two noises the class stays.
+
+    Args:
+        shape: (C, H, W).
+        batch_size: the most that are evaluated at a time.
+
+    Returns:
+        ``all_times``, ``trajectory``, ``interpolation`` and perhaps ``classes``, uint8, shape (rows, columns, H, W, C);
+        ``times``, shape (columns,); with classes ``class_pairs``, the first and the last of a row, shape (rows, 2).
     """
-    rows, columns, device = 6, 12, default_device()
-    folder = arguments.student / "nfe-1"
-    student = load_student(folder, device)
-    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
+    rows, columns = _ROWS, _COLUMNS
     conditions, schedule = teacher.conditions, teacher.schedule
-    channels, height, width = stored_picture_shape(folder)
-    noise, end = initial_noise(arguments.seed, range(2 * rows), (channels, height, width)).to(device).chunk(2)
+    channels, height, width = shape
+    noise, end = initial_noise(seed, range(2 * rows), shape).to(device).chunk(2)
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
     share = torch.linspace(0, 1, columns).to(device)
 
     def drawn(count: int, draw: Callable[[range], np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
-            portions = [*in_portions("evaluation.batch_size", draw, count, arguments.batch_size, device)]
+            portions = [*in_portions("evaluation.batch_size", draw, count, batch_size, device)]
         return np.concatenate(portions).reshape(rows, columns, height, width, channels)
 
     def by_image(draw: Callable[[torch.Tensor, torch.Tensor, Condition], torch.Tensor]) -> np.ndarray:
@@ -69,10 +100,4 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
             lambda row, column, _: between_classes(student, conditions, noise[row], first[row], share[column])
         )
         arrays["class_pairs"] = (np.arange(rows)[:, None] + [0, 1]) % conditions.num_classes
-    with atomic_path(arguments.output) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, times=times.numpy(), **arrays)  # type: ignore[arg-type]  # see _extract
-    write_provenance(
-        arguments.output.with_suffix(".json"),
-        {"student": weights_file(folder), "teacher": weights_file(arguments.teacher)},
-        seed=arguments.seed,
-    )
+    return {"times": times.numpy(), **arrays}

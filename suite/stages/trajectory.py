@@ -8,7 +8,9 @@ import torch
 from tqdm import tqdm
 
 from boot.distillation import load_student
+from boot.student import BootStudent
 from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
+from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.files import atomic_path
 from diffusion.memory import in_portions
@@ -32,18 +34,8 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     student = SignalOfState(loaded) if arguments.target == "state" else loaded
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
     shape, count = stored_picture_shape(folder), arguments.noises
-    times = torch.linspace(teacher.schedule.t_max, teacher.schedule.t_min, _TIMES, dtype=torch.float64)
-    portions = portions_of(count, arguments.batch_size)
-    with tqdm(total=len(portions) * _TIMES, desc="trajectory", mininterval=5, unit="time") as bar:
-
-        def errors_of(indices: range) -> TrajectoryErrors:
-            noise = initial_noise(arguments.seed, indices, shape).to(device)
-            told = teacher.conditions.of_samples(indices, device)
-            with torch.inference_mode():
-                return trajectory_errors(student, teacher, noise, times, condition=told, advance=bar.update)
-
-        of_portions = in_portions("evaluation.batch_size", errors_of, count, arguments.batch_size, device)
-        errors = TrajectoryErrors.mean([*of_portions], [len(portion) for portion in portions])
+    errors = errors_of(student, teacher, arguments.seed, count, shape, arguments.batch_size, device)
+    times = errors.times
     every = torch.ones(_TIMES, dtype=torch.bool)
     readable = every if arguments.target == "signal" else teacher.schedule.alpha(times) >= _LEAST_ALPHA
     stepped = readable & torch.cat([~every[:1], readable[:-1]])  # a step starts in the time before
@@ -67,3 +59,31 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         noises=count,
     )
+
+
+def errors_of(
+    student: BootStudent | SignalOfState,
+    teacher: Denoiser,
+    seed: int,
+    count: int,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+) -> TrajectoryErrors:
+    """Means over ``count`` noises, at most ``batch_size`` of them at a time; what is held does not grow with the times.
+
+    Args:
+        shape: (C, H, W).
+    """
+    times = torch.linspace(teacher.schedule.t_max, teacher.schedule.t_min, _TIMES, dtype=torch.float64)
+    portions = portions_of(count, batch_size)
+    with tqdm(total=len(portions) * _TIMES, desc="trajectory", mininterval=5, unit="time") as bar:
+
+        def of_portion(indices: range) -> TrajectoryErrors:
+            noise = initial_noise(seed, indices, shape).to(device)
+            told = teacher.conditions.of_samples(indices, device)
+            with torch.inference_mode():
+                return trajectory_errors(student, teacher, noise, times, condition=told, advance=bar.update)
+
+        of_portions = [*in_portions("evaluation.batch_size", of_portion, count, batch_size, device)]
+    return TrajectoryErrors.mean(of_portions, [len(portion) for portion in portions])
