@@ -1,6 +1,5 @@
 """Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512): halve the number of DDIM steps again and again."""
 
-import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import per_sample
@@ -115,9 +114,9 @@ class ProgressiveDistillation(Method):
                 return compute(x, noise, point, condition=condition)
 
             trained = run.fit(f"{nfe}-steps", network, loss, settings, real_images=True)
-            students.append(Student(nfe, *trained))
+            students.append(finished_student(nfe, trained))
             # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
-            teacher = student.with_network(copy.deepcopy(trained.network).requires_grad_(False)).eval()
+            teacher = student.with_network(trained.network.requires_grad_(False)).eval()
         return students
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:

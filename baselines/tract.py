@@ -1,7 +1,6 @@
 """TRACT (Berthelot et al. 2023, arXiv 2303.04248): jumps over whole groups of DDIM steps, learnt from the student's own
 shorter jumps."""
 
-import copy
 import functools
 import math
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
@@ -139,9 +138,9 @@ class Tract(Method):
                 after_step=follow,
                 beside={"self_teacher": average},
             )
-            students.append(Student(num_steps, *trained))
+            students.append(finished_student(num_steps, trained))
             # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
-            teacher = student.with_network(copy.deepcopy(trained.network).requires_grad_(False)).eval()
+            teacher = student.with_network(trained.network.requires_grad_(False)).eval()
             teacher_steps = num_steps
         return students
 

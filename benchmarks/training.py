@@ -85,7 +85,7 @@ from diffusion.precision import float32_products
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment
-from suite.estimate import network_operations
+from suite.network_cost import network_operations
 from suite.provenance import commit, hardware, versions
 
 CONFIG = Path(__file__).parents[1] / "config"

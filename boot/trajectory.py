@@ -1,7 +1,7 @@
-"""Reading students and teachers along the trajectory: pictures of all times at once, and errors at every time."""
+"""Reading students and teachers along the trajectory: the signal, and errors, at every time."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,43 +27,24 @@ class SignalOfState(torch.nn.Module):
         return signal_of(self.student.schedule, self.student(noise, t, condition), noise, t)
 
 
-def read_at_times(
-    student: BootStudent | SignalOfState, noise: torch.Tensor, times: torch.Tensor, condition: Condition = None
-) -> torch.Tensor:
-    """g_θ(ε, t) for every noise and every time, in one batch.
-
-    Args:
-        noise: shape (N, C, H, W).
-        times: shape (T,).
-
-    Returns:
-        shape (N, T, C, H, W).
-    """
-    repeated = noise.repeat_interleave(len(times), dim=0)
-    if condition is not None:
-        condition = {key: value.repeat_interleave(len(times), dim=0) for key, value in condition.items()}
-    return student(repeated, times.repeat(len(noise)), condition).unflatten(0, (len(noise), len(times)))
-
-
-def true_signal(
+def true_signals(
     teacher: Denoiser, noise: torch.Tensor, times: torch.Tensor, substeps: int = 16, condition: Condition = None
-) -> torch.Tensor:
-    """The teacher's own y_t: the Signal-ODE from y(t_max) = f_φ(x_M, t_max), by Heun steps.
+) -> Iterator[torch.Tensor]:
+    """The teacher's own y_t at each of the times: the Signal-ODE from y(t_max) = f_φ(x_M, t_max), by Heun steps.
 
     Args:
         noise: ε, shape (N, C, H, W).
         times: decreasing, times[0] = t_max, shape (T,).
         substeps: solver steps between two times.
 
-    Returns:
-        shape (N, T, C, H, W).
+    Yields:
+        T times, shape (N, C, H, W).
     """
     signal = teacher(teacher.schedule.start(noise), times[0], condition)
-    signals = [signal]
+    yield signal
     for upper, lower in itertools.pairwise(times):
         signal = carried(teacher, signal, noise, upper, lower, substeps, condition)
-        signals.append(signal)
-    return torch.stack(signals, dim=1)
+        yield signal
 
 
 def carried(
@@ -118,7 +99,7 @@ NEAR_ZERO = 0.01
 
 @dataclass(frozen=True)
 class TrajectoryErrors:
-    """How far signals are from the teacher's own y_t, at every time; means over noises and pixels, shape (T,).
+    """How far signals are from the teacher's own y_t, at every time; means over noises and pixels, float64, shape (T,).
 
     Attributes:
         times: decreasing from t_max, float64.
@@ -138,6 +119,22 @@ class TrajectoryErrors:
     near_zero: torch.Tensor
     ddim: dict[int, torch.Tensor]
 
+    @classmethod
+    def mean(cls, portions: Sequence["TrajectoryErrors"], counts: Sequence[int]) -> "TrajectoryErrors":
+        """Over all noises, of the means over portions of so many."""
+        share = torch.tensor(counts, dtype=torch.float64) / sum(counts)
+
+        def over_all(means: Sequence[torch.Tensor]) -> torch.Tensor:
+            return (share[:, None] * torch.stack([*means])).sum(dim=0)
+
+        return cls(
+            times=portions[0].times,
+            student=over_all([one.student for one in portions]),
+            one_step=over_all([one.one_step for one in portions]),
+            near_zero=over_all([one.near_zero for one in portions]),
+            ddim={count: over_all([one.ddim[count] for one in portions]) for count in portions[0].ddim},
+        )
+
 
 def trajectory_errors(
     student: BootStudent | SignalOfState,
@@ -147,85 +144,84 @@ def trajectory_errors(
     ddim_steps: Sequence[int] = (1, 2, 4, 8),
     substeps: int = 8,
     condition: Condition = None,
+    advance: Callable[[], object] = lambda: None,
 ) -> TrajectoryErrors:
-    """Compares a student with the teacher's true trajectory from the same noise.
+    """Compares a student with the teacher's true trajectory from the same noise, one time after the other.
 
     Args:
         student: of the signal y_t, or read as one.
-        noise: ε, shape (N, C, H, W).
+        noise: ε, shape (N, C, H, W); no batch is larger, and a few tensors of that shape are held, for any T.
         times: decreasing, times[0] = t_max, shape (T,).
         ddim_steps: DDIM's numbers of steps.
         substeps: Heun steps between two times, of the true trajectory and of ``one_step``.
+        advance: called after each of the times.
     """
     schedule = teacher.schedule
-    truth = true_signal(teacher, noise, times, substeps, condition)
-    read = read_at_times(student, noise, times, condition)
 
     def error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (a - b).square().mean().cpu()
+        return (a - b).square().mean(dtype=torch.float64).cpu()
 
-    one_step, near_zero = [torch.tensor(float("nan"))], []
-    for index, t in enumerate(times):
-        y_t = read[:, index]
-        increment = teacher(noisy_state(schedule, y_t, noise, t), t, condition) - y_t
-        near_zero.append((increment.abs() < NEAR_ZERO).float().mean().cpu())
+    of_student, one_step, near_zero = [], [torch.tensor(float("nan"), dtype=torch.float64)], []
+    ddim: dict[int, list[torch.Tensor]] = {count: [] for count in ddim_steps}
+    read = student(noise, times[0], condition)
+    for index, (t, truth) in enumerate(
+        zip(times, true_signals(teacher, noise, times, substeps, condition), strict=True)
+    ):
+        of_student.append(error(read, truth))
+        for count, errors in ddim.items():
+            errors.append(error(ddim_signal(teacher, noise, t, count, condition), truth))
+        increment = teacher(noisy_state(schedule, read, noise, t), t, condition) - read
+        near_zero.append((increment.abs() < NEAR_ZERO).mean(dtype=torch.float64).cpu())
         if index + 1 < len(times):
             s = times[index + 1]
-            one_step.append(error(read[:, index + 1], carried(teacher, y_t, noise, t, s, substeps, condition)))
+            target = carried(teacher, read, noise, t, s, substeps, condition)
+            read = student(noise, s, condition)
+            one_step.append(error(read, target))
+        advance()
     return TrajectoryErrors(
         times=times,
-        student=torch.stack([error(read[:, i], truth[:, i]) for i in range(len(times))]),
+        student=torch.stack(of_student),
         one_step=torch.stack(one_step),
         near_zero=torch.stack(near_zero),
-        ddim={
-            count * teacher.evaluations: torch.stack(
-                [error(ddim_signal(teacher, noise, t, count, condition), truth[:, i]) for i, t in enumerate(times)]
-            )
-            for count in ddim_steps
-        },
+        ddim={count * teacher.evaluations: torch.stack(errors) for count, errors in ddim.items()},
     )
 
 
-def interpolate_noise(start: torch.Tensor, end: torch.Tensor, count: int) -> torch.Tensor:
+def interpolate_noise(start: torch.Tensor, end: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Spherical interpolation between noises, which keeps their norm (Shoemake 1985).
 
     Args:
         start, end: shape (N, C, H, W).
-        count: number of points, both ends included, ≥ 2.
+        share: how far from start to end, in [0, 1], shape (N,).
 
     Returns:
-        shape (N, count, C, H, W).
+        shape (N, C, H, W).
     """
     cosine = torch.nn.functional.cosine_similarity(start.flatten(1), end.flatten(1), dim=1).clamp(-1, 1)
-    angle = torch.arccos(cosine).reshape(-1, 1, 1, 1)
-    points = []
-    for weight in torch.linspace(0, 1, count):
-        from_start, from_end = torch.sin((1 - weight) * angle), torch.sin(weight * angle)
-        points.append((from_start * start + from_end * end) / torch.sin(angle))
-    return torch.stack(points, dim=1)
+    angle, share = torch.arccos(cosine).reshape(-1, 1, 1, 1), share.reshape(-1, 1, 1, 1)
+    from_start, from_end = torch.sin((1 - share) * angle), torch.sin(share * angle)
+    return (from_start * start + from_end * end) / torch.sin(angle)
 
 
-def between_classes(student: BootStudent, conditions: ClassLabels, noise: torch.Tensor, count: int) -> torch.Tensor:
-    """Samples of one noise on the way from one class to the next, along the line between their embeddings.
+def between_classes(
+    student: BootStudent, conditions: ClassLabels, noise: torch.Tensor, first: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
+    """Samples on the way from one class to the next, along the line between their embeddings.
 
     Args:
-        noise: shape (N, C, H, W); noise n goes from class n to class n + 1, modulo the number of classes.
-        count: number of points, both ends included, ≥ 2.
+        noise: shape (N, C, H, W).
+        first: the class at the start, int64, shape (N,); the next one is counted modulo the number of classes.
+        share: how far to the next class, in [0, 1], shape (N,).
 
     Returns:
-        shape (N, count, C, H, W).
+        shape (N, C, H, W).
     """
     embedding = student.network.class_embedding
     assert isinstance(embedding, torch.nn.Embedding)
-    labels = embedding.num_embeddings
-    first = torch.arange(len(noise), device=noise.device) % conditions.num_classes
-    one_hot = torch.nn.functional.one_hot
-    start, end = one_hot(first, labels).float(), one_hot((first + 1) % conditions.num_classes, labels).float()
-    share = torch.linspace(0, 1, count, device=noise.device).reshape(1, -1, 1)
-    weights = torch.lerp(start[:, None], end[:, None], share).flatten(0, 1)
+    ends = (first, (first + 1) % conditions.num_classes)
+    start, end = (torch.nn.functional.one_hot(label, embedding.num_embeddings).float() for label in ends)
     student.network.class_embedding = MixedClasses(embedding)
     try:
-        pictures = student.sample(noise.repeat_interleave(count, dim=0), {"class_labels": weights})
+        return student.sample(noise, {"class_labels": torch.lerp(start, end, share[:, None])})
     finally:
         student.network.class_embedding = embedding
-    return pictures.unflatten(0, (len(noise), count))

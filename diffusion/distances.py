@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -158,35 +158,42 @@ class UncalibratedLpips(nn.Module):
         return kept
 
 
+def build_lpips(settings: LpipsSettings) -> LpipsDistance:
+    """The `lpips` package's network with its own linear layers and a random backbone, or the installed one."""
+    if settings.backbone == "efficientnet-lite0":
+        return LpipsDistance(UncalibratedLpips(), settings.resize)
+    import lpips
+
+    # Not the package's own: it would unpickle whatever lies in the cache.
+    network = lpips.LPIPS(net=settings.backbone, pnet_rand=True, verbose=False)
+    if settings.pooling == "average":
+        _average_pooling(network.net)
+    return LpipsDistance(network, settings.resize)
+
+
 def load_lpips(settings: LpipsSettings, device: torch.device) -> LpipsDistance:
-    """The `lpips` package's network with its own linear layers and torchvision's backbone, or the installed one.
+    """:func:`build_lpips` with torchvision's weights of the backbone.
 
     Raises:
         UserError: the backbone's weights are missing, or not the published ones; says how to get them.
     """
-    if settings.backbone == "efficientnet-lite0":
-        return LpipsDistance(UncalibratedLpips(), settings.resize).to(device)
-    import lpips
-
-    file, digits = _FILES[settings.backbone]
-    path = Path(settings.weights) if settings.weights else hub_checkpoints() / file
-    content = read_or_download(
-        path,
-        _URL + file,
-        digits,
-        key="methods.<variant>.lpips.weights",
-        download=settings.weights is None,
-        otherwise="set distance to 'l2'",
-    )
-    # A random backbone is asked for and filled here: the package would unpickle whatever lies in the cache.
-    network = lpips.LPIPS(net=settings.backbone, pnet_rand=True, verbose=False)
-    _fill(network.net, tensors_of(content, path, _URL + file))
-    if settings.pooling == "average":
-        _average_pooling(network.net)
-    return LpipsDistance(network, settings.resize).to(device)
+    distance = build_lpips(settings)
+    if settings.backbone in _FILES:
+        file, digits = _FILES[settings.backbone]
+        path = Path(settings.weights) if settings.weights else hub_checkpoints() / file
+        content = read_or_download(
+            path,
+            _URL + file,
+            digits,
+            key="methods.<variant>.lpips.weights",
+            download=settings.weights is None,
+            otherwise="set distance to 'l2'",
+        )
+        _fill(distance.network.net, tensors_of(content, path, _URL + file))
+    return distance.to(device)
 
 
-def _fill(backbone: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _fill(backbone: Any, state: dict[str, torch.Tensor]) -> None:
     # slice<k>.<i>.… of the package is features.<i>.… of torchvision.
     own = backbone.state_dict()
     backbone.load_state_dict({name: state["features." + name.partition(".")[2]] for name in own}, strict=True)

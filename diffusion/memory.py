@@ -2,12 +2,13 @@
 
 import gc
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from diffusion.errors import DeviceMemoryError, first_line
+from diffusion.processes import portions_of
 
 T = TypeVar("T")
 
@@ -102,3 +103,19 @@ def within_memory(key: str, attempt: Callable[[int], T], size: int, device: torc
             f"too large for this device. torch says: {first_line(error)}"
         )
         raise DeviceMemoryError(f"{key}: found {size}, more than {memory_of(device)} can take; {expected}") from error
+
+
+def in_portions(key: str, compute: Callable[[range], T], count: int, size: int, device: torch.device) -> Iterator[T]:
+    """What ``compute`` gives for the images 0 … count - 1, at most ``size`` of them at a time.
+
+    Args:
+        key: the key of the configuration that says ``size``.
+
+    Raises:
+        DeviceMemoryError: as :func:`within_memory`.
+    """
+
+    def portion(indices: range) -> T:
+        return within_memory(key, lambda most: compute(indices[:most]), len(indices), device)
+
+    return map(portion, portions_of(count, size))

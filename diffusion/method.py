@@ -22,7 +22,7 @@ from diffusion.pairs import Pairs, PairsSettings
 from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.settings import GrownSettings, Settings, StepCounts
 from diffusion.teacher import TeacherFacts
-from diffusion.training import Snapshot, TrainingRun, TrainingSettings
+from diffusion.training import Snapshot, Trained, TrainingRun, TrainingSettings
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
@@ -37,6 +37,12 @@ class Student:
     network: nn.Module
     cost: dict[str, float]
     snapshots: tuple[Snapshot, ...] = ()
+
+
+def finished_student(nfe: int, trained: Trained) -> Student:
+    """The student of a stage that others follow, as a copy on the CPU: it takes no memory of the device while they
+    train, and ``trained.network`` is free to be their teacher."""
+    return Student(nfe, copy.deepcopy(trained.network).cpu(), trained.cost, trained.snapshots)
 
 
 class TrainedSettings(GrownSettings):

@@ -10,6 +10,7 @@ from diffusion.data.store import Split
 from diffusion.errors import CheckpointError
 from diffusion.files import read_json, write_json
 from diffusion.images import from_uint8
+from diffusion.memory import in_portions
 from diffusion.settings import Settings
 from diffusion.teacher import RealPictures
 from diffusion.training import Step, TrainingRun, TrainingSettings
@@ -63,11 +64,19 @@ def classify(network: nn.Module, images: np.ndarray, batch_size: int = 256) -> n
 
     Args:
         images: uint8, shape (N, H, W, C).
+        batch_size: images at a time, ``evaluation.batch_size``.
+
+    Raises:
+        DeviceMemoryError: a batch does not fit the device's memory.
     """
     device = next(network.parameters()).device
+
+    def portion(indices: range) -> np.ndarray:
+        batch = from_uint8(images[indices.start : indices.stop]).to(device)
+        return network(batch).argmax(dim=1).cpu().numpy()
+
     with torch.inference_mode():
-        batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
-        return np.concatenate([network(from_uint8(b).to(device)).argmax(dim=1).cpu().numpy() for b in batches])
+        return np.concatenate([*in_portions("evaluation.batch_size", portion, len(images), batch_size, device)])
 
 
 def save_classifier(

@@ -32,6 +32,7 @@ from unittest import mock
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.errors import NonFiniteError, UserError
+from diffusion.memory import within_memory
 from diffusion.packages import version_of
 from diffusion.precision import float32_products
 from evaluation.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
@@ -152,11 +153,18 @@ class Extractor(ABC):
         self._cleanfid_models: dict[CleanMode, Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def extract_in(self, mode: CleanMode | None, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-        """Features through torch-fidelity (``mode`` None) or clean-fid in a mode, as by the two functions below."""
-        if mode is None:
-            return self.extract(images, batch_size)
-        # 299×299 floats: no more than a few at a time.
-        return self.extract_cleanfid(images, min(batch_size, 32), mode)
+        """Features through torch-fidelity (``mode`` None) or clean-fid in a mode, as by the two functions below.
+
+        Raises:
+            DeviceMemoryError: a batch does not fit the device's memory.
+        """
+
+        def extract(size: int) -> np.ndarray:
+            return self.extract(images, size) if mode is None else self.extract_cleanfid(images, size, mode)
+
+        # clean-fid's are 299×299 floats: no more than a few at a time.
+        size = min(batch_size, len(images), *([] if mode is None else [32]))
+        return within_memory("evaluation.batch_size", extract, size, self._device)
 
     def extract(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
         """Features through torch-fidelity's own extraction loop.

@@ -79,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("classifier", "classifier.train_classifier", "train the classifier that judges labels")
     training(sub)
     paths(sub, "data")
+    sub.add_argument("--batch-size", type=int, default=256, help="of the test images")
 
     sub = command("distil", "training.distil", "train the students of one variant with one seed")
     training(sub)
@@ -140,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--follows-teacher", type=int, nargs="*", default=(), help="evaluations at which the samples follow its noise"
     )
     sub.add_argument("--classifier", type=Path, help="judges the labels that the samples were asked for")
+    sub.add_argument("--batch-size", type=int, default=256, help="of the classifier")
 
     sub = command("measure-floor", "measuring.measure_floor", "quality of the real test pictures")
     sub.add_argument("--num-samples", type=int, required=True)
@@ -150,13 +152,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("pictures", "pictures.draw_pictures", "a BOOT student at every time, and between noises")
     paths(sub, "student", "teacher", "output")
     guidance(sub)
-    sub.add_argument("--seed", type=int, required=True)
+    for name in ("seed", "batch-size"):
+        sub.add_argument(f"--{name}", type=int, required=True)
 
     sub = command("trajectory", "trajectory.measure_trajectory", "errors of a BOOT student along the trajectory")
     sub.add_argument("--target", choices=("signal", "state"), default="signal", help="what the student predicts")
     paths(sub, "student", "teacher", "output")
     guidance(sub)
-    sub.add_argument("--seed", type=int, required=True)
+    for name in ("seed", "noises", "batch-size"):
+        sub.add_argument(f"--{name}", type=int, required=True)
 
     sub = command("neighbours", "neighbours.find_neighbours", "the nearest training pictures of samples")
     sub.add_argument("--rows", required=True, help="JSON: label, samples and features of each")

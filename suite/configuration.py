@@ -14,7 +14,7 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method
-from diffusion.settings import Settings
+from diffusion.settings import Settings, StepCounts
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
@@ -47,6 +47,10 @@ class EvaluationSettings(Settings):
             that are not named are looked for in the usual caches, and downloaded where the network allows.
         classifier: how the judge of class-conditional samples is trained.
         teacher: which sampler stands for the teacher, by its network evaluations; a guided step takes two.
+        nfe: variant to the numbers of network evaluations at which it is sampled, timed and measured; all that its
+            method has where it is not named. For methods that train many students, of which few are asked for: what is
+            trained does not change. Variants that ``comparison`` and ``ablation`` make of one are named themselves.
+        trajectory_noises: from how many noises BOOT's errors along the teacher's trajectory are means.
         external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
     """
 
@@ -58,12 +62,19 @@ class EvaluationSettings(Settings):
     weights: dict[WeightsName, str] = Field(default_factory=dict)
     classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
+    nfe: dict[str, StepCounts] = Field(default_factory=dict)
+    trajectory_noises: int = Field(128, ge=1)
     external: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         return _distinct_and_not_negative(value)
+
+    def sampled(self, variant: str, method: Method) -> tuple[int, ...]:
+        """The numbers of network evaluations at which a variant is sampled, in the order of its method."""
+        wanted = self.nfe.get(variant, method.evaluations())
+        return tuple(nfe for nfe in method.evaluations() if nfe in wanted)
 
     @property
     def further_protocols(self) -> dict[str, Protocol]:
@@ -282,10 +293,10 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         problems.append(
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
-    problems += _evaluation_problems(layout, {name: methods[name] for name in selected if name in methods})
+    chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
+    problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
     if problems:
         raise UserError("\n".join(problems))
-    chosen = {name: methods[name] for name in blocks if name in selected}
     return Experiment(raw, layout, data, teacher, chosen, facts.conditional)
 
 
@@ -397,13 +408,14 @@ def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, gu
     return method
 
 
-def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[str]:
-    problems = []
-    reference = layout.evaluation.teacher
+def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:
+    problems = _nfe_problems(layout, known)
+    reference, sampled = layout.evaluation.teacher, layout.evaluation.sampled
     method = selected.get(reference.variant)
-    if method is None or method.trains or not method.follows_teacher or reference.nfe not in method.evaluations():
+    follows = method is not None and not method.trains and method.follows_teacher
+    if method is None or not follows or reference.nfe not in sampled(reference.variant, method):
         untrained = [
-            f"{name} with {', '.join(map(str, sorted(method.evaluations())))}"
+            f"{name} with {', '.join(map(str, sorted(sampled(name, method))))}"
             for name, method in selected.items()
             if not method.trains and method.follows_teacher
         ]
@@ -419,6 +431,18 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method]) -> list[s
             problems.append(
                 f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
             )
+    return problems
+
+
+def _nfe_problems(layout: _Layout, known: Mapping[str, Method | None]) -> list[str]:
+    problems = []
+    for name, chosen in layout.evaluation.nfe.items():
+        method, key = known.get(name), f"evaluation.nfe.{name}"
+        if name not in known:
+            problems.append(f"{key}: found {name!r}, expected one of the variants: {', '.join(known)}.")
+        elif method is not None and (wrong := set(chosen) - set(method.evaluations())):
+            has = ", ".join(map(str, sorted(method.evaluations())))
+            problems.append(f"{key}: found {', '.join(map(str, sorted(wrong)))}, expected numbers among {has}.")
     return problems
 
 

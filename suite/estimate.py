@@ -9,26 +9,24 @@ operations, counted without computing, at an assumed share of a stated card's pe
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from boot.student import BootStudent
+from diffusion import distances
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
 from diffusion.data import downloads
 from diffusion.data.store import Shards, Split
 from diffusion.denoiser import Denoiser
+from diffusion.distances import LpipsDistance, squared_l2
 from diffusion.files import read_json
 from diffusion.guidance import guided
 from diffusion.networks import NetworkSettings, build_network
@@ -40,7 +38,19 @@ from diffusion.training import Stateful, Step, Trained, TrainingRun, TrainingSet
 from evaluation.protocols import DIMENSIONS
 from evaluation.tables import load_published
 from suite.configuration import Experiment
+from suite.network_cost import (
+    NO_COMPARISON,
+    Comparison,
+    Kept,
+    lpips_comparison,
+    network_activations,
+    network_operations,
+    network_passing,
+    told,
+)
 from suite.plan import Plan
+from suite.stages.pictures import images_of
+from suite.stages.trajectory import errors_of
 
 # Peak of dense products in operations a second, from the maker's data sheets (of the SXM cards), by precision; and the
 # share of it that networks are assumed to reach.
@@ -57,6 +67,7 @@ _WITH_GRADIENT, _THROUGH = 3, 2
 _TRANSFERS = {"inception": 96e6, "clip-vit-l-14": 1.7e9, "dinov2-vit-l-14": 1.2e9}
 _STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
 _SIDE = 4
+_CPU = torch.device("cpu")
 
 
 def _as_forward(forward: float, through: float, trained: float) -> float:
@@ -71,14 +82,17 @@ class Row:
     Attributes:
         forward: network evaluations without a gradient.
         trained: those with one.
-        memory: bytes of weights, gradients, optimiser and average that a job holds, and of what a method trains or
-            averages beside its network; activations come on top.
+        memory: bytes of all networks, gradients, moments and averages that a job holds on the device; activations come
+            on top.
         disk: bytes that stay.
         learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
             through several networks counts in each.
         precision: of the networks on a GPU, and so of what they keep.
         transfer: bytes from the network.
         through: evaluations whose gradient passes through frozen weights to the input.
+        passing: images that are evaluated at once where nothing learns.
+        compared: evaluations without a gradient that take as many operations as LPIPS does beside those counted here.
+        comparing: bytes that LPIPS holds in a step of training: its weights, and what it keeps of the images.
         budget_s: seconds of trainings that end by time; the evaluations above are without theirs.
         timed: the evaluations of those trainings, in the order of :meth:`evaluations`, at a rate of one a second.
         timed_steps: their optimiser steps, likewise.
@@ -94,6 +108,9 @@ class Row:
     precision: Precision = "tf32"
     transfer: float = 0
     through: float = 0
+    passing: int = 0
+    compared: float = 0
+    comparing: float = 0
     budget_s: float = 0
     timed: tuple[float, float, float] = (0, 0, 0)
     timed_steps: float = 0
@@ -101,7 +118,7 @@ class Row:
     @property
     def passes(self) -> float:
         """Evaluations without a gradient that take as long, without those of trainings that end by time."""
-        return _as_forward(self.forward, self.through, self.trained)
+        return _as_forward(self.forward, self.through, self.trained) + self.compared
 
     def hours(self, rate: float) -> float:
         """At so many evaluations without a gradient a second."""
@@ -113,18 +130,6 @@ class Row:
         return tuple(number + rate * timed for number, timed in zip(counted, self.timed, strict=True))
 
 
-class Kept(NamedTuple):
-    """What an evaluation with a gradient keeps for its backward pass, in bytes.
-
-    Attributes:
-        per_image: of each image.
-        copies: of the weights, which autocast makes anew in every evaluation, however many images.
-    """
-
-    per_image: float
-    copies: float
-
-
 @dataclass(frozen=True)
 class Estimate:
     """The rows, and what turns evaluations into hours.
@@ -133,6 +138,7 @@ class Estimate:
         parameters: of the teacher's network.
         operations: floating-point operations of one evaluation; a multiplication and an addition are two.
         kept: what an evaluation keeps for its backward pass, by precision.
+        passing: bytes of an image that an evaluation without a gradient holds at the most, in float32.
         rates: evaluations without a gradient a second on ``device``, by precision.
         published: what others' trainings on the same data set took: entries of ``costs`` in evaluation/published.yaml.
     """
@@ -141,6 +147,7 @@ class Estimate:
     parameters: int
     operations: float
     kept: Mapping[Precision, Kept]
+    passing: float
     rates: Mapping[str, float]
     device: str
     published: Sequence[Mapping[str, Any]] = ()
@@ -150,9 +157,11 @@ class Estimate:
         return row.memory + self.activations(row)
 
     def activations(self, row: Row) -> float:
-        """Bytes that a step of training keeps for its backward pass, in the row's precision."""
+        """Bytes that a step of training keeps for its backward pass, in the row's precision; where nothing learns, what
+        an evaluation holds at the most."""
         kept = self.kept[row.precision]
-        return row.learning * kept.per_image + (kept.copies if row.learning else 0)
+        learning = row.learning * kept.per_image + (kept.copies if row.learning else 0)
+        return learning + row.comparing + row.passing * self.passing
 
     def rate_on(self, card: str, row: Row) -> float:
         """Evaluations without a gradient a second at the assumed share of a card's peak in the row's precision."""
@@ -171,12 +180,17 @@ class CountingRun(TrainingRun):
     """A run that computes one loss a stage and counts what all its steps would take.
 
     Attributes:
-        copies: numbers that a stage changes beside its network, in multiples of the network's weights.
+        held: what the device holds in the stage that needs most, in multiples of a network's weights: all networks that
+            are in use by then, the gradient and moments of the one that is trained, its average, and what is changed
+            beside it.
+        compared: pairs of images that LPIPS compares, each as long as ``a_pair`` evaluations without a gradient.
+        compared_at_once: the most of them in a step.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, "estimate", 0, torch.device("cpu"))
-        self.forward = self.through = self.trained = self.copies = 0.0
+    def __init__(self, folder: Path, a_pair: float = 0.0) -> None:
+        super().__init__(folder, "estimate", 0, _CPU)
+        self.forward = self.through = self.trained = self.held = 0.0
+        self.a_pair, self.compared, self.compared_at_once, self._pairs = a_pair, 0, 0, 0
         self.budget_s = self.timed_steps = 0.0
         self.timed = [0.0, 0.0, 0.0]
         self.learning = 0
@@ -188,9 +202,14 @@ class CountingRun(TrainingRun):
             kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
             self._passed[kind] += len(arguments[0])
 
+        self._networks.add(network)
         # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
         if not network._forward_pre_hooks:
             self._cleanup.callback(network.register_forward_pre_hook(hook).remove)
+
+    def compare(self, count: int) -> None:
+        """Notes so many pairs of images."""
+        self._pairs += count
 
     def fit(
         self,
@@ -203,7 +222,7 @@ class CountingRun(TrainingRun):
         beside: Mapping[str, Stateful] | None = None,
         **_keywords: Any,
     ) -> Trained:
-        self._passed = [0, 0, 0]
+        self._passed, self._pairs = [0, 0, 0], 0
         average = copy.deepcopy(network).requires_grad_(False)
         step = Step(self.generator(stage, 0), 0.5, settings.slice_size, average)
         if before_step is not None:
@@ -211,20 +230,38 @@ class CountingRun(TrainingRun):
         before = sum(self._passed[1:])  # held no longer: the backward passes of before_step are its own
         loss(step)
         self.learning = max(self.learning, sum(self._passed[1:]) - before)
+        self.compared_at_once = max(self.compared_at_once, self._pairs)
         each = [settings.gradient_accumulation_steps * passed for passed in self._passed]
         if settings.minutes is None:
             self.forward += settings.num_steps * each[0]
             self.through += settings.num_steps * each[1]
             self.trained += settings.num_steps * each[2]
+            self.compared += settings.num_steps * settings.gradient_accumulation_steps * self._pairs
         else:  # at most, where there are steps too
-            steps = 60 * settings.minutes / _as_forward(*each)
+            compared = settings.gradient_accumulation_steps * self._pairs * self.a_pair
+            steps = 60 * settings.minutes / (_as_forward(*each) + compared)
             self.budget_s += 60 * settings.minutes
             self.timed_steps += steps
             self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
-        held = tree_leaves([part.state_dict() for part in (beside or {}).values()])
-        numbers = sum(part.numel() for part in held if torch.is_tensor(part) and part.ndim)
-        self.copies = max(self.copies, numbers / sum(weight.numel() for weight in network.parameters()))
-        return Trained(network, {})
+        averages = [] if settings.ema_decay is None else [average]
+        held = [part.state_dict() for part in (*self._networks, network, *averages, *(beside or {}).values())]
+        numbers = {part.data_ptr(): part.numel() for part in tree_leaves(held) if torch.is_tensor(part) and part.ndim}
+        # Of the network that is trained, the gradient and two moments too.
+        of_one = sum(weight.numel() for weight in network.parameters())
+        self.held = max(self.held, sum(numbers.values()) / of_one + 3)
+        return Trained(averages[0] if averages else network, {})
+
+
+class _Comparing(nn.Module):
+    """Stands for LPIPS's network."""
+
+    def __init__(self, run: CountingRun) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        self.run.compare(len(one))
+        return squared_l2(one, other)
 
 
 class _MadePairs(Pairs):
@@ -247,7 +284,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     plan, data = Plan(experiment), experiment.data
     picture = data.resolution**2 * data.channels
     conditions = _conditions(experiment, plan)
-    network, operations, activations = _real_network(experiment, conditions, device)
+    network, operations, activations, passing_bytes = _real_network(experiment, conditions, device)
     weights = 4 * sum(weight.numel() for weight in network.parameters())
     rows = []
     fetched = sum(one.size or 0 for one in downloads(data))
@@ -258,26 +295,46 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     made = _Made(experiment, conditions)
     if isinstance(experiment.teacher, TeacherSettings):
         precision = experiment.teacher.training.precision_where(True, bf16=True)
-        rows.append(_trained("teacher", "", made.teacher_cost(), 5 * weights, weights, 1, precision))
+        rows.append(_trained("teacher", "", made.teacher_cost(), weights, weights, 1, precision))
+    batch, twice = experiment.evaluation.batch_size, experiment.teacher.guidance.evaluations
     for name, pairs in plan.pairs().items():
-        evaluations = pairs.count * pairs.num_inference_steps * experiment.teacher.guidance.evaluations
-        rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture))
+        evaluations, at_once = pairs.count * pairs.num_inference_steps * twice, min(batch, pairs.count) * twice
+        rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture, passing=at_once))
+    shape = (data.channels, data.resolution, data.resolution)
     for variant in plan.trained_variants():
-        method = experiment.methods[variant]
-        students = len(method.students())
-        # Beside the student, its gradient, two moments and average: the teacher.
-        cost, seeds = made.cost_of(variant), len(plan.train_seeds(variant))
-        precision = method.settings.training.precision_where(True)
-        memory = (6 + cost.copies) * weights
-        rows.append(_trained("distil", variant, cost, memory, students * weights, seeds, precision))
+        settings = experiment.methods[variant].settings
+        students, seeds = len(experiment.methods[variant].students()), len(plan.train_seeds(variant))
+        comparison = NO_COMPARISON
+        if getattr(settings, "distance", None) == "lpips":
+            comparison = lpips_comparison(settings.lpips, shape)
+        cost = made.cost_of(variant, comparison.operations / operations)
+        precision = settings.training.precision_where(True)
+        rows.append(_trained("distil", variant, cost, weights, students * weights, seeds, precision, comparison))
     if isinstance(experiment.teacher, StoredTeacher):
         transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
         rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
     samples = experiment.evaluation.num_samples * len(experiment.evaluation.seeds)
-    for variant in experiment.methods:
+    at_once = min(batch, experiment.evaluation.num_samples)
+    for variant, method in experiment.methods.items():
         units = [unit for unit in plan.units() if unit.variant == variant]
-        evaluations = samples * sum(unit.nfe for unit in units)
-        rows.append(Row("sample", variant, evaluations, memory=weights, disk=samples * len(units) * picture))
+        evaluations, disk = samples * sum(unit.nfe for unit in units), samples * len(units) * picture
+        passing = at_once * (1 if method.trains else twice)
+        rows.append(Row("sample", variant, evaluations, memory=weights, disk=disk, passing=passing))
+    for variant in plan.curve_variants():
+        method = experiment.methods[variant]
+        points = (method.settings.training.snapshots + 1) * len(plan.train_seeds(variant))
+        evaluations = points * experiment.evaluation.num_samples * min(method.evaluations())
+        rows.append(Row("learning_curve", variant, evaluations, memory=weights, passing=at_once))
+    # Of the first training seed; student and teacher.
+    if plan.pictured_variants():
+        evaluations, passing = made.pictures_cost(batch)
+        pictured = Row("pictures", "", evaluations, memory=2 * weights, passing=passing)
+        rows += [replace(pictured, variant=variant) for variant in plan.pictured_variants()]
+    if plan.boot_variants():
+        evaluations, passing = made.trajectory_cost()
+        noises = experiment.evaluation.trajectory_noises
+        read = Row("trajectory", "", noises * evaluations, memory=2 * weights, passing=min(batch, noises) * passing)
+        rows += [replace(read, variant=variant) for variant in plan.boot_variants()]
     kept = 4 * DIMENSIONS[experiment.evaluation.features]
     rows.append(Row("reference", "", disk=pictures * kept, transfer=_TRANSFERS.get(experiment.evaluation.features, 0)))
     for variant in experiment.methods:
@@ -285,12 +342,20 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         rows.append(Row("features", variant, disk=samples * len(units) * kept))
     published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
     rates = _rates(network, made, device, seconds, sorted({row.precision for row in rows}))
-    return Estimate(rows, weights // 4, operations, activations, rates, str(device), published)
+    return Estimate(rows, weights // 4, operations, activations, passing_bytes, rates, str(device), published)
 
 
 def _trained(
-    rule: str, variant: str, run: CountingRun, memory: float, disk: float, seeds: int, precision: Precision
+    rule: str,
+    variant: str,
+    run: CountingRun,
+    weights: float,
+    disk: float,
+    seeds: int,
+    precision: Precision,
+    comparison: Comparison = NO_COMPARISON,
 ) -> Row:
+    """The row of a training, of as many seeds; ``weights`` and ``disk`` in bytes, of one."""
     forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
         rule,
@@ -298,10 +363,12 @@ def _trained(
         forward=seeds * run.forward,
         through=seeds * run.through,
         trained=seeds * run.trained,
-        memory=memory,
+        memory=run.held * weights,
         disk=seeds * disk,
         learning=run.learning,
         precision=precision,
+        compared=seeds * run.compared * run.a_pair,
+        comparing=comparison.weights + run.compared_at_once * comparison.kept,
         budget_s=seeds * run.budget_s,
         timed=(forward, through, trained),
         timed_steps=run.timed_steps,
@@ -329,19 +396,44 @@ class _Made:
         small = settings.model_copy(update={"network": _STAND_IN, "training": _uncompiled(settings.training)})
         return self._counted(lambda run: train_teacher(small, self.split, run))
 
-    def cost_of(self, variant: str) -> CountingRun:
-        """The same of a method that trains, without its offline set."""
+    def cost_of(self, variant: str, a_pair: float) -> CountingRun:
+        """The same of a method that trains, without its offline set.
+
+        Args:
+            a_pair: how many evaluations without a gradient take as long as LPIPS does for a pair of images.
+        """
         method = copy.copy(self.experiment.methods[variant])
         settings: Any = method.settings
-        changes: dict[str, Any] = {"training": _uncompiled(settings.training)}
-        if getattr(settings, "distance", "l2") != "l2":
-            changes["distance"] = "l2"  # LPIPS' backbone is no network evaluation, and wants weights
-        method.settings = settings.model_copy(update=changes)
+        method.settings = settings.model_copy(update={"training": _uncompiled(settings.training)})
         data: Split | Pairs | None = self.split if method.needs_data else None
         if method.pairs() is not None:
             data = _MadePairs(self.conditions, self.shape)
         teacher = guided(self._teacher(), self.experiment.teacher.guidance)
-        return self._counted(lambda run: method.distil(teacher, run, data))
+
+        def distil(run: CountingRun) -> None:
+            run.count(teacher.network)  # the device holds it, whether it is evaluated or not
+            # Its own network wants weights, and is none of those that are counted.
+            with mock.patch.object(distances, "load_lpips", return_value=LpipsDistance(_Comparing(run))):
+                method.distil(teacher, run, data)
+
+        return self._counted(distil, a_pair)
+
+    def pictures_cost(self, batch_size: int) -> tuple[int, int]:
+        """Evaluations of a BOOT student's pictures, and how many images are evaluated at once."""
+        return self._passed(lambda student, teacher: images_of(student, teacher, 0, self.shape, batch_size, _CPU))
+
+    def trajectory_cost(self) -> tuple[int, int]:
+        """The same of one noise of a BOOT student's errors along the trajectory."""
+        return self._passed(lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
+
+    def _passed(self, evaluate: Callable[[BootStudent, Denoiser], Any]) -> tuple[int, int]:
+        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+        network = copy.deepcopy(teacher.network)
+        seen: list[int] = []
+        for counted in (network, teacher.network):
+            counted.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+        evaluate(BootStudent(network, teacher.schedule, teacher.prediction_type), teacher)
+        return sum(seen), max(seen)
 
     def _teacher(self) -> Denoiser:
         teacher = self.experiment.teacher
@@ -353,9 +445,9 @@ class _Made:
         return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
 
     @staticmethod
-    def _counted(train: Callable[[CountingRun], Any]) -> CountingRun:
+    def _counted(train: Callable[[CountingRun], Any], a_pair: float = 0.0) -> CountingRun:
         with tempfile.TemporaryDirectory() as folder:
-            counting = CountingRun(Path(folder))
+            counting = CountingRun(Path(folder), a_pair)
             with counting:
                 train(counting)
             return counting
@@ -391,8 +483,9 @@ def _conditions(experiment: Experiment, plan: Plan) -> Conditions:
 
 def _real_network(
     experiment: Experiment, conditions: Conditions, device: torch.device
-) -> tuple[nn.Module, float, dict[Precision, Kept]]:
-    """The teacher's network with random weights, the operations of one of its evaluations, and what it keeps."""
+) -> tuple[nn.Module, float, dict[Precision, Kept], float]:
+    """The teacher's network with random weights, the operations of one of its evaluations, what it keeps for a backward
+    pass, and what it holds at the most without one."""
     data, teacher = experiment.data, experiment.teacher
 
     def build() -> nn.Module:
@@ -406,71 +499,8 @@ def _real_network(
     operations = network_operations(build, shape, conditions)
     exact = network_activations(build, shape, conditions)
     short = network_activations(build, shape, conditions, bf16=True)
-    return build().to(device).eval(), operations, {"fp32": exact, "tf32": exact, "bf16": short}
-
-
-def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
-    """The floating-point operations of one evaluation of the network that ``build`` makes, without computing any.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-    """
-    with torch.device("meta"):
-        network, x = build(), torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, torch.zeros(1, device="meta"), **_told(conditions, 1, "meta"))
-    return float(counter.get_total_flops())
-
-
-class _AutocastOfGpus(TorchFunctionMode):
-    """Computes in float32 what autocast does so on a GPU, and on a processor does not: normalisation and resizing."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function in (functional.group_norm, functional.layer_norm, functional.interpolate):
-            args = (args[0].float(), *args[1:])
-        return function(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _bf16_of_gpus() -> Iterator[None]:
-    """bfloat16 autocast of the training loop, with a GPU's choice of operations, for tensors of the CPU."""
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), _AutocastOfGpus():
-        yield
-
-
-def network_activations(
-    build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, bf16: bool = False
-) -> Kept:
-    """What an evaluation with a gradient keeps for its backward pass, without computing any.
-
-    Args:
-        shape: (C, H, W) of the pictures.
-        bf16: under bfloat16 autocast, as on a GPU; else in float32.
-    """
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()  # what several views share counts once
-        kept[storage._cdata] = storage
-        return tensor
-
-    counts, sizes = (2, 3), []  # of one image alone some tensors are views that are copies of several
-    with FakeTensorMode():
-        network = build().train()
-        weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
-        for count in counts:
-            kept.clear()
-            with saved_tensors_hooks(note, lambda tensor: tensor), _bf16_of_gpus() if bf16 else nullcontext():
-                network(torch.empty(count, *shape), torch.zeros(count), **_told(conditions, count, "cpu"))
-            sizes.append(sum(storage.nbytes() for key, storage in kept.items() if key not in weights))
-    return Kept(float(sizes[1] - sizes[0]), float(sizes[0] - counts[0] * (sizes[1] - sizes[0])))
-
-
-def _told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
-    told = {"class_labels": torch.zeros(count, dtype=torch.int64, device=device)}
-    return told if isinstance(conditions, ClassLabels) else {}
+    kept: dict[Precision, Kept] = {"fp32": exact, "tf32": exact, "bf16": short}
+    return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions)
 
 
 def _rates(
@@ -489,7 +519,7 @@ def _rate(network: nn.Module, made: _Made, device: torch.device, seconds: float,
     x = torch.randn(count, data.channels, data.resolution, data.resolution, device=device)
 
     def once() -> None:
-        network(x, torch.zeros(count, device=device), **_told(made.conditions, count, device))
+        network(x, torch.zeros(count, device=device), **told(made.conditions, count, device))
         if device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -540,10 +570,10 @@ def table(found: Estimate) -> str:
         f"of the images that a training step holds at once, {_bytes(found.kept['tf32'].per_image)} each in float32 "
         f"and TF32, {_bytes(found.kept['bf16'].per_image)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
         "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
-        "several processes divide them. Transfer: bytes from the network, where no cache has them. Not counted: the "
-        "time of features, measures and speed, the activations of sampling, further protocols, the disk of sets whose "
-        "size is not known yet, and LPIPS: with the backbone vgg at 224 pixels some 90 GFLOP and 0.12 GB for every "
-        "image that is compared.",
+        "several processes divide them. Without a gradient an image takes "
+        f"{_bytes(found.passing)} of them, and evaluation.batch_size divides them. LPIPS counts in hours and "
+        "activations, by its operations. Transfer: bytes from the network, where no cache has them. Not counted: the "
+        "time of features, measures and speed, further protocols, and the disk of sets whose size is not known yet.",
     ]
     if timed := [row for row in found.rows if row.timed_steps]:
         lines += ["", "| Ends by time | Minutes | Steps here | " + " | ".join(f"{card} steps" for card in CARDS) + " |"]

@@ -35,7 +35,7 @@ class Plan:
             Unit(name, method.name, seed, nfe)
             for name, method in self.experiment.methods.items()
             for seed in self.train_seeds(name)
-            for nfe in method.evaluations()
+            for nfe in self.experiment.evaluation.sampled(name, method)
         ]
 
     def timed_units(self) -> list[Unit]:

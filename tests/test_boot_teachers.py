@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import bootstrap_target, noisy_state
 from boot.student import BootStudent
-from boot.trajectory import true_signal
+from boot.trajectory import true_signals
 from diffusion.denoiser import Denoiser
 from diffusion.pipelines import alphas_cumprod_of
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
@@ -231,7 +231,7 @@ def test_ddim_goes_where_the_trajectory_leads(name):
     schedule = SCHEDULES[name]
     teacher = GaussianTeacher(schedule)
     times = torch.linspace(schedule.t_max, schedule.t_min, 9, dtype=torch.float64)
-    signal = true_signal(teacher, NOISE, times, substeps=64)[:, -1]
+    *_, signal = true_signals(teacher, NOISE, times, substeps=64)
     sampled = ddim_sample(teacher, NOISE, min(500, schedule.num_timesteps))
     # A sampler starts in ε, the Signal-ODE in α_M f + σ_M ε: with much signal left at t_max they are not the same.
     left = float(schedule.alpha(times[0])) if schedule.start(NOISE) is NOISE else 0

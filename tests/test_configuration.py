@@ -134,6 +134,16 @@ def test_every_shipped_experiment_is_valid(file):
             1.0,
             ["evaluation.teacher", "selected deterministic sampler", "none is selected"],
         ),
+        (
+            "evaluation.nfe",
+            {"progressive": [1, 3]},
+            ["evaluation.nfe.progressive: found 3, expected numbers among 1, 2"],
+        ),
+        ("evaluation.nfe", {"nobody": [1]}, ["evaluation.nfe.nobody: found 'nobody'", "boot-heun"]),
+        ("evaluation.nfe", {"ddim": []}, ["evaluation.nfe.ddim"]),
+        ("evaluation.nfe", {"ddim": [1, 1]}, ["evaluation.nfe.ddim", "different numbers"]),
+        ("evaluation.nfe", {"ddim": [1, 2]}, ["evaluation.teacher", "nfe 4", "ddim with 1, 2"]),
+        ("evaluation.trajectory_noises", 0, ["evaluation.trajectory_noises: found 0", "greater than or equal to 1"]),
         ("evaluation.external", {"ddim": "x.npz"}, ["evaluation.external.ddim"]),
         ("speed.batch_sizes", [], ["speed.batch_sizes"]),
         ("speed.batch_sizes", [8, 8], ["speed.batch_sizes", "[8, 8]"]),
@@ -361,3 +371,19 @@ def test_a_training_block_in_part_keeps_the_methods_own_defaults():
     assert (training.warmup_steps, training.ema_decay) == (50, 0.99)
     raw = changed("methods.progressive.training", {"steps": 7})
     assert parse_experiment(raw).methods["progressive"].settings.training.decay == "linear"
+
+
+def test_the_numbers_of_evaluations_that_are_sampled_can_be_chosen():
+    """In the method's order, and for that variant alone."""
+    plain, chosen = (Plan(parse_experiment(raw)) for raw in (TINY, changed("evaluation.nfe", {"ddim": [4, 1]})))
+    of_ddim = [unit.nfe for unit in chosen.units() if unit.variant == "ddim"]
+    assert of_ddim == [1, 4]
+    others = [[unit for unit in plan.units() if unit.variant != "ddim"] for plan in (plain, chosen)]
+    assert others[0] == others[1]
+    assert not any("nfe-2" in name for name in chosen.sets("ddim", 0))
+    # What a method is stays the same, so that nothing is trained again.
+    for name, method in plain.experiment.methods.items():
+        assert method.settings == chosen.experiment.methods[name].settings
+    only_two = Plan(parse_experiment(changed("evaluation.nfe", {"progressive": [2]})))
+    assert [unit.nfe for unit in only_two.neighboured_units() if unit.variant == "progressive"] == [2]
+    assert only_two.experiment.methods["progressive"].students() == (2, 1)

@@ -13,7 +13,7 @@ from tiny import NETWORK, tiny_conditional, tiny_splits
 from baselines.ddim import Ddim, DdimSettings
 from boot.losses import BootObjective, boot_losses
 from boot.student import BootStudent
-from boot.trajectory import between_classes, ddim_signal, read_at_times, trajectory_errors
+from boot.trajectory import between_classes, ddim_signal, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
@@ -241,8 +241,6 @@ def test_trajectories_follow_the_guided_teacher():
         torch.testing.assert_close(start, teacher(NOISE, torch.tensor(SCHEDULE.t_max), LABELS))
         student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
         times = torch.linspace(SCHEDULE.t_max, float(t), 3, dtype=torch.float64)
-        read = read_at_times(student, NOISE, times, LABELS)
-        torch.testing.assert_close(read[:, 2], student(NOISE, times[2], LABELS), rtol=1e-4, atol=1e-5)
         errors = trajectory_errors(student, teacher, NOISE, times, (1, 2), 2, LABELS)
     assert set(errors.ddim) == {2, 4}
 
@@ -286,11 +284,11 @@ def test_between_classes_ends_in_the_classes():
     student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     embedding = student.network.class_embedding
     with torch.no_grad():
-        pictures = between_classes(student, ClassLabels(3, has_null=True), NOISE[:3], 5)
-        assert pictures.shape == (3, 5, 1, 8, 8)
-        for column, labels in ((0, [0, 1, 2]), (-1, [1, 2, 0])):
+        for share, labels in ((0.0, [0, 1, 2]), (1.0, [1, 2, 0])):
+            shares = torch.full((3,), share)
+            images = between_classes(student, ClassLabels(3, has_null=True), NOISE[:3], torch.arange(3), shares)
             expected = student.sample(NOISE[:3], {"class_labels": torch.tensor(labels)})
-            torch.testing.assert_close(pictures[:, column], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
     assert student.network.class_embedding is embedding
 
 

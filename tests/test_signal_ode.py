@@ -8,7 +8,7 @@ import torch
 from gaussian import GaussianTeacher
 
 from boot.signal_ode import bootstrap_target, noisy_state, signal_decay
-from boot.trajectory import interpolate_noise, true_signal
+from boot.trajectory import interpolate_noise, true_signals
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_step
 
@@ -69,14 +69,14 @@ def test_targets_converge_to_the_true_signal_with_the_promised_order(solver, ord
 def test_true_signal_is_the_closed_form():
     teacher = GaussianTeacher(SCHEDULE)
     times = torch.linspace(SCHEDULE.t_max, SCHEDULE.t_min, 9, dtype=torch.float64)
-    found = true_signal(teacher, NOISE, times, substeps=64)
+    found = torch.stack([*true_signals(teacher, NOISE, times, substeps=64)], dim=1)
     expected = torch.stack([teacher.signal(NOISE, T_MAX, t) for t in times], dim=1)
     torch.testing.assert_close(found, expected, rtol=0, atol=3e-3)
 
 
 def test_interpolation_keeps_the_ends_and_the_norm():
     a, b = torch.randn(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    points = interpolate_noise(a, b, 5)
+    points = torch.stack([interpolate_noise(a, b, torch.full((3,), step / 4)) for step in range(5)], dim=1)
     torch.testing.assert_close(points[:, 0], a)
     torch.testing.assert_close(points[:, -1], b)
     norms = points.flatten(2).norm(dim=2)

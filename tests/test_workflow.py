@@ -527,6 +527,9 @@ def test_a_guided_class_conditional_experiment(tmp_path):
         "seeds": [0],
         "teacher": {"variant": "ddim", "nfe": 8},
         "classifier": {"training": {"steps": 4, "batch_size": 16}},
+        "nfe": {"progressive": [1]},
+        "trajectory_noises": 9,
+        "batch_size": 32,
     }
     raw["ablation"] = {"base": "boot-heun", "axes": {"delta": [{"delta": 0.1}]}}
     snakemake(tmp_path, config=write(tmp_path, raw))
@@ -540,6 +543,16 @@ def test_a_guided_class_conditional_experiment(tmp_path):
     assert "| delta | delta 0.1 |" in rows
     page = (tmp_path / "results/classes/report/index.html").read_text()
     assert "One change at a time" in page
+    # Of two students the last is sampled; both are trained, and cost.
+    assert set(metrics.loc[metrics["variant"] == "progressive", "nfe"].astype(int)) == {1}
+    folder = tmp_path / "results/classes/samples/progressive/train-0"
+    assert [path.name for path in folder.glob("nfe-*")] == ["nfe-1"]
+    cost = pd.read_csv(tmp_path / "results/classes/report/cost.csv")
+    assert {"progressive@nfe-2", "progressive@nfe-1"} <= set(cost["variant"])
+    facts = json.loads((tmp_path / "results/classes/trajectory/boot-heun/train-0.json").read_text())
+    assert facts["noises"] == 9
+    log = (tmp_path / "results/classes/logs/trajectory/boot-heun/train-0.log").read_text()
+    assert "trajectory: 100%" in log
     trajectory = pd.read_csv(tmp_path / "results/classes/report/trajectory.csv")
     assert set(trajectory["variant"]) == {"boot-heun", "delta-0.1"}
     with np.load(tmp_path / "results/classes/samples/boot-heun/train-0/nfe-1/seed-0.npz") as archive:

@@ -24,7 +24,8 @@ def train_classifier(arguments: argparse.Namespace) -> None:
     code = [Path(str(evaluation.classifier.__file__))]
     with training_run(arguments, "classifier", 0, inputs, code) as run:
         network, cost = fit_classifier(settings, train, run)
-        accuracy = float(np.mean(classify(network, np.asarray(test.images)) == test.labels))
+        found = classify(network, np.asarray(test.images), arguments.batch_size)
+        accuracy = float(np.mean(found == test.labels))
         with result_folder(arguments) as folder:
             save_classifier(folder, network, train.class_names, accuracy, len(test.labels))
             write_provenance(

@@ -1,14 +1,19 @@
 """How good a student was while it was trained."""
 
 import argparse
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from diffusion.device import default_device
-from diffusion.files import read_json
+from diffusion.files import new_array, read_json
 from diffusion.images import load_samples
 from diffusion.pipelines import deciding_files
 from evaluation import quality
@@ -52,21 +57,37 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         teacher = {arguments.seed: load_samples(teacher_samples)}
     rows: list[dict[str, Any]] = []
     for cost, folder in points:
-        images = np.concatenate(
-            [*draw_samples(method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device)]
-        )
         at = {"variant": arguments.variant, "nfe": nfe, "train_seed": arguments.train_seed, "step": cost["step"]}
         at |= {key: cost[key] for key in _COSTS}
-        measured = quality.measure(
-            at | {"experiment": None, "method": method.name},
-            {arguments.seed: extractor.extract_in(mode, images, arguments.batch_size)},
-            {arguments.seed: images},
-            reference,
-            extractor=extractor.name,
-            small_count=len(images),
-            teacher_samples=teacher,
-        )
+        drawn = draw_samples(method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device)
+        with _on_disk(drawn, arguments.num_samples, arguments.output.parent) as images:
+            measured = quality.measure(
+                at | {"experiment": None, "method": method.name},
+                {arguments.seed: extractor.extract_in(mode, images, arguments.batch_size)},
+                {arguments.seed: images},
+                reference,
+                extractor=extractor.name,
+                small_count=len(images),
+                teacher_samples=teacher,
+            )
         rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
     about = {"extractor": extractor.describe(mode), "seed": arguments.seed, "num_samples": arguments.num_samples}
     with result_file(arguments, inputs, **about) as temporary:
         pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)
+
+
+@contextmanager
+def _on_disk(batches: Iterator[np.ndarray], count: int, folder: Path) -> Iterator[np.ndarray]:
+    """``count`` images in one array, memory-mapped for as long as the block lasts: 50,000 of 256×256 pixels are 10 GB.
+
+    Args:
+        batches: each uint8, shape (n, H, W, C).
+    """
+    first = next(batches)
+    with TemporaryDirectory(prefix=".samples-", dir=folder, ignore_cleanup_errors=True) as place:
+        images = new_array(Path(place) / "samples.npy", (count, *first.shape[1:]), np.uint8)
+        done = 0
+        for batch in itertools.chain([first], batches):
+            images[done : done + len(batch)] = batch
+            done += len(batch)
+        yield images

@@ -58,7 +58,11 @@ def measure(arguments: argparse.Namespace) -> None:
         if classifier is not None:
             asked = {seed: load_labels(path) for seed, path in files.items()}
             _check_labels(arguments, samples, asked)
-            labels = {s: (told, classify(classifier, samples[s])) for s, told in asked.items() if told is not None}
+            labels = {
+                seed: (told, classify(classifier, samples[seed], arguments.batch_size))
+                for seed, told in asked.items()
+                if told is not None
+            }
         rows += quality.measure(
             identity | {"nfe": nfe, "train_seed": arguments.train_seed},
             features,

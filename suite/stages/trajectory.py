@@ -5,18 +5,22 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from boot.distillation import load_student
-from boot.trajectory import SignalOfState, trajectory_errors
+from boot.student import BootStudent
+from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
+from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
+from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
 from diffusion.pipelines import deciding_files, stored_picture_shape
+from diffusion.processes import portions_of
 from evaluation.tables import TRAJECTORY_COLUMNS
 from suite.provenance import checked
 from suite.stages.common import load_teacher, result_file
 
 _TIMES = 11
-_NOISES = 128
 # A student of x_t says nothing of y_t where less signal than that is left.
 _LEAST_ALPHA = 0.1
 
@@ -32,11 +36,9 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     loaded = load_student(folder, device)
     student = SignalOfState(loaded) if arguments.target == "state" else loaded
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
-    condition = teacher.conditions.of_samples(range(_NOISES), device)
-    noise = initial_noise(arguments.seed, range(_NOISES), stored_picture_shape(folder)).to(device)
-    times = torch.linspace(teacher.schedule.t_max, teacher.schedule.t_min, _TIMES, dtype=torch.float64)
-    with torch.inference_mode():
-        errors = trajectory_errors(student, teacher, noise, times, condition=condition)
+    shape, count = stored_picture_shape(folder), arguments.noises
+    errors = errors_of(student, teacher, arguments.seed, count, shape, arguments.batch_size, device)
+    times = errors.times
     every = torch.ones(_TIMES, dtype=torch.bool)
     readable = every if arguments.target == "signal" else teacher.schedule.alpha(times) >= _LEAST_ALPHA
     stepped = readable & torch.cat([~every[:1], readable[:-1]])  # a step starts in the time before
@@ -52,5 +54,33 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
         for t, value, shown in zip(errors.times, values, where, strict=True)
         if shown
     ]
-    with result_file(arguments, inputs, seed=arguments.seed, noises=_NOISES) as temporary:
+    with result_file(arguments, inputs, seed=arguments.seed, noises=count) as temporary:
         pd.DataFrame(rows, columns=list(TRAJECTORY_COLUMNS)).to_csv(temporary, index=False)
+
+
+def errors_of(
+    student: BootStudent | SignalOfState,
+    teacher: Denoiser,
+    seed: int,
+    count: int,
+    shape: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+) -> TrajectoryErrors:
+    """Means over ``count`` noises, at most ``batch_size`` of them at a time; what is held does not grow with the times.
+
+    Args:
+        shape: (C, H, W).
+    """
+    times = torch.linspace(teacher.schedule.t_max, teacher.schedule.t_min, _TIMES, dtype=torch.float64)
+    portions = portions_of(count, batch_size)
+    with tqdm(total=len(portions) * _TIMES, desc="trajectory", mininterval=5, unit="time") as bar:
+
+        def of_portion(indices: range) -> TrajectoryErrors:
+            noise = initial_noise(seed, indices, shape).to(device)
+            told = teacher.conditions.of_samples(indices, device)
+            with torch.inference_mode():
+                return trajectory_errors(student, teacher, noise, times, condition=told, advance=bar.update)
+
+        of_portions = [*in_portions("evaluation.batch_size", of_portion, count, batch_size, device)]
+    return TrajectoryErrors.mean(of_portions, [len(portion) for portion in portions])

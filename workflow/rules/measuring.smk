@@ -5,10 +5,19 @@ TRAINED = "{variant}/train-{train_seed}"
 CLASSIFIER = [ROOT / "classifier"] if EXPERIMENT.conditional else []
 TEACHER_UNIT = PLAN.teacher_unit()
 CLASSIFIER_OPTION = [option for folder in CLASSIFIER for option in ("--classifier", str(folder))]
+# Batches of samples, for the classifier that judges them.
+JUDGE_OPTIONS = [*CLASSIFIER_OPTION, "--batch-size", EVALUATION.batch_size] if CLASSIFIER else []
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 # Neighbours of tens of thousands of samples in a million pictures want all processors. Small sets are measured side by
 # side.
 MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
+
+
+def chosen_nfe(wildcards):
+    """The numbers of evaluations to sample with, where they are not all that the method has."""
+    if wildcards.variant not in EVALUATION.nfe:
+        return ""
+    return ["--nfe", *EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant])]
 
 
 SAMPLED = {
@@ -29,7 +38,7 @@ def quantised(wildcards):
 rule sample:
     input:
         source=source,
-        job=job(ROOT / "samples" / TRAINED / RECORD, SAMPLING_CODE, **SAMPLED, seeds=EVALUATION.seeds),
+        job=job(ROOT / "samples" / TRAINED / RECORD, SAMPLING_CODE, **SAMPLED, seeds=EVALUATION.seeds, nfe=chosen_nfe),
     output:
         directory(ROOT / "samples" / TRAINED),
     log:
@@ -50,7 +59,7 @@ rule sample:
         **SAMPLED,
         seeds=EVALUATION.seeds,
         state=ROOT / "state",
-        quantiser="",
+        quantiser=chosen_nfe,
     shell:
         "python -m suite.launch {resources.processes} suite.cli sample --job {input.job:q} --settings {params.settings:q} {params.guidance} --source {input.source:q} --seeds {params.seeds} {params.quantiser} "
         "--num-samples {params.num_samples} --batch-size {params.batch_size} --state {params.state:q} --output {output:q} > {log:q} 2>&1"
@@ -173,6 +182,7 @@ rule classifier:
             )
             + stage_code("classifier"),
             settings=settings(EVALUATION.classifier),
+            batch_size=EVALUATION.batch_size,
         ),
     output:
         directory(ROOT / "classifier"),
@@ -190,8 +200,10 @@ rule classifier:
     params:
         settings=settings(EVALUATION.classifier),
         state=ROOT / "state",
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.launch 1 suite.cli classifier --job {input.job:q} --settings {params.settings:q} --data {input.data:q} --state {params.state:q} "
+        "--batch-size {params.batch_size} "
         "--output {output:q} > {log:q} 2>&1"
 
 
@@ -242,7 +254,7 @@ rule measure:
             method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
             follows=lambda wildcards: EXPERIMENT.methods[wildcards.variant].following(),
             teacher=[TEACHER, TEACHER_UNIT.nfe],
-            labels=bool(CLASSIFIER),
+            judge=JUDGE_OPTIONS[2:],
         ),
     output:
         table=ROOT / "measures" / f"{TRAINED}.csv",
@@ -264,7 +276,7 @@ rule measure:
         method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
         follows=lambda wildcards: ["--follows-teacher", *EXPERIMENT.methods[wildcards.variant].following()],
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
-        classifier=CLASSIFIER_OPTION,
+        classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method {params.method:q} {params.follows} "
         "--variant {wildcards.variant:q} --train-seed {wildcards.train_seed} "
@@ -287,7 +299,7 @@ rule measure_external:
             files=lambda wildcards: [EVALUATION.external[wildcards.name]],
             experiment=EXPERIMENT.name,
             teacher=[TEACHER, TEACHER_UNIT.nfe],
-            labels=bool(CLASSIFIER),
+            judge=JUDGE_OPTIONS[2:],
         ),
     output:
         table=ROOT / "measures/external/{name}.csv",
@@ -308,7 +320,7 @@ rule measure_external:
     params:
         experiment=EXPERIMENT.name,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
-        classifier=CLASSIFIER_OPTION,
+        classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
         "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
@@ -509,6 +521,7 @@ rule pictures:
             + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
             + stage_code("pictures"),
             seed=PLAN.first_seed,
+            batch_size=EVALUATION.batch_size,
             guidance=GUIDANCE,
         ),
     output:
@@ -528,9 +541,10 @@ rule pictures:
     params:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.launch 1 suite.cli pictures --job {input.job:q} --student {input.student:q} --teacher {input.teacher:q} {params.guidance} "
-        "--seed {params.seed} --output {output.pictures:q} > {log:q} 2>&1"
+        "--seed {params.seed} --batch-size {params.batch_size} --output {output.pictures:q} > {log:q} 2>&1"
 
 
 # Does the student learn the trajectory? Its error at every time, beside the teacher's own DDIM.
@@ -544,6 +558,8 @@ rule trajectory:
             + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
             + stage_code("trajectory"),
             seed=PLAN.first_seed,
+            noises=EVALUATION.trajectory_noises,
+            batch_size=EVALUATION.batch_size,
             guidance=GUIDANCE,
             target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
         ),
@@ -565,8 +581,11 @@ rule trajectory:
         seed=PLAN.first_seed,
         guidance=GUIDANCE,
         target=lambda wildcards: EXPERIMENT.methods[wildcards.variant].settings.target,
+        noises=EVALUATION.trajectory_noises,
+        batch_size=EVALUATION.batch_size,
     shell:
         "python -m suite.launch 1 suite.cli trajectory --job {input.job:q} --student {input.student:q} --teacher {input.teacher:q} {params.guidance} --target {params.target} --seed {params.seed} "
+        "--noises {params.noises} --batch-size {params.batch_size} "
         "--output {output.table:q} > {log:q} 2>&1"
 
 
