@@ -570,9 +570,9 @@ def table(found: Estimate) -> str:
         f"of the images that a training step holds at once, {_bytes(found.kept['tf32'].per_image)} each in float32 "
         f"and TF32, {_bytes(found.kept['bf16'].per_image)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
         "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
-        "several processes divide them. Without a gradient an image takes "
-        f"{_bytes(found.passing)} of them, and evaluation.batch_size divides them. LPIPS counts in hours and "
-        "activations, by its operations. Transfer: bytes from the network, where no cache has them. Not counted: the "
+        "several processes divide them. Where nothing learns, "
+        f"{_bytes(found.passing)} of each of evaluation.batch_size images. LPIPS counts in hours, by its operations, "
+        "and in activations. Transfer: bytes from the network, where no cache has them. Not counted: the "
         "time of features, measures and speed, further protocols, and the disk of sets whose size is not known yet.",
     ]
     if timed := [row for row in found.rows if row.timed_steps]:
