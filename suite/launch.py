@@ -47,6 +47,18 @@ def start_several(processes: int, command: list[str]) -> None:
     run_distributed(["--standalone", "--nproc_per_node", str(processes), "-m", *command])
 
 
+def threads_environment() -> dict[str, str]:
+    """How a job's threads wait for each other: variables of its environment, read when torch loads its OpenMP, libgomp.
+
+    By default libgomp's threads spin for milliseconds at every barrier. That is right for a thread whose partner
+    computes; where another process has the partner's core, it keeps both from computing (docs/scale.md, "Threads that
+    wait"). Nothing, if the user has chosen.
+    """
+    if any(name in os.environ for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+        return {}
+    return {"GOMP_SPINCOUNT": "10000"}
+
+
 def supervise(command: Sequence[str]) -> int:
     """Runs a command to its end.
 
@@ -58,7 +70,8 @@ def supervise(command: Sequence[str]) -> int:
     """
     workflow = os.environ.get(WORKFLOW)
     began, kills_before = time.monotonic(), _kills_for_memory()
-    job = subprocess.Popen(command, preexec_fn=_end_with_parent)
+    environment = os.environ | threads_environment()
+    job = subprocess.Popen(command, env=environment, preexec_fn=_end_with_parent)
     passed_on: set[int] = set()
 
     def pass_on(number: int, _frame: object = None) -> None:

@@ -1,6 +1,8 @@
 """The benchmark of training measures what it says; how long anything takes is not asserted."""
 
 import json
+import re
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -227,3 +229,17 @@ def test_the_exit_code_says_whether_the_rows_ran(which, error, code, tmp_path, m
     monkeypatch.setattr(benchmark, "measure", lambda _experiment, name, *_: pretended(name))
     monkeypatch.setattr(benchmark, "sampling", lambda *_: pretended("sampling"))
     assert run(tmp_path, "--modes", "--seconds", "3000")[0] == code
+
+
+@pytest.mark.slow
+def test_ways_of_waiting_are_timed_in_turn():
+    command = [sys.executable, str(Path(benchmark.__file__).with_name("waiting.py")), "--rounds", "1", "--steps", "1"]
+    options = ["--configfile", str(TINY), "--threads", "1", "--busy"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(
+        r"(?m)^(.{30}) median +([\d.]+) ms, mean +([\d.]+), largest +([\d.]+), ratio ([\d.]+)$", done.stdout
+    )
+    assert [name.strip() for name, *_ in rows][::5] == ["libgomp's own (300,000 spins)", "one thread"]
+    assert rows[0][-1] == "1.00"
+    assert all(float(row[1]) > 0 for row in rows)

@@ -1,6 +1,7 @@
 """The process beside every job: why a job was killed, and what ends with its workflow."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import time
 
 import pytest
 
-from suite.launch import WORKFLOW
+from suite.launch import WORKFLOW, threads_environment
+
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 JOB = """
 import os, signal, sys, time
@@ -93,3 +96,29 @@ def test_an_exit_status_is_handed_on(tmp_path):
     command = [sys.executable, "-m", "suite.launch", "1", "suite.cli", "no-such-command"]
     done = subprocess.run(command, capture_output=True)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchs_threads_spin_for_a_bounded_time(processes):
+    """By what torch's OpenMP itself says when it is loaded in the job, not by what the job was given."""
+    says = ["timeit", "-n1", "-r1", "-s", "import os, torch; print(os.environ['GOMP_SPINCOUNT'])"]
+    plain = {name: value for name, value in os.environ.items() if name not in WAITING}
+    command = [sys.executable, "-m", "suite.launch", str(processes), *says]
+    environment = plain | {"OMP_DISPLAY_ENV": "VERBOSE", "BOOT_DEVICE": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("10000\n") == processes
+    found = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert found.count("10000") >= processes, done.stderr
+    # Without it: the milliseconds that are bounded.
+    bare = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True)
+    assert "GOMP_SPINCOUNT = '300000'" in bare.stderr
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_users_own_way_of_waiting_stands(name, monkeypatch):
+    for other in WAITING:
+        monkeypatch.delenv(other, raising=False)
+    assert threads_environment() == {"GOMP_SPINCOUNT": "10000"}
+    monkeypatch.setenv(name, "ACTIVE" if name == "OMP_WAIT_POLICY" else "7")
+    assert threads_environment() == {}

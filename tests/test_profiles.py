@@ -41,6 +41,13 @@ def test_every_rule_says_what_it_asks_of_a_cluster():
     assert resumed == with_state
 
 
+def test_every_job_is_started_by_the_launcher():
+    """Which says why it was killed, ends it with its workflow, and sets how its threads wait."""
+    for name, text in rules().items():
+        command = text.split("shell:")[1]
+        assert re.match(r'\s*"python -m suite.launch ', command), name
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_profiles_keep_what_the_default_one_says(name):
     default, own = profile("default"), profile(name)
