@@ -179,11 +179,12 @@ def scaled_down(name, folder):
         else:
             method["training"] = shortened(method["training"])
         if method["method"] == "progressive_distillation":
-            method["start_steps"] = 2
+            method["start_steps"] = 2  # of which only one evaluation is sampled, where the file names any
         if method.pop("lpips", None) or method.get("distance") == "lpips":
             method["distance"] = "l2"  # LPIPS wants weights that are not here
     few = {"num_samples": 16, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 2}, "protocols": {}}
     raw["evaluation"] |= few | {"features": "efficientnet-lite0-32", "batch_size": 16}
+    raw["evaluation"]["nfe"] = {variant: [1] for variant in raw["evaluation"].get("nfe", {})}
     if "classifier" in raw["evaluation"]:
         raw["evaluation"]["classifier"]["training"] = shortened(raw["evaluation"]["classifier"]["training"])
     raw["speed"] = {"batch_sizes": [1], "seconds": 1}
