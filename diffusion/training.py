@@ -217,7 +217,8 @@ class TrainingSettings(GrownSettings):
         if self.steps is not None and steps < fewest["warmup_steps"][0]:
             kept["warmup_steps"] = self.warmup_steps * steps // self.steps
         if self.steps is not None and self.ema_decay is not None and steps < fewest["ema_decay"][0]:
-            kept["ema_decay"] = round(self.ema_decay ** (self.steps / steps), 6) or None
+            # After a single step the average is the weights themselves.
+            kept["ema_decay"] = None if steps == 1 else round(self.ema_decay ** (self.steps / steps), 6) or None
         return kept
 
     @model_validator(mode="after")

@@ -75,12 +75,16 @@ def checked(inputs: Mapping[str, Path]) -> dict[str, Input]:
     return found
 
 
-def checked_folder(role: str, folder: Path) -> dict[str, Input]:
-    """All files of a result that is a folder, as :func:`checked`; those that are there where there is no record."""
+def checked_folder(role: str, folder: Path, within: str = "") -> dict[str, Input]:
+    """All files of a result that is a folder, as :func:`checked`; those that are there where there is no record.
+
+    Args:
+        within: a folder in it, where no other is read.
+    """
     names = list(files_of(folder / RECORD)) or [
         str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name != TIMESTAMP
     ]
-    return checked({f"{role}, {name}": folder / name for name in names})
+    return checked({f"{role}, {name}": folder / name for name in names if Path(within) in Path(name).parents})
 
 
 def read_record(record: Path) -> dict[str, Any]:

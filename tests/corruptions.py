@@ -20,7 +20,7 @@ def flipped(content: bytes) -> bytes:
 def digit_changed(content: bytes) -> bytes:
     """The first digit of the last fifth."""
     for index in range(4 * len(content) // 5, len(content)):
-        if chr(content[index]).isdigit():
+        if content[index] in b"0123456789":
             return content[:index] + str((int(chr(content[index])) + 1) % 10).encode() + content[index + 1 :]
     return flipped(content)
 

@@ -15,7 +15,7 @@ from tiny import tiny_denoiser
 
 from diffusion import files
 from diffusion.errors import NonFiniteError, UserError
-from diffusion.files import atomic_path, canonical_json, fingerprint, read_json, write_json
+from diffusion.files import atomic_path, canonical_json, fingerprint, new_array, read_json, write_json
 from diffusion.images import from_uint8, load_labels, load_samples, save_samples, to_uint8
 from diffusion.pipelines import save_denoiser
 from diffusion.training import TrainingRun, TrainingSettings
@@ -85,6 +85,12 @@ def test_a_rule_on_a_full_device(small_device):
     assert "Free space" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in small_device.iterdir()] == ["filler"]
+
+
+def test_an_array_on_a_full_device(small_device):
+    """Its room is taken before anything is written to it: later, the process would be killed by SIGBUS."""
+    with pytest.raises(UserError, match=r"features\.npy: cannot be written \(No space left on device\)"):
+        new_array(small_device / "features.npy", (200, 1000), np.float32)
 
 
 def test_weights_and_states_on_a_full_device(small_device):

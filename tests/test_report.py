@@ -188,7 +188,7 @@ def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
 
 def test_a_cost_file_without_its_keys_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cost.json").write_text(json.dumps({"students": [{"nfe": 1}]}))
-    with pytest.raises(UserError, match=r"cost\.json: expected 'students'.*train 'boot-heun' again"):
+    with pytest.raises(UserError, match=r"cost\.json: expected 'students'.*run Snakemake again"):
         tables.load_costs("digits", [tables.CostFile(tmp_path / "cost.json", "boot", "boot-heun")])
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 
 import numpy as np
@@ -10,12 +11,14 @@ from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
 from diffusion.errors import UserError
+from diffusion.files import write_json
 from diffusion.images import load_samples
 from diffusion.noise import initial_noise
 from diffusion.pipelines import save_denoiser
 from diffusion.training import discard_delivered
 from suite.cli import build_parser
 from suite.registry import method_class
+from suite.stages.common import result_folder, sole_maker
 from suite.stages.measuring import check_resolution
 from suite.stages.sampling import sample
 from suite.stages.training import distil, train_teacher
@@ -119,3 +122,57 @@ def test_flips_without_a_data_set_are_refused(tmp_path):
     options = ["--settings", settings, "--variant", "boot", "--seed", "0", "--teacher", str(tmp_path / "teacher")]
     with pytest.raises(UserError, match=r"--flip: given without --data, and the method boot draws no images"):
         training_job(tmp_path, "distil", *options, "--flip")
+
+
+def test_what_was_made_of_other_settings_is_not_delivered(tmp_path):
+    """A trainer that outlived its Snakemake, when the next one has asked for something else and got it."""
+    job, output = tmp_path / "job.json", tmp_path / "student"
+    asked_for = {"results": str(tmp_path), "settings": {"steps": 500}, "code": {}, "files": {}}
+    write_json(job, asked_for)
+    arguments = argparse.Namespace(output=output, job=job)
+    with sole_maker(arguments):
+        output.mkdir()
+        (output / "weights").write_text("of 4 steps")
+        write_json(job, asked_for | {"settings": {"steps": 4}})
+        with (
+            pytest.raises(UserError, match="other settings are asked for than when this job began"),
+            result_folder(arguments) as folder,
+        ):
+            (folder / "weights").write_text("of 500 steps")
+        write_json(job, asked_for)
+        assert (output / "weights").read_text() == "of 4 steps"
+        with result_folder(arguments) as folder:
+            (folder / "weights").write_text("of 500 steps")
+    assert (output / "weights").read_text() == "of 500 steps"
+
+
+def test_one_job_at_a_time_makes_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("suite.stages.common._WAIT_FOR_OTHERS_S", 0.1)
+    arguments = [argparse.Namespace(output=tmp_path / "student", job=None) for _ in range(2)]
+    leftover = tmp_path / ".student.killed"
+    leftover.mkdir()
+    with (
+        sole_maker(arguments[0]),
+        pytest.raises(UserError, match=rf"student: in use by process {os.getpid()} on "),
+        sole_maker(arguments[1]),
+    ):
+        pass
+    assert not leftover.exists()
+
+
+def test_one_job_at_a_time_draws_into_a_state(tmp_path, monkeypatch):
+    save_denoiser(tmp_path / "teacher", tiny_denoiser())
+    inside = []
+    real = initial_noise
+
+    def meanwhile(*arguments):
+        if not inside:
+            inside.append(True)
+            with pytest.raises(UserError, match=r"samples that are being drawn\): in use by process"):
+                sample(sampling(tmp_path, output=tmp_path / "other"))
+        return real(*arguments)
+
+    monkeypatch.setattr("suite.stages.sampling.initial_noise", meanwhile)
+    sample(sampling(tmp_path))
+    assert inside
+    assert not (tmp_path / "other").exists()

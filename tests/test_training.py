@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import pytest
 import torch
@@ -347,6 +348,37 @@ def test_a_truncated_state_is_refused(tmp_path):
         train(tmp_path / "state", SETTINGS)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_a_flipped_byte_of_a_state_is_refused(tmp_path, share):
+    checkpoint = interrupted(tmp_path / "state")
+    content = bytearray(checkpoint.read_bytes())
+    with zipfile.ZipFile(checkpoint) as archive:  # in what is stored, not in what fills up between
+        members = sorted(archive.infolist(), key=lambda member: member.file_size)[-10:]
+        stored = archive.read(members[int(share * len(members))])
+    content[content.index(stored) + len(stored) // 2] ^= 1
+    checkpoint.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"changed or not a training state .* trains from the beginning"):
+        train(tmp_path / "state", SETTINGS)
+
+
+@pytest.mark.parametrize("part", ["network", "optimiser", "log", "step"])
+def test_a_state_that_lacks_a_part_is_refused(tmp_path, part):
+    checkpoint = interrupted(tmp_path / "state")
+    state = torch.load(checkpoint, weights_only=True)
+    del state[part]
+    torch.save(state, checkpoint)
+    with pytest.raises(CheckpointError, match="a part is missing or of another network"):
+        train(tmp_path / "state", SETTINGS)
+
+
+@pytest.mark.parametrize("content", ["", "ten", "-3 1", "nan 1", "1"])
+def test_seconds_that_are_none_are_refused(tmp_path, content):
+    interrupted(tmp_path / "state")
+    (tmp_path / "state" / "seconds").write_text(content)
+    with pytest.raises(CheckpointError, match="found no numbers of seconds"):
+        train(tmp_path / "state", SETTINGS)
+
+
 def test_a_state_of_another_run_is_refused(tmp_path):
     interrupted(tmp_path / "state")
     with pytest.raises(CheckpointError, match="another run"):
@@ -406,7 +438,7 @@ def test_stages_cost_and_delivery(tmp_path):
 
     def run_both(stop_second):
         costs = []
-        with TrainingRun(tmp_path / "state", "key", 0, CPU, checkpoint_seconds=0) as run:
+        with TrainingRun(tmp_path / "states" / "own", "key", 0, CPU, checkpoint_seconds=0) as run:
             for stage, network in enumerate(networks):
                 run.count(network)
                 calls = 0
@@ -419,7 +451,9 @@ def test_stages_cost_and_delivery(tmp_path):
                     return network(torch.randn(16, 4, generator=step.generator)).square().mean()
 
                 costs.append(run.fit(str(stage), network, loss, SETTINGS)[1])
-            run.deliver()
+            (tmp_path / "result").mkdir(exist_ok=True)
+            (tmp_path / "result" / "provenance.json").write_text("{}")
+            run.deliver(tmp_path / "result")
         return costs, calls
 
     with pytest.raises(KeyboardInterrupt):
@@ -432,9 +466,17 @@ def test_stages_cost_and_delivery(tmp_path):
     repeated, calls = run_both(stop_second=None)
     assert calls == 0
     assert repeated == costs
-    (tmp_path / "unfinished").mkdir()
-    discard_delivered(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["unfinished"]
+    (tmp_path / "states" / "unfinished").mkdir()
+    # Snakemake removes the outputs of a job that fails, also what another has delivered there: the state stays.
+    delivered = (tmp_path / "result" / "provenance.json").read_text()
+    (tmp_path / "result" / "provenance.json").unlink()
+    discard_delivered(tmp_path / "states")
+    (tmp_path / "result" / "provenance.json").write_text("another result")
+    discard_delivered(tmp_path / "states")
+    assert (tmp_path / "states" / "own").exists()
+    (tmp_path / "result" / "provenance.json").write_text(delivered)
+    discard_delivered(tmp_path / "states")
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["unfinished"]
 
 
 def test_a_finished_stage_brings_its_number_of_threads(tmp_path):

@@ -7,19 +7,19 @@ import numpy as np
 
 import evaluation.classifier
 from diffusion.data import load_split
-from diffusion.data.store import PARTS, stored_files
+from diffusion.data.store import PARTS
 from diffusion.device import default_device
 from evaluation.classifier import ClassifierSettings, classify, save_classifier
 from evaluation.classifier import train_classifier as fit_classifier
-from suite.provenance import RECORD, checked, write_provenance
-from suite.stages.common import asked, result_folder
+from suite.provenance import RECORD, write_provenance
+from suite.stages.common import asked, checked_data, result_folder
 from suite.stages.training import training_run
 
 
 def train_classifier(arguments: argparse.Namespace) -> None:
     """Trains the classifier on the training part and counts its right answers on the test part."""
     settings = ClassifierSettings.model_validate_json(arguments.settings)
-    inputs = checked(stored_files(arguments.data, *PARTS))
+    inputs = checked_data(arguments.data, *PARTS)
     train, test = load_split(arguments.data, "train"), load_split(arguments.data, "test")
     code = [Path(str(evaluation.classifier.__file__))]
     with training_run(arguments, "classifier", 0, inputs, code) as run:

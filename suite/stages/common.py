@@ -8,18 +8,19 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from diffusion.conditions import ClassLabels, Conditions
+from diffusion.data.store import stored_files
 from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, canonical_json, only_one, remove_leftovers, sha256_file
 from diffusion.guidance import Guidance, guided
 from diffusion.pipelines import load_denoiser
 from diffusion.processes import ALONE, Processes
-from suite.provenance import Input, write_provenance
+from suite.provenance import Input, checked, write_provenance
 from suite.registry import method_class
 from suite.reruns import asked_in
 
@@ -114,6 +115,11 @@ def _refuse_if_changed(arguments: argparse.Namespace) -> None:
             f"{arguments.output}: other settings are asked for than when this job began ({arguments.job}); what it has "
             f"made is not delivered."
         )
+
+
+def checked_data(folder: Path, *parts: Literal["train", "test"]) -> dict[str, Input]:
+    """The files of parts of the prepared data set, as :func:`suite.provenance.checked`; the manifest lists them."""
+    return checked({"data, manifest.json": folder / "manifest.json"}) | checked(stored_files(folder, *parts))
 
 
 def network_folder(method: Any, source: Path, nfe: int) -> Path:

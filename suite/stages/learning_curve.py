@@ -35,6 +35,7 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
     """
     method, device = configured_method(arguments.settings), default_device()
     nfe = min(method.evaluations())
+    inputs = checked({name: arguments.students / name for name in ("cost.json", "training.csv")})
     facts = read_json(arguments.students / "cost.json")
     end = next(student for student in facts["students"] if student["nfe"] == method.student_for(nfe))
     # Of the last stage, which may be longer than the settings' steps.
@@ -44,11 +45,10 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
     ]
     teacher_samples = arguments.teacher_samples / f"seed-{arguments.seed}.npz"
-    inputs = checked(
+    inputs |= checked_folder("real", arguments.real) | checked(
         {f"step {cost['step']}, {file.name}": file for cost, folder in points for file in deciding_files(folder)}
-        | {name: arguments.students / name for name in ("cost.json", "training.csv")}
         | ({"teacher's samples": teacher_samples} if nfe in method.following() else {})
-    ) | checked_folder("real", arguments.real)
+    )
     extractor, mode = extractor_under(arguments)
     # Without the measures that need held-out pictures.
     reference = replace(load_real(arguments.real), held_out=None)

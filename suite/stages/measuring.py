@@ -26,16 +26,15 @@ def measure(arguments: argparse.Namespace) -> None:
     """
     # A variant has a folder for every number of evaluations; a file that a user brings has none.
     folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
-    inputs = _real_and_classifier(arguments) | checked(
-        {f"features, {path.relative_to(arguments.features)}": path for path in arguments.features.rglob("seed-*.npy")}
-        | {f"teacher's features, {path.name}": path for path in arguments.teacher_features.glob("seed-*.npy")}
-        | {f"teacher's samples, {path.name}": path for path in arguments.teacher_samples.glob("seed-*.npz")}
-        | (
-            {f"samples, {path.relative_to(arguments.samples)}": path for path in arguments.samples.rglob("seed-*.npz")}
-            if arguments.samples.is_dir()
-            else {"samples": arguments.samples}
-        )
+    teacher_nfe = arguments.teacher_features.name
+    inputs = (
+        _real_and_classifier(arguments)
+        | checked_folder("features", arguments.features)
+        | checked_folder("teacher's features", arguments.teacher_features.parent, teacher_nfe)
+        | checked_folder("teacher's samples", arguments.teacher_samples.parent, teacher_nfe)
     )
+    own = arguments.samples
+    inputs |= checked_folder("samples", own) if own.is_dir() else checked({"samples": own})
     reference, extractor = load_real(arguments.real), _extractor(arguments.real)
     assert reference.held_out is not None
     teacher = _by_seed(arguments.teacher_features)

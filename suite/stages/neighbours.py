@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.data import load_split
-from diffusion.data.store import stored_files
 from diffusion.images import load_samples
 from evaluation.neighbours import closeness, nearest
 from evaluation.reference import load_features, load_real
 from suite.provenance import checked, checked_folder
-from suite.stages.common import result_file
+from suite.stages.common import checked_data, result_file
 
 _SHOWN = 16
 _KINDS = ("samples", "features")
@@ -21,10 +20,10 @@ _KINDS = ("samples", "features")
 def find_neighbours(arguments: argparse.Namespace) -> None:
     """The first samples of each row with their nearest training pictures, and how near all its samples come."""
     rows = json.loads(arguments.rows)
-    inputs = checked(
+    inputs = checked_data(arguments.data, "train") | checked_folder("real", arguments.real)
+    inputs |= checked(
         {f"{kind} of {label}": Path(path) for label, *paths in rows for kind, path in zip(_KINDS, paths, strict=True)}
-        | stored_files(arguments.data, "train")
-    ) | checked_folder("real", arguments.real)
+    )
     real = load_real(arguments.real)
     assert real.features is not None
     pictures = load_split(arguments.data, "train").images

@@ -6,15 +6,15 @@ import json
 import numpy as np
 
 from diffusion.data import load_split
-from diffusion.data.store import PARTS, stored_files
+from diffusion.data.store import PARTS
 from diffusion.device import default_device
 from diffusion.files import sha256_file, write_json
 from diffusion.processes import join
 from evaluation.features import Extractor, load_extractor
 from evaluation.protocols import CleanMode, Protocol
 from evaluation.reference import load_features, write_features, write_moments
-from suite.provenance import RECORD, checked, write_provenance
-from suite.stages.common import asked, result_folder
+from suite.provenance import RECORD, write_provenance
+from suite.stages.common import asked, checked_data, result_folder
 
 
 def extract_reference(arguments: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def extract_reference(arguments: argparse.Namespace) -> None:
     extractor, mode = extractor_under(arguments)
     description = extractor.describe(mode)
     parts = {}
-    inputs, processes = checked(stored_files(arguments.data, *PARTS)), join(default_device())
+    inputs, processes = checked_data(arguments.data, *PARTS), join(default_device())
     with result_folder(arguments, processes) as folder:
         for part in PARTS:
             split = load_split(arguments.data, part)

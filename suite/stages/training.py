@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from diffusion.data import load_split
-from diffusion.data.store import Split, stored_files
+from diffusion.data.store import Split
 from diffusion.device import default_device
 from diffusion.errors import UserError
 from diffusion.files import write_json
@@ -29,14 +29,22 @@ from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun
 from suite.provenance import RECORD, Input, checked, write_provenance
-from suite.stages.common import asked, check_classes, configured_method, load_teacher, result_folder, state_key
+from suite.stages.common import (
+    asked,
+    check_classes,
+    checked_data,
+    configured_method,
+    load_teacher,
+    result_folder,
+    state_key,
+)
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
     """Trains the teacher."""
     settings = TeacherSettings.model_validate_json(arguments.settings)
     split = load_split(arguments.data, "train", arguments.flip)
-    inputs = checked(stored_files(arguments.data, "train"))
+    inputs = checked_data(arguments.data, "train")
     with training_run(arguments, "teacher", settings.seed, inputs) as run:
         denoiser, cost = fit_teacher(settings, split, run)
         if not run.processes.is_main:
@@ -104,7 +112,7 @@ def distil(arguments: argparse.Namespace) -> None:
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     given: Split | Pairs | None = None
     if arguments.data is not None:
-        inputs |= checked(stored_files(arguments.data, "train"))
+        inputs |= checked_data(arguments.data, "train")
         given = load_split(arguments.data, "train", arguments.flip)
         check_classes(teacher.conditions, arguments.data / "manifest.json", len(given.class_names))
     if arguments.pairs is not None:

@@ -202,3 +202,24 @@ def extraction_code(stage):
 def protocol_code():
     files = ["features.py", "quality.py", "moments.py", "reference.py", "tables.py"]
     return code(*(f"evaluation/{file}" for file in files)) + stage_code("protocols")
+
+
+def chosen_nfe(wildcards):
+    """The numbers of evaluations to sample with, where they are not all that the method has."""
+    if wildcards.variant not in EVALUATION.nfe:
+        return ""
+    return ["--nfe", *EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant])]
+
+
+SAMPLED = {
+    "settings": method_settings,
+    # A student has learnt it.
+    "guidance": lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+    "num_samples": EVALUATION.num_samples,
+    "batch_size": EVALUATION.batch_size,
+}
+SAMPLING_CODE = core_code("noise.py", "images.py", "solvers.py", *ONE_STEP) + stage_code("sampling") + [method_code]
+
+
+def quantised(wildcards):
+    return ["--quantiser", wildcards.quantiser, "--nfe", *PLAN.quantised_evaluations(wildcards.variant)]

@@ -46,6 +46,7 @@ rule report:
                 "evaluation/report.py",
                 "evaluation/spread.py",
                 "evaluation/tables.py",
+                "evaluation/verdicts.py",
                 "evaluation/plots.py",
                 "evaluation/published.yaml",
                 "evaluation/templates/report.html.j2",
