@@ -184,6 +184,7 @@ def scaled_down(name, folder):
             method["distance"] = "l2"  # LPIPS wants weights that are not here
     few = {"num_samples": 16, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 2}, "protocols": {}}
     raw["evaluation"] |= few | {"features": "efficientnet-lite0-32", "batch_size": 16}
+    raw["evaluation"].pop("nfe", None)  # of step counts that are not here
     if "classifier" in raw["evaluation"]:
         raw["evaluation"]["classifier"]["training"] = shortened(raw["evaluation"]["classifier"]["training"])
     raw["speed"] = {"batch_sizes": [1], "seconds": 1}
