@@ -41,6 +41,10 @@ class Heun(TeacherSampler):
 
     settings: HeunSettings
 
+    @property
+    def spacing(self) -> str:
+        return "karras"
+
     def estimates(self, num_inference_steps: int) -> int:
         return 2 * num_inference_steps - 1
 

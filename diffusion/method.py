@@ -185,6 +185,21 @@ class TeacherSampler(Method):
             denoiser: the guided teacher, to be asked exactly ``estimates(num_inference_steps)`` times.
         """
 
+    @property
+    def spacing(self) -> str:
+        """How the steps are spread, as :func:`diffusion.diffusers_samplers.sampling_grid` names it."""
+        return str(getattr(self.settings, "spacing", "trailing"))
+
+    def uneven_steps(self, teacher: TeacherFacts) -> tuple[int, ...]:
+        """The step counts that do not divide the teacher's timesteps, where the steps are spread over these.
+
+        With those, `diffusers`' own schedulers draw other samples: they step by whole timesteps, and the next step
+        begins elsewhere (docs/methods.md).
+        """
+        by_timesteps = self.spacing == "trailing" and teacher.prediction_type != "edm"  # whose scheduler has a clock
+        counts = self.settings.num_inference_steps if by_timesteps else ()
+        return tuple(count for count in counts if teacher.num_timesteps % count)
+
     def estimates(self, num_inference_steps: int) -> int:
         """Estimates of the teacher that so many steps take."""
         return num_inference_steps

@@ -36,8 +36,8 @@ _VARIANCE_PRESERVING = (
 def build_scheduler(denoiser: Denoiser) -> Any:
     """The `diffusers` scheduler of ``denoiser``: ``EDMEulerScheduler`` for EDM's schedule, else ``DDIMScheduler``.
 
-    The latter samples as :func:`diffusion.solvers.ddim_sample` does, for step counts that divide ``num_timesteps``; for
-    others `diffusers` rounds each step's end.
+    The latter samples as :func:`diffusion.solvers.ddim_sample` does, for step counts N that divide ``num_timesteps`` T.
+    For others `diffusers` steps by ⌊T/N⌋ timesteps and begins the next step elsewhere (docs/methods.md, "Step counts").
 
     The betas are ours (``trained_betas``): `diffusers`' own cosine schedule ends at another α. Spacing is
     "trailing", because the others evaluate one step at timestep 0. ``DDIMPipeline`` must be called with

@@ -80,6 +80,8 @@ class ReportInputs:
         labels: variant to what it is called, in the order of the rows.
         teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
         untrained: variants that sample the teacher itself.
+        num_timesteps: of the teacher.
+        uneven_steps: which of those have step counts that do not divide it, and these.
         ablation: which variants change what; None where the experiment has no ablation.
         comparison: which variants are compared at which budget; None where the experiment has no comparison.
         learning_curves: the measures of students at points of their training.
@@ -103,6 +105,8 @@ class ReportInputs:
     labels: Mapping[str, str]
     teacher: tuple[str, int]
     untrained: frozenset[str] = field(default_factory=frozenset)
+    num_timesteps: int | None = None
+    uneven_steps: Mapping[str, Sequence[int]] = field(default_factory=dict)
     ablation: Ablation | None = None
     comparison: Comparison | None = None
     learning_curves: Sequence[Path] = ()
@@ -191,6 +195,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             tables.wall_clock_table(results),
         )
     }
+    built["main"] = replace(built["main"], notes=[*built["main"].notes, *_uneven_notes(inputs)])
     for name, notes in _common_notes(results, inputs.provenance["protocols"][MAIN]).items():
         built[name] = replace(built[name], notes=[*built[name].notes, *notes])
     times = _all_times(pictures, results)
@@ -629,6 +634,20 @@ def _page(
         protocol_summary=protocol_summary(built["protocols"]),
         trajectory_summary=_trajectory_summary(inputs, results, errors),
     )
+
+
+def _uneven_notes(inputs: ReportInputs) -> list[str]:
+    """Where `diffusers`' own scheduler would draw other samples than the table's."""
+    which = [
+        f"{inputs.labels[variant]} with {' and '.join(', '.join(map(str, counts)).rsplit(', ', 1))} steps"
+        for variant, counts in inputs.uneven_steps.items()
+    ]
+    if not which:
+        return []
+    return [
+        f"{'; '.join(which)}: no divisor of the teacher's {inputs.num_timesteps} timesteps. Each step ends where the "
+        f"next begins; the schedulers of diffusers step by whole timesteps and give other samples."
+    ]
 
 
 def _common_notes(results: Results, main_protocol: str) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ import evaluation
 from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
-from diffusion.method import Method
+from diffusion.method import Method, TeacherSampler
 from diffusion.settings import Settings, StepCounts
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
@@ -208,6 +208,8 @@ class Experiment:
         published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class, so that samples have labels.
+        num_timesteps: of the teacher.
+        uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
         ablation_base: the variant that those differ from.
         comparison: name of a budget to the variants compared at it, each with the variant under ``methods`` that it is
             or was made from; None where the experiment compares nothing.
@@ -223,7 +225,7 @@ class Experiment:
         data: pydantic.BaseModel,
         teacher: TeacherSettings | StoredTeacher,
         methods: dict[str, Method],
-        conditional: bool,
+        facts: TeacherFacts,
     ) -> None:
         self.raw = raw
         self.name = layout.experiment
@@ -231,7 +233,11 @@ class Experiment:
         self.data: Any = data
         self.teacher = teacher
         self.methods = methods
-        self.conditional = conditional
+        self.conditional = facts.conditional
+        self.num_timesteps = facts.num_timesteps
+        samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
+        uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
+        self.uneven_steps = {name: counts for name, counts in uneven.items() if counts}
         self.published_as = layout.published_as
         self.labels = _labels(methods)
         self.plain_labels = _labels({name: method for name, method in methods.items() if name in layout.methods})
@@ -297,7 +303,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
     if problems:
         raise UserError("\n".join(problems))
-    return Experiment(raw, layout, data, teacher, chosen, facts.conditional)
+    return Experiment(raw, layout, data, teacher, chosen, facts)
 
 
 def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

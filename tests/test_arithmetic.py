@@ -58,7 +58,8 @@ def teacher_losses(folder, data, dropout=0.0, **training):
 
 def assert_same_weights(one, other, rtol=1e-4):
     for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-5, msg=name)
+        # Adam turns the rounding of a gradient near zero into a share of a step, which is the learning rate.
+        torch.testing.assert_close(a, b, rtol=rtol, atol=0.2 * TRAINING["learning_rate"], msg=name)
 
 
 # -- activations that are computed again ----------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def test_boot_under_bfloat16_trains_every_weight(tmp_path):
 
 def test_the_words_are_in_the_provenance(tmp_path):
     _, _, run = boot(tmp_path / "run")
-    write_provenance(tmp_path / "provenance.json", {}, arithmetic=run.arithmetic)
+    write_provenance(tmp_path / "provenance.json", {}, None, arithmetic=run.arithmetic)
     assert json.loads((tmp_path / "provenance.json").read_text())["arithmetic"] == {"boot": "float32"}
 
 

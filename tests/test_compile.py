@@ -33,7 +33,8 @@ def test_a_compiled_step_of_boot_has_the_same_losses_and_counts(tmp_path):
     assert compiled[0] == pytest.approx(eager[0], rel=1e-4)
     assert compiled[1] == eager[1] == 4 * (8 + 2 + 8 + 8 + 2 + 8)
     for one, other in zip(eager[2].parameters(), compiled[2].parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        # Adam turns the rounding of a gradient near zero into a share of a step, which is the learning rate.
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4)
 
 
 @needs_a_compiler

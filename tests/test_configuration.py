@@ -357,6 +357,26 @@ def test_missing_weights_are_found_before_anything_runs(features, key, kind):
         parse_experiment(raw)
 
 
+def test_step_counts_that_divide_no_timesteps_are_known():
+    raw = changed("methods.ddim.num_inference_steps", [1, 3, 4, 16])
+    raw["methods"] |= {
+        "dpm": {"method": "dpm_solver_pp", "num_inference_steps": [3]},
+        "dpm-karras": {"method": "dpm_solver_pp", "spacing": "karras", "num_inference_steps": [3]},
+        "unipc": {"method": "unipc", "num_inference_steps": [8]},
+        "heun": {"method": "heun", "num_inference_steps": [3]},
+    }
+    experiment = parse_experiment(raw)
+    assert experiment.num_timesteps == 200
+    assert experiment.uneven_steps == {"ddim": (3, 16), "dpm": (3,)}
+    raw["teacher"] |= {"schedule": {"kind": "edm", "num_timesteps": 200}, "prediction_type": "edm"}
+    assert parse_experiment(raw).uneven_steps == {}
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10-minutes", "mnist"])
+def test_shipped_experiments_sample_with_diffusers_own_steps(name):
+    assert parse_experiment(yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())).uneven_steps == {}
+
+
 def test_a_training_block_in_part_keeps_the_methods_own_defaults():
     raw = changed("methods.boot-heun.training", {"steps": 7})
     training = parse_experiment(raw).methods["boot-heun"].settings.training

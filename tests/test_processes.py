@@ -252,9 +252,9 @@ def test_a_training_takes_as_many_processes_as_can_share_its_slices():
     assert plan.processes("boot-heun", 4) == 1  # one slice
 
 
-def test_a_single_process_takes_the_launchers_place():
-    """So that a signal reaches it."""
-    says = ["timeit", "-n1", "-r1", "-s", "import os", "print(os.getpid())"]
+def test_a_single_process_is_the_launchers_child():
+    """And no launcher of several stands between: a signal that is passed on reaches it."""
+    says = ["timeit", "-n1", "-r1", "-s", "import os", "print(os.getppid())"]
     command = [*ALONE, "suite.launch", "1", *says]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as started:
         said, _ = started.communicate(timeout=60)

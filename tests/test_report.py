@@ -576,6 +576,14 @@ def test_missing_values_are_dashes(report: Path) -> None:
     assert line.count(" – ") >= 8
 
 
+def test_the_main_table_says_which_steps_are_not_those_of_diffusers(report: Path, tmp_path: Path) -> None:
+    assert "whole timesteps" not in (report / "tables" / "main.md").read_text()
+    inputs = dataclasses.replace(fabricate(tmp_path / "r"), num_timesteps=1000, uneven_steps={"ddim": (3, 7, 16)})
+    render(inputs, tmp_path / "report")
+    table = (tmp_path / "report" / "tables" / "main.md").read_text()
+    assert "DDIM with 3, 7 and 16 steps: no divisor of the teacher's 1000 timesteps." in table
+
+
 def test_floor_table_compares_at_equal_counts(report: Path) -> None:
     rows = _rows(report, "floor")
     assert rows[0]["method"].startswith("Real pictures")

@@ -8,7 +8,7 @@ from gaussian import GaussianTeacher, MixtureTeacher
 
 from boot.signal_ode import noisy_state
 from boot.student import BootStudent
-from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors, true_signal
+from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors, true_signals
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 
@@ -63,11 +63,11 @@ def test_the_exact_student_adds_nothing_but_the_solvers_error_which_falls_with_i
 @pytest.mark.parametrize("teacher", [TEACHER, MixtureTeacher(SCHEDULE)])
 def test_a_student_of_the_true_trajectory_adds_nothing_at_all(teacher, dtype):
     noise = NOISE.to(dtype)
-    truth = true_signal(teacher, noise, TIMES, 8)
+    truth = dict(zip(TIMES.tolist(), true_signals(teacher, noise, TIMES, 8), strict=True))
 
     class Reproduced(BootStudent):
         def forward(self, noise, t, condition=None):
-            return truth.flatten(0, 1)
+            return truth[float(t)]
 
     errors = trajectory_errors(Reproduced(torch.nn.Identity(), SCHEDULE, "sample"), teacher, noise, TIMES, (), 8)
     assert errors.student.tolist() == [0] * len(TIMES)

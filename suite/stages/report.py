@@ -94,6 +94,8 @@ def write_report(arguments: argparse.Namespace) -> None:
         labels=labels,
         teacher=(reference.variant, reference.nfe),
         untrained=frozenset(name for name, method in methods.items() if not method.trains),
+        num_timesteps=experiment.num_timesteps,
+        uneven_steps=experiment.uneven_steps,
         ablation=_ablation(experiment),
         comparison=_comparison(experiment, root),
         dimensions=floor["extractor"].get("dimensions"),
