@@ -58,8 +58,8 @@ def teacher_losses(folder, data, dropout=0.0, **training):
 
 def assert_same_weights(one, other, rtol=1e-4):
     for (name, a), (_, b) in zip(one.named_parameters(), other.named_parameters(), strict=True):
-        # Adam turns the rounding of a gradient near zero into a share of a step, which is the learning rate.
-        torch.testing.assert_close(a, b, rtol=rtol, atol=0.2 * TRAINING["learning_rate"], msg=name)
+        # Adam turns the rounding of a gradient near zero into a step, which is the learning rate.
+        torch.testing.assert_close(a, b, rtol=rtol, atol=TRAINING["learning_rate"], msg=name)
 
 
 # -- activations that are computed again ----------------------------------------------------------------------------
