@@ -11,7 +11,8 @@ or inputs is made again, and nothing else.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
@@ -73,7 +74,7 @@ class Reruns:
     def __init__(self, root: Path, checkout: Path, may_change: bool, say: Callable[[str], None]) -> None:
         self._root, self._checkout, self._may_change, self._say = root, checkout, may_change, say
 
-    def ask(self, record: Path, settings: Mapping[str, Any], code: Iterable[str], files: Iterable[str]) -> Path:
+    def ask(self, record: Path, settings: Mapping[str, Any], code: Iterable[str], files: Collection[str]) -> Path:
         """Writes what is asked for of a job, and sets the times by whether its result is that.
 
         Args:
@@ -98,8 +99,12 @@ class Reruns:
         stale = self._why_stale(record, asked)
         if stale and record.exists():
             self._say(f"{record.parent if record.name == RECORD else record}: made again, {stale}")
-        if not path.exists() or (self._may_change and known != asked | {"seen": known.get("seen")}):
-            write_json(path, asked | {"seen": {file: _status(Path(file)) for file in sorted(files)}})
+        content = asked | {"seen": {file: _status(Path(file)) for file in sorted(files)}}
+        if stale:
+            # Snakemake knows the content of inputs, and takes one that is newer and the same for no reason.
+            content["because"] = f"{stale} ({time.time_ns()})"
+        if not path.exists() or (self._may_change and known != content):
+            write_json(path, content)
         if self._may_change:
             if stale:
                 _set_time(path, None)
