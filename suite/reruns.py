@@ -96,8 +96,10 @@ class Reruns:
             "files": {file: _sha256_of_given(Path(file), known) for file in sorted(files)},
         }
         asked = {name: _as_json(part) for name, part in asked.items()}
-        stale = self._why_stale(record, asked)
-        if stale and record.exists():
+        # What is not there at all is Snakemake's to miss: it makes it only if somebody needs it.
+        is_there = record.parent.exists() if record.name == RECORD else record.exists()
+        stale = self._why_stale(record, asked) if is_there else None
+        if stale:
             self._say(f"{record.parent if record.name == RECORD else record}: made again, {stale}")
         content = asked | {"seen": {file: _status(Path(file)) for file in sorted(files)}}
         if stale:
@@ -110,7 +112,7 @@ class Reruns:
                 _set_time(path, None)
             else:
                 _set_time(path, _SETTLED)
-                for output in _outputs(record):
+                for output in _outputs(record) if is_there else []:
                     _set_time(output, _SETTLED)
         return path
 

@@ -146,6 +146,16 @@ def test_what_is_stale_is_asked_for_in_other_words_each_time(results):
     assert results.ask("teacher").read_text() == settled
 
 
+def test_what_is_not_there_is_not_asked_for_anew(results):
+    """Else a data set that was deleted would be prepared again, though nobody needs it."""
+    settled = results.ask("teacher").stat().st_mtime
+    shutil.rmtree(results.root / "teacher")
+    job = results.ask("teacher")
+    assert job.stat().st_mtime == settled
+    assert "because" not in json.loads(job.read_text())
+    assert results.told == []
+
+
 def test_a_job_copies_what_is_asked_for_with_the_code_as_it_is_when_it_begins(results):
     job = results.ask("teacher")
     assert asked_in(job, results.folder / "code")["settings"] == SETTINGS
