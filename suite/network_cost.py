@@ -64,6 +64,20 @@ def _bf16_of_gpus() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _kept_for_backward() -> Iterator[dict[int, torch.UntypedStorage]]:
+    """The storages that autograd keeps of what is computed in the block, each once: views may share one."""
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
+
+
 def network_activations(
     build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, bf16: bool = False
 ) -> Kept:
@@ -73,20 +87,12 @@ def network_activations(
         shape: (C, H, W) of the pictures.
         bf16: under bfloat16 autocast, as on a GPU; else in float32.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()  # what several views share counts once
-        kept[storage._cdata] = storage
-        return tensor
-
     counts, sizes = (2, 3), []  # of one image alone some tensors are views that are copies of several
     with FakeTensorMode():
         network = build().train()
         weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
         for count in counts:
-            kept.clear()
-            with saved_tensors_hooks(note, lambda tensor: tensor), _bf16_of_gpus() if bf16 else nullcontext():
+            with _kept_for_backward() as kept, _bf16_of_gpus() if bf16 else nullcontext():
                 network(torch.empty(count, *shape), torch.zeros(count), **told(conditions, count, "cpu"))
             sizes.append(sum(storage.nbytes() for key, storage in kept.items() if key not in weights))
     return Kept(float(sizes[1] - sizes[0]), float(sizes[0] - counts[0] * (sizes[1] - sizes[0])))
@@ -169,19 +175,13 @@ def lpips_comparison(settings: LpipsSettings, shape: tuple[int, int, int]) -> Co
     Args:
         shape: (C, H, W) of the images.
     """
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights that come with the package have no place on this device
         distance = build_lpips(settings).to("meta")
         one, other = torch.empty(1, *shape, requires_grad=True), torch.empty(1, *shape)
     own = {part.untyped_storage()._cdata: part.nbytes for part in (*distance.parameters(), *distance.buffers())}
     with FlopCounterMode(display=False) as counter:
-        with saved_tensors_hooks(note, lambda tensor: tensor):
+        with _kept_for_backward() as kept:
             value = distance(one, other).sum()
         size = sum(storage.nbytes() for key, storage in kept.items() if key not in own)
         value.backward()

@@ -91,13 +91,10 @@ def read_record(record: Path) -> dict[str, Any]:
     """What a record says of its result.
 
     Raises:
-        UserError: there is none, or it was changed.
+        UserError: there is none, it cannot be read, or it was changed.
     """
-    files_of(record)
-    try:
-        content: dict[str, Any] = read_json(record)
-    except UserError as error:
-        raise UserError(f"{error} {_remedy(record)}") from error
+    if not (content := _content(record)):
+        raise UserError(f"{record}: not found, or not the record of a result. {_remedy(record)}")
     return content
 
 
@@ -136,25 +133,31 @@ def _remedy(record: Path | None) -> str:
 
 def files_of(record: Path) -> dict[str, Any]:
     """The files that a record lists, with ``sha256`` and ``bytes`` of each; none where there is no record."""
+    files: dict[str, Any] = _content(record).get("files", {})
+    return files
+
+
+def _content(record: Path) -> dict[str, Any]:
+    """A record; empty where there is no file, or one that is no record."""
     try:
         status = record.stat()
     except OSError:
         return {}
-    return _files_in(record, (status.st_mtime_ns, status.st_size))
+    return _content_of(record, (status.st_mtime_ns, status.st_size))
 
 
 @functools.cache
-def _files_in(record: Path, _version: tuple[int, int]) -> dict[str, Any]:
+def _content_of(record: Path, _version: tuple[int, int]) -> dict[str, Any]:
     try:
-        content = read_json(record)
-        files = content.get("files", {})  # records of earlier versions of the suite list none, nor do other files
-        if files and content["record_sha256"] != _sha256_of(content):
+        content: dict[str, Any] = read_json(record)
+        # Records of earlier versions of the suite list no files, nor do other JSON files.
+        if content.get("files") and content["record_sha256"] != _sha256_of(content):
             raise ValueError("it was changed after it was written")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{record}: is not the record of a result ({error}). {_remedy(record)}") from error
     except UserError as error:
         raise UserError(f"{error} {_remedy(record)}") from error
-    return dict(files)
+    return content
 
 
 def write_provenance(

@@ -20,7 +20,7 @@ from typing import Any
 
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, only_one, read_json, sha256_file, write_json
-from suite.provenance import RECORD, TIMESTAMP, files_of, record_of
+from suite.provenance import RECORD, TIMESTAMP, files_of, read_record, record_of
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -119,12 +119,12 @@ class Reruns:
     def _why_stale(self, record: Path, asked: Mapping[str, Any]) -> str | None:
         """In what a result differs from what is asked for; None if in nothing."""
         try:
-            stored, files = read_json(record), files_of(record)
+            stored = read_record(record)
             made = stored["job"] or {}
             for part in ("settings", "code", "files"):
                 if (difference := _difference(made.get(part, {}), asked[part], part)) is not None:
                     return difference
-            for name, about in files.items():
+            for name, about in stored["files"].items():
                 file = record.parent / name
                 if not file.exists() or file.stat().st_size != about["bytes"]:
                     return f"because {file} is missing or of another size"

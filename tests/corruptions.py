@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from suite.cli import main
-from suite.provenance import RECORD
 
 
 def flipped(content: bytes) -> bytes:
@@ -84,6 +83,3 @@ def refusal(command: list[str], monkeypatch) -> str:
     except SystemExit as error:
         return str(error)
     return ""
-
-
-__all__ = ["CORRUPTIONS", "RECORD", "consumers", "corrupted", "records", "refusal", "result_files"]

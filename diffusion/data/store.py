@@ -355,17 +355,14 @@ def load_split(folder: Path | str, name: Literal["train", "test"], flip: bool = 
     return Split(images, labels, tuple(class_names), about["sha256"], name, flip)
 
 
-def stored_files(folder: Path | str, *names: Literal["train", "test"]) -> dict[str, Path]:
-    """The files of parts of a stored data set, the manifest among them, by their names.
+def stored_files(folder: Path | str, *names: Literal["train", "test"]) -> list[Path]:
+    """The files of parts of a stored data set, as its manifest lists them.
 
     Raises:
         UserError: the manifest is missing or is none.
     """
     folder = Path(folder)
-    files = ["manifest.json"]
-    for name in names:
-        files += [*_shards_of(folder, name)[0], f"{name}-labels.npy"]
-    return {f"data, {file}": folder / file for file in files}
+    return [folder / file for name in names for file in (*_shards_of(folder, name)[0], f"{name}-labels.npy")]
 
 
 def _shards_of(folder: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:

@@ -18,7 +18,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.errors import UserError
 from diffusion.files import atomic_path, canonical_json, only_one, remove_leftovers, sha256_file
 from diffusion.guidance import Guidance, guided
-from diffusion.pipelines import load_denoiser
+from diffusion.pipelines import deciding_files, load_denoiser
 from diffusion.processes import ALONE, Processes
 from suite.provenance import Input, checked, write_provenance
 from suite.registry import method_class
@@ -119,7 +119,13 @@ def _refuse_if_changed(arguments: argparse.Namespace) -> None:
 
 def checked_data(folder: Path, *parts: Literal["train", "test"]) -> dict[str, Input]:
     """The files of parts of the prepared data set, as :func:`suite.provenance.checked`; the manifest lists them."""
-    return checked({"data, manifest.json": folder / "manifest.json"}) | checked(stored_files(folder, *parts))
+    inputs = checked({"data, manifest.json": folder / "manifest.json"})
+    return inputs | checked({f"data, {file.name}": file for file in stored_files(folder, *parts)})
+
+
+def checked_network(role: str, folder: Path) -> dict[str, Input]:
+    """The files that decide what a stored network computes, as :func:`suite.provenance.checked`."""
+    return checked({f"{role}, {file.name}": file for file in deciding_files(folder)})
 
 
 def network_folder(method: Any, source: Path, nfe: int) -> Path:

@@ -15,12 +15,11 @@ import pandas as pd
 from diffusion.device import default_device
 from diffusion.files import new_array, read_json
 from diffusion.images import load_samples
-from diffusion.pipelines import deciding_files
 from evaluation import quality
 from evaluation.reference import load_real
 from evaluation.tables import CURVE_COLUMNS
 from suite.provenance import checked, checked_folder
-from suite.stages.common import configured_method, network_folder, result_file
+from suite.stages.common import checked_network, configured_method, network_folder, result_file
 from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
 from suite.stages.training import snapshot_name
@@ -45,10 +44,11 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
         (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
     ]
     teacher_samples = arguments.teacher_samples / f"seed-{arguments.seed}.npz"
-    inputs |= checked_folder("real", arguments.real) | checked(
-        {f"step {cost['step']}, {file.name}": file for cost, folder in points for file in deciding_files(folder)}
-        | ({"teacher's samples": teacher_samples} if nfe in method.following() else {})
-    )
+    inputs |= checked_folder("real", arguments.real)
+    for cost, folder in points:
+        inputs |= checked_network(f"step {cost['step']}", folder)
+    if nfe in method.following():
+        inputs |= checked({"teacher's samples": teacher_samples})
     extractor, mode = extractor_under(arguments)
     # Without the measures that need held-out pictures.
     reference = replace(load_real(arguments.real), held_out=None)

@@ -16,9 +16,8 @@ from diffusion.device import default_device
 from diffusion.images import to_uint8
 from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, stored_picture_shape
-from suite.provenance import checked
-from suite.stages.common import load_teacher, result_file
+from diffusion.pipelines import stored_picture_shape
+from suite.stages.common import checked_network, load_teacher, result_file
 
 _ROWS, _COLUMNS = 6, 12
 
@@ -26,10 +25,7 @@ _ROWS, _COLUMNS = 6, 12
 def draw_pictures(arguments: argparse.Namespace) -> None:
     """The images of :func:`images_of`, and ``times``, in one file."""
     device, folder = default_device(), arguments.student / "nfe-1"
-    inputs = checked(
-        {f"student, {file.name}": file for file in deciding_files(folder)}
-        | {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
-    )
+    inputs = checked_network("student", folder) | checked_network("teacher", arguments.teacher)
     student = load_student(folder, device)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
     arrays = images_of(student, teacher, arguments.seed, stored_picture_shape(folder), arguments.batch_size, device)

@@ -40,6 +40,8 @@ def write_report(arguments: argparse.Namespace) -> None:
     floor = read_record(root / "measures" / "real.json")
     protocols = {name: plan.protocol(name) for name in experiment.evaluation.all_protocols}
     speed_facts = read_record(root / "speed" / "speed.json")
+    manifest = read_json(root / "data" / "manifest.json")
+    train_count = manifest["splits"]["train"]["count"]
     given = ReportInputs(
         experiment=experiment.name,
         dataset=experiment.published_as or experiment.data.kind,
@@ -76,7 +78,7 @@ def write_report(arguments: argparse.Namespace) -> None:
         },
         benchmarks=_benchmarks(plan),
         provenance={
-            "data": _data_facts(root / "data" / "manifest.json"),
+            "data": _data_facts(manifest),
             "teacher": experiment.teacher.model_dump(mode="json"),
             "hardware": speed_facts["hardware"],
             "versions": floor["versions"],
@@ -97,9 +99,9 @@ def write_report(arguments: argparse.Namespace) -> None:
         num_timesteps=experiment.num_timesteps,
         uneven_steps=experiment.uneven_steps,
         ablation=_ablation(experiment),
-        comparison=_comparison(experiment, root),
+        comparison=_comparison(experiment, train_count),
         dimensions=floor["extractor"].get("dimensions"),
-        reference_count=read_json(root / "data" / "manifest.json")["splits"]["train"]["count"],
+        reference_count=train_count,
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
     inputs = checked({str(file): file for file in [*given.files(), root / "data" / "manifest.json"]})
@@ -113,12 +115,12 @@ def write_report(arguments: argparse.Namespace) -> None:
     )
 
 
-def _data_facts(manifest: Path) -> dict[str, Any]:
+def _data_facts(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest without its list of files, which is long."""
-    facts: dict[str, Any] = read_json(manifest)
-    for part in facts["splits"].values():
-        part.pop("shards", None)
-    return facts
+    parts = {
+        name: {key: fact for key, fact in part.items() if key != "shards"} for name, part in manifest["splits"].items()
+    }
+    return manifest | {"splits": parts}
 
 
 def _benchmarks(plan: Plan) -> list[Path]:
@@ -162,7 +164,7 @@ def _ablation(experiment: Experiment) -> Ablation | None:
     return Ablation(experiment.ablation_base, axes, changes)
 
 
-def _comparison(experiment: Experiment, root: Path) -> Comparison | None:
+def _comparison(experiment: Experiment, train_count: int) -> Comparison | None:
     if experiment.comparison is None:
         return None
     names = experiment.plain_labels
@@ -170,4 +172,4 @@ def _comparison(experiment: Experiment, root: Path) -> Comparison | None:
         budget: {variant: names[base] for variant, base in variants.items()}
         for budget, variants in experiment.comparison.items()
     }
-    return Comparison(budgets, read_json(root / "data" / "manifest.json")["splits"]["train"]["count"])
+    return Comparison(budgets, train_count)

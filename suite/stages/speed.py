@@ -11,11 +11,11 @@ import torch
 from diffusion.cards import gpu_lock
 from diffusion.device import default_device
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
+from diffusion.pipelines import load_conditions, stored_picture_shape
 from evaluation import speed
 from suite.configuration import SpeedSettings
-from suite.provenance import Input, checked
-from suite.stages.common import configured_method, network_folder, result_file
+from suite.provenance import Input
+from suite.stages.common import checked_network, configured_method, network_folder, result_file
 
 
 def time_sampling(arguments: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def time_sampling(arguments: argparse.Namespace) -> None:
     for variant, nfe, source, raw in json.loads(arguments.units):
         key, method = f"{variant}:{nfe}", configured_method(json.dumps(raw), arguments.guidance_scale)
         folder = network_folder(method, Path(source), nfe)
-        inputs |= checked({f"{key}, {file.name}": file for file in deciding_files(folder)})
+        inputs |= checked_network(key, folder)
         sampler, networks[key] = method.sampler(folder, nfe, device)
         conditions = load_conditions(folder)
         samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(

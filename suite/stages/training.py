@@ -33,6 +33,7 @@ from suite.stages.common import (
     asked,
     check_classes,
     checked_data,
+    checked_network,
     configured_method,
     load_teacher,
     result_folder,
@@ -81,7 +82,7 @@ def import_teacher(arguments: argparse.Namespace) -> None:
 def make_pairs(arguments: argparse.Namespace) -> None:
     """Makes an offline set of noises and samples of the teacher, for the methods that train on one."""
     settings = PairsSettings.model_validate_json(arguments.settings)
-    inputs = _teacher_files(arguments)
+    inputs = checked_network("teacher", arguments.teacher)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     with training_run(arguments, f"pairs-{settings.name}", 0, inputs) as run:
         with result_folder(arguments, run.processes) as folder:
@@ -108,7 +109,7 @@ def distil(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option}: the method {method.name} {needs} it.")
     if arguments.flip and arguments.data is None:
         raise UserError(f"--flip: given without --data, and the method {method.name} draws no images of a data set.")
-    inputs = _teacher_files(arguments)
+    inputs = checked_network("teacher", arguments.teacher)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
     given: Split | Pairs | None = None
     if arguments.data is not None:
@@ -160,10 +161,6 @@ def distil(arguments: argparse.Namespace) -> None:
 def snapshot_name(step: int) -> str:
     """The folder, below a variant's, of its last student as it was after ``step`` steps."""
     return f"snapshots/step-{step}"
-
-
-def _teacher_files(arguments: argparse.Namespace) -> dict[str, Input]:
-    return checked({f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)})
 
 
 @contextmanager

@@ -14,11 +14,10 @@ from diffusion.denoiser import Denoiser
 from diffusion.device import default_device
 from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, stored_picture_shape
+from diffusion.pipelines import stored_picture_shape
 from diffusion.processes import portions_of
 from evaluation.tables import TRAJECTORY_COLUMNS
-from suite.provenance import checked
-from suite.stages.common import load_teacher, result_file
+from suite.stages.common import checked_network, load_teacher, result_file
 
 _TIMES = 11
 # A student of x_t says nothing of y_t where less signal than that is left.
@@ -29,10 +28,7 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     """A long table: the student's error, what one step adds, the vanishing increments, and DDIM's errors."""
     device = default_device()
     folder = arguments.student / "nfe-1"
-    inputs = checked(
-        {f"student, {file.name}": file for file in deciding_files(folder)}
-        | {f"teacher, {file.name}": file for file in deciding_files(arguments.teacher)}
-    )
+    inputs = checked_network("student", folder) | checked_network("teacher", arguments.teacher)
     loaded = load_student(folder, device)
     student = SignalOfState(loaded) if arguments.target == "state" else loaded
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)

@@ -59,18 +59,13 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
 GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
 
 
-def code(*files):
-    """Source files, relative to the checkout."""
-    return list(files)
-
-
 def core_code(*files):
-    return code(*(f"diffusion/{file}" for file in [*CORE, *files]))
+    return [f"diffusion/{file}" for file in [*CORE, *files]]
 
 
 def stage_code(name):
     """What runs the stage itself."""
-    return code(f"suite/stages/{name}.py", "suite/stages/common.py")
+    return [f"suite/stages/{name}.py", "suite/stages/common.py"]
 
 
 def settings(model, leave_out=None):
@@ -184,9 +179,9 @@ def given_reference(wildcards):
 
 def measuring_code():
     modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
-    return code(
-        *(f"evaluation/{file}" for file in modules), "diffusion/images.py", "diffusion/packages.py"
-    ) + stage_code("measuring")
+    return [*(f"evaluation/{file}" for file in modules), "diffusion/images.py", "diffusion/packages.py"] + stage_code(
+        "measuring"
+    )
 
 
 def extraction_code(stage):
@@ -194,16 +189,16 @@ def extraction_code(stage):
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
     pictures = ["efficientnet.py", "precision.py", "downloads.py", "packages.py", "images.py", "processes.py"]
     return (
-        code(*(f"evaluation/{file}" for file in files))
-        + code(*(f"diffusion/{file}" for file in [*pictures, "data/store.py"]))
+        [f"evaluation/{file}" for file in files]
+        + [f"diffusion/{file}" for file in [*pictures, "data/store.py"]]
         + stage_code(stage)
-        + code("suite/stages/references.py")
+        + ["suite/stages/references.py"]
     )
 
 
 def protocol_code():
     files = ["features.py", "quality.py", "moments.py", "reference.py", "tables.py"]
-    return code(*(f"evaluation/{file}" for file in files)) + stage_code("protocols")
+    return [f"evaluation/{file}" for file in files] + stage_code("protocols")
 
 
 def chosen_nfe(wildcards):

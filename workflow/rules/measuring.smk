@@ -155,10 +155,10 @@ rule classifier:
         data=ROOT / "data",
         job=job(
             ROOT / "classifier" / RECORD,
-            code(
+            [
                 "evaluation/classifier.py",
                 *(f"diffusion/{file}" for file in [*LOOP, "teacher.py", "images.py", "data/store.py"]),
-            )
+            ]
             + stage_code("classifier"),
             settings=settings(EVALUATION.classifier),
             batch_size=EVALUATION.batch_size,
@@ -404,7 +404,7 @@ rule learning_curve:
             ROOT / "learning_curves/{variant}/train-{train_seed}.json",
             core_code("noise.py", "solvers.py", *ONE_STEP)
             + extraction_code("learning_curve")
-            + code("evaluation/quality.py", "suite/stages/sampling.py")
+            + ["evaluation/quality.py", "suite/stages/sampling.py"]
             + [method_code],
             files=WEIGHTS_OF_MAIN,
             options=MAIN_EXTRACTION,
@@ -449,7 +449,7 @@ rule speed:
         job=job(
             ROOT / "speed/speed.json",
             core_code("noise.py", "solvers.py", *ONE_STEP)
-            + code("evaluation/speed.py")
+            + ["evaluation/speed.py"]
             + stage_code("speed")
             + sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
             units=[
@@ -497,7 +497,7 @@ rule pictures:
         job=job(
             ROOT / "pictures/{variant}/train-{train_seed}.json",
             core_code("noise.py", "noise_student.py", "images.py")
-            + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+            + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
             + stage_code("pictures"),
             seed=PLAN.first_seed,
             batch_size=EVALUATION.batch_size,
@@ -534,7 +534,7 @@ rule trajectory:
         job=job(
             ROOT / "trajectory/{variant}/train-{train_seed}.json",
             core_code("noise.py", "noise_student.py")
-            + code("boot/trajectory.py", "boot/student.py", "boot/signal_ode.py")
+            + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
             + stage_code("trajectory"),
             seed=PLAN.first_seed,
             noises=EVALUATION.trajectory_noises,
@@ -577,7 +577,7 @@ rule neighbours:
         data=ROOT / "data",
         job=job(
             ROOT / "neighbours/neighbours.json",
-            code("evaluation/neighbours.py") + stage_code("neighbours"),
+            ["evaluation/neighbours.py"] + stage_code("neighbours"),
             rows=ROWS,
             labels=EXPERIMENT.labels,
             seed=PLAN.first_seed,

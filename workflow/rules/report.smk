@@ -34,7 +34,7 @@ rule report:
         data=ROOT / "data",
         job=job(
             ROOT / "report" / RECORD,
-            code(
+            [
                 "suite/stages/report.py",
                 "suite/configuration.py",
                 "suite/plan.py",
@@ -50,7 +50,7 @@ rule report:
                 "evaluation/plots.py",
                 "evaluation/published.yaml",
                 "evaluation/templates/report.html.j2",
-            ),
+            ],
             config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},
             # Of the report's rows.
             order=[*EXPERIMENT.methods],

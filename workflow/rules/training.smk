@@ -45,10 +45,9 @@ rule data:
         downloads=ancient([DOWNLOADS / download.name for download in WANTED]),
         job=job(
             ROOT / "data" / RECORD,
-            code("diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py")
+            ["diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py"]
             # These kinds decode pictures as folders do.
-            + code(*(["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []))
-            + stage_code("data"),
+            + (["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []) + stage_code("data"),
             settings=STORED_ELSEWHERE,
             pictures=PICTURES,
             classes=TEACHER_CLASSES,
@@ -196,7 +195,7 @@ rule distil_with_data:
         job=job(
             STUDENT / RECORD,
             core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
-            + code("diffusion/distances.py", "diffusion/efficientnet.py")
+            + ["diffusion/distances.py", "diffusion/efficientnet.py"]
             + stage_code("training")
             + [method_code],
             settings=method_settings,
