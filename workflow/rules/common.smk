@@ -42,6 +42,7 @@ CORE = [
     "conditions.py",
     "thresholding.py",
     "guidance.py",
+    "memory.py",
     "processes.py",
 ]
 
@@ -179,15 +180,24 @@ def given_reference(wildcards):
 
 def measuring_code():
     modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
-    return [*(f"evaluation/{file}" for file in modules), "diffusion/images.py", "diffusion/packages.py"] + stage_code(
-        "measuring"
+    shared = ["images.py", "memory.py", "packages.py"]
+    return (
+        [f"evaluation/{file}" for file in modules] + [f"diffusion/{file}" for file in shared] + stage_code("measuring")
     )
 
 
 def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
-    pictures = ["efficientnet.py", "precision.py", "downloads.py", "packages.py", "images.py", "processes.py"]
+    pictures = [
+        "efficientnet.py",
+        "memory.py",
+        "precision.py",
+        "downloads.py",
+        "packages.py",
+        "images.py",
+        "processes.py",
+    ]
     return (
         [f"evaluation/{file}" for file in files]
         + [f"diffusion/{file}" for file in [*pictures, "data/store.py"]]

@@ -157,7 +157,7 @@ rule classifier:
             ROOT / "classifier" / RECORD,
             [
                 "evaluation/classifier.py",
-                *(f"diffusion/{file}" for file in [*LOOP, "teacher.py", "images.py", "data/store.py"]),
+                *(f"diffusion/{file}" for file in [*LOOP, "memory.py", "teacher.py", "images.py", "data/store.py"]),
             ]
             + stage_code("classifier"),
             settings=settings(EVALUATION.classifier),
