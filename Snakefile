@@ -22,7 +22,7 @@ from diffusion.pipelines import deciding_files, own_network_file
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN
-from suite.configuration import parse_experiment
+from suite.configuration_file import ConfigurationFiles
 from suite.launch import WORKFLOW
 from suite.plan import Plan
 from suite.provenance import RECORD
@@ -31,17 +31,25 @@ from suite.reruns import Reruns, RunLock
 
 min_version("9.5")
 
-# Snakemake merges the default file with the one on the command line; an experiment must be one file.
+# Snakemake would merge the default file with the one on the command line.
+CONFIGURATION = workflow.overwrite_configfiles or ["config/digits.yaml"]
+try:
+    CONFIGURATION = ConfigurationFiles(CONFIGURATION, workflow.config_settings.config)
+except UserError as error:
+    raise WorkflowError(f"The configuration cannot be used:\n{error}")
 if not workflow.overwrite_configfiles:
 
     configfile: "config/digits.yaml"
 
 
 try:
-    EXPERIMENT = parse_experiment(config)
+    EXPERIMENT, NOTICES = CONFIGURATION.parse(config)
     DEVICE = wanted_device()
 except UserError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}")
+if workflow.is_main_process:
+    for notice in NOTICES:
+        logger.info(notice)
 
 PLAN = Plan(EXPERIMENT)
 ROOT = PLAN.root

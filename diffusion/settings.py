@@ -1,6 +1,7 @@
-"""The base of every block of the configuration."""
+"""The base of every block of the configuration, and what is said of a block that does not fit."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -10,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_serializer,
@@ -17,6 +19,26 @@ from pydantic import (
 
 # What YAML takes for null.
 _NULLS = ("null", "Null", "NULL", "~", "")
+
+# What a key wants, by the beginning of pydantic's name for the mistake.
+_EXPECTED = {
+    "int_": "a whole number",
+    "float_": "a number",
+    "finite_number": "a finite number",
+    "bool_": "true or false",
+    "string_type": "text (in quotes, where YAML takes it for something else)",
+    "string_too_short": "some text",
+    "tuple_type": "a list such as [{example}]",
+    "too_short": "at least {min_length} in the list",
+    "too_long": "at most {max_length} in the list",
+    "dict_type": "a block of keys",
+    "model_": "a block of keys",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "less than {lt}",
+}
 
 
 class Settings(BaseModel):
@@ -33,8 +55,10 @@ class Settings(BaseModel):
     def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic reads true as 1: `steps: yes` would train for one step.
         items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        if any(isinstance(item, bool) for item in items) and not _allows_bool(cls, info.field_name):
-            raise ValueError(f"found {value!r}, expected no truth value (yes, no, on, off, true, false)")
+        if any(isinstance(item, bool) for item in items) and not _takes(cls, info.field_name, bool):
+            choices = _choices(cls, info.field_name)
+            wanted = _EXPECTED["string_type"] if _takes(cls, info.field_name, str) else "a number"
+            raise ValueError(f"found {shown(value)}, expected {' or '.join(map(repr, choices)) or wanted}")
         return value
 
     @field_validator("*", mode="before")
@@ -43,11 +67,9 @@ class Settings(BaseModel):
         # Of numbers and truth values pydantic itself takes the text.
         if not isinstance(value, str) or info.field_name is None:
             return value
-        annotation = cls.model_fields[info.field_name].annotation
-        kinds = (annotation, *get_args(annotation))
-        if NoneType in kinds and value in _NULLS:
+        if _takes(cls, info.field_name, NoneType) and value in _NULLS:
             return None
-        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        choices = _choices(cls, info.field_name)
         return next((choice for choice in choices if isinstance(choice, int) and str(choice) == value), value)
 
 
@@ -81,9 +103,83 @@ class DataSettings(GrownSettings):
     later: ClassVar[tuple[str, ...]] = ("flip",)
 
 
-def _allows_bool(model: type[BaseModel], name: str | None) -> bool:
+def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """What is wrong with a block, a sentence each: key path, what was found, what is expected.
+
+    Args:
+        model: that the block was checked against.
+        prefix: key path of the block; empty for the whole configuration.
+    """
+    problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+    # Of a list whose entries are wrong pydantic says that it is too short as well.
+    inside = {problem["loc"][:-1] for problem in problems}
+    return [_problem(one, model, prefix) for one in problems if one["type"] != "too_short" or one["loc"] not in inside]
+
+
+def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
+    location, kind, value = problem["loc"], problem["type"], problem["input"]
+    path = ".".join(filter(None, [prefix, *map(str, location)])) or "the configuration"
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key; expected one of: {', '.join(_block_at(model, location[:-1]).model_fields)}."
+    if kind == "missing":
+        return f"{path}: missing; expected a value."
+    if kind == "value_error":
+        return f"{path}: {problem['msg'].removeprefix('Value error, ')}."
+    expected = next((words for start, words in _EXPECTED.items() if kind.startswith(start)), None)
+    if expected is None:
+        return f"{path}: found {shown(value)}; {problem['msg']}."
+    numbers = any(map(str.isdecimal, str(value)))
+    example = "{key: value}" if isinstance(value, Mapping) else "0, 1" if numbers else "a, b"
+    expected = expected.format_map({"example": example, **problem.get("ctx", {})})
+    if kind == "int_parsing" and (whole := _whole(value)) is not None:
+        expected += f"; write {whole}"
+    return f"{path}: found {shown(value)}, expected {expected}."
+
+
+def shown(value: Any) -> str:
+    """A value of the configuration as a message quotes it: text in quotes, the rest as YAML writes it."""
+    return (
+        repr(value)
+        if isinstance(value, str | int | float) and not isinstance(value, bool)
+        else json.dumps(value, ensure_ascii=False, default=str)
+    )
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text says in another way, as 1e3."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
+
+
+def _block_at(model: Any, location: Sequence[int | str]) -> Any:
+    """The model of the block at a key path in ``model``."""
+    keys = iter(location)
+    for key in keys:
+        kinds = [model.model_fields[key].annotation]
+        for kind in kinds:  # which grows: `Block | None`, `dict[str, Block] | None`
+            kinds += get_args(kind)
+        model = next(kind for kind in kinds if hasattr(kind, "model_fields"))
+        if any(get_origin(kind) is dict for kind in kinds):
+            next(keys)  # the name that the user has given the block
+    return model
+
+
+def _kinds(model: type[BaseModel], name: str | None) -> tuple[Any, ...]:
+    """What a key takes: its annotation and the parts of it."""
     annotation = model.model_fields[name].annotation if name else None
-    return bool in (annotation, *get_args(annotation))
+    return (annotation, *get_args(annotation))
+
+
+def _takes(model: type[BaseModel], name: str | None, kind: type) -> bool:
+    return kind in _kinds(model, name)
+
+
+def _choices(model: type[BaseModel], name: str | None) -> list[Any]:
+    """The values of a key that takes one of several."""
+    return [choice for kind in _kinds(model, name) if get_origin(kind) is Literal for choice in get_args(kind)]
 
 
 def _positive_and_distinct(value: tuple[int, ...]) -> tuple[int, ...]:

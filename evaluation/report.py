@@ -593,7 +593,7 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    first = ("data", "teacher", "hardware", "versions", "commit", "seeds", "features")
+    first = ("not selected", "data", "teacher", "hardware", "versions", "commit", "seeds", "features")
     provenance = dict(inputs.provenance)
     protocols, definitions = provenance.pop("protocols", {}), provenance.pop("definitions", {})
     run = [(key.capitalize(), flatten(provenance.pop(key))) for key in first if key in provenance]

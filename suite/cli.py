@@ -172,6 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
     guidance(sub)
     paths(sub, "output")
 
+    sub = command("check", "estimating.check", "check configuration files, and say which line is wrong")
+    sub.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="YAML; keys of later files replace earlier ones"
+    )
+
     sub = command("estimate", "estimating.print_estimate", "what the experiment will cost")
     sub.add_argument("--config", required=True, help="JSON")
 

@@ -1,9 +1,9 @@
 """The typed configuration: one YAML file is one experiment, checked as a whole before any job starts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar
 
 import pydantic
 import yaml
@@ -14,13 +14,14 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Settings, StepCounts
+from diffusion.settings import Settings, StepCounts, problems_of, shown
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.registry import method_class, method_modules
 
 _RESERVED = ("real", "external", "teacher")
+T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -169,7 +170,7 @@ class _Layout(Settings):
     results: str = "results"
     data: dict[str, Any]
     teacher: dict[str, Any]
-    methods: dict[str, dict[str, Any]] = Field(
+    methods: dict[str, Any] = Field(
         default_factory=lambda: {
             "ddim": {"method": "ddim"},
             "boot": {"method": "boot"},
@@ -205,6 +206,7 @@ class Experiment:
         data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
+        unselected: the variants under ``methods`` that ``select`` leaves out: nothing is made of them.
         published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class, so that samples have labels.
@@ -233,6 +235,7 @@ class Experiment:
         self.data: Any = data
         self.teacher = teacher
         self.methods = methods
+        self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional = facts.conditional
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
@@ -253,57 +256,100 @@ class Experiment:
         self.speed = layout.speed
 
 
-def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
+def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Experiment:
     """Checks a configuration.
 
     Args:
         raw: the content of the YAML file.
+        look_at_files: whether the files that it names must be there. Not for a job, of whose inputs Snakemake knows.
 
     Raises:
-        UserError: listing every problem with its key path, what was found and what is allowed.
+        UserError: listing every problem, a line each, with its key path, what was found and what is allowed.
     """
-    try:
-        layout = _Layout.model_validate(dict(raw))
-    except pydantic.ValidationError as error:
-        raise UserError(_problems(error, _Layout)) from error
-    data: Any = parse_settings(layout.data)
-    teacher = _parse_teacher(layout.teacher)
-    facts = teacher.facts(data.channels, data.resolution)
     problems: list[str] = []
-    methods: dict[str, Method] = {}
-    blocks, derived = _blocks(layout)
-    for name, block in blocks.items():
+
+    def collected(parse: Callable[..., T], *arguments: Any) -> T | None:
+        """What ``parse`` gives; None where it refuses, which is noted: the rest can still be checked."""
         try:
-            methods[name] = _parse_method(name, block, facts, teacher.guidance)
+            return parse(*arguments)
         except UserError as error:
-            where = derived.get(name)
-            problems.append(f"{where}: {error}" if where else str(error))
-    try:
-        teacher.check_pictures(data.channels, data.resolution)
-    except ValueError as error:
-        problems.append(f"teacher.{error}.")
-    selected = tuple(blocks) if layout.select is None else (*layout.select, *_selected(layout, derived))
-    for name in selected:
-        if name not in blocks:
-            problems.append(f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}.")
-    for budget, variants in (_compared(layout) or {}).items():
-        for name, base in variants.items():
-            if name in methods and not methods[name].trains:
-                problems.append(
-                    f"comparison.{budget}.{base}: found a sampler of the teacher, expected a trained method."
-                )
-    if layout.ablation and layout.ablation.base not in selected:
-        problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
+            problems.append(str(error))
+            return None
+
+    layout, wrong = _parse_layout(raw, problems)
+    data: Any = None if "data" in wrong else collected(parse_settings, layout.data)
+    teacher = None if "teacher" in wrong else collected(_parse_teacher, layout.teacher)
+    facts = collected(teacher.facts, data.channels, data.resolution) if data and teacher else None
+    blocks, derived = collected(_blocks, layout) or (layout.methods, dict[str, str]())
+    methods: dict[str, Method] = {}
+    for name, block in blocks.items():
+        before = len(problems)
+        if method := collected(_parse_method, name, block, facts, teacher.guidance if teacher else Guidance()):
+            methods[name] = method
+        elif name in derived:
+            problems[before:] = [f"{derived[name]}: {problem}" for problem in problems[before:]]
+    if facts and teacher and (problem := collected(_refused, teacher.check_pictures, data.channels, data.resolution)):
+        problems.append(f"teacher.{problem}.")
+    if "methods" not in wrong:
+        problems += _selection_problems(layout, blocks, derived, methods)
     problems += _published_problems(layout.published_as)
-    if layout.evaluation.classifier != ClassifierSettings() and not facts.conditional:
+    if layout.evaluation.classifier != ClassifierSettings() and facts and not facts.conditional:
         problems.append(
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
+    selected = blocks if layout.select is None else (*layout.select, *_selected(layout, derived))
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
-    problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
+    if not wrong & {"methods", "evaluation"}:
+        problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
+    if look_at_files:
+        problems += _file_problems(layout, data)
     if problems:
         raise UserError("\n".join(problems))
+    assert teacher is not None
+    assert facts is not None
     return Experiment(raw, layout, data, teacher, chosen, facts)
+
+
+def _parse_layout(raw: Mapping[str, Any], problems: list[str]) -> tuple[_Layout, set[str]]:
+    """The blocks of the file, and the names of those that are wrong, which are noted; defaults stand for them."""
+    given, wrong = dict(raw), set[str]()
+    try:
+        return _Layout.model_validate(given), wrong
+    except pydantic.ValidationError as error:
+        problems += problems_of(error, _Layout)
+        wrong = {str(problem["loc"][0]) for problem in error.errors()}
+    stand_in = {"experiment": "unnamed", "data": {}, "teacher": {}}
+    kept = {key: value for key, value in given.items() if key not in wrong}
+    return _Layout.model_validate({**stand_in, **kept}), wrong
+
+
+def _refused(check: Callable[..., None], *arguments: Any) -> str | None:
+    """What ``check`` objects to."""
+    try:
+        check(*arguments)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _selection_problems(
+    layout: _Layout, blocks: Mapping[str, Any], derived: Mapping[str, str], methods: Mapping[str, Method]
+) -> list[str]:
+    problems = [
+        f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}."
+        for name in layout.select or ()
+        if name not in blocks
+    ]
+    problems += [
+        f"comparison.{budget}.{base}: found a sampler of the teacher, expected a trained method."
+        for budget, variants in (_compared(layout) or {}).items()
+        for name, base in variants.items()
+        if name in methods and not methods[name].trains
+    ]
+    selected = layout.select or blocks
+    if layout.ablation and layout.ablation.base not in selected:
+        problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
+    return problems
 
 
 def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -317,11 +363,13 @@ def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
             if base not in layout.methods:
                 known = ", ".join(layout.methods)
                 raise UserError(f"{key}: found {base!r}, expected a variant under methods: {known}.")
+            if not isinstance(blocks[base], Mapping):  # which is named as a problem of its own
+                continue
             if change and name in blocks:
                 raise UserError(f"{key}: the name {name!r} is taken; rename the budget.")
             if change:
                 blocks[name], paths[name] = _merged(blocks[base], change), key
-    if layout.ablation is None:
+    if layout.ablation is None or not isinstance(blocks.get(layout.ablation.base, {}), Mapping):
         return blocks, paths
     if layout.ablation.base not in blocks:
         known = ", ".join(blocks)
@@ -390,15 +438,17 @@ def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
     try:
         return model.model_validate(dict(block))
     except pydantic.ValidationError as error:
-        raise UserError(_problems(error, model, "teacher")) from error
+        raise UserError("\n".join(problems_of(error, model, "teacher"))) from error
 
 
-def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, guidance: Guidance) -> Method:
+def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: Guidance) -> Method:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise UserError(
             f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(_RESERVED)}."
         )
+    if not isinstance(block, Mapping):
+        raise UserError(f"{key}: found {shown(block)}, expected a block of keys.")
     kind = block.get("method")
     if not isinstance(kind, str) or kind not in method_modules():
         raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
@@ -406,11 +456,9 @@ def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, gu
     try:
         method = method_type(method_type.Settings.model_validate(dict(block)), guidance)
     except pydantic.ValidationError as error:
-        raise UserError(_problems(error, method_type.Settings, key)) from error
-    try:
-        method.check(teacher)
-    except ValueError as error:
-        raise UserError(f"{key}.{error}.") from error
+        raise UserError("\n".join(problems_of(error, method_type.Settings, key))) from error
+    if teacher is not None and (problem := _refused(method.check, teacher)):
+        raise UserError(f"{key}.{problem}.")
     return method
 
 
@@ -419,7 +467,9 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     reference, sampled = layout.evaluation.teacher, layout.evaluation.sampled
     method = selected.get(reference.variant)
     follows = method is not None and not method.trains and method.follows_teacher
-    if method is None or not follows or reference.nfe not in sampled(reference.variant, method):
+    if reference.variant in known and known[reference.variant] is None:
+        pass  # whose own problems are named already
+    elif method is None or not follows or reference.nfe not in sampled(reference.variant, method):
         untrained = [
             f"{name} with {', '.join(map(str, sorted(sampled(name, method))))}"
             for name, method in selected.items()
@@ -460,8 +510,6 @@ def _protocol_problems(settings: EvaluationSettings) -> list[str]:
             problems.append(
                 f"{key}: expected a name of letters, digits and . _ + - (it names files), and not {MAIN!r}."
             )
-        if protocol.reference_is_file and not Path(protocol.reference).is_file():
-            problems.append(f"{key}.reference: found {protocol.reference!r}, expected train, test or an existing file.")
         if protocol.reference_sha256 and not protocol.reference_is_file:
             problems.append(f"{key}.reference_sha256: given, but the reference is not a file; remove it.")
         if protocol.num_samples and protocol.num_samples > settings.num_samples:
@@ -475,14 +523,25 @@ def _protocol_problems(settings: EvaluationSettings) -> list[str]:
 def _weights_problems(settings: EvaluationSettings) -> list[str]:
     problems = []
     used = {protocol.features for protocol in settings.all_protocols.values()}
-    for name, path in settings.weights.items():
+    for name in settings.weights:
         key, extractor = f"evaluation.weights.{name}", name.removesuffix("-clean-fid")
         if extractor not in used:
             problems.append(f"{key}: given, but no protocol's features are '{extractor}'; remove it.")
-        elif extractor == "inception" and not Path(path).is_file():
-            problems.append(f"{key}: found {path!r}, expected an existing file.")
-        elif extractor != "inception" and not Path(path).is_dir():
-            problems.append(f"{key}: found {path!r}, expected an existing folder.")
+    return problems
+
+
+def _file_problems(layout: _Layout, data: Any) -> list[str]:
+    """Of the files that the configuration names; those of the data set only until its images are among the results."""
+    problems = []
+    for name, protocol in layout.evaluation.further_protocols.items():
+        if protocol.reference_is_file and not Path(protocol.reference).is_file():
+            key = f"evaluation.protocols.{name}.reference"
+            problems.append(f"{key}: found {protocol.reference!r}, expected train, test or an existing file.")
+    for name, path in layout.evaluation.weights.items():
+        is_file = name.removesuffix("-clean-fid") == "inception"
+        if not (Path(path).is_file() if is_file else Path(path).is_dir()):
+            kind = "file" if is_file else "folder"
+            problems.append(f"evaluation.weights.{name}: found {path!r}, expected an existing {kind}.")
     return problems
 
 
@@ -499,32 +558,3 @@ def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
     if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
         raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
     return value
-
-
-def _problems(error: pydantic.ValidationError, model: type[Settings], prefix: str = "") -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        path = ".".join(filter(None, [prefix, *map(str, problem["loc"])])) or "the configuration"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key; expected one of: {', '.join(_neighbours(model, problem['loc']))}.")
-        elif problem["type"] == "missing":
-            lines.append(f"{path}: missing; expected a value.")
-        elif problem["type"] == "value_error":
-            lines.append(f"{path}: {message}.")
-        else:
-            lines.append(f"{path}: found {problem['input']!r}; {message}.")
-    return "\n".join(lines)
-
-
-def _neighbours(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    """The known keys of the block in which ``location`` names an unknown one."""
-    keys = iter(location[:-1])
-    for key in keys:
-        kinds = [model.model_fields[key].annotation]
-        for kind in kinds:  # which grows: `Block | None`, `dict[str, Block] | None`
-            kinds += get_args(kind)
-        model = next(kind for kind in kinds if hasattr(kind, "model_fields"))
-        if any(get_origin(kind) is dict for kind in kinds):
-            next(keys)  # the name that the user has given the block
-    return list(model.model_fields)

@@ -28,6 +28,7 @@ import pydantic
 from diffusion.data.store import Split, Splits, load_split, write_dataset
 from diffusion.errors import UserError
 from diffusion.fetching import Download
+from diffusion.settings import problems_of
 
 __all__ = ["Split", "Splits", "downloads", "kinds", "load_split", "parse_settings", "prepare", "write_dataset"]
 
@@ -64,18 +65,7 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
     try:
         return model.model_validate(dict(raw))
     except pydantic.ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            path = ".".join([key, *map(str, problem["loc"])])
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{path}: unknown key; a data set of kind {kind} has {', '.join(model.model_fields)}.")
-            elif problem["type"] == "missing":
-                lines.append(f"{path}: is missing; a data set of kind {kind} needs it.")
-            elif problem["type"] == "value_error":
-                lines.append(f"{path}: {problem['msg'].removeprefix('Value error, ')}.")
-            else:
-                lines.append(f"{path}: found {problem['input']!r}; {problem['msg']}.")
-        raise UserError("\n".join(lines)) from error
+        raise UserError("\n".join(problems_of(error, model, key))) from error
 
 
 def downloads(settings: pydantic.BaseModel) -> list[Download]:

@@ -27,7 +27,7 @@ _RULES_PER_TRAINING = (
 
 def write_report(arguments: argparse.Namespace) -> None:
     """Renders the report from what the other rules have left in the results folder."""
-    experiment = parse_experiment(json.loads(arguments.config))
+    experiment = parse_experiment(json.loads(arguments.config), look_at_files=False)
     plan = Plan(experiment)
     root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
@@ -78,6 +78,7 @@ def write_report(arguments: argparse.Namespace) -> None:
         },
         benchmarks=_benchmarks(plan),
         provenance={
+            **({"not selected": list(experiment.unselected)} if experiment.unselected else {}),
             "data": _data_facts(manifest),
             "teacher": experiment.teacher.model_dump(mode="json"),
             "hardware": speed_facts["hardware"],
