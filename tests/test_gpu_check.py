@@ -18,10 +18,8 @@ SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1, ema_decay: 0.5"
 TOY = (
     "teacher={network: {block_out_channels: [8, 8, 8], norm_num_groups: 4, attention_head_dim: 4}, "
     f"training: {{{SMALL}}}}}",
-    "select=[ddim, boot, knowledge]",
-    "methods={ddim: {num_inference_steps: [1, 2]}, "
-    f"boot: {{training: {{{SMALL}}}}}, "
-    f"knowledge: {{pairs: {{count: 16, num_inference_steps: 2}}, training: {{{SMALL}}}}}}}",
+    "select=[ddim, boot]",
+    f"methods={{ddim: {{num_inference_steps: [1, 2]}}, boot: {{training: {{{SMALL}}}}}}}",
     "evaluation={num_samples: 16, batch_size: 16, features: efficientnet-lite0-32, teacher: {nfe: 2}}",
     "speed={batch_sizes: [1], seconds: 1}",
 )
