@@ -379,7 +379,7 @@ def _scheduler(path: Path) -> Any:
             f"{path}: {config['_class_name']} needs a package that is not installed ({_brief(error)}); install it, or "
             f"name another scheduler with the same betas."
         ) from error
-    except (ArithmeticError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # of a class that is not ours, at what a user's file says
         raise UserError(
             f"{path}: {config['_class_name']} of `diffusers` refuses these settings ({_brief(error)})."
         ) from error
@@ -476,7 +476,7 @@ def _build(folder: Path) -> nn.Module:
     config = _read_network_configuration(path)
     try:
         network: nn.Module = network_class(config).from_config(config)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # of a class that is not ours, at what a user's file says
         raise UserError(f"{path}: no network can be built from it ({_brief(error)}).") from error
     return network
 
