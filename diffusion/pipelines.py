@@ -204,11 +204,8 @@ def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
     checks: list[Callable[[Path], Any]] = [_check_parts, _check_network, load_schedule]
     if weights:
         checks.append(_check_weights)
-    try:
-        _check_files(folder)
-    except UserError as error:
-        return str(error).splitlines()
-    problems: list[str] = []
+    if problems := missing_files(folder):
+        return problems
     for check in checks:
         try:
             check(folder)
@@ -217,15 +214,15 @@ def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _check_files(folder: Path) -> None:
+def missing_files(folder: Path) -> list[str]:
+    """What a folder lacks to be a pipeline, one line each."""
     parts = {"unet": "config.json", "scheduler": "scheduler_config.json"}
     files = [folder / "model_index.json", *(_part(folder, part) / name for part, name in parts.items())]
-    if missing := [file for file in files if not file.exists()]:
-        raise UserError(
-            "\n".join(
-                f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel." for file in missing
-            )
-        )
+    return [
+        f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel."
+        for file in files
+        if not file.exists()
+    ]
 
 
 def _check_parts(folder: Path) -> None:
@@ -300,7 +297,8 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     Raises:
         UserError: the folder is not a pipeline with a network that this suite reads, or its two schedules differ.
     """
-    _check_files(folder)
+    if missing := missing_files(folder):
+        raise UserError("\n".join(missing))
     network_configuration(folder)  # which refuses another network
     scheduler_file = _part(folder, "scheduler") / "scheduler_config.json"
     scheduler = _scheduler(scheduler_file)

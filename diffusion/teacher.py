@@ -17,7 +17,7 @@ from diffusion.guidance import Guidance
 from diffusion.hub_models import model_folder
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_conditions, load_schedule, pipeline_problems, stored_picture_shape
+from diffusion.pipelines import load_conditions, load_schedule, missing_files, pipeline_problems, stored_picture_shape
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
 from diffusion.settings import GrownSettings, Settings
 from diffusion.thresholding import STATIC, Thresholding
@@ -173,12 +173,17 @@ class StoredTeacher(_UsedTeacher):
         Raises:
             UserError: the folder is not such a pipeline, or cannot be guided.
         """
-        # Those of the Hub are fetched by the job, which looks at them.
-        own = Path(self.path).expanduser().is_dir()
-        if problems := pipeline_problems(self.folder, weights=own):
-            raise UserError("\n".join(f"teacher.path: {problem}" for problem in problems))
+        # Weights of the Hub are fetched by the job, which looks at them.
+        found = pipeline_problems(self.folder, weights=Path(self.path).expanduser().is_dir())
+        problems = [f"teacher.path: {problem}" for problem in found]
+        try:
+            conditions = load_conditions(self.folder, self.num_classes)
+        except UserError as error:
+            if str(error) not in found and not missing_files(self.folder):
+                problems.append(f"teacher.{'path' if self.num_classes is None else 'num_classes'}: {error}")
+        if problems:
+            raise UserError("\n".join(problems))
         schedule, prediction_type, _thresholding = load_schedule(self.folder)
-        conditions = load_conditions(self.folder, self.num_classes)
         if self.guidance_scale != 1 and not conditions.can_be_guided:
             raise UserError(
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "

@@ -575,6 +575,26 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(folder):
     ]
 
 
+@pytest.mark.parametrize(
+    ("network", "num_classes", "expected"),
+    [
+        (
+            {"num_class_embeds": 10},
+            5,
+            "teacher.num_classes: {}: the network has 10 labels; expected num_classes 10, or 9",
+        ),
+        ({}, 3, "teacher.num_classes: {}: the network is not told any class, but num_classes is 3"),
+        ({"class_embed_type": "timestep"}, None, "teacher.path: {}: found class_embed_type 'timestep', expected none"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_by_the_key_that_says_them(folder, network, num_classes, expected):
+    if network:
+        tiny_unet(**network).save_pretrained(folder / "unet")
+    with pytest.raises(UserError) as refused:
+        StoredTeacher(path=str(folder), num_classes=num_classes).facts(1, 8)
+    assert str(refused.value).startswith(expected.format(folder / "unet/config.json"))
+
+
 def test_a_network_alone_is_no_pipeline(folder):
     assert [line.rpartition("/")[2].partition(":")[0] for line in refusal(folder / "unet")] == [
         "model_index.json",
