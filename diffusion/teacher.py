@@ -145,7 +145,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
 
 class StoredTeacher(_UsedTeacher):
-    """A teacher that exists: any `diffusers` pipeline with a ``UNet2DModel`` in safetensors.
+    """A teacher that exists: any `diffusers` pipeline of a ``UNet2DModel`` in pixel space, in safetensors.
 
     Attributes:
         path: the pipeline's folder, or a model of the Hugging Face Hub ("google/ddpm-cifar10-32").
@@ -171,7 +171,7 @@ class StoredTeacher(_UsedTeacher):
         """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
 
         Raises:
-            UserError: the folder is not such a pipeline, or cannot be guided.
+            UserError: the folder is not such a pipeline, with every reason on a line of its own; or cannot be guided.
         """
         # Weights of the Hub are fetched by the job, which looks at them.
         found = pipeline_problems(self.folder, weights=Path(self.path).expanduser().is_dir())
