@@ -420,10 +420,10 @@ def _scheduler_problems(config: Mapping[str, Any]) -> list[str]:
         problems.append(f"found prediction_type {kind!r}, expected one of {', '.join(known)}.")
     if name in _EDM and config.get("sigma_schedule", "karras") != "karras":
         problems.append(f"found sigma_schedule {config['sigma_schedule']!r}, expected 'karras'.")
-    if config.get("timestep_type", "discrete") != "discrete":
+    if (name, kind, config.get("timestep_type")) == ("EulerDiscreteScheduler", "v_prediction", "continuous"):
         problems.append(
-            f"found timestep_type {config['timestep_type']!r}, expected 'discrete': the network would be given ¼ log σ "
-            f"in place of a timestep. Networks with EDM's preconditioning want {_EDM[0]}."
+            f"found timestep_type 'continuous' with v_prediction, expected 'discrete': the network would be given "
+            f"¼ log σ in place of a timestep. Networks with EDM's preconditioning want {_EDM[0]}."
         )
     if config.get("clip_sample_range", 1.0) != 1.0:
         problems.append(f"found clip_sample_range {config['clip_sample_range']}, expected 1: images are in [-1, 1].")

@@ -62,7 +62,8 @@ def _not_found(folder: Path, names: Iterable[str]) -> str:
             f".save_pretrained({str(folder)!r})."
         )
     others = [name for name in names if name.endswith(".safetensors")]
-    return f"{missing}{f', only {some_of(others)}' if others else ''}; expected the network's weights in safetensors."
+    only = f", only {some_of(others)}" if others else ""
+    return f"{missing}{only}; expected the network's weights in safetensors, the only form that is read."
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:
