@@ -175,6 +175,18 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path}: is not valid JSON ({error}).") from error
 
 
+def read_json_object(path: Path | str) -> dict[str, Any]:
+    """As :func:`read_json`, of a file that holds names with values.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a JSON {type(content).__name__}, expected an object: names with values.")
+    return content
+
+
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as handle:

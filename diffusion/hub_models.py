@@ -9,6 +9,8 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SMALL = ["*.json", "unet/*.json", "scheduler/*.json"]
 # Tensors only: of a model that has pickles alone, nothing is fetched.
 _WEIGHTS = ["diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+# Several files, or a variant, where there is no single one.
+_OTHER_WEIGHTS = ["diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model*.safetensors"]
 
 
 def model_folder(name: str, revision: str | None = None, weights: bool = False) -> Path:
@@ -41,7 +43,10 @@ def model_folder(name: str, revision: str | None = None, weights: bool = False) 
     where = f"teacher.path: {name!r}" + (f", revision {revision!r}" if revision else "")
     try:
         wanted = _SMALL + (_WEIGHTS if weights else [])
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        if weights and not any((folder / file).exists() for file in _WEIGHTS):
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_SMALL + _OTHER_WEIGHTS)
+        return folder
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
         raise UserError(
             f"{where}: no folder of that name, and the Hub has no such public model or revision "

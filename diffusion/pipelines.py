@@ -1,7 +1,9 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +13,46 @@ from torch import nn
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.denoiser import Denoiser, PredictionType
-from diffusion.errors import CheckpointError, UserError
-from diffusion.files import read_json, write_json
+from diffusion.errors import CheckpointError, UserError, some_of
+from diffusion.files import canonical_json, read_json, read_json_object, sha256_file, write_json
+from diffusion.packages import version_of
 from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.stored_weights import check_fit, described_weights, fill, load_weights, weights_files
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _EXACT_SCHEDULE = "schedule.json"
-_EDM = "EDMEulerScheduler"
+# Both precondition alike; they differ in how they sample.
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # Networks of published teachers that `diffusers` has not, and the modules of this package that hold them.
 _OWN_NETWORKS = {"SongUNet": "song_unet", "TimeScaledUNet": "time_scaled_unet"}
+_CHANNELS = 3  # of `diffusers`' networks that do not say
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
+    "DDPMParallelScheduler",
     "DDIMScheduler",
+    "DDIMParallelScheduler",
     "PNDMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "SASolverScheduler",
     "UniPCMultistepScheduler",
+)
+# Their networks answer with a sample, at once or in a few steps; none is a denoiser.
+_STUDENTS = (
+    "BootPipeline",
+    "ConsistencyPipeline",
+    "OneStepPipeline",
+    "ConsistencyModelPipeline",
+    "LatentConsistencyModelPipeline",
 )
 
 
@@ -134,7 +157,7 @@ def denoiser_of(
         network,
         schedule_of(scheduler),
         prediction_type_of(scheduler),
-        Thresholding.model_validate(thresholding) if thresholding else _thresholding_of(scheduler.config),
+        Thresholding.model_validate(thresholding) if thresholding else _thresholding_of(scheduler),
         _conditions_of(network.config, num_classes),
     )
 
@@ -149,7 +172,7 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     Raises:
         UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
     """
-    stored = read_json(folder / "model_index.json").get("num_classes")
+    stored = read_json_object(folder / "model_index.json").get("num_classes")
     try:
         return _conditions_of(network_configuration(folder), num_classes or stored)
     except ValueError as error:
@@ -172,6 +195,99 @@ def _conditions_of(config: Mapping[str, Any], num_classes: int | None) -> Condit
     return ClassLabels(classes, has_null=labels == classes + 1)
 
 
+def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
+    """What is wrong with a pipeline folder that is to be a teacher, one line each; none where nothing is.
+
+    Args:
+        weights: whether they are there to be looked at. Their headers alone are read.
+    """
+    checks: list[Callable[[Path], Any]] = [_check_parts, _check_network, load_schedule]
+    if weights:
+        checks.append(_check_weights)
+    if problems := missing_files(folder):
+        return problems
+    for check in checks:
+        try:
+            check(folder)
+        except UserError as error:
+            problems += str(error).splitlines()
+    return list(dict.fromkeys(problems))
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a folder lacks to be a pipeline, one line each."""
+    parts = {"unet": "config.json", "scheduler": "scheduler_config.json"}
+    files = [folder / "model_index.json", *(_part(folder, part) / name for part, name in parts.items())]
+    return [
+        f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel."
+        for file in files
+        if not file.exists()
+    ]
+
+
+def _check_parts(folder: Path) -> None:
+    path, problems = folder / "model_index.json", []
+    index = read_json_object(path)
+    # A part is [library, class]; [null, null] is one that was left out.
+    parts = [name for name, value in index.items() if isinstance(value, list) and value and isinstance(value[0], str)]
+    if unread := [name for name in parts if name not in ("unet", "scheduler") and not name.startswith("_")]:
+        problems.append(
+            f"found the parts {some_of(unread)}, expected unet and scheduler alone: nothing else is read. Pipelines "
+            f"with an autoencoder draw latents, those with a text encoder want a text; neither is supported."
+        )
+    name = index.get("_class_name")
+    if (name[-1] if isinstance(name, list) and name else name) in _STUDENTS:
+        problems.append(f"found a {name}, a distilled student; expected a teacher, which estimates the clean image.")
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _check_network(folder: Path) -> None:
+    path, problems = _part(folder, "unet") / "config.json", []
+    config = network_configuration(folder)
+    inputs, outputs = (config.get(key, _CHANNELS) for key in ("in_channels", "out_channels"))
+    if inputs != outputs:
+        found = f"found in_channels {inputs} and out_channels {outputs}, expected both alike"
+        problems.append(
+            f"{found}: the second half is a learnt variance, which is not read. Store the network with the first half "
+            f"of conv_out alone (of its weight and bias) and out_channels {inputs}."
+            if outputs == 2 * inputs
+            else f"{found}: the network must estimate the image that it is given, and nothing be given beside it."
+        )
+    side = config.get("sample_size")
+    if isinstance(side, (list, tuple)) and len(side) == 2 and side[0] == side[1]:
+        side = side[0]
+    levels = len(config["block_out_channels"]) if isinstance(config.get("block_out_channels"), (list, tuple)) else 1
+    if type(side) is not int or side < 1:
+        problems.append(
+            f"found sample_size {config.get('sample_size')!r}, expected the side of the square images that the network "
+            f"was trained on, such as 32; write it into the file."
+        )
+    elif side % 2 ** (levels - 1):
+        problems.append(
+            f"found sample_size {side} with {levels} block_out_channels, expected a multiple of {2 ** (levels - 1)}: "
+            f"every level halves the image."
+        )
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        reasons = {
+            "learned": ": it knows whole timesteps only, and methods ask between them",
+            "fourier": ": it takes the logarithm of a noise level, and is given timesteps from 0 on here",
+        }
+        problems.append(f"found time_embedding_type {embedding!r}, expected 'positional'{reasons.get(embedding, '')}.")
+    if problems:
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+
+
+def _check_weights(folder: Path) -> None:
+    network, own = _part(folder, "unet"), own_network_file(folder)
+    weights = described_weights(network)
+    code = sha256_file(Path(__file__).with_name(own)) if own else None
+    key = canonical_json([version_of("diffusers"), code, network_configuration(folder)])
+    with _of_this_network(network):
+        check_fit(lambda: _build(network), weights, key)
+
+
 def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]:
     """The schedule of a pipeline folder, its prediction type, and how x̂ is bounded.
 
@@ -181,16 +297,16 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     Raises:
         UserError: the folder is not a pipeline with a network that this suite reads, or its two schedules differ.
     """
-    scheduler_file = _part(folder, "scheduler") / "scheduler_config.json"
-    for file in (folder / "model_index.json", scheduler_file, _part(folder, "unet") / "config.json"):
-        if not file.exists():
-            raise UserError(f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel.")
+    if missing := missing_files(folder):
+        raise UserError("\n".join(missing))
     network_configuration(folder)  # which refuses another network
-    config = read_json(scheduler_file)
-    _check_scheduler(config, scheduler_file)
-    scheduler = _scheduler(config)
-    schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
-    thresholding = _thresholding_of(config)
+    scheduler_file = _part(folder, "scheduler") / "scheduler_config.json"
+    scheduler = _scheduler(scheduler_file)
+    try:
+        schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
+    except UserError as error:
+        raise UserError(f"{scheduler_file}: {error}") from error
+    thresholding = _thresholding_of(scheduler)
     if (folder / _EXACT_SCHEDULE).exists():
         stored = read_json(folder / _EXACT_SCHEDULE)
         try:
@@ -216,22 +332,25 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     return schedule, prediction_type, thresholding
 
 
-def _thresholding_of(config: Mapping[str, Any]) -> Thresholding:
-    # `diffusers` asks in this order. Schedulers without the keys (PNDM, DPM-Solver) do not clip.
+def _thresholding_of(scheduler: Any) -> Thresholding:
+    # Keys that the class does not have may stand in a file that another scheduler wrote; it does nothing of the kind.
+    known = inspect.signature(type(scheduler).__init__).parameters
+    config = {key: value for key, value in scheduler.config.items() if key in known}
+    # `diffusers` asks in this order.
     if config.get("thresholding"):
-        maximum = config.get("sample_max_value", 1.0)
+        maximum = config["sample_max_value"]
         return Thresholding(
             kind="dynamic",
-            ratio=config.get("dynamic_thresholding_ratio", 0.995),
+            ratio=config["dynamic_thresholding_ratio"],
             maximum=None if maximum >= _NO_MAXIMUM else maximum,
         )
-    return STATIC if config.get("clip_sample", False) else NO_THRESHOLD
+    return STATIC if config.get("clip_sample") else NO_THRESHOLD
 
 
 def schedule_of(scheduler: Any) -> Schedule:
     """The schedule of a `diffusers` scheduler; one that is discrete is interpolated."""
     config = scheduler.config
-    if type(scheduler).__name__ == _EDM:
+    if type(scheduler).__name__ in _EDM:
         return EdmSchedule(
             config.sigma_min, config.sigma_max, config.sigma_data, config.rho, config.num_train_timesteps
         )
@@ -240,15 +359,28 @@ def schedule_of(scheduler: Any) -> Schedule:
 
 def prediction_type_of(scheduler: Any) -> PredictionType:
     """What the output of a network with this `diffusers` scheduler means."""
-    kind: PredictionType = "edm" if type(scheduler).__name__ == _EDM else scheduler.config.prediction_type
+    kind: PredictionType = "edm" if type(scheduler).__name__ in _EDM else scheduler.config.prediction_type
     return kind
 
 
-def _scheduler(config: dict[str, Any]) -> Any:
-    from diffusers import DDIMScheduler, EDMEulerScheduler
+def _scheduler(path: Path) -> Any:
+    """The scheduler that a file configures, of the class that it names: defaults differ between them."""
+    import diffusers  # 3 seconds: not at import
 
-    # Every scheduler with betas reads as DDIM's, which keeps the keys that matter here.
-    return (EDMEulerScheduler if config["_class_name"] == _EDM else DDIMScheduler).from_config(config)
+    config = read_json_object(path)
+    if problems := _scheduler_problems(config):
+        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    try:
+        return getattr(diffusers, config["_class_name"]).from_config(config)
+    except ImportError as error:
+        raise UserError(
+            f"{path}: {config['_class_name']} needs a package that is not installed ({_brief(error)}); install it, or "
+            f"name another scheduler with the same betas."
+        ) from error
+    except Exception as error:  # of a class that is not ours, at what a user's file says
+        raise UserError(
+            f"{path}: {config['_class_name']} of `diffusers` refuses these settings ({_brief(error)})."
+        ) from error
 
 
 def _same_schedule(one: Schedule, other: Schedule) -> bool:
@@ -263,29 +395,39 @@ def alphas_cumprod_of(scheduler: Any) -> np.ndarray:
     """ᾱ of a `diffusers` scheduler in float64; its own cumulative product is float32."""
     betas = scheduler.config.get("trained_betas")
     if betas is None or scheduler.config.get("rescale_betas_zero_snr"):
-        return np.asarray(scheduler.alphas_cumprod.double().numpy())
+        # Not `alphas_cumprod`, which is the same but where a sampler cannot divide by zero: 2⁻²⁴ in place of it.
+        return np.asarray(torch.cumprod(1.0 - scheduler.betas, dim=0).double().numpy())
     return np.cumprod(1 - np.asarray(betas, dtype=np.float64))
 
 
-def _check_scheduler(config: dict[str, Any], path: Path) -> None:
+def _scheduler_problems(config: Mapping[str, Any]) -> list[str]:
     # Another family (variance exploding, flow matching) would be read as a linear DDPM schedule without a word.
     name = config.get("_class_name")
-    if name != _EDM and name not in _VARIANCE_PRESERVING:
-        raise UserError(
-            f"{path}: found the scheduler {name!r}, expected one with betas or {_EDM}: "
-            f"{', '.join(_VARIANCE_PRESERVING)}."
+    if name not in (*_EDM, *_VARIANCE_PRESERVING):
+        return [
+            f"found the scheduler {name!r}, expected one with betas or EDM's preconditioning: "
+            f"{', '.join((*_VARIANCE_PRESERVING, *_EDM))}."
+        ]
+    problems = []
+    if config.get("use_flow_sigmas"):
+        problems.append(
+            "found use_flow_sigmas true, expected false: flow matching is not supported, and its networks read with "
+            "betas give wrong images."
         )
-    known = ("epsilon",) if name == _EDM else ("epsilon", "v_prediction", "sample")
-    if config.get("prediction_type", "epsilon") not in known:
-        raise UserError(
-            f"{path}: found prediction_type {config['prediction_type']!r}, expected one of {', '.join(known)}."
+    known = ("epsilon",) if name in _EDM else ("epsilon", "v_prediction", "sample")
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in known:
+        problems.append(f"found prediction_type {kind!r}, expected one of {', '.join(known)}.")
+    if name in _EDM and config.get("sigma_schedule", "karras") != "karras":
+        problems.append(f"found sigma_schedule {config['sigma_schedule']!r}, expected 'karras'.")
+    if (name, kind, config.get("timestep_type")) == ("EulerDiscreteScheduler", "v_prediction", "continuous"):
+        problems.append(
+            f"found timestep_type 'continuous' with v_prediction, expected 'discrete': the network would be given "
+            f"¼ log σ in place of a timestep. Networks with EDM's preconditioning want {_EDM[0]}."
         )
-    if name == _EDM and config.get("sigma_schedule", "karras") != "karras":
-        raise UserError(f"{path}: found sigma_schedule {config['sigma_schedule']!r}, expected 'karras'.")
     if config.get("clip_sample_range", 1.0) != 1.0:
-        raise UserError(
-            f"{path}: found clip_sample_range {config['clip_sample_range']}, expected 1: pictures are in [-1, 1]."
-        )
+        problems.append(f"found clip_sample_range {config['clip_sample_range']}, expected 1: images are in [-1, 1].")
+    return problems
 
 
 def network_class(config: Mapping[str, Any]) -> Any:
@@ -314,48 +456,48 @@ def load_network(folder: Path) -> nn.Module:
         CheckpointError: the weights are missing, truncated or belong to another network.
         UserError: it is a network that this suite does not read.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    weights = folder / _WEIGHTS
-    if not weights.exists():
-        raise CheckpointError(
-            f"{weights}: not found. Only safetensors are read, never a pickle; convert the weights first "
-            f"(`diffusers`' save_pretrained(..., safe_serialization=True))."
-        )
-    config = _read_network_configuration(folder / "config.json")
-    try:
-        network: nn.Module = network_class(config).from_config(config)
-        network.load_state_dict(_with_todays_names(load_file(weights), network), strict=True)
-    except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{weights}: truncated, or weights of another network than {folder / 'config.json'} ({reason})."
-        ) from error
+    network = _build(folder)
+    weights = load_weights(folder)
+    with _of_this_network(folder):
+        fill(network, weights)
     broken = [name for name, tensor in network.state_dict().items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise CheckpointError(f"{weights}: {len(broken)} tensors contain NaN or infinity, e.g. {broken[0]}.")
+        raise CheckpointError(
+            f"{weights_files(folder)[0]}: {len(broken)} tensors contain NaN or infinity, e.g. {broken[0]}."
+        )
     return network
 
 
-def _with_todays_names(weights: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of `diffusers` before 0.14, as the Hub's first teachers are, had other names in their attention."""
-    names = network.state_dict()
-    today = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+def _build(folder: Path) -> nn.Module:
+    """The network of a folder's configuration, with random weights."""
+    path = folder / "config.json"
+    config = _read_network_configuration(path)
+    try:
+        network: nn.Module = network_class(config).from_config(config)
+    except Exception as error:  # of a class that is not ours, at what a user's file says
+        raise UserError(f"{path}: no network can be built from it ({_brief(error)}).") from error
+    return network
 
-    def renamed(name: str) -> str:
-        parts = name.split(".")
-        other = ".".join([*parts[:-2], today.get(parts[-2], parts[-2]), parts[-1]]) if len(parts) > 1 else name
-        return other if name not in names and other in names else name
 
-    return {renamed(name): tensor for name, tensor in weights.items()}
+@contextmanager
+def _of_this_network(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{weights_files(folder)[0]}: weights of another network than {folder / 'config.json'} ({_brief(error)})."
+        ) from error
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def picture_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(C, H, W) of the pictures that a network of this configuration makes."""
     size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return config["out_channels"], height, width
+    return config.get("out_channels", _CHANNELS), height, width
 
 
 def network_configuration(folder: Path) -> dict[str, Any]:
@@ -368,7 +510,7 @@ def network_configuration(folder: Path) -> dict[str, Any]:
 
 
 def _read_network_configuration(path: Path) -> dict[str, Any]:
-    configuration: dict[str, Any] = read_json(path)
+    configuration = read_json_object(path)
     # The Hub's oldest folders do not say; whatever else does would be built as a UNet2DModel of default sizes.
     name = configuration.get("_class_name")
     known = ("UNet2DModel", *_OWN_NETWORKS)
@@ -390,16 +532,15 @@ def _part(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def weights_file(folder: Path) -> Path:
-    """The weights of a pipeline folder."""
-    return _part(folder, "unet") / _WEIGHTS
-
-
 def deciding_files(folder: Path) -> list[Path]:
     """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule, the
     number of classes."""
+    try:
+        weights = weights_files(_part(folder, "unet"))
+    except CheckpointError:
+        weights = []
     files = [
-        weights_file(folder),
+        *weights,
         _part(folder, "unet") / "config.json",
         _part(folder, "scheduler") / "scheduler_config.json",
         folder / "model_index.json",

@@ -17,7 +17,7 @@ from diffusion.guidance import Guidance
 from diffusion.hub_models import model_folder
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_conditions, load_schedule, stored_picture_shape
+from diffusion.pipelines import load_conditions, load_schedule, missing_files, pipeline_problems, stored_picture_shape
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
 from diffusion.settings import GrownSettings, Settings
 from diffusion.thresholding import STATIC, Thresholding
@@ -145,7 +145,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
 
 class StoredTeacher(_UsedTeacher):
-    """A teacher that exists: any `diffusers` pipeline with a ``UNet2DModel`` in safetensors.
+    """A teacher that exists: any `diffusers` pipeline of a ``UNet2DModel`` in pixel space, in safetensors.
 
     Attributes:
         path: the pipeline's folder, or a model of the Hugging Face Hub ("google/ddpm-cifar10-32").
@@ -171,10 +171,19 @@ class StoredTeacher(_UsedTeacher):
         """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
 
         Raises:
-            UserError: the folder is not such a pipeline, or cannot be guided.
+            UserError: the folder is not such a pipeline, with every reason on a line of its own; or cannot be guided.
         """
+        # Weights of the Hub are fetched by the job, which looks at them.
+        found = pipeline_problems(self.folder, weights=Path(self.path).expanduser().is_dir())
+        problems = [f"teacher.path: {problem}" for problem in found]
+        try:
+            conditions = load_conditions(self.folder, self.num_classes)
+        except UserError as error:
+            if str(error) not in found and not missing_files(self.folder):
+                problems.append(f"teacher.{'path' if self.num_classes is None else 'num_classes'}: {error}")
+        if problems:
+            raise UserError("\n".join(problems))
         schedule, prediction_type, _thresholding = load_schedule(self.folder)
-        conditions = load_conditions(self.folder, self.num_classes)
         if self.guidance_scale != 1 and not conditions.can_be_guided:
             raise UserError(
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "

@@ -120,14 +120,18 @@ def _remedy(record: Path | None) -> str:
     """How a damaged result is made anew."""
     if record is None:
         return ""
+    result = record.parent if record.name == RECORD else record
     try:
         content = read_json(record)
-        by_hand = content.get("job") is None
+        by_hand, command = content.get("job") is None, content.get("command", [])
     except (UserError, AttributeError):
-        by_hand = False
+        by_hand, command = False, []
     if by_hand:  # a teacher that the user has converted, for instance, and may have changed on purpose
-        return f"If the change is yours, delete {record}; else make it again: {' '.join(content.get('command', []))}"
-    result = record.parent if record.name == RECORD else record
+        return f"If the change is yours, delete {record}; else make it again: {' '.join(command)}"
+    output = Path(*command[command.index("--output") + 1 :][:1]) if "--output" in command else result
+    if not result.absolute().with_suffix("").match(str(output.with_suffix(""))):
+        # Snakemake makes nothing here.
+        return f"If the change is yours, delete {record}; else copy the result again, from {output}."
     return f"Delete {result} and run Snakemake again, which makes the result anew."
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 
 import pytest
 from corruptions import CORRUPTIONS, corrupted
@@ -89,6 +90,25 @@ def test_a_users_own_file_is_never_advised_to_be_deleted(tmp_path):
     (tmp_path / "teacher" / "weights").write_bytes(b"2")
     with pytest.raises(UserError, match=rf"If the change is yours, delete {tmp_path / 'teacher' / RECORD}"):
         checked({"weights": tmp_path / "teacher" / "weights"})
+
+
+@pytest.mark.parametrize("output", ["results/digits/teacher", "{}/results/digits/teacher"])
+def test_a_copy_of_a_result_is_its_owners(tmp_path, monkeypatch, output):
+    """Weights that were trained further in a copy of the teacher: no run of Snakemake makes that folder."""
+    output = output.format(tmp_path)
+    monkeypatch.setattr("sys.argv", ["cli.py", "teacher", "--output", output])
+    made = tmp_path / "results/digits/teacher"
+    made.mkdir(parents=True)
+    (made / "weights").write_bytes(b"1")
+    write_provenance(made / RECORD, {}, {})
+    mine = shutil.copytree(made, tmp_path / "mine/teacher")
+    for folder in (made, mine):
+        (folder / "weights").write_bytes(b"2")
+    with pytest.raises(UserError, match=rf"Delete {made} and run Snakemake again"):
+        checked({"weights": made / "weights"})
+    with pytest.raises(UserError) as refused:
+        checked({"weights": mine / "weights"})
+    assert str(refused.value).endswith(f"delete {mine / RECORD}; else copy the result again, from {output}.")
 
 
 def test_files_beside_their_record(tmp_path):

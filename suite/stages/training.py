@@ -22,6 +22,7 @@ from diffusion.pipelines import (
     deciding_files,
     load_conditions,
     load_denoiser,
+    pipeline_problems,
     save_denoiser,
     stored_picture_shape,
 )
@@ -71,6 +72,8 @@ def train_teacher(arguments: argparse.Namespace) -> None:
 def import_teacher(arguments: argparse.Namespace) -> None:
     """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file."""
     source = model_folder(arguments.path, arguments.revision, weights=True)
+    if problems := pipeline_problems(source):
+        raise UserError("\n".join(problems))
     inputs = checked({file.name: file for file in deciding_files(source)})
     denoiser = load_denoiser(source)
     denoiser.conditions = load_conditions(source, arguments.num_classes)

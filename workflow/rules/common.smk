@@ -39,6 +39,7 @@ CORE = [
     "denoiser.py",
     "schedule.py",
     "pipelines.py",
+    "stored_weights.py",
     "conditions.py",
     "thresholding.py",
     "guidance.py",
