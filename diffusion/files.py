@@ -196,9 +196,9 @@ def fingerprint(path: str | Path | None) -> str | None:
     Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
     goes unseen. None where there is nothing; the job says what is missing.
     """
-    if path is None or not Path(path).expanduser().exists():
+    if path is None or not os.path.exists(path):
         return None
-    root = Path(path).expanduser()
+    root = Path(path)
     counts: dict[Path, int] = {}
     # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
     kept: list[str] = [] if root.is_dir() else [str(root)]

@@ -14,7 +14,7 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Settings, StepCounts
+from diffusion.settings import Settings, StepCounts, UserPath
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
@@ -59,12 +59,12 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
-    weights: dict[WeightsName, str] = Field(default_factory=dict)
+    weights: dict[WeightsName, UserPath] = Field(default_factory=dict)
     classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
     nfe: dict[str, StepCounts] = Field(default_factory=dict)
     trajectory_noises: int = Field(128, ge=1)
-    external: dict[str, str] = Field(default_factory=dict)
+    external: dict[str, UserPath] = Field(default_factory=dict)
 
     @field_validator("seeds")
     @classmethod
@@ -166,7 +166,7 @@ class _Layout(Settings):
     """The blocks of the file, before ``data``, ``teacher`` and ``methods`` have chosen their own models."""
 
     experiment: str
-    results: str = "results"
+    results: UserPath = "results"
     data: dict[str, Any]
     teacher: dict[str, Any]
     methods: dict[str, dict[str, Any]] = Field(

@@ -66,16 +66,16 @@ rule data:
         runtime=RESUMED_MINUTES,
     params:
         settings=STORED,
-        downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
+        downloads=["--downloads", DOWNLOADS] if WANTED else [],
         classes=TEACHER_CLASSES,
         state=ROOT / "state",
     shell:
-        "python -m suite.launch 1 suite.cli data --job {input.job:q} --settings {params.settings:q} {params.downloads} {params.classes} --state {params.state:q} "
+        "python -m suite.launch 1 suite.cli data --job {input.job:q} --settings {params.settings:q} {params.downloads:q} {params.classes} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
 
 
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
-    TEACHER_FOLDER = Path(EXPERIMENT.teacher.path).expanduser()
+    TEACHER_FOLDER = Path(EXPERIMENT.teacher.path)
 
     rule teacher:
         input:
