@@ -1,12 +1,12 @@
 """Helpers of the rules."""
 
-HERE = Path(workflow.basedir)
 # Jobs end when this process has gone. `python` in the rules is the interpreter that runs Snakemake, also where its
 # environment has not been activated.
 PREFIX = f"export {WORKFLOW}={os.getpid()}; "
 if shutil.which("python") != sys.executable:
     PREFIX += f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-shell.prefix(PREFIX)
+# Snakemake reads {name} in it.
+shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
@@ -83,7 +83,7 @@ def method_code(wildcards):
     file = method_file(EXPERIMENT.methods[wildcards.variant].name)
     package = file.parent
     files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
-    return [os.path.relpath(file, HERE) for file in files]
+    return [os.path.relpath(file, CHECKOUT) for file in files]
 
 
 def job(record, code, files=(), **settings):

@@ -27,6 +27,8 @@ rule fetch:
         ROOT / "logs/fetch/{file}.log",
     wildcard_constraints:
         file=one_of([download.name for download in WANTED]),
+    # Where Snakemake runs: compute nodes of a cluster often have no way to the network.
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -94,6 +96,8 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
             ROOT / "logs/teacher.log",
         benchmark:
             ROOT / "benchmarks/teacher/teacher.tsv"
+        # As `fetch`: it may come from the Hub.
+        localrule: True
         conda:
             "../../environment.yml"
         threads: 1
