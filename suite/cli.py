@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import sys
 from pathlib import Path
 
@@ -190,6 +191,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Runs one command; an error that the user can mend is printed without a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: what the locale's encoding has no sign for is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = build_parser().parse_args()
     try:
         module, _, function = arguments.stage.partition(".")

@@ -489,7 +489,7 @@ def _weights_problems(settings: EvaluationSettings) -> list[str]:
 def _published_problems(name: str | None) -> list[str]:
     if name is None:
         return []
-    known = yaml.safe_load((Path(evaluation.__path__[0]) / "published.yaml").read_text())["datasets"]
+    known = yaml.safe_load((Path(evaluation.__path__[0]) / "published.yaml").read_text(encoding="utf-8"))["datasets"]
     if name in known:
         return []
     return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]

@@ -123,7 +123,7 @@ def _say(words: str) -> None:
 def _kills_for_memory() -> int:
     """How many processes the kernel has ended for want of memory, as far as it tells."""
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
     return 0
 
