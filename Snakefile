@@ -24,13 +24,14 @@ from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN
 from suite.configuration import parse_experiment
-from suite.launch import WORKFLOW
+from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD
 from suite.registry import method_file
 from suite.reruns import CHECKOUT, Reruns, RunLock
 
 min_version("9.5")
+print_anything(*(getattr(handler, "stream", None) for handler in logger.handlers))
 
 # Snakemake merges the default file with the one on the command line; an experiment must be one file.
 if not workflow.overwrite_configfiles:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from types import NoneType
@@ -118,12 +119,10 @@ def user_path(value: str) -> str:
     # "./" in front of it would be lost on the way to a command.
     if (first := str(PurePath(path))[0]) in "-~":
         raise ValueError(f"{found} the whole path, from / on: {first} in front has a meaning of its own")
+    if (encoding := sys.getfilesystemencoding()) != "utf-8" and not path.isascii():  # safetensors takes UTF-8 alone
+        raise ValueError(f"{found} ASCII, since this locale's encoding is {encoding}; set PYTHONUTF8=1 for UTF-8")
     try:
         os.stat(path)
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{found} a path in this locale's encoding, {error.encoding}; set PYTHONUTF8=1, or a locale with UTF-8"
-        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise ValueError(f"{found} a path that can be looked at ({error.strerror})") from error

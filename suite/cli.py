@@ -2,12 +2,12 @@
 
 import argparse
 import importlib
-import io
 import sys
 from pathlib import Path
 
 from diffusion.errors import UserError
 from diffusion.settings import user_path
+from suite.launch import print_anything
 
 # Of diffusion.conversion, which is not imported for every command.
 KINDS = ("edm", "guided-diffusion", "consistency")
@@ -191,8 +191,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Runs one command; an error that the user can mend is printed without a traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: what the locale's encoding has no sign for is no error
-        sys.stdout.reconfigure(errors="backslashreplace")
+    print_anything(sys.stdout)
     arguments = build_parser().parse_args()
     try:
         module, _, function = arguments.stage.partition(".")

@@ -6,6 +6,7 @@ and passes signals on, so that a training stores its state.
 """
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -20,6 +21,13 @@ WORKFLOW = "BOOT_WORKFLOW_PROCESS"
 _LOOK_EVERY_S = 1.0
 # Where several processes are started, by the child of this one.
 _SEVERAL = "--several"
+
+
+def print_anything(*streams: object) -> None:
+    """Lets text pass that the locale's encoding has no signs for, as ``\\u2265``; of stderr Python does so itself."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def visible(cards: list[int]) -> str:
