@@ -21,7 +21,10 @@ from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.registry import method_class, method_modules
 
 _RESERVED = ("real", "external", "teacher")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,
+# and Slurm's logs, named after all wildcards of a job together, some more.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
+_NAME_IN_WORDS = "up to 200 letters, digits and . _ + -"
 
 
 class Reference(Settings):
@@ -188,7 +191,7 @@ class _Layout(Settings):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         if not _NAME.fullmatch(value):
-            raise ValueError(f"found {value!r}, expected letters, digits and . _ + - (it names a folder)")
+            raise ValueError(f"found {value!r}, expected {_NAME_IN_WORDS} (it names a folder)")
         return value
 
     @field_validator("train_seeds")
@@ -311,7 +314,7 @@ def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     blocks, paths = dict(layout.methods), {}
     for budget, changes in (layout.comparison or {}).items():
         if not _NAME.fullmatch(budget):
-            raise UserError(f"comparison: found the budget {budget!r}, expected letters, digits and . _ + -.")
+            raise UserError(f"comparison: found the budget {budget!r}, expected {_NAME_IN_WORDS}.")
         for base, change in changes.items():
             key, name = f"comparison.{budget}.{base}", _compared_name(base, budget, change)
             if base not in layout.methods:
@@ -397,7 +400,7 @@ def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, gu
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise UserError(
-            f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(_RESERVED)}."
+            f"{key}: expected a name of {_NAME_IN_WORDS} (it names folders), none of {', '.join(_RESERVED)}."
         )
     kind = block.get("method")
     if not isinstance(kind, str) or kind not in method_modules():
@@ -434,9 +437,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
         if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
-            problems.append(
-                f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
-            )
+            problems.append(f"evaluation.external.{name}: expected a name of {_NAME_IN_WORDS} that no method has.")
     return problems
 
 
@@ -457,9 +458,7 @@ def _protocol_problems(settings: EvaluationSettings) -> list[str]:
     for name, protocol in settings.further_protocols.items():
         key = f"evaluation.protocols.{name}"
         if not _NAME.fullmatch(name) or name == MAIN:
-            problems.append(
-                f"{key}: expected a name of letters, digits and . _ + - (it names files), and not {MAIN!r}."
-            )
+            problems.append(f"{key}: expected a name of {_NAME_IN_WORDS} (it names files), and not {MAIN!r}.")
         if protocol.reference_is_file and not Path(protocol.reference).is_file():
             problems.append(f"{key}.reference: found {protocol.reference!r}, expected train, test or an existing file.")
         if protocol.reference_sha256 and not protocol.reference_is_file:

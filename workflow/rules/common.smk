@@ -107,9 +107,12 @@ def job(record, code, files=(), **settings):
 
         modules = [file for part in code for file in (value(part) if callable(part) else [part])]
         path = Path(str(record).format(**dict(wildcards.items())))
-        return RERUNS.ask(
-            path, {name: value(of) for name, of in settings.items()}, modules, [str(file) for file in value(files)]
-        )
+        try:
+            return RERUNS.ask(
+                path, {name: value(of) for name, of in settings.items()}, modules, [str(file) for file in value(files)]
+            )
+        except UserError as error:
+            sys.exit(f"error: {error}")  # of an exception Snakemake prints the traceback
 
     return asked
 
