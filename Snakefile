@@ -19,29 +19,36 @@ from diffusion.device import wanted_device
 from diffusion.errors import UserError
 from diffusion.files import canonical_json, fingerprint
 from diffusion.pipelines import deciding_files, own_network_file
+from diffusion.settings import user_path
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN
 from suite.configuration_file import ConfigurationFiles
-from suite.launch import WORKFLOW
+from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD
 from suite.registry import method_file
-from suite.reruns import Reruns, RunLock
+from suite.reruns import CHECKOUT, Reruns, RunLock
 
 min_version("9.5")
+print_anything(*(getattr(handler, "stream", None) for handler in logger.handlers))
 
-# Snakemake would merge the default file with the one on the command line.
-CONFIGURATION = workflow.overwrite_configfiles or ["config/digits.yaml"]
+# The default file is not there where another workflow takes this one as a module and brings its own configuration.
+FILES = workflow.overwrite_configfiles or [file for file in ["config/digits.yaml"] if Path(file).exists()]
 try:
-    CONFIGURATION = ConfigurationFiles(CONFIGURATION, workflow.config_settings.config)
+    CONFIGURATION = ConfigurationFiles(FILES, workflow.config_settings.config)
 except UserError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}")
+# Snakemake would merge the default file with the one on the command line.
 if not workflow.overwrite_configfiles:
 
     configfile: "config/digits.yaml"
 
 
+try:
+    user_path(str(CHECKOUT))
+except ValueError as error:
+    raise WorkflowError(f"The folder of the suite itself: {error}.")
 try:
     EXPERIMENT, NOTICES = CONFIGURATION.parse(config)
     DEVICE = wanted_device()
@@ -56,7 +63,7 @@ ROOT = PLAN.root
 EVALUATION = EXPERIMENT.evaluation
 # One run a results folder, whoever started it and from which checkout. Jobs on other machines parse this file too.
 RUN = RunLock(ROOT, workflow.is_main_process)
-RERUNS = Reruns(ROOT, Path(workflow.basedir), RUN.is_held, logger.info)
+RERUNS = Reruns(ROOT, CHECKOUT, RUN.is_held, logger.info)
 
 
 wildcard_constraints:
@@ -68,20 +75,6 @@ rule all:
     default_target: True
     input:
         local(ROOT / "report" / "index.html"),
-
-
-# On a cluster these run where Snakemake runs: what downloads, for compute nodes often have no way to the network, and
-# what prints.
-localrules:
-    fetch,
-    estimate,
-
-
-# So does what takes a teacher from the Hub.
-if isinstance(EXPERIMENT.teacher, StoredTeacher):
-
-    localrules:
-        teacher,
 
 
 include: "workflow/rules/common.smk"

@@ -461,7 +461,7 @@ def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.devi
 
 
 def parse(path: Path) -> Experiment:
-    raw = yaml.safe_load(path.read_text())
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     raw.pop("select", None)  # all of its variants
     experiment = parse_experiment(raw)
     if not isinstance(experiment.teacher, TeacherSettings):

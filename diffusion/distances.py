@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.settings import GrownSettings, Settings
+from diffusion.settings import GrownSettings, Settings, UserPath
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -50,7 +50,7 @@ class LpipsSettings(GrownSettings):
     later: ClassVar[tuple[str, ...]] = ("pooling",)
 
     backbone: Backbone = "vgg"
-    weights: str | None = None
+    weights: UserPath | None = None
     resize: int | None = Field(None, ge=1)
     greyscale: Literal["repeat"] | None = None
     pooling: Literal["max", "average"] = "max"

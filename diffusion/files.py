@@ -114,7 +114,7 @@ def only_one(lock: Path, what: str, wait_s: float = 0) -> Iterator[None]:
         held.acquire(timeout=wait_s)
     except filelock.Timeout as error:
         try:
-            who = holder.read_text().strip()
+            who = holder.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             who = "another process"
         raise UserError(f"{what}: in use by {who} (lock {lock}). Wait until it ends, or end it.") from error
@@ -127,7 +127,7 @@ def only_one(lock: Path, what: str, wait_s: float = 0) -> Iterator[None]:
         ) from error
     try:
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n")
+        holder.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n", encoding="utf-8")
         yield
     finally:
         holder.unlink(missing_ok=True)
@@ -158,7 +158,8 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np
 def write_json(path: Path | str, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically. NaN and infinity are refused by ``json`` itself."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path | str) -> Any:
@@ -168,7 +169,7 @@ def read_json(path: Path | str) -> Any:
         UserError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -208,9 +209,9 @@ def fingerprint(path: str | Path | None) -> str | None:
     Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
     goes unseen. None where there is nothing; the job says what is missing.
     """
-    if path is None or not Path(path).expanduser().exists():
+    if path is None or not os.path.exists(path):
         return None
-    root = Path(path).expanduser()
+    root = Path(path)
     counts: dict[Path, int] = {}
     # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
     kept: list[str] = [] if root.is_dir() else [str(root)]

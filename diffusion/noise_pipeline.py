@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 # For `from_pretrained`, which takes a folder's network from a module that is imported and imports none for it.
-import diffusion.song_unet
+import diffusion.song_unet  # noqa: F401
 import diffusion.time_scaled_unet  # noqa: F401
 from diffusion.images import to_uint8
 from diffusion.pipelines import picture_shape

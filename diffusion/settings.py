@@ -1,7 +1,12 @@
 """The base of every block of the configuration, and what is said of a block that does not fit."""
 
+import errno
 import json
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -190,3 +195,35 @@ def _positive_and_distinct(value: tuple[int, ...]) -> tuple[int, ...]:
 
 # Numbers of steps to sample with.
 StepCounts = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_positive_and_distinct)]
+
+
+def user_path(value: str) -> str:
+    """A path as a user writes it, with ``~`` and ``~name`` expanded; others are returned as they are.
+
+    Raises:
+        ValueError: the home folder is not known; the system or Snakemake cannot take the path.
+    """
+    path = os.path.expanduser(value)
+    found = f"found {value!r}, expected"
+    if path.startswith("~"):
+        user = path.partition("/")[0].removeprefix("~") or "this user"
+        raise ValueError(f"{found} the whole path: no home folder of {user} is known here")
+    if re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", path):
+        raise ValueError(f"{found} a path without line breaks and other control characters")
+    if "{" in path or "}" in path:
+        raise ValueError(f"{found} a path without {{ and }}, which Snakemake takes for a wildcard; rename it")
+    # "./" in front of it would be lost on the way to a command.
+    if (first := str(PurePath(path))[0]) in "-~":
+        raise ValueError(f"{found} the whole path, from / on: {first} in front has a meaning of its own")
+    if (encoding := sys.getfilesystemencoding()) != "utf-8" and not path.isascii():  # safetensors takes UTF-8 alone
+        raise ValueError(f"{found} ASCII, since this locale's encoding is {encoding}; set PYTHONUTF8=1 for UTF-8")
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise ValueError(f"{found} a path that can be looked at ({error.strerror})") from error
+    return path
+
+
+# Every path in the configuration.
+UserPath = Annotated[str, AfterValidator(user_path)]

@@ -19,7 +19,7 @@ from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_schedule, missing_files, pipeline_problems, stored_picture_shape
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
-from diffusion.settings import GrownSettings, Settings
+from diffusion.settings import GrownSettings, Settings, UserPath
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.training import Step, TrainingRun, TrainingSettings
 
@@ -154,7 +154,7 @@ class StoredTeacher(_UsedTeacher):
             stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
     """
 
-    path: str = Field(min_length=1)
+    path: UserPath = Field(min_length=1)
     revision: str | None = None
     num_classes: int | None = Field(None, ge=1)
 

@@ -479,7 +479,7 @@ class TrainingRun:
 
     def _seconds_spent(self) -> tuple[float, float]:
         try:
-            wall_clock, cpu = map(float, self._spent_file.read_text().split())
+            wall_clock, cpu = map(float, self._spent_file.read_text(encoding="utf-8").split())
             if not (0 <= wall_clock < math.inf and 0 <= cpu < math.inf):
                 raise ValueError
         except (OSError, ValueError) as error:
@@ -541,7 +541,7 @@ class TrainingRun:
         if not self.processes.is_main:
             return
         with atomic_path(self._spent_file) as temporary:
-            temporary.write_text(f"{self.wall_clock_s:.3f} {self.cpu_s:.3f}")
+            temporary.write_text(f"{self.wall_clock_s:.3f} {self.cpu_s:.3f}", encoding="utf-8")
 
     # -- training -----------------------------------------------------------------------------------------------
 

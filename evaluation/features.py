@@ -43,7 +43,6 @@ import cleanfid.fid
 import cleanfid.inception_pytorch
 import numpy as np
 import torch
-import torch.hub
 from cleanfid.inception_torchscript import InceptionV3W
 from efficientnet_lite_pytorch import EfficientNet
 from torch.nn.utils.fusion import fuse_conv_bn_eval

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from diffusion.data.store import PARTS
 from diffusion.images import Quantiser
-from diffusion.settings import Settings
+from diffusion.settings import Settings, UserPath
 
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
 VisionTransformerName = Literal["clip-vit-l-14", "dinov2-vit-l-14"]
@@ -63,7 +63,7 @@ class Protocol(Settings):
     mode: CleanMode | None = None
     features: ExtractorName | None = None
     quantiser: Quantiser = "round"
-    reference: str = "train"
+    reference: UserPath = "train"
     reference_sha256: str | None = Field(None, pattern="^[0-9a-f]{8,64}$")
     num_samples: int | None = Field(None, ge=2)
 

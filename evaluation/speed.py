@@ -329,7 +329,7 @@ def peak_memory_mb(sampler: Sampler, noise: torch.Tensor, device: torch.device) 
 def _reset_peak_resident_set() -> bool:
     """Sets VmHWM back to the present resident set. False where the system does not allow it."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False
     peak, present = _status_kilobytes("VmHWM"), _status_kilobytes("VmRSS")
@@ -339,7 +339,7 @@ def _reset_peak_resident_set() -> bool:
 
 def _status_kilobytes(field: str) -> int | None:
     try:
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1])
     except OSError:

@@ -6,11 +6,20 @@ import sys
 from pathlib import Path
 
 from diffusion.errors import UserError
+from diffusion.settings import user_path
+from suite.launch import print_anything
 
 # Of diffusion.conversion, which is not imported for every command.
 KINDS = ("edm", "guided-diffusion", "consistency")
 ORDERS = ("heads-first", "qkv-first")
 BETAS = ("linear", "cosine")
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(user_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,12 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
         """``stage`` is module and function in suite/stages, imported only when the command is called."""
         sub = commands.add_parser(name, help=summary)
         sub.set_defaults(stage=stage)
-        sub.add_argument("--job", type=Path, help="JSON: what the workflow asks for; goes into the result's record")
+        sub.add_argument("--job", type=_path, help="JSON: what the workflow asks for; goes into the result's record")
         return sub
 
     def paths(sub: argparse.ArgumentParser, *names: str) -> None:
         for name in names:
-            sub.add_argument(f"--{name}", type=Path, required=True)
+            sub.add_argument(f"--{name}", type=_path, required=True)
 
     def training(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--settings", required=True, help="JSON")
@@ -47,9 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("data", "data.prepare_data", "write the two parts of a data set")
     sub.add_argument("--settings", required=True, help="JSON")
-    sub.add_argument("--downloads", type=Path, help="the folder with what was fetched for it")
+    sub.add_argument("--downloads", type=_path, help="the folder with what was fetched for it")
     sub.add_argument("--teacher-classes", type=int, help="how many classes a stored teacher knows")
-    sub.add_argument("--state", type=Path, help="where an interrupted preparation is kept; none starts anew")
+    sub.add_argument("--state", type=_path, help="where an interrupted preparation is kept; none starts anew")
     paths(sub, "output")
 
     sub = command("fetch", "data.fetch", "download one file of a data set")
@@ -87,9 +96,9 @@ def build_parser() -> argparse.ArgumentParser:
     paths(sub, "teacher")
     sub.add_argument("--variant", required=True)
     sub.add_argument("--seed", type=int, required=True)
-    sub.add_argument("--data", type=Path, help="only for methods that need it")
+    sub.add_argument("--data", type=_path, help="only for methods that need it")
     flips(sub)
-    sub.add_argument("--pairs", type=Path, help="only for methods that train on an offline set")
+    sub.add_argument("--pairs", type=_path, help="only for methods that train on an offline set")
 
     sub = command("pairs", "training.make_pairs", "make an offline set of noises and samples of the teacher")
     training(sub)
@@ -107,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("sample", "sampling.sample", "draw the samples of a variant")
     paths(sub, "source", "output")
-    sub.add_argument("--state", type=Path, help="where interrupted sampling is kept; none starts anew")
+    sub.add_argument("--state", type=_path, help="where interrupted sampling is kept; none starts anew")
     guidance(sub)
     sub.add_argument("--settings", required=True, help="JSON")
     for name in ("num-samples", "batch-size"):
@@ -140,14 +149,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--follows-teacher", type=int, nargs="*", default=(), help="evaluations at which the samples follow its noise"
     )
-    sub.add_argument("--classifier", type=Path, help="judges the labels that the samples were asked for")
+    sub.add_argument("--classifier", type=_path, help="judges the labels that the samples were asked for")
     sub.add_argument("--batch-size", type=int, default=256, help="of the classifier")
 
     sub = command("measure-floor", "measuring.measure_floor", "quality of the real test pictures")
     sub.add_argument("--num-samples", type=int, required=True)
     sub.add_argument("--experiment", required=True)
     paths(sub, "real", "output")
-    sub.add_argument("--classifier", type=Path, help="its accuracy on the test pictures is a row")
+    sub.add_argument("--classifier", type=_path, help="its accuracy on the test pictures is a row")
 
     sub = command("pictures", "pictures.draw_pictures", "a BOOT student at every time, and between noises")
     paths(sub, "student", "teacher", "output")
@@ -187,6 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Runs one command; an error that the user can mend is printed without a traceback."""
+    print_anything(sys.stdout)
     arguments = build_parser().parse_args()
     try:
         module, _, function = arguments.stage.partition(".")

@@ -14,7 +14,7 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Settings, StepCounts, problems_of, shown
+from diffusion.settings import Settings, StepCounts, UserPath, problems_of, shown
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
@@ -22,7 +22,10 @@ from suite.registry import method_class, method_modules
 
 _RESERVED = ("real", "external", "teacher")
 T = TypeVar("T")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,
+# and Slurm's logs, named after all wildcards of a job together, some more.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
+_NAME_IN_WORDS = "up to 200 letters, digits and . _ + -"
 
 
 class Reference(Settings):
@@ -60,12 +63,12 @@ class EvaluationSettings(Settings):
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
-    weights: dict[WeightsName, str] = Field(default_factory=dict)
+    weights: dict[WeightsName, UserPath] = Field(default_factory=dict)
     classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
     nfe: dict[str, StepCounts] = Field(default_factory=dict)
     trajectory_noises: int = Field(128, ge=1)
-    external: dict[str, str] = Field(default_factory=dict)
+    external: dict[str, UserPath] = Field(default_factory=dict)
 
     @field_validator("seeds")
     @classmethod
@@ -167,7 +170,7 @@ class _Layout(Settings):
     """The blocks of the file, before ``data``, ``teacher`` and ``methods`` have chosen their own models."""
 
     experiment: str
-    results: str = "results"
+    results: UserPath = "results"
     data: dict[str, Any]
     teacher: dict[str, Any]
     methods: dict[str, Any] = Field(
@@ -189,7 +192,7 @@ class _Layout(Settings):
     @classmethod
     def _safe_name(cls, value: str) -> str:
         if not _NAME.fullmatch(value):
-            raise ValueError(f"found {value!r}, expected letters, digits and . _ + - (it names a folder)")
+            raise ValueError(f"found {value!r}, expected {_NAME_IN_WORDS} (it names a folder)")
         return value
 
     @field_validator("train_seeds")
@@ -357,7 +360,7 @@ def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]
     blocks, paths = dict(layout.methods), {}
     for budget, changes in (layout.comparison or {}).items():
         if not _NAME.fullmatch(budget):
-            raise UserError(f"comparison: found the budget {budget!r}, expected letters, digits and . _ + -.")
+            raise UserError(f"comparison: found the budget {budget!r}, expected {_NAME_IN_WORDS}.")
         for base, change in changes.items():
             key, name = f"comparison.{budget}.{base}", _compared_name(base, budget, change)
             if base not in layout.methods:
@@ -445,7 +448,7 @@ def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise UserError(
-            f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(_RESERVED)}."
+            f"{key}: expected a name of {_NAME_IN_WORDS} (it names folders), none of {', '.join(_RESERVED)}."
         )
     if not isinstance(block, Mapping):
         raise UserError(f"{key}: found {shown(block)}, expected a block of keys.")
@@ -484,9 +487,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
         if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
-            problems.append(
-                f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
-            )
+            problems.append(f"evaluation.external.{name}: expected a name of {_NAME_IN_WORDS} that no method has.")
     return problems
 
 
@@ -507,9 +508,7 @@ def _protocol_problems(settings: EvaluationSettings) -> list[str]:
     for name, protocol in settings.further_protocols.items():
         key = f"evaluation.protocols.{name}"
         if not _NAME.fullmatch(name) or name == MAIN:
-            problems.append(
-                f"{key}: expected a name of letters, digits and . _ + - (it names files), and not {MAIN!r}."
-            )
+            problems.append(f"{key}: expected a name of {_NAME_IN_WORDS} (it names files), and not {MAIN!r}.")
         if protocol.reference_sha256 and not protocol.reference_is_file:
             problems.append(f"{key}.reference_sha256: given, but the reference is not a file; remove it.")
         if protocol.num_samples and protocol.num_samples > settings.num_samples:
@@ -548,7 +547,7 @@ def _file_problems(layout: _Layout, data: Any) -> list[str]:
 def _published_problems(name: str | None) -> list[str]:
     if name is None:
         return []
-    known = yaml.safe_load((Path(evaluation.__path__[0]) / "published.yaml").read_text())["datasets"]
+    known = yaml.safe_load((Path(evaluation.__path__[0]) / "published.yaml").read_text(encoding="utf-8"))["datasets"]
     if name in known:
         return []
     return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]

@@ -6,6 +6,7 @@ and passes signals on, so that a training stores its state.
 """
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -20,6 +21,13 @@ WORKFLOW = "BOOT_WORKFLOW_PROCESS"
 _LOOK_EVERY_S = 1.0
 # Where several processes are started, by the child of this one.
 _SEVERAL = "--several"
+
+
+def print_anything(*streams: object) -> None:
+    """Lets text pass that the locale's encoding has no signs for, as ``\\u2265``; of stderr Python does so itself."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def visible(cards: list[int]) -> str:
@@ -123,7 +131,7 @@ def _say(words: str) -> None:
 def _kills_for_memory() -> int:
     """How many processes the kernel has ended for want of memory, as far as it tells."""
     with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/vmstat").read_text().splitlines()
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("oom_kill ")).split()[1])
     return 0
 

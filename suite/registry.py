@@ -24,7 +24,7 @@ def method_modules() -> dict[str, str]:
     for package in PACKAGES:
         folder = Path(importlib.import_module(package).__path__[0])
         for file in sorted(folder.glob("*.py")):
-            for node in ast.parse(file.read_text(), filename=str(file)).body:
+            for node in ast.parse(file.read_text(encoding="utf-8"), filename=str(file)).body:
                 if isinstance(node, ast.ClassDef) and any(
                     isinstance(base, ast.Name) and base.id in _BASES for base in node.bases
                 ):

@@ -198,7 +198,7 @@ def _sha256_of_code(file: Path) -> str:
 def _status(file: Path) -> list[int] | None:
     """Size and time, by which a file that was read before is known again; None where there is none."""
     try:
-        status = file.expanduser().stat()
+        status = file.stat()
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]
@@ -211,7 +211,7 @@ def _sha256_of_given(file: Path, known: Mapping[str, Any]) -> str | None:
         return None
     if known.get("seen", {}).get(name) == status and known.get("files", {}).get(name):
         return str(known["files"][name])
-    return sha256_file(file.expanduser())
+    return sha256_file(file)
 
 
 def _outputs(record: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def start(tmp_path):
 
 
 def child_of(process):
-    return int(open(f"/proc/{process.pid}/task/{process.pid}/children").read().split()[0])
+    return int(open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="utf-8").read().split()[0])
 
 
 def test_a_job_that_was_killed_says_so(start):

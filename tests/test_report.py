@@ -163,7 +163,7 @@ def test_an_experiment_without_boot_has_a_report(inputs: ReportInputs, tmp_path:
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf", "high"])
 def test_a_value_that_is_no_number_is_refused(inputs: ReportInputs, tmp_path: Path, value: str) -> None:
     broken = tmp_path / "broken.csv"
-    text = Path(inputs.metrics[0]).read_text().splitlines()
+    text = Path(inputs.metrics[0]).read_text(encoding="utf-8").splitlines()
     fields = text[1].split(",")
     fields[7] = value
     broken.write_text("\n".join([text[0], ",".join(fields)]) + "\n")
@@ -173,7 +173,7 @@ def test_a_value_that_is_no_number_is_refused(inputs: ReportInputs, tmp_path: Pa
 
 def test_an_empty_value_is_a_missing_one(inputs: ReportInputs, tmp_path: Path) -> None:
     path = tmp_path / "empty.csv"
-    text = Path(inputs.metrics[0]).read_text().splitlines()
+    text = Path(inputs.metrics[0]).read_text(encoding="utf-8").splitlines()
     fields = text[1].split(",")
     fields[7] = ""
     path.write_text("\n".join([text[0], ",".join(fields), *text[2:]]) + "\n")
@@ -239,7 +239,9 @@ def test_fid_appears_only_where_it_is_one(report: Path) -> None:
 def test_protocols_are_not_mixed(inputs: ReportInputs, tmp_path: Path) -> None:
     """A value under another protocol than the teacher's does not enter a mean."""
     path = tmp_path / "other.csv"
-    lines = next(p for p in inputs.metrics if ",boot-heun," in Path(p).read_text()).read_text().splitlines()
+    lines = (
+        next(p for p in inputs.metrics if ",boot-heun," in Path(p).read_text(encoding="utf-8")).read_text().splitlines()
+    )
     row = next(line for line in lines if ",frechet_distance," in line and f",{FULL}," in line).split(",")
     row[7], row[9] = "5.0", "another-resize"
     path.write_text("\n".join([lines[0], ",".join(row)]) + "\n")

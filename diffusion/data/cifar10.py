@@ -17,7 +17,7 @@ from diffusion.data.store import Splits
 from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
-from diffusion.settings import DataSettings
+from diffusion.settings import DataSettings, UserPath
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",
@@ -42,7 +42,7 @@ class Settings(DataSettings):
     kind: Literal["cifar10"]
     # cifar-10-binary.tar.gz, or a folder that has, at any depth, the files of the binary or of the Python version
     # (torchvision's root). Null downloads the archive.
-    path: str | None = None
+    path: UserPath | None = None
     # All pictures there must be; a part of them is refused unless this is false.
     whole: bool = True
 
@@ -59,7 +59,7 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
         UserError: a file is missing, truncated, or holds something else.
     """
     if settings.path is not None:
-        place = Path(settings.path).expanduser()
+        place = Path(settings.path)
     else:
         assert downloaded is not None
         place = downloaded / _ARCHIVE.name

@@ -17,7 +17,7 @@ import pydantic
 from diffusion.data.store import Splits
 from diffusion.errors import UserError
 from diffusion.fetching import Download
-from diffusion.settings import DataSettings
+from diffusion.settings import DataSettings, UserPath
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {
@@ -54,7 +54,7 @@ class Settings(DataSettings):
 
     kind: Literal["fashion_mnist"]
     # A folder with the four files, gzipped or not. Null: Debian's package where it is installed, else a download.
-    path: str | None = None
+    path: UserPath | None = None
     resolution: int = pydantic.Field(default=28, ge=1)
 
 
@@ -72,7 +72,7 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
         UserError: a file is missing, truncated, or not what its name says.
     """
     if settings.path is not None:
-        folder = Path(settings.path).expanduser()
+        folder = Path(settings.path)
     else:
         folder = downloaded if downloads(settings) and downloaded else DEBIAN
     images: dict[str, np.ndarray] = {}

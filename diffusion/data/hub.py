@@ -12,6 +12,7 @@ import pydantic
 from diffusion.data.images import DecodedPictures, PictureSettings
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError, some_of
+from diffusion.settings import UserPath
 
 if TYPE_CHECKING:
     import datasets
@@ -22,7 +23,7 @@ class Settings(PictureSettings):
 
     kind: Literal["hub"]
     # A name of the Hub ("uoft-cs/cifar10"), or a folder that `datasets.load_dataset` reads.
-    name: str = pydantic.Field(min_length=1)
+    name: UserPath = pydantic.Field(min_length=1)
     # The data set's own subset ("configuration"), where it has several.
     subset: str | None = None
     # A commit of the Hub, so that the data set stays the same.

@@ -18,7 +18,7 @@ import pydantic
 
 from diffusion.data.store import Splits
 from diffusion.errors import UserError, first_line, some_of
-from diffusion.settings import DataSettings
+from diffusion.settings import DataSettings, UserPath
 
 _SIZE = 3 * 64 * 64
 _FILES = (*(f"train_data_batch_{number}.npz" for number in range(1, 11)), "val_data.npz")
@@ -34,7 +34,7 @@ class Settings(DataSettings):
 
     kind: Literal["imagenet64"]
     # The folder with train_data_batch_<n>.npz and val_data.npz.
-    path: str = pydantic.Field(min_length=1)
+    path: UserPath = pydantic.Field(min_length=1)
     # All pictures and all 1,000 classes there must be; a part of them is refused unless this is false.
     whole: bool = True
 
@@ -45,7 +45,7 @@ def prepare(settings: Settings) -> Splits:
     Raises:
         UserError: a file is missing or truncated, pictures or classes are missing.
     """
-    folder = Path(settings.path).expanduser()
+    folder = Path(settings.path)
     train = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(re.findall(r"\d+", file.name)[-1]))
     files = {"train": train, "test": [file for file in [folder / "val_data.npz"] if file.is_file()]}
     for part, name in (("train", "train_data_batch_<n>.npz"), ("test", "val_data.npz")):

@@ -50,7 +50,7 @@ import pydantic
 
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError, some_of
-from diffusion.settings import DataSettings
+from diffusion.settings import DataSettings, UserPath
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,7 +126,7 @@ class Settings(PictureSettings):
 
     kind: Literal["images"]
     # A folder or a zip; relative to the folder the workflow is started in, ~ is the home folder.
-    path: str = pydantic.Field(min_length=1)
+    path: UserPath = pydantic.Field(min_length=1)
     # Whether subfolders are classes; false where they only keep folders small, as FFHQ's 00000, 01000, … do.
     classes: bool = True
 
@@ -137,7 +137,7 @@ def prepare(settings: Settings) -> Splits:
     Raises:
         UserError: the path or the layout cannot be used; and, when it is read, a picture. The message names the file.
     """
-    path = Path(settings.path).expanduser()
+    path = Path(settings.path)
     with ExitStack() as stack:
         files, folders = _list_folder(path) if path.is_dir() else _list_zip(path, stack)
         _warn_of_skipped(path, files)

@@ -12,6 +12,7 @@ import pydantic
 from diffusion.data.images import CountedSettings, Crop, DecodedPictures
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
+from diffusion.settings import UserPath
 
 if TYPE_CHECKING:
     import lmdb
@@ -24,7 +25,7 @@ class Settings(CountedSettings):
 
     kind: Literal["lsun"]
     # The folder with data.mdb, e.g. bedroom_train_lmdb.
-    path: str = pydantic.Field(min_length=1)
+    path: UserPath = pydantic.Field(min_length=1)
     resolution: int = pydantic.Field(default=256, ge=2, le=4096)
     # As guided-diffusion prepares LSUN; see diffusion/data/images.py.
     crop: Crop = "box"
@@ -41,7 +42,7 @@ def prepare(settings: Settings) -> Splits:
     """
     import lmdb
 
-    path = Path(settings.path).expanduser()
+    path = Path(settings.path)
     what = (
         "Expected an LSUN lmdb, a folder with data.mdb; unzip e.g. http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip"
     )

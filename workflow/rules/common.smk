@@ -1,12 +1,12 @@
 """Helpers of the rules."""
 
-HERE = Path(workflow.basedir)
 # Jobs end when this process has gone. `python` in the rules is the interpreter that runs Snakemake, also where its
 # environment has not been activated.
 PREFIX = f"export {WORKFLOW}={os.getpid()}; "
 if shutil.which("python") != sys.executable:
     PREFIX += f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-shell.prefix(PREFIX)
+# Snakemake reads {name} in it.
+shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
@@ -84,7 +84,7 @@ def method_code(wildcards):
     file = method_file(EXPERIMENT.methods[wildcards.variant].name)
     package = file.parent
     files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
-    return [os.path.relpath(file, HERE) for file in files]
+    return [os.path.relpath(file, CHECKOUT) for file in files]
 
 
 def job(record, code, files=(), **settings):
@@ -108,9 +108,12 @@ def job(record, code, files=(), **settings):
 
         modules = [file for part in code for file in (value(part) if callable(part) else [part])]
         path = Path(str(record).format(**dict(wildcards.items())))
-        return RERUNS.ask(
-            path, {name: value(of) for name, of in settings.items()}, modules, [str(file) for file in value(files)]
-        )
+        try:
+            return RERUNS.ask(
+                path, {name: value(of) for name, of in settings.items()}, modules, [str(file) for file in value(files)]
+            )
+        except UserError as error:
+            sys.exit(f"error: {error}")  # of an exception Snakemake prints the traceback
 
     return asked
 

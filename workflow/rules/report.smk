@@ -99,6 +99,8 @@ rule measures:
 rule estimate:
     log:
         ROOT / "logs/estimate.log",
+    # It prints.
+    localrule: True
     conda:
         "../../environment.yml"
     threads: workflow.cores

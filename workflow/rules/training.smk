@@ -27,6 +27,8 @@ rule fetch:
         ROOT / "logs/fetch/{file}.log",
     wildcard_constraints:
         file=one_of([download.name for download in WANTED]),
+    # Where Snakemake runs: compute nodes of a cluster often have no way to the network.
+    localrule: True
     conda:
         "../../environment.yml"
     threads: 1
@@ -66,16 +68,16 @@ rule data:
         runtime=RESUMED_MINUTES,
     params:
         settings=STORED,
-        downloads=f"--downloads {DOWNLOADS}" if WANTED else "",
+        downloads=["--downloads", DOWNLOADS] if WANTED else [],
         classes=TEACHER_CLASSES,
         state=ROOT / "state",
     shell:
-        "python -m suite.launch 1 suite.cli data --job {input.job:q} --settings {params.settings:q} {params.downloads} {params.classes} --state {params.state:q} "
+        "python -m suite.launch 1 suite.cli data --job {input.job:q} --settings {params.settings:q} {params.downloads:q} {params.classes} --state {params.state:q} "
         "--output {output:q} > {log:q} 2>&1"
 
 
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
-    TEACHER_FOLDER = Path(EXPERIMENT.teacher.path).expanduser()
+    TEACHER_FOLDER = Path(EXPERIMENT.teacher.path)
 
     rule teacher:
         input:
@@ -94,6 +96,8 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
             ROOT / "logs/teacher.log",
         benchmark:
             ROOT / "benchmarks/teacher/teacher.tsv"
+        # As `fetch`: it may come from the Hub.
+        localrule: True
         conda:
             "../../environment.yml"
         threads: 1
