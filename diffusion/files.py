@@ -203,11 +203,12 @@ def fingerprint(path: str | Path | None) -> str | None:
     counts: dict[Path, int] = {}
     # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
     kept: list[str] = [] if root.is_dir() else [str(root)]
-    tables: list[Path] = []
+    tables: list[str] = []
     number = len(kept)
     for folder, _, names in os.walk(root):
         counts[Path(folder)] = len(names)
-        tables += [Path(folder, name) for name in names if name == "dataset.json"]
+        if os.path.isfile(table := os.path.join(folder, "dataset.json")):
+            tables.append(table)
         number += len(names)
         if number > MOST_FILES_LOOKED_AT:
             kept.clear()
@@ -216,7 +217,7 @@ def fingerprint(path: str | Path | None) -> str | None:
     facts: list[tuple[Any, ...]]
     if number > MOST_FILES_LOOKED_AT:
         facts = [(str(folder), folder.stat().st_mtime_ns, counts[folder]) for folder in sorted(counts)]
-        facts += [(str(table), table.stat().st_size, table.stat().st_mtime_ns) for table in sorted(tables)]
+        facts += [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in sorted(tables)]
     else:
         files = sorted(map(Path, kept))
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
