@@ -206,8 +206,9 @@ MOST_FILES_LOOKED_AT = 20_000
 def fingerprint(path: str | Path | None) -> str | None:
     """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip.
 
-    Of very many files, as ImageNet's, only the folders' times and numbers of files: a file that is changed in place
-    goes unseen. None where there is nothing; the job says what is missing.
+    Of very many files, as ImageNet's, only the folders' times and numbers of files, and those that label pictures
+    (``dataset.json``): a picture that is changed in place goes unseen. None where there is nothing; the job says what
+    is missing.
     """
     if path is None or not os.path.exists(path):
         return None
@@ -215,9 +216,12 @@ def fingerprint(path: str | Path | None) -> str | None:
     counts: dict[Path, int] = {}
     # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
     kept: list[str] = [] if root.is_dir() else [str(root)]
+    tables: list[str] = []
     number = len(kept)
     for folder, _, names in os.walk(root):
         counts[Path(folder)] = len(names)
+        if os.path.isfile(table := os.path.join(folder, "dataset.json")):
+            tables.append(table)
         number += len(names)
         if number > MOST_FILES_LOOKED_AT:
             kept.clear()
@@ -226,6 +230,7 @@ def fingerprint(path: str | Path | None) -> str | None:
     facts: list[tuple[Any, ...]]
     if number > MOST_FILES_LOOKED_AT:
         facts = [(str(folder), folder.stat().st_mtime_ns, counts[folder]) for folder in sorted(counts)]
+        facts += [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in sorted(tables)]
     else:
         files = sorted(map(Path, kept))
         facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -370,18 +371,205 @@ def test_classes_at_the_top_are_split(tmp_path: Path, packed: Packed) -> None:
     assert not np.array_equal(other.test_images, splits.test_images)
 
 
-@pytest.mark.parametrize("name", ["test", "val", "valid", "Validation"])
-def test_a_split_in_the_folder_is_used(name: str, tmp_path: Path, packed: Packed) -> None:
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        *(("train", "test"), ("train", "val"), ("train", "valid"), ("train", "Validation"), ("Train", "DEV")),
+        *(("Training", "Testing"), ("training", "validation"), ("TRAIN", "eval"), ("train", "Evaluation")),
+        *(("training_set", "test_set"), ("trainset", "test-images"), ("TrainImages", "TestImages"), ("trn", "tst")),
+        *(("train2017", "val2017"), ("train", "holdout"), ("train", "held-out"), ("train", "hold out")),
+        *(
+            ("seg_train/seg_train", "seg_test/seg_test"),
+            ("asl alphabet train", "asl alphabet test"),
+            ("x/train", "x/test"),
+        ),
+    ],
+)
+def test_a_split_in_the_folder_is_used(train: str, test: str, tmp_path: Path, packed: Packed) -> None:
     for index in range(2):
         for label in "ab":
-            picture(tmp_path / "p" / "train" / label / f"{index}.png", RED)
-        picture(tmp_path / "p" / name / "b" / f"{index}.png", BLUE)
+            picture(tmp_path / "p" / train / label / f"{index}.png", RED)
+        picture(tmp_path / "p" / test / "b" / f"{index}.png", BLUE)
     splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
     assert splits.class_names == ("a", "b")
     assert splits.train_labels.tolist() == [0, 0, 1, 1]
     assert splits.test_labels.tolist() == [1, 1]
     assert (splits.train_images == RED).all()
     assert (splits.test_images == BLUE).all()
+
+
+@pytest.mark.parametrize(
+    ("folders", "message"),
+    [
+        (["bus", "car", "train"], "train may be a part or a class, and there is no test part beside bus, car"),
+        (["cat", "dog", "Testing"], "Testing may be a part or a class, and there is no train part beside cat, dog"),
+        (["cat", "val", "test"], "test, val are parts, and there is no train part beside cat"),
+        (["val/a", "test/a"], "test, val are parts, and there is no train part. "),
+        (["train/a", "Training/a", "test/a"], "the folders Training, train may each be the train part"),
+        (["train/a", "val/a", "validation/a"], "the folders val, validation may each be the validation part"),
+        (["trainA", "trainB", "testA", "testB"], "the folders trainA, trainB may each be the train part"),
+        (["cat/train", "cat/test", "dog/train"], "the parts cat/train, cat/test lie below 'cat'"),
+        (["images/train", "images/val", "labels"], "the parts images/train, images/val lie below 'images'"),
+    ],
+)
+@pytest.mark.parametrize("classes", [True, False])
+def test_what_may_be_a_part_or_a_class_is_refused(
+    folders: list[str], message: str, classes: bool, tmp_path: Path, packed: Packed
+) -> None:
+    for folder in folders:
+        for index in range(5):
+            picture(tmp_path / "p" / folder / f"{index}.png")
+    with pytest.raises(UserError, match=rf"^{packed(tmp_path / 'p')}: {message}"):
+        prepare(packed(tmp_path / "p"), classes=classes)
+
+
+@pytest.mark.parametrize("name", ["train_station", "contest", "Devon", "trainer", "valley", "testament", "evaluator 2"])
+def test_classes_whose_names_hold_a_part_s_stay_classes(name: str, tmp_path: Path, packed: Packed) -> None:
+    for label in ("a", name):
+        for index in range(4):
+            picture(tmp_path / "p" / label / f"{index}.png")
+    assert set(prepare(packed(tmp_path / "p"), test_fraction=0.5).class_names) == {"a", name}
+
+
+@pytest.mark.parametrize(("folder", "names"), [("train", ("all",)), ("Testing/a", ("a",)), ("x/train/train", ("all",))])
+def test_a_part_alone_is_entered(folder: str, names: tuple[str, ...], tmp_path: Path, packed: Packed) -> None:
+    for index in range(4):
+        picture(tmp_path / "p" / folder / f"{index}.png")
+    assert prepare(packed(tmp_path / "p"), test_fraction=0.5).class_names == names
+
+
+LEFT_OVER = (
+    *("__MACOSX/a/._0.png", ".hidden/0.png", "a/.0.png", ".ipynb_checkpoints/0-checkpoint.png", "a/.DS_Store"),
+    *("@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "a/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/0.png", "@Recycle/0.png"),
+    *("$RECYCLE.BIN/S-1-5/0.png", "System Volume Information/0.png", "Thumbs.db", "a/desktop.ini", "lost+found/0.png"),
+    *("a/Icon\r", "Network Trash Folder/0.png", "Temporary Items/0.png", "LOST.DIR/0.png", "~snapshot/0.png"),
+)
+
+
+def test_what_systems_leave_is_no_class_and_no_picture(
+    tmp_path: Path, packed: Packed, caplog: pytest.LogCaptureFixture
+) -> None:
+    for label in "ab":
+        for index in range(4):
+            picture(tmp_path / "p" / label / f"{index}.png")
+    for name in LEFT_OVER:
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_text("not a picture")
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert len(splits.train_images) + len(splits.test_images) == 8
+    assert splits.class_names == ("a", "b")
+    assert "skipped" not in caplog.text
+
+
+def test_unicode_s_forms_of_a_name_are_one_class(tmp_path: Path, packed: Packed) -> None:
+    one, other = "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "cafe\N{COMBINING ACUTE ACCENT}"
+    for part, names in (("train", (one, other, "dog")), ("test", (other, "dog"))):
+        for name in names:
+            for index in range(3):
+                picture(tmp_path / "p" / part / name / f"{index}.png", RED if name == "dog" else BLUE)
+    splits = prepare(packed(tmp_path / "p"))
+    assert splits.class_names == (one, "dog")
+    # Both forms in one part, with the same names of files: none of them is lost.
+    assert splits.train_labels.tolist() == [0] * 6 + [1] * 3
+    assert splits.test_labels.tolist() == [0] * 3 + [1] * 3
+    assert (splits.train_images[:6] == BLUE).all()
+
+
+# Labels in a table
+
+
+def labelled(folder: Path, labels: typing.Any) -> Path:
+    """Twelve pictures in numbered folders as EDM's ``dataset_tool.py`` writes them; the first pixel is the index."""
+    for index in range(12):
+        picture(folder / f"{index // 5:05}" / f"img{index:08}.png", (index, 0, 0))
+    folder.mkdir(exist_ok=True)
+    content = labels if isinstance(labels, str) else json.dumps({"labels": labels})
+    (folder / "dataset.json").write_text(content)
+    return folder
+
+
+NAMES = [f"{index // 5:05}/img{index:08}.png" for index in range(12)]
+# Ten comes after three, and there is no class in between.
+PAIRS = [[name, 10 if index % 2 else 3] for index, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize("pairs", [PAIRS, dict(PAIRS), [[f".\\{n}".replace("/", "\\"), label] for n, label in PAIRS]])
+@pytest.mark.parametrize("inside", ["", "x", "x/y"])
+def test_labels_are_read_from_a_table(pairs: typing.Any, inside: str, tmp_path: Path, packed: Packed) -> None:
+    labelled(tmp_path / "p" / inside, pairs)
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert splits.class_names == ("3", "10")
+    for images, labels in ((splits.train_images, splits.train_labels), (splits.test_images, splits.test_labels)):
+        assert labels.tolist() == (images[:, 0, 0, 0] % 2).tolist() == sorted(labels)
+        assert len(labels) == 6
+
+
+def test_a_table_without_labels_makes_one_class(tmp_path: Path, packed: Packed) -> None:
+    labelled(tmp_path / "p", None)
+    splits = prepare(packed(tmp_path / "p"), test_fraction=0.5)
+    assert splits.class_names == ("all",)
+    assert len(splits.train_images) == 6
+    labelled(tmp_path / "p", PAIRS)
+    assert prepare(packed(tmp_path / "p"), test_fraction=0.5, classes=False).class_names == ("all",)
+
+
+def test_parts_may_have_tables(tmp_path: Path, packed: Packed) -> None:
+    labelled(tmp_path / "p" / "train", PAIRS)
+    labelled(tmp_path / "p" / "val", [[name, 10] for name in NAMES])
+    splits = prepare(packed(tmp_path / "p"))
+    assert splits.class_names == ("3", "10")
+    assert splits.test_labels.tolist() == [1] * 12
+    # One for both, from where it lies.
+    for part in ("train", "val"):
+        (tmp_path / "p" / part / "dataset.json").unlink()
+    both = [[f"{part}/{name}", label] for part in ("train", "val") for name, label in PAIRS]
+    (tmp_path / "p" / "dataset.json").write_text(json.dumps({"labels": both}))
+    splits = prepare(packed(tmp_path / "p"))
+    assert sorted(splits.test_labels.tolist()) == [0] * 6 + [1] * 6
+    assert splits.class_names == ("3", "10")
+
+
+def test_another_table_is_another_source(tmp_path: Path, packed: Packed) -> None:
+    def fingerprint() -> str:
+        path = packed(tmp_path / "p")
+        return data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4})).fingerprint
+
+    labelled(tmp_path / "p", PAIRS)
+    first = fingerprint()
+    assert fingerprint() == first
+    labelled_before = (tmp_path / "p" / "dataset.json").stat()
+    # Of the same size, at the same time; the split is the same, too.
+    (tmp_path / "p" / "dataset.json").write_text(json.dumps({"labels": PAIRS}).replace(", 3]", ", 4]"))
+    os.utime(tmp_path / "p" / "dataset.json", ns=(labelled_before.st_atime_ns, labelled_before.st_mtime_ns))
+    assert fingerprint() != first
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (PAIRS[:9], r"has no label of 3 pictures \(.*00001/img00000009\.png, .*11\.png\), of 12 there are"),
+        ([*PAIRS, ["00000/x.png", 1]], r"labels 1 files that are no pictures in its folder \(00000/x\.png\)"),
+        ([*PAIRS, [NAMES[0], 1]], r"has two labels of 00000/img00000000\.png"),
+        ([[name, 0.5] for name in NAMES], r"the label of 00000/img00000000\.png is 0\.5\. Expected"),
+        ([[name, [0, 1]] for name in NAMES], r"the label of 00000/img00000000\.png is \[0, 1\]\. Expected"),
+        ([[name, "cat"] for name in NAMES], r"the label of 00000/img00000000\.png is \"cat\"\. Expected"),
+        ([[name, True] for name in NAMES], r"the label of 00000/img00000000\.png is true\. Expected"),
+        ([[name, -1] for name in NAMES[:2]] + PAIRS[2:], r"2 of 12 pictures have no label .*data\.classes to false"),
+        ([[name, None] for name in NAMES], r"12 of 12 pictures have no label"),
+        ([1, 2, 3], r"'labels' holds 1\. Expected"),
+        ("x", r"cannot be read as JSON \(.*\); expected the labels of EDM and StyleGAN"),
+        (3, r"'labels' is int\. Expected"),
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(labels: typing.Any, message: str, tmp_path: Path, packed: Packed) -> None:
+    path = packed(labelled(tmp_path / "p", labels))
+    with pytest.raises(UserError, match=rf"^{path}/dataset\.json: {message}"):
+        prepare(path)
+
+
+def test_a_file_of_that_name_without_labels_is_no_table(tmp_path: Path, packed: Packed) -> None:
+    labelled(tmp_path / "p" / "x", '{"title": "mine"}')
+    assert prepare(packed(tmp_path / "p"), test_fraction=0.5).class_names == ("00000", "00001", "00002")
 
 
 def test_test_comes_before_val_and_the_rest_is_logged(
@@ -461,7 +649,7 @@ def refuses(path: Path, message: str, **settings: typing.Any) -> None:
 
 
 def test_wrong_paths_are_refused(tmp_path: Path) -> None:
-    refuses(tmp_path / "nowhere", "nowhere: not found .* expected a folder or a zip")
+    refuses(tmp_path / "nowhere", "nowhere: not found .* Expected a folder or a zip")
     picture(tmp_path / "one.png")
     refuses(tmp_path / "one.png", r"one\.png: is neither a folder nor a whole zip")
     (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 but nothing more")
@@ -631,15 +819,66 @@ def test_truncated_pictures_are_refused(suffix: str, tmp_path: Path, packed: Pac
         refuses(packed(folder), rf"/bad\.{suffix}: cannot be read as a picture .* truncated or damaged")
 
 
-def test_of_several_bad_pictures_the_first_is_named(tmp_path: Path) -> None:
-    folder = with_bad(tmp_path, "a.png", b"bad")
+def test_all_bad_pictures_are_named_each_with_its_reason(tmp_path: Path, packed: Packed) -> None:
+    whole = encoded(noise(), "jpeg")
+    contents = {
+        "train/1.jpg": (b"\0\0\0 ftypavif\0\0\0\0avif", "is not a BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP .*like AVIF"),
+        "train/2.png": (b"\n<!DOCTYPE html><p>404", "is not a BMP, .*like HTML"),
+        "train/3.png": (b"version https://git-lfs.github.com/spec/v1", "is not a BMP, .*Git LFS, .*git lfs pull"),
+        "train/4.gif": (b"bad", "is not a BMP, .*with the bytes 62 61 64"),
+        "train/5.png": (b"", "cannot be read as a picture .*0 bytes"),
+        "test/1.jpg": (whole[:20], "cannot be read as a picture .*begins like JPEG, .*truncated or damaged"),
+        "test/2.jpg": (whole[:500], "cannot be read as a picture .*truncated or damaged"),
+        "test/3.jpg": (b"\0\0\0 ftypheic\0\0\0\0", "is not a BMP, .*like HEIC"),
+    }
+    for part in ("train", "test"):
+        for index in range(300):
+            picture(tmp_path / "p" / part / f"good-{index}.png")
+    for name, (content, _) in contents.items():
+        (tmp_path / "p" / name).write_bytes(content)
+    path = packed(tmp_path / "p")
+    splits = data.prepare(data.parse_settings({"kind": "images", "path": str(path), "resolution": 4}))
+    # In whichever order the parts are read.
+    for images in (splits.test_images, splits.train_images):
+        with pytest.raises(UserError) as caught:
+            images[:]
+        lines = str(caught.value).splitlines()
+        assert len(lines) == len(contents)
+        for line, (name, (_, reason)) in zip(lines, contents.items(), strict=True):
+            assert re.match(rf"{path}/{name}: {reason}", line)
+            assert "<_io" not in line
+
+
+def test_of_very_many_bad_pictures_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images_kind, "MOST_NAMED", 3)
+    folder = with_bad(tmp_path, "x", None)
     for index in range(200):
         (folder / f"b{index:03}.png").write_bytes(b"bad")
-    (folder / "train").mkdir()
-    (folder / "test").mkdir()
-    for path in folder.glob("*.png"):
-        path.rename(folder / ("test" if path.name[0].isdigit() else "train") / path.name)
-    refuses(folder, r"train/a\.png: cannot be read")
+    with pytest.raises(UserError) as caught:
+        prepare(folder, test_fraction=0.5)
+    *named, last = str(caught.value).splitlines()
+    assert len(named) == 3
+    assert last == "… and 197 more: 200 pictures of 209 cannot be used."
+
+
+def test_pictures_are_counted_by_class_and_those_of_one_colour_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part, count in (("train", 4), ("test", 2)):
+        for label in ("a", "b") if part == "train" else ("a",):
+            for index in range(count):
+                path = picture(tmp_path / "p" / part / label / f"{index}.png")
+                noise((4, 4)).save(path)
+    picture(tmp_path / "p/train/b/1.png", (9, 9, 9))
+    picture(tmp_path / "p/train/b/2.png", 7)
+    with caplog.at_level(logging.INFO):
+        prepare(tmp_path / "p")
+    assert "train part: 8 images in 2 classes (a 4, b 4)" in caplog.text
+    assert "test part: 2 images in 2 classes (a 2, b 0)" in caplog.text
+    plain = [record for record in caplog.records if "of one colour" in record.message]
+    names = f"{tmp_path}/p/train/b/1.png, {tmp_path}/p/train/b/2.png"
+    assert [record.getMessage() for record in plain] == [f"2 of 8 pictures are of one colour throughout: {names}"]
+    assert plain[0].levelno == logging.WARNING
 
 
 def test_other_contents_under_a_picture_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,7 +892,7 @@ def test_other_contents_under_a_picture_name_are_refused(tmp_path: Path, monkeyp
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n"
     for index, content in enumerate((b"<html></html>", b"\x80\x04K\x01.", program)):
         folder = with_bad(tmp_path / str(index), "bad.png", content)
-        refuses(folder, r"bad\.png: cannot be read as a picture")
+        refuses(folder, r"bad\.png: is not a BMP, GIF, JPEG, PNG, PPM, TIFF or WEBP")
     assert not started, "PostScript is a program and must never run"
 
 
@@ -876,6 +1115,23 @@ def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Pa
     options = lossless.get(suffix, {})
     content = encoded(Image.fromarray(np.ascontiguousarray(stored)), suffix, exif=exif, **options)
     np.testing.assert_allclose(converted(tmp_path, content, suffix), QUADRANTS, atol=3)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"",
+        b"no EXIF",
+        b"Exif\0\0",
+        b"\0\x08\0\x02\x01\x12\0\x03",  # without the header of TIFF
+        b"II*\0\xff\xff\xff\xff",  # a directory beyond the end
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\xff\0\0\0",  # a fraction that is not there
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0",  # a text
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",  # 99
+    ],
+)
+def test_an_orientation_that_cannot_be_read_is_none(exif: bytes, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(converted(tmp_path, png(QUADRANTS, 2, 8, eXIf=exif), "png"), QUADRANTS)
 
 
 def test_colour_profiles_are_ignored(tmp_path: Path) -> None:

@@ -268,3 +268,8 @@ def test_of_too_many_files_a_fingerprint_looks_at_the_folders_alone(many, monkey
     assert found == hashlib.sha256(repr(expected).encode()).hexdigest()
     (many / "a" / "1").unlink()
     assert fingerprint(root) != found
+    # What labels pictures counts all the same: it is changed in place.
+    (many / "dataset.json").write_text("[]")
+    found = fingerprint(root)
+    (many / "dataset.json").write_text("[1]")
+    assert fingerprint(root) != found

@@ -3,19 +3,21 @@
 import gzip
 import io
 import pickle
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion import data
-from diffusion.data import cifar10, fashion_mnist, hub, imagenet64, lsun
+from diffusion.data import cifar10, fashion_mnist, hub, imagenet64, images, lsun, store
 from diffusion.data.images import PictureFile, read_picture
 from diffusion.errors import UserError
 
@@ -214,7 +216,7 @@ def test_imagenet_that_is_not_whole_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"expected uint8 \(2, 12288\). It is not a batch of 64×64"):
         data.prepare(settings).train_images[:]
     (tmp_path / "f" / "val_data.npz").unlink()
-    with pytest.raises(UserError, match=r"has no val_data\.npz .*image-net\.org.*Imagenet64_val_npz\.zip"):
+    with pytest.raises(UserError, match=r"has no val_data\.npz\. .*image-net\.org.*Imagenet64_val_npz\.zip"):
         data.prepare(settings)
 
 
@@ -245,7 +247,7 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
         data.prepare(settings.model_copy(update={"test_size": 11}))
     with pytest.raises(UserError, match=r"found 12 pictures .* expected 3,033,042 \(data\.num_pictures\)"):
         data.prepare(settings.model_copy(update={"num_pictures": 3_033_042}))
-    with pytest.raises(UserError, match=r"has no data\.mdb .*bedroom_train_lmdb\.zip"):
+    with pytest.raises(UserError, match=r"has no data\.mdb\. .*bedroom_train_lmdb\.zip"):
         data.prepare(settings.model_copy(update={"path": str(tmp_path)}))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "data.mdb").write_bytes(b"\x00" * 8192)
@@ -256,7 +258,7 @@ def test_an_lmdb_that_does_not_fit_is_refused(tmp_path):
     with lmdb.open(str(tmp_path / "f")) as database, database.begin(write=True) as transaction:
         transaction.put(b"0000", b"RIFF broken")
     splits = data.prepare(settings)
-    with pytest.raises(UserError, match="f/0000: cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"f/0000: is not a BMP, .* \(it begins like a file of RIFF\)"):
         [part[:] for part in (splits.train_images, splits.test_images)]
 
 
@@ -346,3 +348,255 @@ def test_the_hub_refuses_what_does_not_fit(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             data.prepare(settings.model_copy(update=change))
+
+
+def hub_set(folder, column, **parts):
+    """Parquet files as `datasets` writes them, with a label a row; settings that name them."""
+    datasets = pytest.importorskip("datasets")
+    folder.mkdir(parents=True)
+    for part, labels in parts.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+        features = datasets.Features({"image": datasets.Image(), "label": column})
+        content = {"image": [Image.fromarray(one) for one in pixels], "label": labels}
+        datasets.Dataset.from_dict(content, features=features).to_parquet(folder / f"{part}-0.parquet")
+    test = "test" if "test" in parts else None
+    return data.parse_settings(
+        {"kind": "hub", "name": str(folder), "test": test, "label": "label", "resolution": 8, "test_fraction": 0.5}
+    )
+
+
+def column(kind):
+    datasets = pytest.importorskip("datasets")
+    if kind == "list":
+        return datasets.Sequence(datasets.Value("int64"))
+    return datasets.ClassLabel(names=kind) if isinstance(kind, list) else datasets.Value(kind)
+
+
+class Part:
+    """What is asked of a part of the library's for its labels."""
+
+    def __init__(self, kind, labels):
+        named = isinstance(kind, list)
+        self.features = {"label": SimpleNamespace(names=kind) if named else SimpleNamespace(dtype=kind)}
+        self.labels = labels
+
+    def __getitem__(self, name):
+        assert name == "label"
+        return self.labels
+
+
+def labels_of(folder, library, kind, parts):
+    """Names of the classes, and each part's labels; by the library or by what stands for it."""
+    if library:
+        splits = data.prepare(hub_set(folder, column(kind), **parts))
+        return splits.class_names, splits.train_labels.tolist(), splits.test_labels.tolist()
+    raw = {"kind": "hub", "name": str(folder), "resolution": 8, "label": "label", "test": "test"}
+    labels, names = hub._labels(data.parse_settings(raw), {name: Part(kind, found) for name, found in parts.items()})
+    return names, labels["train"].tolist(), labels["test"].tolist()
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "train", "test", "names", "train_labels", "test_labels"),
+    [
+        ("int64", [1, 2, 3] * 2, [1, 2, 3], ("1", "2", "3"), [0, 1, 2] * 2, [0, 1, 2]),
+        ("uint8", [0, 10, 9] * 2, [9, 0], ("0", "9", "10"), [0, 2, 1] * 2, [1, 0]),
+        ("int64", [0, 1, 2] * 2, [0, 1], ("0", "1", "2"), [0, 1, 2] * 2, [0, 1]),
+        ("float32", [1.0, 2.0] * 2, [2.0, 2.0], ("1", "2"), [0, 1] * 2, [1, 1]),
+        ("bool", [True, False] * 2, [True, True], ("False", "True"), [1, 0] * 2, [1, 1]),
+        ("string", ["b", "a"] * 2, ["a", "a"], ("a", "b"), [1, 0] * 2, [0, 0]),
+        ("string", ["e\u0301", "\u00e9", "a"] * 2, ["\u00e9", "e\u0301"], ("a", "\u00e9"), [1, 1, 0] * 2, [1, 1]),
+        # Declared classes keep their numbers.
+        (["c", "b", "a"], [2, 0] * 2, [0, 0], ("c", "b", "a"), [2, 0] * 2, [0, 0]),
+    ],
+)
+def test_classes_of_the_hub_are_those_that_occur(
+    tmp_path, library, kind, train, test, names, train_labels, test_labels
+):
+    found = labels_of(tmp_path / "f", library, kind, {"train": train, "test": test})
+    assert found == (names, train_labels, test_labels)
+
+
+@pytest.mark.parametrize("library", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "train", "test", "message"),
+    [
+        (
+            "int64",
+            [0, 1] * 3,
+            [-1] * 4,
+            r"part 'test': .*\(data\.label\) has no label in all 4 rows.*Choose another part",
+        ),
+        (["a", "b"], [0, 1] * 3, [-1] * 4, r"part 'test': .*has no label in all 4 rows"),
+        ("int64", [0, 1, -1] * 3, None, r"part 'train': .*has no label in 3 of 9 rows .*Leave these rows out, or set"),
+        ("int64", [0, 1, None] * 3, None, r"part 'train': .*has no label in 3 of 9 rows"),
+        ("float64", [0.0, 1.0, float("nan")] * 3, None, r"part 'train': .*has no label in 3 of 9 rows"),
+        ("string", ["a", "b", ""] * 3, None, r"part 'train': .*has no label in 3 of 9 rows"),
+        ("int64", [-1] * 8, None, r"part 'train': .*has no label in all 8 rows .*data\.label to null"),
+        ("int64", [0, 1] * 3, [2, 2, 0], r"the classes 2 of 'test' do not occur in 'train', which has 0, 1"),
+        ("float32", [0.5, 1.5] * 3, None, r"holds numbers with fractions, as 0\.5\. Expected one class a row"),
+        ("list", [[0, 1], [1]] * 3, None, r"holds several values a row, as \[0, 1\]\. Expected one class a row"),
+        ("list", [[0, 1], [1, 2]] * 3, None, r"holds several values a row, as \[0, 1\]"),
+        ("string", list("abcdef"), None, r"holds 6 different values in 6 rows, as 'a': names or captions, not classes"),
+        ("binary", [b"a", b"b"] * 3, None, r"holds binary\. Expected one class a row"),
+    ],
+)
+def test_columns_of_the_hub_that_hold_no_classes_are_refused_as_what_they_are(
+    tmp_path, library, kind, train, test, message
+):
+    parts = {"train": train} | ({"test": test} if test else {})
+    with pytest.raises(UserError, match=rf"^{tmp_path}/f.*{message}"):
+        labels_of(tmp_path / "f", library, kind, parts)
+
+
+def test_all_bad_pictures_of_the_hub_are_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    settings = hub_set(tmp_path / "f", column("int64"), train=[0, 1] * 4, test=[0, 1] * 2)
+    for part, bad in (("train", (2, 5)), ("test", (0,))):
+        path = tmp_path / "f" / f"{part}-0.parquet"
+        rows = datasets.Dataset.from_parquet(str(path)).cast_column("image", datasets.Image(decode=False))
+        rows = rows.map(
+            lambda row, index, bad=bad: {"image": {"bytes": b"bad", "path": None}} if index in bad else row, True
+        )
+        rows.to_parquet(path)
+    splits = data.prepare(settings)
+    with pytest.raises(UserError) as caught:
+        splits.train_images[:]
+    lines = [line.split(": ")[0] for line in str(caught.value).splitlines()]
+    where = [("train", 2), ("train", 5), ("test", 0)]
+    assert lines == [f"{tmp_path}/f, part '{part}', picture {row}" for part, row in where]
+
+
+# -- before the jobs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [cifar10, fashion_mnist, imagenet64, lsun, images])
+def test_what_is_right_has_no_problems(tmp_path, kind):
+    assert data.problems(settings_of(kind, tmp_path / "f")) == []
+    assert data.problems(data.parse_settings({"kind": "digits"})) == []
+    assert data.problems(data.parse_settings({"kind": "cifar10"})) == []
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def no_folder(folder):
+    shutil.rmtree(folder)
+
+
+def a_text(folder):
+    shutil.rmtree(folder)
+    folder.write_text("no archive")
+
+
+def no_images(folder):
+    shutil.rmtree(folder)
+    (folder / "__MACOSX").mkdir(parents=True)
+    for name in ("__MACOSX/0.png", ".0.png", "notes.txt"):
+        (folder / name).touch()
+
+
+def zip_without_images(folder):
+    no_images(folder)
+    path = shutil.make_archive(str(folder) + "-packed", "zip", folder)
+    shutil.rmtree(folder)
+    shutil.move(path, folder)
+
+
+def cut_zip(folder):
+    path = Path(shutil.make_archive(str(folder) + "-packed", "zip", folder))
+    shutil.rmtree(folder)
+    folder.write_bytes(path.read_bytes()[:-30])
+
+
+def cut(name):
+    def change(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) * 2 // 3])
+
+    return change
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "break_it", "message"),
+    [
+        (images, no_folder, r"not found \(looked for it in .*\)\. Expected a folder or a zip of pictures"),
+        (images, a_text, r"is neither a folder nor a whole zip\. Expected a folder or a zip"),
+        (images, cut_zip, r"is neither a folder nor a whole zip"),
+        (images, empty, r"holds no pictures\. Expected files that end in one of \.apng "),
+        (images, no_images, r"holds no pictures\. Expected files that end in one of \.apng "),
+        (images, zip_without_images, r"holds no pictures\. Expected files that end in one of \.apng "),
+        (lsun, no_folder, r"has no data\.mdb\. Expected an LSUN lmdb"),
+        (lsun, cut("data.mdb"), r"is truncated: found .* bytes, expected at least"),
+        (imagenet64, no_folder, r"has no train_data_batch_<n>\.npz\. Log in at"),
+        (imagenet64, without("val_data.npz"), r"has no val_data\.npz\. Log in at"),
+        (imagenet64, cut("train_data_batch_2.npz"), r"is not a whole \.npz file; it may be truncated"),
+        (cifar10, no_folder, r"not found\. Fetch https"),
+        (cifar10, empty, r"has neither data_batch_1\.bin nor data_batch_1\. Expected cifar-10-binary\.tar\.gz"),
+        (cifar10, a_text, r"is not a tar archive\. Fetch https"),
+        (fashion_mnist, no_folder, r"has neither train-images-idx3-ubyte nor train-images-idx3-ubyte\.gz"),
+        (fashion_mnist, without("t10k-labels-idx1-ubyte.gz"), r"has neither t10k-labels-idx1-ubyte nor"),
+    ],
+)
+def test_what_is_wrong_with_the_files_is_known_before_a_job_runs(tmp_path, kind, break_it, message):
+    settings = settings_of(kind, tmp_path / "f")
+    break_it(tmp_path / "f")
+    (problem,) = data.problems(settings)
+    assert re.match(rf"data\.path: {tmp_path}/f[^ ]*: {message}", problem)
+    assert "\n" not in problem
+    with pytest.raises(UserError):  # and it is wrong indeed
+        [part[:] for part in (data.prepare(settings).train_images, data.prepare(settings).test_images)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{}/nowhere", r"nowhere: not found .*, and no name of the Hub"),
+        ("./nowhere", r"nowhere: not found"),
+        ("a/b/c", r"a/b/c: not found"),
+        ("{}/empty", r"empty: holds no files"),
+        ("{}/file.parquet", r"file\.parquet: is a file, expected a folder"),
+        ("uoft-cs/cifar10", None),
+        ("mnist", None),
+        ("{}", None),
+    ],
+)
+def test_a_folder_of_the_hub_is_looked_for(tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _name: True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.parquet").touch()
+    settings = data.parse_settings({"kind": "hub", "name": name.format(tmp_path), "resolution": 8})
+    found = data.problems(settings)
+    assert len(found) == (message is not None)
+    assert not found or re.match(rf"data\.name: .*{message}", found[0])
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda _name: None)
+    assert any("pip install datasets" in problem for problem in data.problems(settings))
+
+
+def test_the_home_folder_may_be_named_by_every_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for kind in (cifar10, fashion_mnist, imagenet64, lsun, images):
+        name = kind.__name__.rsplit(".", 1)[-1]
+        settings = data.parse_settings({**kind.tiny_settings(tmp_path / name), "path": f"~/{name}"})
+        assert data.problems(settings) == []
+    assert hub._source(data.parse_settings({"kind": "hub", "name": "~/set", "resolution": 8})) == f"{tmp_path}/set"
+
+
+def test_very_many_files_are_not_looked_through(tmp_path, monkeypatch):
+    """Then the job says what is there."""
+    monkeypatch.setattr(store, "MOST_LOOKED_AT", 3)
+    monkeypatch.setattr(images, "MOST_LOOKED_AT", 3)
+    settings = settings_of(images, tmp_path / "f")
+    no_images(tmp_path / "f")
+    assert len(data.problems(settings)) == 1
+    for index in range(4):
+        (tmp_path / "f" / f"{index}.txt").touch()
+    assert data.problems(settings) == []
+    path = shutil.make_archive(str(tmp_path / "many"), "zip", tmp_path / "f")
+    assert data.problems(settings.model_copy(update={"path": path})) == []

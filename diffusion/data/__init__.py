@@ -7,6 +7,8 @@ A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 - ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
   ``prepare(settings, downloaded)`` is then told the folder that holds it;
+- where the user's files are named, ``problems(settings) -> list[str]``: what can be known to be wrong with them in
+  much less than a second, one line each with the key first, for the check of the configuration;
 - ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
   written under ``folder``.
 
@@ -17,20 +19,34 @@ packages are imported inside its functions.
 
 import functools
 import importlib
+import logging
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pydantic
 
-from diffusion.data.store import Split, Splits, load_split, write_dataset
-from diffusion.errors import UserError
+from diffusion.data.store import PARTS, Split, Splits, load_split, write_dataset
+from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.settings import problems_of
 
-__all__ = ["Split", "Splits", "downloads", "kinds", "load_split", "parse_settings", "prepare", "write_dataset"]
+__all__ = [
+    "Split",
+    "Splits",
+    "downloads",
+    "kinds",
+    "load_split",
+    "parse_settings",
+    "prepare",
+    "problems",
+    "write_dataset",
+]
+
+_log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -76,6 +92,17 @@ def downloads(settings: pydantic.BaseModel) -> list[Download]:
     return found
 
 
+def problems(settings: pydantic.BaseModel) -> list[str]:
+    """What can be known at once to be wrong with the user's files: a line each, with the key first."""
+    kind: str = settings.kind  # type: ignore[attr-defined]
+    listed = getattr(kinds()[kind], "problems", None)
+    try:
+        found: list[str] = listed(settings) if listed else []
+    except OSError as error:
+        found = [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
+    return found
+
+
 def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Splits:
     """The two parts of the data set that ``settings`` (from :func:`parse_settings`) describe.
 
@@ -88,4 +115,8 @@ def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Spl
     kind: str = settings.kind  # type: ignore[attr-defined]
     module = kinds()[kind]
     splits: Splits = module.prepare(settings, downloaded) if downloads(settings) else module.prepare(settings)
+    for part in PARTS:
+        counts = np.bincount(getattr(splits, f"{part}_labels"), minlength=len(splits.class_names))
+        each = some_of([f"{name} {count:,}" for name, count in zip(splits.class_names, counts, strict=True)])
+        _log.info("%s part: %d images in %d classes (%s)", part, counts.sum(), len(counts), each)
     return splits

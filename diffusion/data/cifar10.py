@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from diffusion.data.store import Splits
+from diffusion.data.store import Splits, holds
 from diffusion.errors import UserError, some_of
 from diffusion.fetching import Download
 from diffusion.pickles import NUMPY, KnownOnly
@@ -81,6 +81,22 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
     return Splits(*parts["train"], *parts["test"], _CLASSES, "CIFAR-10 (Krizhevsky 2009)", fingerprint.hexdigest())
 
 
+def problems(settings: Settings) -> list[str]:
+    """What is wrong with ``data.path`` as far as a moment shows."""
+    if settings.path is None:
+        return []
+    place = Path(settings.path)
+    if not place.exists():
+        return [f"data.path: {place}: not found. Fetch {_ARCHIVE.url}, or leave data.path out."]
+    if place.is_dir():
+        names = {name for form in (_BINARY, _PYTHON) for files in form.values() for name in files}
+        return [] if holds(place, names.__contains__) else [f"data.path: {_holds_none(place)}"]
+    try:
+        return [] if tarfile.is_tarfile(place) else [f"data.path: {place}: is not a tar archive. {_FETCH}"]
+    except (OSError, EOFError, zlib.error) as error:
+        return [f"data.path: {place}: cannot be read as a tar archive ({error}). {_FETCH}"]
+
+
 def tiny_settings(folder: Path) -> dict[str, Any]:
     """Settings for the contract tests: the six binary files with a few pictures of the true size."""
     folder.mkdir(parents=True)
@@ -101,9 +117,16 @@ def _from_folder(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
                 raise UserError(f"{folder}: lacks {', '.join(missing)}. Unpack {_ARCHIVE.name} there again.")
             continue
         return {part: [(str(found[name]), found[name].read_bytes()) for name in files] for part, files in names.items()}
-    raise UserError(
+    raise UserError(_holds_none(folder))
+
+
+_FETCH = f"Fetch {_ARCHIVE.url}."
+
+
+def _holds_none(folder: Path) -> str:
+    return (
         f"{folder}: has neither data_batch_1.bin nor data_batch_1. Expected {_ARCHIVE.name} unpacked, or torchvision's "
-        f"cifar-10-batches-py. Fetch {_ARCHIVE.url}."
+        f"cifar-10-batches-py. {_FETCH}"
     )
 
 

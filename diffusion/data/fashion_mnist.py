@@ -91,16 +91,29 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
             )
         if len(pictures) != len(labels[part]) or len(pictures) < 2:
             raise UserError(f"{folder}: the {part} part has {len(pictures)} pictures and {len(labels[part])} labels.")
-    count = 1 + max(int(part.max()) for part in labels.values())
+    # Of a set of the user's, the numbers that occur: EMNIST's letters are from 1.
+    numbers = np.arange(len(_CLOTHES)) if settings.path is None else np.unique(np.concatenate([*labels.values()]))
     return Splits(
         train_images=images["train"][..., np.newaxis],
-        train_labels=labels["train"].astype(np.int64),
+        train_labels=np.searchsorted(numbers, labels["train"]),
         test_images=images["test"][..., np.newaxis],
-        test_labels=labels["test"].astype(np.int64),
-        class_names=_CLOTHES if settings.path is None else tuple(map(str, range(count))),
+        test_labels=np.searchsorted(numbers, labels["test"]),
+        class_names=_CLOTHES if settings.path is None else tuple(map(str, numbers.tolist())),
         source="Fashion-MNIST (Xiao et al. 2017)" if settings.path is None else f"idx files in {folder.name}",
         fingerprint=fingerprint.hexdigest(),
     )
+
+
+def problems(settings: Settings) -> list[str]:
+    """Which of the four files are missing in ``data.path``."""
+    if settings.path is None:
+        return []
+    try:
+        for name in _FILES.values():
+            _find(Path(settings.path), name)
+    except UserError as error:
+        return [f"data.path: {error}"]
+    return []
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """A picture data set of the Hugging Face Hub, or a folder in one of its formats, through the library `datasets`."""
 
 import hashlib
+import importlib.util
 import io
+import logging
+import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -9,13 +13,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.images import DecodedPictures, PictureSettings
-from diffusion.data.store import Splits, stratified_split
+from diffusion.data.images import PictureSettings, decoded_parts
+from diffusion.data.store import Splits, holds, stratified_split
 from diffusion.errors import UserError, some_of
 from diffusion.settings import UserPath
 
 if TYPE_CHECKING:
     import datasets
+
+
+_log = logging.getLogger(__name__)
 
 
 class Settings(PictureSettings):
@@ -31,7 +38,8 @@ class Settings(PictureSettings):
     # Names of its parts; without a test part, a share of the training part is held out.
     train: str = "train"
     test: str | None = None
-    # Names of its columns; without labels, all pictures are one class.
+    # Names of its columns; without labels, all pictures are one class. Labels are class numbers, texts or truth values,
+    # one a row; the classes of numbers without names are those that occur.
     image: str = "image"
     label: str | None = None
 
@@ -46,44 +54,72 @@ def prepare(settings: Settings) -> Splits:
     try:
         import datasets
     except ImportError as error:
-        raise UserError("data.kind: 'hub' needs the library `datasets`: pip install datasets") from error
-    train = _part(settings, settings.train, datasets)
-    test = _part(settings, settings.test, datasets) if settings.test else None
-    labels, names = _labels(settings, train)
-    _refuse_missing_classes(settings, settings.train, labels, names)
-    counts = {settings.train: len(train)} | ({settings.test: len(test)} if settings.test and test else {})
-    settings.refuse_other_number(settings.name, counts)
-    rows = np.arange(len(train))
-    if test is None:
-        held_out = round(settings.test_fraction * len(train))
+        raise UserError(_NEEDS) from error
+    parts = {name: _part(settings, name, datasets) for name in (settings.train, settings.test) if name is not None}
+    train = parts[settings.train]
+    labels, names = _labels(settings, parts)
+    settings.refuse_other_classes(settings.name, names)
+    for name, found in labels.items():
+        _refuse_missing_classes(settings, name, found, names)
+    settings.refuse_other_number(settings.name, {name: len(part) for name, part in parts.items()})
+    if settings.test is None:
+        test, held_out = train, round(settings.test_fraction * len(train))
         try:
-            rows, other_rows = stratified_split(labels, held_out, settings.split_seed)
+            rows, other_rows = stratified_split(labels[settings.train], held_out, settings.split_seed)
         except UserError as error:
             raise UserError(f"{settings.name}: {error}") from error
-        test, test_labels = train, labels[other_rows]
-        labels = labels[rows]
     else:
-        (test_labels, test_names), other_rows = _labels(settings, test), np.arange(len(test))
-        if test_names != names:
-            raise UserError(f"{settings.name}: '{settings.test}' has other classes than '{settings.train}'.")
-        _refuse_missing_classes(settings, str(settings.test), test_labels, names)
+        test = parts[settings.test]
+        rows, other_rows = np.arange(len(train)), np.arange(len(test))
     for name, chosen in ((settings.train, rows), (settings.test or "test", other_rows)):
         if len(chosen) < 2:
             raise UserError(f"{settings.name}: the part '{name}' has {len(chosen)} picture(s), expected at least 2.")
     facts = repr((train._fingerprint, test._fingerprint))
+    train_images, test_images = decoded_parts(
+        [_Row(train, settings, int(row)) for row in rows],
+        [_Row(test, settings, int(row)) for row in other_rows],
+        settings,
+    )
     return Splits(
-        train_images=DecodedPictures([_Row(train, settings, int(row)) for row in rows], settings),
-        train_labels=labels,
-        test_images=DecodedPictures([_Row(test, settings, int(row)) for row in other_rows], settings),
-        test_labels=test_labels,
+        train_images=train_images,
+        train_labels=labels[settings.train][rows],
+        test_images=test_images,
+        test_labels=labels[settings.test or settings.train][other_rows],
         class_names=names,
-        source=f"{settings.name} of the Hugging Face Hub" if not Path(settings.name).exists() else settings.name,
+        source=settings.name if Path(_source(settings)).exists() else f"{settings.name} of the Hugging Face Hub",
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
     )
 
 
+_NEEDS = "data.kind: 'hub' needs the library `datasets`: pip install datasets"
+
+
+def problems(settings: Settings) -> list[str]:
+    """Whether the library is there, and the folder where a folder is named; the network is not asked."""
+    found = [] if importlib.util.find_spec("datasets") else [_NEEDS]
+    path = Path(_source(settings))
+    if path.is_file():
+        found.append(
+            f"data.name: {path}: is a file, expected a folder that `datasets` reads. Name the folder it is in."
+        )
+    elif path.is_dir():
+        if not holds(path, lambda name: not name.startswith(".")):
+            found.append(
+                f"data.name: {path}: holds no files. Name a folder that `datasets` reads, or a name of the Hub."
+            )
+    elif not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", settings.name):
+        found.append(
+            f"data.name: {path}: not found (looked for it in {Path.cwd()}), and no name of the Hub, which are as "
+            f"uoft-cs/cifar10. Correct data.name."
+        )
+    return found
+
+
+def _source(settings: Settings) -> str:
+    return str(Path(settings.name).expanduser()) if settings.name.startswith("~") else settings.name
+
+
 def _refuse_missing_classes(settings: Settings, part: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
-    settings.refuse_other_classes(settings.name, names)
     absent = [names[label] for label in np.setdiff1d(np.arange(len(names)), labels)]
     if settings.num_classes is not None and absent:
         raise UserError(
@@ -109,7 +145,7 @@ def tiny_settings(folder: Path) -> dict[str, Any]:
 def _part(settings: Settings, name: str, library: Any) -> "datasets.Dataset":
     where = f"{settings.name} (data.name), part '{name}'"
     try:
-        part = library.load_dataset(settings.name, settings.subset, split=name, revision=settings.revision)
+        part = library.load_dataset(_source(settings), settings.subset, split=name, revision=settings.revision)
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         raise UserError(
             f"{where}: cannot be loaded ({type(error).__name__}: {error}). Check the name, the part and the network; "
@@ -124,15 +160,70 @@ def _part(settings: Settings, name: str, library: Any) -> "datasets.Dataset":
     return decoded
 
 
-def _labels(settings: Settings, part: "datasets.Dataset") -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels(settings: Settings, parts: dict[str, "datasets.Dataset"]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Of each part, indices into the names of the classes of all parts together."""
     if settings.label is None:
-        return np.zeros(len(part), np.int64), ("all",)
-    names = getattr(part.features[settings.label], "names", None)
-    values = part[settings.label]
-    labels = np.asarray(list(values))
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise UserError(f"{settings.name}: the column '{settings.label}' (data.label) does not hold class numbers.")
-    return labels.astype(np.int64), tuple(names or map(str, range(1 + int(labels.max()))))
+        return {name: np.zeros(len(part), np.int64) for name, part in parts.items()}, ("all",)
+    named = {name: _classes(settings, name, part) for name, part in parts.items()}
+    column, train = parts[settings.train].features[settings.label], named[settings.train]
+    occurring: list[Any] = sorted(set(train))
+    for name, classes in named.items():
+        if strange := sorted(set(classes) - set(occurring)):
+            raise UserError(
+                f"{settings.name}: the classes {_some(strange)} of '{name}' do not occur in '{settings.train}', which "
+                f"has {_some(occurring)}. Choose another part (data.test)."
+            )
+    # Declared names keep their numbers, which a stored teacher may know, whether they occur or not.
+    declared = [_composed(name) for name in getattr(column, "names", None) or ()]
+    if not declared and 2 * len(occurring) > len(train):
+        raise UserError(
+            f"{settings.name}: the column '{settings.label}' (data.label) holds {len(occurring):,} different values in "
+            f"{len(train):,} rows, as {str(train[0])[:80]!r}: names or captions, not classes. {_ONE_CLASS}"
+        )
+    order = {label: index for index, label in enumerate(declared or occurring)}
+    if absent := [label for label in order if label not in occurring]:
+        _log.warning("%s: '%s' has no picture of %s", settings.name, settings.train, _some(absent))
+    labels = {name: np.array([order[label] for label in classes], np.int64) for name, classes in named.items()}
+    return labels, tuple(map(str, order))
+
+
+def _classes(settings: Settings, name: str, part: "datasets.Dataset") -> list[Any]:
+    """Each row's class: its name, or its number where numbers have no names."""
+    where = f"{settings.name}, part '{name}': the column '{settings.label}' (data.label)"
+    feature, values = part.features[settings.label], part[settings.label][:]
+    if any(isinstance(value, float) for value in values):  # whole numbers and NaN are what pandas makes of gaps
+        if broken := [value for value in values if value is not None and value % 1 > 0]:
+            raise UserError(f"{where} holds numbers with fractions, as {broken[0]}. {_ONE_CLASS}")
+        values = [int(value) if value is not None and value % 1 == 0 else None for value in values]
+    kinds = {type(value) for value in values} - {type(None)}
+    if kinds & {list, dict}:
+        raise UserError(f"{where} holds several values a row, as {str(values[0])[:80]}. {_ONE_CLASS}")
+    if not kinds <= {int, bool, str}:
+        raise UserError(f"{where} holds {getattr(feature, 'dtype', type(feature).__name__)}. {_ONE_CLASS}")
+    if unlabelled := sum(value is None or value == "" or (isinstance(value, int) and value < 0) for value in values):
+        everything = unlabelled == len(values)
+        raise UserError(
+            f"{where} has no label in {'all' if everything else f'{unlabelled:,} of'} {len(values):,} rows (null, "
+            f"empty or below 0). {'Choose another part' if everything else 'Leave these rows out'}, or set data.label "
+            f"to null, so that all pictures are one class."
+        )
+    if declared := getattr(feature, "names", None):
+        return [_composed(declared[value]) for value in values]
+    return values if kinds == {int} else [_composed(str(value)) for value in values]
+
+
+_ONE_CLASS = (
+    "Expected one class a row: a class number, a text or a truth value. Name another column, or set data.label to "
+    "null, so that all pictures are one class."
+)
+
+
+def _some(labels: list[Any]) -> str:
+    return some_of([str(label) for label in labels])
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)
@@ -145,7 +236,7 @@ class _Row:
 
     @property
     def name(self) -> str:
-        return f"{self.settings.name}, picture {self.row}"
+        return f"{self.settings.name}, part '{self.part.split}', picture {self.row}"
 
     def open(self) -> BinaryIO:
         stored = self.part[self.row][self.settings.image]

@@ -45,21 +45,7 @@ def prepare(settings: Settings) -> Splits:
     Raises:
         UserError: a file is missing or truncated, pictures or classes are missing.
     """
-    folder = Path(settings.path)
-    train = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(re.findall(r"\d+", file.name)[-1]))
-    files = {"train": train, "test": [file for file in [folder / "val_data.npz"] if file.is_file()]}
-    for part, name in (("train", "train_data_batch_<n>.npz"), ("test", "val_data.npz")):
-        if not files[part]:
-            raise UserError(
-                f"{folder}: has no {name} (data.path). Log in at https://image-net.org/download-images.php, fetch "
-                f"'Downsampled Image Data' 64x64 (npz format: Imagenet64_train_part1_npz.zip, "
-                f"Imagenet64_train_part2_npz.zip, Imagenet64_val_npz.zip; 13 GB) and unpack them into one folder."
-            )
-    if settings.whole and (absent := [name for name in _FILES if not (folder / name).is_file()]):
-        raise UserError(
-            f"{folder}: lacks {some_of(absent)}. Unpack all of Imagenet64_train_part1_npz.zip, "
-            f"Imagenet64_train_part2_npz.zip and Imagenet64_val_npz.zip there; or set data.whole to false for a part."
-        )
+    folder, files = Path(settings.path), _files(settings)
     labels = {part: [_labels(file) for file in found] for part, found in files.items()}
     joined = {part: np.concatenate(found) for part, found in labels.items()}
     classes = 1000 if settings.whole else 1 + int(max(part.max() for part in joined.values()))
@@ -78,8 +64,42 @@ def prepare(settings: Settings) -> Splits:
         test_labels=joined["test"],
         class_names=tuple(f"class {number}" for number in range(1, classes + 1)),
         source="ImageNet at 64×64 (Chrabaszcz et al. 2017)",
-        fingerprint=hashlib.sha256(repr([(f.name, f.stat().st_size) for f in train]).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(repr([(f.name, f.stat().st_size) for f in files["train"]]).encode()).hexdigest(),
     )
+
+
+def problems(settings: Settings) -> list[str]:
+    """What is wrong with ``data.path``, without a look into the batches."""
+    try:
+        found = _files(settings)
+    except UserError as error:
+        return [f"data.path: {error}"]
+    return [
+        f"data.path: {file}: is not a whole .npz file; it may be truncated. Unpack it again."
+        for part in found.values()
+        for file in part
+        if not zipfile.is_zipfile(file)
+    ]
+
+
+def _files(settings: Settings) -> dict[str, list[Path]]:
+    """The batch files of both parts."""
+    folder = Path(settings.path)
+    train = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(re.findall(r"\d+", file.name)[-1]))
+    files = {"train": train, "test": [file for file in [folder / "val_data.npz"] if file.is_file()]}
+    for part, name in (("train", "train_data_batch_<n>.npz"), ("test", "val_data.npz")):
+        if not files[part]:
+            raise UserError(
+                f"{folder}: has no {name}. Log in at https://image-net.org/download-images.php, fetch "
+                f"'Downsampled Image Data' 64x64 (npz format: Imagenet64_train_part1_npz.zip, "
+                f"Imagenet64_train_part2_npz.zip, Imagenet64_val_npz.zip; 13 GB) and unpack them into one folder."
+            )
+    if settings.whole and (absent := [name for name in _FILES if not (folder / name).is_file()]):
+        raise UserError(
+            f"{folder}: lacks {some_of(absent)}. Unpack all of Imagenet64_train_part1_npz.zip, "
+            f"Imagenet64_train_part2_npz.zip and Imagenet64_val_npz.zip there; or set data.whole to false for a part."
+        )
+    return files
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:

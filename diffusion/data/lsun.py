@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.images import CountedSettings, Crop, DecodedPictures
+from diffusion.data.images import CountedSettings, Crop, decoded_parts
 from diffusion.data.store import Splits, stratified_split
 from diffusion.errors import UserError
 from diffusion.settings import UserPath
@@ -42,43 +42,75 @@ def prepare(settings: Settings) -> Splits:
     """
     import lmdb
 
-    path = Path(settings.path)
-    what = (
-        "Expected an LSUN lmdb, a folder with data.mdb; unzip e.g. http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip"
-    )
-    if not (path / "data.mdb").is_file():
-        raise UserError(f"{path}: has no data.mdb (data.path). {what} (43 GB) and name its folder.")
+    path, database = Path(settings.path), _opened(settings)
     try:
-        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-        _refuse_if_cut(path / "data.mdb", database)
         with database.begin() as transaction:
             keys = list(transaction.cursor().iternext(keys=True, values=False))
     except lmdb.Error as error:
-        # Of formats that it knows, but not to read, the package since version 2 says so with the general error.
-        if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
-            raise UserError(
-                f"{path / 'data.mdb'}: is of a version of LMDB that the package lmdb {lmdb.__version__} cannot read "
-                f"({error}); expected that of LMDB 0.9, as of LSUN's own files. Update the package (pip install -U "
-                f"lmdb), or write the file anew: mdb_dump of the version that it comes from, then mdb_load of 0.9."
-            ) from error
-        raise UserError(f"{path}: cannot be read as an lmdb ({error}); it may be truncated. {what}.") from error
-    settings.refuse_other_number(str(path), {"data.mdb": len(keys)})
-    if len(keys) < settings.test_size + 2:
-        raise UserError(
-            f"{path}: holds {len(keys)} pictures, of which {settings.test_size} would be for testing (data.test_size). "
-            f"The lmdb may be incomplete; LSUN's bedrooms are 3,033,042."
-        )
+        raise _unreadable(path, error) from error
     files = [_Entry(database, key, f"{path}/{key.decode(errors='replace')}") for key in keys]
     train, test = stratified_split(np.zeros(len(keys), np.int64), settings.test_size, settings.split_seed)
+    train_images, test_images = decoded_parts(
+        [files[index] for index in train], [files[index] for index in test], settings
+    )
     return Splits(
-        train_images=DecodedPictures([files[index] for index in train], settings),
+        train_images=train_images,
         train_labels=np.zeros(len(train), np.int64),
-        test_images=DecodedPictures([files[index] for index in test], settings),
+        test_images=test_images,
         test_labels=np.zeros(len(test), np.int64),
         class_names=("all",),
         source=f"LSUN (Yu et al. 2015), {path.name}",
         fingerprint=hashlib.sha256(b"\n".join(keys)).hexdigest(),
     )
+
+
+def problems(settings: Settings) -> list[str]:
+    """What is wrong with ``data.path``, without a look at a picture."""
+    try:
+        _opened(settings).close()
+    except UserError as error:
+        return [f"data.path: {error}"]
+    return []
+
+
+def _opened(settings: Settings) -> "lmdb.Environment":
+    """The lmdb, which is whole and has enough pictures."""
+    import lmdb
+
+    path = Path(settings.path)
+    if not (path / "data.mdb").is_file():
+        raise UserError(f"{path}: has no data.mdb. {_EXPECTED} (43 GB) and name its folder.")
+    try:
+        database = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+        _refuse_if_cut(path / "data.mdb", database)
+        count = database.stat()["entries"]
+    except lmdb.Error as error:
+        raise _unreadable(path, error) from error
+    settings.refuse_other_number(str(path), {"data.mdb": count})
+    if count < settings.test_size + 2:
+        raise UserError(
+            f"{path}: holds {count} pictures, of which {settings.test_size} would be for testing (data.test_size). "
+            f"The lmdb may be incomplete; LSUN's bedrooms are 3,033,042."
+        )
+    return database
+
+
+_EXPECTED = (
+    "Expected an LSUN lmdb, a folder with data.mdb; unzip e.g. http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip"
+)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    import lmdb
+
+    # Of formats that it knows, but not to read, the package since version 2 says so with the general error.
+    if isinstance(error, lmdb.VersionMismatchError) or "data format" in str(error):
+        return UserError(
+            f"{path / 'data.mdb'}: is of a version of LMDB that the package lmdb {lmdb.__version__} cannot read "
+            f"({error}); expected that of LMDB 0.9, as of LSUN's own files. Update the package (pip install -U "
+            f"lmdb), or write the file anew: mdb_dump of the version that it comes from, then mdb_load of 0.9."
+        )
+    return UserError(f"{path}: cannot be read as an lmdb ({error}); it may be truncated. {_EXPECTED}.")
 
 
 def _refuse_if_cut(file: Path, database: "lmdb.Environment") -> None:

@@ -41,6 +41,36 @@ SHARD_BYTES = 256 * 2**20
 _PORTION_BYTES = 32 * 2**20
 
 
+# Names in a folder that are looked at while a configuration is read, which is to take a moment.
+MOST_LOOKED_AT = 20_000
+
+
+def holds(folder: Path, wanted: Callable[[str], bool], skipped: Callable[[str], bool] = lambda _name: False) -> bool:
+    """Whether a folder holds a wanted file at any depth; also true where that takes too long to say.
+
+    Args:
+        wanted: of a file's name.
+        skipped: of a file's or a folder's name.
+    """
+    waiting, seen = [folder], 0
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    seen += 1
+                    if seen > MOST_LOOKED_AT:
+                        return True
+                    if skipped(entry.name):
+                        continue
+                    if entry.is_dir():
+                        waiting.append(Path(entry.path))
+                    elif wanted(entry.name):
+                        return True
+    except OSError:
+        return True  # what prepares the data set says why it cannot be listed
+    return False
+
+
 class Pictures(Protocol):
     """Pictures that may be made when they are asked for: uint8, ``shape`` (N, H, W, C)."""
 

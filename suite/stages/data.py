@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 from diffusion.conditions import ClassLabels
@@ -17,6 +18,8 @@ _FEWEST_HELD_OUT = 4
 
 def prepare_data(arguments: argparse.Namespace) -> None:
     """Writes the two parts of a data set."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("diffusion.data").setLevel(logging.INFO)  # which classes there are, and how many images of each
     settings = parse_settings(json.loads(arguments.settings))
     splits = prepare(settings, arguments.downloads)
     if len(splits.test_images) < _FEWEST_HELD_OUT:
