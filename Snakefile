@@ -26,7 +26,7 @@ from suite.configuration import parse_experiment
 from suite.launch import WORKFLOW
 from suite.plan import Plan
 from suite.provenance import RECORD
-from suite.registry import method_file
+from suite.registry import method_files
 from suite.reruns import Reruns, RunLock
 
 min_version("9.5")

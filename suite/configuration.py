@@ -18,9 +18,8 @@ from diffusion.settings import Settings, StepCounts
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
-from suite.registry import method_class, method_modules
+from suite.registry import RESERVED, method_class
 
-_RESERVED = ("real", "external", "teacher")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -395,14 +394,14 @@ def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
 
 def _parse_method(name: str, block: Mapping[str, Any], teacher: TeacherFacts, guidance: Guidance) -> Method:
     key = f"methods.{name}"
-    if not _NAME.fullmatch(name) or name in _RESERVED:
+    if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(
-            f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(_RESERVED)}."
+            f"{key}: expected a name of letters, digits and . _ + - (it names folders), none of {', '.join(RESERVED)}."
         )
-    kind = block.get("method")
-    if not isinstance(kind, str) or kind not in method_modules():
-        raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
-    method_type = method_class(kind)
+    try:
+        method_type = method_class(block.get("method"))
+    except UserError as error:
+        raise UserError(f"{key}.method: {error}") from error
     try:
         method = method_type(method_type.Settings.model_validate(dict(block)), guidance)
     except pydantic.ValidationError as error:
@@ -433,7 +432,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     problems += _weights_problems(layout.evaluation)
     problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
-        if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
+        if not _NAME.fullmatch(name) or name in layout.methods or name in RESERVED:
             problems.append(
                 f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
             )

@@ -79,11 +79,8 @@ def method_settings(wildcards):
 
 
 def method_code(wildcards):
-    """The method's own file; for BOOT the whole package, which is the method."""
-    file = method_file(EXPERIMENT.methods[wildcards.variant].name)
-    package = file.parent
-    files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
-    return [os.path.relpath(file, HERE) for file in files]
+    """The method's own file and, of boot/ and baselines/, what it imports; of BOOT the whole package."""
+    return [os.path.relpath(file, HERE) for file in method_files(EXPERIMENT.methods[wildcards.variant].name)]
 
 
 def job(record, code, files=(), **settings):
