@@ -14,10 +14,11 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Settings, StepCounts
+from diffusion.settings import Seeds, Settings, StepCounts
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
+from suite.external import ExternalSamples, external_problems
 from suite.registry import RESERVED, method_class
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -50,11 +51,11 @@ class EvaluationSettings(Settings):
             method has where it is not named. For methods that train many students, of which few are asked for: what is
             trained does not change. Variants that ``comparison`` and ``ablation`` make of one are named themselves.
         trajectory_noises: from how many noises BOOT's errors along the teacher's trajectory are means.
-        external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
+        external: samples of your own, by the name of their row; an .npz alone, or a block.
     """
 
     num_samples: int = Field(2000, ge=16)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
@@ -63,12 +64,7 @@ class EvaluationSettings(Settings):
     teacher: Reference = Reference()
     nfe: dict[str, StepCounts] = Field(default_factory=dict)
     trajectory_noises: int = Field(128, ge=1)
-    external: dict[str, str] = Field(default_factory=dict)
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct_and_not_negative(value)
+    external: dict[str, ExternalSamples] = Field(default_factory=dict)
 
     def sampled(self, variant: str, method: Method) -> tuple[int, ...]:
         """The numbers of network evaluations at which a variant is sampled, in the order of its method."""
@@ -179,7 +175,7 @@ class _Layout(Settings):
     comparison: dict[str, dict[str, dict[str, Any]]] | None = None
     published_as: str | None = None
     select: tuple[str, ...] | None = Field(None, min_length=1)
-    train_seeds: tuple[int, ...] = Field((0,), min_length=1)
+    train_seeds: Seeds = (0,)
     evaluation: EvaluationSettings = EvaluationSettings()
     speed: SpeedSettings = SpeedSettings()
 
@@ -189,11 +185,6 @@ class _Layout(Settings):
         if not _NAME.fullmatch(value):
             raise ValueError(f"found {value!r}, expected letters, digits and . _ + - (it names a folder)")
         return value
-
-    @field_validator("train_seeds")
-    @classmethod
-    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct_and_not_negative(value)
 
 
 class Experiment:
@@ -300,6 +291,9 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         )
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
     problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
+    shape = (data.resolution, data.resolution, data.channels)
+    taken = set(_labels(chosen).values())
+    problems += external_problems(layout.evaluation.external, shape, facts.conditional, taken)
     if problems:
         raise UserError("\n".join(problems))
     return Experiment(raw, layout, data, teacher, chosen, facts)
@@ -432,7 +426,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     problems += _weights_problems(layout.evaluation)
     problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
-        if not _NAME.fullmatch(name) or name in layout.methods or name in RESERVED:
+        if not _NAME.fullmatch(name) or name in known or name in RESERVED:
             problems.append(
                 f"evaluation.external.{name}: expected a name of letters, digits and . _ + - that no method has."
             )
@@ -492,12 +486,6 @@ def _published_problems(name: str | None) -> list[str]:
     if name in known:
         return []
     return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]
-
-
-def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
-    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
-        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
-    return value
 
 
 def _problems(error: pydantic.ValidationError, model: type[Settings], prefix: str = "") -> str:

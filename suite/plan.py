@@ -48,11 +48,6 @@ class Plan:
         reference = self.experiment.evaluation.teacher
         return next(u for u in self.units() if (u.variant, u.nfe) == (reference.variant, reference.nfe))
 
-    @property
-    def external(self) -> list[str]:
-        """Names of the rows that the user brings."""
-        return list(self.experiment.evaluation.external)
-
     def trained_variants(self) -> list[str]:
         """Names of all variants that are trained."""
         return [name for name, method in self.experiment.methods.items() if method.trains]

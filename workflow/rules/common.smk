@@ -157,6 +157,11 @@ def sets(named):
     return canonical_json({name: str(path) for name, path in named.items()})
 
 
+def brought(wildcards):
+    """The user's samples of a row: sampling seed to file."""
+    return EVALUATION.external[wildcards.name].files
+
+
 def further_sets(wildcards):
     return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
 

@@ -102,15 +102,16 @@ rule features:
         "python -m suite.launch {resources.processes} suite.cli features --job {input.job:q} {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
-# Samples that the user brings: one row a file.
+# Samples that the user brings.
 use rule features as features_external with:
     input:
-        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
+        samples=lambda wildcards: ancient([str(file) for file in brought(wildcards).values()]),
         job=job(
             ROOT / "features/external/{name}" / RECORD,
             extraction_code("extraction"),
-            files=lambda wildcards: [EVALUATION.external[wildcards.name], *WEIGHTS_OF_MAIN],
+            files=lambda wildcards: [*brought(wildcards).values(), *WEIGHTS_OF_MAIN],
             options=MAIN_EXTRACTION,
+            sets=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
         ),
     output:
         directory(ROOT / "features/external/{name}"),
@@ -122,7 +123,7 @@ use rule features as features_external with:
         name=one_of(EVALUATION.external),
     params:
         options=MAIN_EXTRACTION,
-        sets=lambda wildcards: sets({"seed-0": EVALUATION.external[wildcards.name]}),
+        sets=lambda wildcards: sets({f"seed-{seed}": file for seed, file in brought(wildcards).items()}),
 
 
 # Features that only further protocols need; what is equal to the main one's is shared.
@@ -267,7 +268,7 @@ rule measure:
 rule measure_external:
     input:
         features=rules.features_external.output,
-        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
+        samples=lambda wildcards: ancient([str(file) for file in brought(wildcards).values()]),
         real=PLAN.real(),
         teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
@@ -275,7 +276,10 @@ rule measure_external:
         job=job(
             ROOT / "measures/external/{name}.json",
             measuring_code(),
-            files=lambda wildcards: [EVALUATION.external[wildcards.name]],
+            files=lambda wildcards: [*brought(wildcards).values()],
+            seeds=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
+            nfe=lambda wildcards: EVALUATION.external[wildcards.name].nfe,
+            num_samples=EVALUATION.num_samples,
             experiment=EXPERIMENT.name,
             teacher=[TEACHER, TEACHER_UNIT.nfe],
             judge=JUDGE_OPTIONS[2:],
@@ -298,11 +302,14 @@ rule measure_external:
         runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
+        seeds=lambda wildcards: [*brought(wildcards)],
+        nfe=lambda wildcards: ["--nfe", nfe] if (nfe := EVALUATION.external[wildcards.name].nfe) else "",
+        num_samples=EVALUATION.num_samples,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
-        "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
+        "--features {input.features:q} --samples {input.samples:q} --seeds {params.seeds} {params.nfe} --num-samples {params.num_samples} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
