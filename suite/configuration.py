@@ -204,7 +204,8 @@ class Experiment:
         comparison: name of a budget to the variants compared at it, each with the variant under ``methods`` that it is
             or was made from; None where the experiment compares nothing.
         derived: the variants that ``ablation`` and ``comparison`` made.
-        labels: what the report calls each variant: its method's title, and its own name where several share a method.
+        labels: what the report calls each variant: its method's title, and its own name where several share a method;
+            and the samples that the user brings.
         plain_labels: the same among the variants under ``methods`` alone.
     """
 
@@ -229,7 +230,8 @@ class Experiment:
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
         self.uneven_steps = {name: counts for name, counts in uneven.items() if counts}
         self.published_as = layout.published_as
-        self.labels = _labels(methods)
+        brought = layout.evaluation.external
+        self.labels = _labels(methods) | {name: samples.title or name for name, samples in brought.items()}
         self.plain_labels = _labels({name: method for name, method in methods.items() if name in layout.methods})
         self.derived = frozenset(name for name in methods if name not in layout.methods)
         self.comparison = None

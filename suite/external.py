@@ -62,6 +62,11 @@ class ExternalSamples(Settings):
         seeds = range(len(self.path)) if self.seeds is None else self.seeds
         return dict(sorted(zip(seeds, (Path(path).expanduser() for path in self.path), strict=True)))
 
+    @property
+    def count(self) -> int:
+        """Images in each file, as the first one's header has it."""
+        return samples_shape(next(iter(self.files.values())))[0]
+
 
 def external_problems(
     external: Mapping[str, ExternalSamples], shape: tuple[int, int, int], labelled: bool, taken: Collection[str]

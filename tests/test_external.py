@@ -15,6 +15,7 @@ from diffusion.images import load_samples, samples_shape
 from evaluation import quality
 from suite.configuration import parse_experiment
 from suite.external import LEAST_SAMPLES, ExternalSamples
+from suite.plan import Plan
 
 
 def images(*shape, seed=0):
@@ -199,6 +200,30 @@ def test_the_header_tells_what_reading_finds_and_not_a_pixel_is_read(folder):
     assert samples_shape("damaged.npz") == (1000, 8, 8, 1)
     with pytest.raises(UserError, match="CRC"):
         load_samples("damaged.npz")
+
+
+def test_samples_of_ones_own_are_shown_and_measured_under_every_protocol_that_they_can(folder):
+    """Of 24 images: not where 32 are taken, nor where another quantiser made them."""
+    np.savez("few.npz", arr_0=images(24, 8, 8, 1))
+    np.savez("many.npz", arr_0=images(48, 8, 8, 1))
+    np.savez("more.npz", arr_0=images(48, 8, 8, 1, seed=1))
+    many = {"path": ["many.npz", "more.npz"], "seeds": [5, 3], "nfe": 2, "title": "Many"}
+    plan = Plan(parse({"few": "few.npz", "many": many}))
+    under = {None: ["few", "many"], "main": ["many"], "clean": ["many"], "truncated": [], "few": ["many"]}
+    found = {name: [row for row in plan.shown(name) if row.own is None] for name in under}
+    assert {name: [row.identity[1] for row in rows] for name, rows in found.items()} == under
+    few, row = found[None]
+    assert (row.identity, row.label, row.seed) == (("external", "many", 2, None), "Many, NFE 2", 3)
+    assert (few.label, str(row.samples)) == ("few", "more.npz")
+    root = plan.root
+    assert plan.features_under(row) == root / "features/external/many/seed-3.npy"
+    assert plan.features_folder(row) == root / "features/external/many"
+    clean = root / "further_features/clean-fid-clean-efficientnet-lite0-64/round"
+    assert plan.features_folder(row, "clean") == clean
+    assert plan.features_under(row, "clean") == clean / "external/many/seed-3.npy"
+    for (extraction, quantiser), sets in plan.further_extractions().items():
+        assert ("external/many/seed-3" in sets) == (quantiser == "round")
+        assert len(sets) == len(Plan(parse({})).further_extractions()[extraction, quantiser]) + (quantiser == "round")
 
 
 def test_the_fewest_samples_are_those_that_precision_and_recall_take():

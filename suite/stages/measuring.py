@@ -26,7 +26,7 @@ def measure(arguments: argparse.Namespace) -> None:
     Against the real pictures, and against the teacher's samples.
     """
     # A variant has a folder for every number of evaluations; what a user brings has files.
-    brought = dict(zip(arguments.seeds, arguments.samples, strict=True))
+    brought = dict(zip(arguments.seeds, arguments.samples, strict=True)) if arguments.seeds else {}
     folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
     teacher_nfe = arguments.teacher_features.name
     inputs = (

@@ -31,7 +31,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     plan = Plan(experiment)
     root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
-    labels = experiment.labels | {name: samples.title or name for name, samples in external.items()}
+    labels = experiment.labels
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
     several = len(experiment.train_seeds) > 1
@@ -62,10 +62,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[plan.first_seed]
             for unit in plan.timed_units()
         }
-        | {
-            f"{labels[name]}, NFE {brought.nfe}" if brought.nfe else labels[name]: next(iter(brought.files.values()))
-            for name, brought in external.items()
-        },
+        | {row.label: row.samples for row in plan.shown() if row.own is None},
         pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
         neighbours=root / "neighbours" / "neighbours.npz",
         protocols=protocols,

@@ -129,11 +129,14 @@ use rule features as features_external with:
 # Features that only further protocols need; what is equal to the main one's is shared.
 use rule features as further_features with:
     input:
-        samples=lambda wildcards: sorted({str(path.parents[1]) for path in further_sets(wildcards).values()}),
+        samples=lambda wildcards: sorted({result_with(path) for path in further_sets(wildcards).values()}),
         job=job(
             ROOT / "further_features/{extraction}/{quantiser}" / RECORD,
             extraction_code("extraction"),
-            files=lambda wildcards: weights_of(PLAN.extractions()[wildcards.extraction]),
+            files=lambda wildcards: [
+                *weights_of(PLAN.extractions()[wildcards.extraction]),
+                *(path for path in further_sets(wildcards).values() if path in BROUGHT),
+            ],
             options=lambda wildcards: extraction_options(wildcards.extraction),
             sets=lambda wildcards: [*further_sets(wildcards)],
         ),
@@ -364,7 +367,7 @@ rule protocol:
             ],
             experiment=EXPERIMENT.name,
             options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
-            rows=ROWS,
+            rows=rows_of,
             seed=PLAN.first_seed,
         ),
     output:
@@ -388,11 +391,8 @@ rule protocol:
         options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
         rows=lambda wildcards: json.dumps(
             [
-                [
-                    *(unit.method, unit.variant, unit.nfe, unit.train_seed),
-                    str(PLAN.features_under(unit, wildcards.protocol)),
-                ]
-                for unit in PLAN.neighboured_units()
+                [*row.identity, row.seed, str(PLAN.features_under(row, wildcards.protocol))]
+                for row in PLAN.shown(wildcards.protocol)
             ]
         ),
         seed=PLAN.first_seed,
@@ -578,14 +578,15 @@ rule trajectory:
 # Would a student that repeats its training pictures be seen?
 rule neighbours:
     input:
-        samples=[PLAN.samples(unit)[PLAN.first_seed].parents[1] for unit in PLAN.neighboured_units()],
-        features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
+        samples=[result_with(row.samples) for row in PLAN.shown()],
+        features=[PLAN.features_folder(row) for row in PLAN.shown()],
         real=PLAN.real(),
         data=ROOT / "data",
         job=job(
             ROOT / "neighbours/neighbours.json",
             ["evaluation/neighbours.py"] + stage_code("neighbours"),
-            rows=ROWS,
+            files=[row.samples for row in PLAN.shown() if row.own is None],
+            rows=[row.identity for row in PLAN.shown()],
             labels=EXPERIMENT.labels,
             seed=PLAN.first_seed,
         ),
@@ -603,16 +604,7 @@ rule neighbours:
         mem_mb=growing(16_000),
         runtime=growing(2 * 60),
     params:
-        rows=json.dumps(
-            [
-                [
-                    f"{EXPERIMENT.labels[unit.variant]}, NFE {unit.nfe}",
-                    str(PLAN.samples(unit)[PLAN.first_seed]),
-                    str(PLAN.features_under(unit, MAIN)),
-                ]
-                for unit in PLAN.neighboured_units()
-            ]
-        ),
+        rows=json.dumps([[row.label, str(row.samples), str(PLAN.features_under(row))] for row in PLAN.shown()]),
     shell:
         "python -m suite.launch 1 suite.cli neighbours --job {input.job:q} --rows {params.rows:q} --real {input.real:q} --data {input.data:q} "
         "--output {output.pictures:q} > {log:q} 2>&1"

@@ -52,7 +52,7 @@ rule report:
                 "evaluation/published.yaml",
                 "evaluation/templates/report.html.j2",
             ],
-            files=[file for brought in EVALUATION.external.values() for file in brought.files.values()],
+            files=BROUGHT,
             config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},
             # Of the report's rows.
             order=[*EXPERIMENT.methods],
