@@ -27,7 +27,7 @@ from suite.configuration_file import ConfigurationFiles
 from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD
-from suite.registry import method_file
+from suite.registry import method_files
 from suite.reruns import CHECKOUT, Reruns, RunLock
 
 min_version("9.5")

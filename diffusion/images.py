@@ -1,11 +1,13 @@
 """Pictures: float in [-1, 1] with shape (N, C, H, W) inside, uint8 with shape (N, H, W, C) on disk."""
 
+import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -93,20 +95,81 @@ def load_samples(path: Path | str) -> np.ndarray:
     Raises:
         UserError: no such file, not an ``.npz``, no ``arr_0``, another type or shape, damaged.
     """
-    expected = "expected an .npz whose 'arr_0' is uint8 of shape (N, H, W, C) with C = 1 or 3"
+    with _samples_archive(path) as archive:
+        images = _array_in(archive, "arr_0.npy")
+    _refuse_other_than_images(path, images.shape, images.dtype)
+    return images
+
+
+def samples_shape(path: Path | str) -> tuple[int, ...]:
+    """(N, H, W, C) of what :func:`load_samples` would read, from the file's headers alone.
+
+    Raises:
+        UserError: as there, but for damage within the pixels.
+    """
+    with _samples_archive(path) as archive, archive.open("arr_0.npy") as member:
+        shape, _, dtype = _read_header(member, "arr_0.npy")
+        found = archive.getinfo("arr_0.npy").file_size - member.tell()
+        if found != (expected := math.prod(shape) * dtype.itemsize):
+            raise ValueError(f"'arr_0.npy' has {found:,} bytes, its header says {expected:,}")
+    _refuse_other_than_images(path, shape, dtype)
+    return shape
+
+
+def labels_shape(path: Path | str) -> tuple[int, ...] | None:
+    """Shape of the integers that :func:`load_labels` would read, from the file's headers alone; None where none are.
+
+    Raises:
+        UserError: they are no integers.
+    """
+    with _samples_archive(path) as archive:
+        if "arr_1.npy" not in archive.namelist():
+            return None
+        with archive.open("arr_1.npy") as member:
+            shape, _, dtype = _read_header(member, "arr_1.npy")
+    if not np.issubdtype(dtype, np.integer):
+        raise UserError(f"{path}: 'arr_1' is {dtype} of shape {shape}; expected one integer an image.")
+    return shape
+
+
+_EXPECTED = "expected an .npz whose 'arr_0' is uint8 of shape (N, H, W, C) with C = 1 or 3"
+
+
+@contextmanager
+def _samples_archive(path: Path | str) -> Iterator[zipfile.ZipFile]:
+    """A file of samples, opened; whatever cannot be read in it is a :class:`UserError`."""
     try:
         with zipfile.ZipFile(path) as archive:
             if "arr_0.npy" not in archive.namelist():
                 names = sorted(name.removesuffix(".npy") for name in archive.namelist())
-                raise UserError(f"{path}: holds {names}; {expected}.")
-            images = _array_in(archive, "arr_0.npy")
+                raise UserError(f"{path}: holds {names}; {_EXPECTED}.")
+            yield archive
     except FileNotFoundError as error:
-        raise UserError(f"{path}: not found; {expected}.") from error
+        raise UserError(f"{path}: not found; {_EXPECTED}.") from error
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); {expected}.") from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
-        raise UserError(f"{path}: 'arr_0' is {images.dtype} of shape {images.shape}; {expected}.")
-    return images
+        whole = isinstance(error, zipfile.BadZipFile) and zipfile.is_zipfile(path)
+        truncated = ", or it is truncated" if isinstance(error, zipfile.BadZipFile) and not whole else ""
+        raise UserError(f"{path}: cannot be read ({first_line(error)}{truncated}); {_EXPECTED}.") from error
+
+
+def _refuse_other_than_images(path: Path | str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
+        raise UserError(f"{path}: 'arr_0' is {dtype} of shape {shape}; {_EXPECTED}.")
+
+
+def _read_header(member: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran's order, and type of a ``.npy``, of which no more is read."""
+    version = np.lib.format.read_magic(member)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"'{name}' is of the .npy format {version}")
+    shape, fortran_order, dtype = read_header(member)
+    if dtype.hasobject:
+        raise ValueError(f"'{name}' holds Python objects")
+    return shape, fortran_order, dtype
 
 
 def _array_in(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -115,16 +178,7 @@ def _array_in(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(info) as member:
         if info.compress_type != zipfile.ZIP_STORED:
             return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
-        version = np.lib.format.read_magic(member)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"'{name}' is of the .npy format {version}")
-        shape, fortran_order, dtype = read_header(member)
-        if dtype.hasobject:
-            raise ValueError(f"'{name}' holds Python objects")
+        shape, fortran_order, dtype = _read_header(member, name)
         within = member.tell()
         while member.read(1 << 20):  # to the end, where the checksum is compared
             pass

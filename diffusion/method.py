@@ -1,6 +1,7 @@
 """What a method is: one way to draw pictures from a teacher's knowledge with few network evaluations.
 
-A method is one file in ``boot/`` or ``baselines/`` with a subclass of :class:`Method`; the registry finds it there.
+A method is one file in ``boot/`` or ``baselines/`` with a subclass of :class:`Method` or of another method there; the
+registry finds it.
 """
 
 import copy
@@ -8,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import create_model, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
@@ -89,7 +90,7 @@ class Method(ABC):
     Attributes:
         name: the value of ``method:`` in the YAML.
         title: the method's name in the report.
-        Settings: the method's block of YAML.
+        Settings: the method's block of YAML. Its key ``method`` takes the class's ``name``, whatever a base's took.
         trains: False for samplers of the teacher itself.
         needs_data: whether training reads the data set. The workflow gives the data only to methods that say so.
         follows_teacher: whether the sample is meant to be the teacher's own sample from the same noise, so that the
@@ -104,6 +105,18 @@ class Method(ABC):
     needs_data: ClassVar[bool] = False
     follows_teacher: ClassVar[bool] = True
     TINY: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        name, model = cls.__dict__.get("name"), getattr(cls, "Settings", None)
+        if name is None or model is None:
+            return
+        known = model.model_fields.get("method")
+        if known is None or known.default != name:
+            kind: Any = Literal[name]
+            cls.Settings = create_model(
+                model.__name__, __base__=model, __module__=model.__module__, __doc__=model.__doc__, method=(kind, name)
+            )
 
     def __init__(self, settings: Any, guidance: Guidance | None = None) -> None:
         """Args: guidance: of the teacher. Students have learnt it; samplers of the teacher must apply it."""

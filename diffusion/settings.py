@@ -227,3 +227,12 @@ def user_path(value: str) -> str:
 
 # Every path in the configuration.
 UserPath = Annotated[str, AfterValidator(user_path)]
+
+
+def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
+    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
+    return value
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct_and_not_negative)]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from diffusion.files import read_json
 from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
 from evaluation.tables import (
@@ -21,6 +23,8 @@ from evaluation.tables import (
 )
 
 _FLOOR = "floor"
+# Before the name of samples that a user brought; no variant's has a colon.
+_BROUGHT = "external:"
 
 
 def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
@@ -39,7 +43,7 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         values[name] = {}
         for item in load_metrics([path]).itertuples():
             real = item.method == "real"
-            row = Method(item.method, item.variant, None if real else int(item.nfe))
+            row = Method(item.method, item.variant, None if pd.isna(item.nfe) else int(item.nfe))
             if not real and row not in sets:
                 sets.append(row)
             (floor_counts if real else counts)[name] = int(item.num_samples)
@@ -48,9 +52,10 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
     columns = [Column("protocol", "Protocol"), Column("library", "Library"), Column("features", "Features")]
     columns += [Column("resize", "Resize"), Column("quantiser", "Quantiser"), Column("reference", "Reference")]
     columns += [Column("num_samples", "Samples", "count")]
-    named: list[tuple[Method | str, str, str]] = [
-        (row, f"{row.variant}_{row.nfe}", results.long_label(row)) for row in sets
-    ]
+    named: list[tuple[Method | str, str, str]] = []
+    for row in sets:
+        key = _BROUGHT + row.variant if row.method == "external" else f"{row.variant}_{row.nfe}"
+        named.append((row, key, results.long_label(row)))
     named.append((_FLOOR, _FLOOR, "Real pictures outside the reference"))
     for _set, key, label in named:
         columns += [Column(key, f"{label}: Fréchet distance ↓", "number"), Column(f"{key}_kid", "KID ↓", "number")]
@@ -67,6 +72,10 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
             mark = rank_mark(about["extractor"].get("dimensions"), count, about["reference"]["count"])
             cells += [Cell(found.get((measured, "frechet_distance")), mark=mark), Cell(found.get((measured, "kid")))]
         rows.append([*cells, Cell(floor_count, mark="" if floor_count == counts.get(name) else COUNT_MARK)])
+    brought = [
+        "Samples that a user brought are those of their lowest seed; they have no figure under a protocol that takes "
+        "more samples, or quantises otherwise."
+    ]
     table = Table(
         "protocols",
         "The same samples under every protocol",
@@ -77,7 +86,10 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         "(it needs SciPy before 1.18), or the reference has no pictures.",
         columns,
         rows,
-        [f"{name}: {words(fact)}" for name, fact in facts.items()],
+        [
+            *(brought if any(row.method == "external" for row in sets) else []),
+            *(f"{name}: {words(fact)}" for name, fact in facts.items()),
+        ],
     )
     return without_empty_columns(table)
 
@@ -111,7 +123,9 @@ def protocol_summary(table: Table) -> str:
     sets = [
         (number, column.title.removesuffix(": Fréchet distance ↓"))
         for number, column in enumerate(table.columns)
-        if column.title.endswith(": Fréchet distance ↓") and column.key != _FLOOR
+        if column.title.endswith(": Fréchet distance ↓")
+        and column.key != _FLOOR
+        and not column.key.startswith(_BROUGHT)
     ]
     figures = {
         str(row[keys.index("protocol")].value): {label: row[number].value for number, label in sets}

@@ -9,7 +9,7 @@ since 2020), and the extrapolation of a Fréchet distance to infinitely many sam
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from diffusion.errors import NonFiniteError, UserError
@@ -331,7 +331,7 @@ def measure(
     reference: Reference,
     *,
     extractor: str,
-    small_count: int,
+    fewer: Collection[int],
     teacher_features: Mapping[int, np.ndarray] | None = None,
     teacher_samples: Mapping[int, np.ndarray] | None = None,
     teacher_name: str = "teacher-50",
@@ -342,7 +342,7 @@ def measure(
 
     On every sampling seed: Fréchet distance, KID with its spread over subsets, precision, recall, density, coverage
     and, where the reference has what they need, the classifier score and the leak check, at the full count and on
-    the first ``small_count`` samples (the count of the real floor); the mean squared distance to the teacher's samples
+    the first samples of every count in ``fewer``; the mean squared distance to the teacher's samples
     from the same noise. On the first seed, where there are samples enough, the extrapolated Fréchet distance. On the
     first ``teacher_seeds`` seeds the Fréchet distance to the teacher's samples of all *other* sampling seeds, so that
     the teacher's own row is its finite-sample floor and not zero; with one sampling seed there is no such row.
@@ -353,7 +353,7 @@ def measure(
         samples: sampling seed to uint8 (N, H, W, C).
         reference: the real pictures' features, e.g. named "train".
         extractor: name of the extractor; decides whether the Fréchet distance may be called FID.
-        small_count: the count at which the real floor is measured.
+        fewer: further counts to measure at: that of the real floor. Those that are not fewer are passed over.
         teacher_features: sampling seed to the features of the teacher's many-step samples.
         teacher_samples: sampling seed to the teacher's many-step samples from the same noise; None where the
             noise is not shared (stochastic samplers, external samples).
@@ -391,8 +391,8 @@ def measure(
                     library="torch-fidelity",
                 )
             )
-        if small_count < len(vectors):
-            rows += _reference_rows(this, vectors[:small_count], reference, extractor, f"seed {seed}", warn=False)
+        for count in (count for count in fewer if count < len(vectors)):
+            rows += _reference_rows(this, vectors[:count], reference, extractor, f"seed {seed}", warn=False)
         others = [v for other, v in (teacher_features or {}).items() if other != seed]
         if others and position < teacher_seeds:
             rows.append(

@@ -145,7 +145,11 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("experiment", "method", "variant"):
         sub.add_argument(f"--{name}", required=True)
     sub.add_argument("--train-seed", type=int)
-    paths(sub, "features", "samples", "real", "teacher-features", "teacher-samples", "output")
+    paths(sub, "features", "real", "teacher-features", "teacher-samples", "output")
+    sub.add_argument("--samples", type=Path, nargs="+", required=True, help="a variant's folder, or your own files")
+    sub.add_argument("--seeds", type=int, nargs="*", default=(), help="of your own files, one each")
+    sub.add_argument("--nfe", type=int, help="of your own samples")
+    sub.add_argument("--num-samples", type=int, help="to measure your own at too, where they are more")
     sub.add_argument(
         "--follows-teacher", type=int, nargs="*", default=(), help="evaluations at which the samples follow its noise"
     )

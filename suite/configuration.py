@@ -14,13 +14,13 @@ from diffusion.data import parse_settings
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Settings, StepCounts, UserPath, problems_of, shown
+from diffusion.settings import Seeds, Settings, StepCounts, UserPath, problems_of, shown
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
-from suite.registry import method_class, method_modules
+from suite.external import ExternalSamples, external_problems
+from suite.registry import RESERVED, method_class
 
-_RESERVED = ("real", "external", "teacher")
 T = TypeVar("T")
 # Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,
 # and Slurm's logs, named after all wildcards of a job together, some more.
@@ -55,11 +55,11 @@ class EvaluationSettings(Settings):
             method has where it is not named. For methods that train many students, of which few are asked for: what is
             trained does not change. Variants that ``comparison`` and ``ablation`` make of one are named themselves.
         trajectory_noises: from how many noises BOOT's errors along the teacher's trajectory are means.
-        external: samples of your own: row name to an .npz with ``arr_0``, uint8, N×H×W×C.
+        external: samples of your own, by the name of their row; an .npz alone, or a block.
     """
 
     num_samples: int = Field(2000, ge=16)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: Seeds = (0, 1, 2)
     batch_size: int = Field(256, ge=1)
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
@@ -68,12 +68,7 @@ class EvaluationSettings(Settings):
     teacher: Reference = Reference()
     nfe: dict[str, StepCounts] = Field(default_factory=dict)
     trajectory_noises: int = Field(128, ge=1)
-    external: dict[str, UserPath] = Field(default_factory=dict)
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct_and_not_negative(value)
+    external: dict[str, ExternalSamples] = Field(default_factory=dict)
 
     def sampled(self, variant: str, method: Method) -> tuple[int, ...]:
         """The numbers of network evaluations at which a variant is sampled, in the order of its method."""
@@ -184,7 +179,7 @@ class _Layout(Settings):
     comparison: dict[str, dict[str, dict[str, Any]]] | None = None
     published_as: str | None = None
     select: tuple[str, ...] | None = Field(None, min_length=1)
-    train_seeds: tuple[int, ...] = Field((0,), min_length=1)
+    train_seeds: Seeds = (0,)
     evaluation: EvaluationSettings = EvaluationSettings()
     speed: SpeedSettings = SpeedSettings()
 
@@ -194,11 +189,6 @@ class _Layout(Settings):
         if not _NAME.fullmatch(value):
             raise ValueError(f"found {value!r}, expected {_NAME_IN_WORDS} (it names a folder)")
         return value
-
-    @field_validator("train_seeds")
-    @classmethod
-    def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        return _distinct_and_not_negative(value)
 
 
 class Experiment:
@@ -219,7 +209,8 @@ class Experiment:
         comparison: name of a budget to the variants compared at it, each with the variant under ``methods`` that it is
             or was made from; None where the experiment compares nothing.
         derived: the variants that ``ablation`` and ``comparison`` made.
-        labels: what the report calls each variant: its method's title, and its own name where several share a method.
+        labels: what the report calls each variant: its method's title, and its own name where several share a method;
+            and the samples that the user brings.
         plain_labels: the same among the variants under ``methods`` alone.
     """
 
@@ -245,7 +236,8 @@ class Experiment:
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
         self.uneven_steps = {name: counts for name, counts in uneven.items() if counts}
         self.published_as = layout.published_as
-        self.labels = _labels(methods)
+        brought = layout.evaluation.external
+        self.labels = _labels(methods) | {name: samples.title or name for name, samples in brought.items()}
         self.plain_labels = _labels({name: method for name, method in methods.items() if name in layout.methods})
         self.derived = frozenset(name for name in methods if name not in layout.methods)
         self.comparison = None
@@ -306,6 +298,10 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
     if look_at_files:
         problems += _file_problems(layout, data)
+        if data and facts:
+            shape = (data.resolution, data.resolution, data.channels)
+            taken = set(_labels(chosen).values())
+            problems += external_problems(layout.evaluation.external, shape, facts.conditional, taken)
     if problems:
         raise UserError("\n".join(problems))
     assert teacher is not None
@@ -446,16 +442,16 @@ def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
 
 def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: Guidance) -> Method:
     key = f"methods.{name}"
-    if not _NAME.fullmatch(name) or name in _RESERVED:
+    if not _NAME.fullmatch(name) or name in RESERVED:
         raise UserError(
-            f"{key}: expected a name of {_NAME_IN_WORDS} (it names folders), none of {', '.join(_RESERVED)}."
+            f"{key}: expected a name of {_NAME_IN_WORDS} (it names folders), none of {', '.join(RESERVED)}."
         )
     if not isinstance(block, Mapping):
         raise UserError(f"{key}: found {shown(block)}, expected a block of keys.")
-    kind = block.get("method")
-    if not isinstance(kind, str) or kind not in method_modules():
-        raise UserError(f"{key}.method: found {kind!r}, expected one of: {', '.join(method_modules())}.")
-    method_type = method_class(kind)
+    try:
+        method_type = method_class(block.get("method"))
+    except UserError as error:
+        raise UserError(f"{key}.method: {error}") from error
     try:
         method = method_type(method_type.Settings.model_validate(dict(block)), guidance)
     except pydantic.ValidationError as error:
@@ -486,7 +482,7 @@ def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: di
     problems += _weights_problems(layout.evaluation)
     problems += _protocol_problems(layout.evaluation)
     for name in layout.evaluation.external:
-        if not _NAME.fullmatch(name) or name in layout.methods or name in _RESERVED:
+        if not _NAME.fullmatch(name) or name in known or name in RESERVED:
             problems.append(f"evaluation.external.{name}: expected a name of {_NAME_IN_WORDS} that no method has.")
     return problems
 
@@ -551,9 +547,3 @@ def _published_problems(name: str | None) -> list[str]:
     if name in known:
         return []
     return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]
-
-
-def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
-    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
-        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
-    return value

@@ -22,6 +22,25 @@ class Unit:
     nfe: int
 
 
+@dataclass(frozen=True)
+class Shown:
+    """Samples of one seed that are shown and measured under every protocol: a unit's, or some that the user brings.
+
+    Attributes:
+        identity: method, variant, evaluations and training seed, each of the latter None where it is not known.
+        label: what the report calls them.
+        seed: the sampling seed.
+        samples: their file.
+        own: the unit; None of samples that the user brings.
+    """
+
+    identity: tuple[str, str, int | None, int | None]
+    label: str
+    seed: int
+    samples: Path
+    own: Unit | None = None
+
+
 class Plan:
     """The files of an experiment, as paths below its results folder."""
 
@@ -47,11 +66,6 @@ class Plan:
         """The row that stands for the teacher."""
         reference = self.experiment.evaluation.teacher
         return next(u for u in self.units() if (u.variant, u.nfe) == (reference.variant, reference.nfe))
-
-    @property
-    def external(self) -> list[str]:
-        """Names of the rows that the user brings."""
-        return list(self.experiment.evaluation.external)
 
     def trained_variants(self) -> list[str]:
         """Names of all variants that are trained."""
@@ -163,31 +177,64 @@ class Plan:
             for seed, path in self.samples(unit).items()
         }
 
+    def shown(self, protocol: str | None = None) -> list[Shown]:
+        """What is shown beside its nearest training images; or what is measured under a protocol.
+
+        Samples that the user brings are under no protocol with another quantiser, nor one that takes more of them.
+        """
+        settings = self.experiment.evaluation.all_protocols[protocol] if protocol else Protocol()
+        labels = self.experiment.labels
+        rows = [
+            Shown(
+                (unit.method, unit.variant, unit.nfe, unit.train_seed),
+                f"{labels[unit.variant]}, NFE {unit.nfe}",
+                self.first_seed,
+                self.samples_under(unit, settings.quantiser),
+                unit,
+            )
+            for unit in self.neighboured_units()
+        ]
+        for name, brought in self.experiment.evaluation.external.items():
+            if settings.quantiser == "round" and brought.count >= (settings.num_samples or 0):
+                label = f"{labels[name]}, NFE {brought.nfe}" if brought.nfe else labels[name]
+                seed, file = next(iter(brought.files.items()))
+                rows.append(Shown(("external", name, brought.nfe, None), label, seed, file))
+        return rows
+
     def further_extractions(self) -> dict[tuple[str, Quantiser], dict[str, Path]]:
         """What is extracted for further protocols and not for ``main``: extraction and quantiser to named samples."""
-        protocols = self.experiment.evaluation.all_protocols.values()
-        wanted = dict.fromkeys((protocol.extraction, protocol.quantiser) for protocol in protocols)
-        return {
-            key: {self._name_of_set(unit): self.samples_under(unit, key[1]) for unit in self.neighboured_units()}
-            for key in wanted
-            if not self._is_of_main(*key)
-        }
+        wanted: dict[tuple[str, Quantiser], dict[str, Path]] = {}
+        for name, protocol in self.experiment.evaluation.all_protocols.items():
+            key = (protocol.extraction, protocol.quantiser)
+            if not self._is_of_main(*key):
+                wanted.setdefault(key, {}).update({self._name_of_set(row): row.samples for row in self.shown(name)})
+        return wanted
 
-    def features_under(self, unit: Unit, protocol: str) -> Path:
-        """The features of a unit's samples of the first sampling seed under a protocol; shared where they are equal."""
+    def features_folder(self, row: Shown, protocol: str = MAIN) -> Path:
+        """The result that holds the features of samples under a protocol; shared where they are equal."""
         settings = self.experiment.evaluation.all_protocols[protocol]
-        if self._is_of_main(settings.extraction, settings.quantiser):
-            folder = self.features(unit.variant, unit.train_seed)
-            return folder / f"nfe-{unit.nfe}" / f"seed-{self.first_seed}.npy"
-        folder = self.root / "further_features" / settings.extraction / settings.quantiser
-        return folder / f"{self._name_of_set(unit)}.npy"
+        if not self._is_of_main(settings.extraction, settings.quantiser):
+            return self.root / "further_features" / settings.extraction / settings.quantiser
+        if row.own is None:
+            return self.root / "features" / "external" / row.identity[1]
+        return self.features(row.own.variant, row.own.train_seed)
+
+    def features_under(self, row: Shown, protocol: str = MAIN) -> Path:
+        """The features of samples under a protocol."""
+        folder = self.features_folder(row, protocol)
+        if "further_features" in folder.relative_to(self.root).parts:
+            return folder / f"{self._name_of_set(row)}.npy"
+        within = Path(f"nfe-{row.own.nfe}") if row.own else Path()
+        return folder / within / f"seed-{row.seed}.npy"
 
     def _is_of_main(self, extraction: str, quantiser: Quantiser) -> bool:
         main = self.experiment.evaluation.all_protocols[MAIN]
         return (extraction, quantiser) == (main.extraction, main.quantiser)
 
-    def _name_of_set(self, unit: Unit) -> str:
-        return f"{unit.variant}/train-{unit.train_seed}/nfe-{unit.nfe}/seed-{self.first_seed}"
+    def _name_of_set(self, row: Shown) -> str:
+        if row.own is None:
+            return f"external/{row.identity[1]}/seed-{row.seed}"
+        return f"{row.own.variant}/train-{row.own.train_seed}/nfe-{row.own.nfe}/seed-{row.seed}"
 
     def trajectory(self, variant: str, train_seed: int) -> Path:
         """The errors of a student along the teacher's trajectory."""

@@ -21,7 +21,7 @@ from diffusion.pairs import Pairs, generate_pairs
 from diffusion.pipelines import load_conditions, picture_shape
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun
-from suite.registry import method_class, method_file, method_modules
+from suite.registry import method_class, method_files, method_modules
 
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(5), (1, 8, 8))
@@ -78,7 +78,7 @@ def distil(method, folder, data, key="key", seed=0, stop_at=None, teacher=None):
 def test_the_registry_knows_the_methods_and_their_files():
     assert {"boot", "ddim", "progressive_distillation"} <= set(METHODS)
     assert {"ddpm", "dpm_solver_pp", "heun", "unipc"} <= set(METHODS)  # by the base TeacherSampler
-    assert all(method_file(name).exists() for name in METHODS)
+    assert all(file.exists() for name in METHODS for file in method_files(name))
     with pytest.raises(UserError, match=r"expected one of.*boot"):
         method_class("unknown")
 

@@ -13,7 +13,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from diffusion.errors import UserError
 from diffusion.images import to_uint8
 from evaluation.moments import Moments, moments, streamed_moments
-from evaluation.protocol_table import protocol_table
+from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.protocols import Protocol, in_words, resize_in_words
 from evaluation.reference import load_features, load_given, write_features, write_moments
 from evaluation.tables import load_metrics
@@ -118,8 +118,10 @@ def test_features_are_shared_by_the_protocols_that_see_the_same_pictures_alike()
     plan = Plan(parse_experiment(tiny(protocols=protocols)))
     unit = plan.teacher_unit()
     own = plan.features(unit.variant, unit.train_seed) / f"nfe-{unit.nfe}" / f"seed-{plan.first_seed}.npy"
-    assert plan.features_under(unit, "main") == plan.features_under(unit, "half") == own
-    assert plan.features_under(unit, "clean") == plan.features_under(unit, "clean-too") != own
+    teacher = plan.shown()[0]
+    assert teacher.own == unit
+    assert plan.features_under(teacher, "main") == plan.features_under(teacher, "half") == own
+    assert plan.features_under(teacher, "clean") == plan.features_under(teacher, "clean-too") != own
     further = plan.further_extractions()
     main, clean = "torch-fidelity-efficientnet-lite0-64", "clean-fid-clean-efficientnet-lite0-64"
     assert set(further) == {(main, "truncate"), (clean, "round")}
@@ -127,7 +129,7 @@ def test_features_are_shared_by_the_protocols_that_see_the_same_pictures_alike()
         name = "floor" if quantiser == "truncate" else "clean"
         folder = plan.root / "further_features" / extraction / quantiser
         made = {folder / f"{name}.npy" for name in sets}
-        assert made == {plan.features_under(one, name) for one in plan.neighboured_units()}
+        assert made == {plan.features_under(one, name) for one in plan.shown(name)}
     assert set(further[clean, "round"].values()) < set(plan.sets(unit.variant, unit.train_seed).values()) | {
         plan.samples(one)[plan.first_seed] for one in plan.units()
     }
@@ -290,19 +292,38 @@ def job(tmp_path):
     def call(stage, name, *options):
         stage(build_parser().parse_args([name, *map(str, options)]))
 
-    def run(raw):
+    def run(raw, *further):
         protocol = Protocol.model_validate({"features": "efficientnet-lite0-32", **raw})
         text = ["--protocol", protocol.model_dump_json()]
         reference, output = tmp_path / "reference", tmp_path / "out.csv"
         call(references.extract_reference, "reference", *text, "--data", tmp_path / "data", "--output", reference)
         sets = json.dumps({"boot/a": str(tmp_path / "samples.npz")})
         call(extraction.extract_features, "features", *text, "--sets", sets, "--output", tmp_path / "features")
-        rows = json.dumps([["boot", "boot", 1, 0, str(tmp_path / "features" / "boot" / "a.npy")]])
+        features = str(tmp_path / "features" / "boot" / "a.npy")
+        rows = json.dumps([["boot", "boot", 1, 0, 0, features], *([*row, features] for row in further)])
         options = [*text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", 0]
         call(protocols.measure_protocol, "protocol", *options, "--reference", reference, "--output", output)
         return output
 
     return run
+
+
+@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.parametrize("nfe", [None, 2])
+def test_samples_of_ones_own_have_a_column_of_the_protocols_and_no_part_in_its_sentence(job, nfe):
+    path = job({}, ["external", "mine", nfe, None, 4])
+    rows = load_metrics([path]).set_index(["method", "metric"])
+    assert rows.loc[("external", "frechet_distance"), "seed"] == 4
+    assert rows.loc[("boot", "frechet_distance"), "seed"] == 0
+    table = protocol_table(SimpleNamespace(long_label=str), {"main": path})
+    bare = protocol_table(SimpleNamespace(long_label=str), {"main": job({})})
+    keys = [column.key for column in table.columns]
+    cells = dict(zip(keys, table.rows[0], strict=True))
+    assert cells["external:mine"].value == cells["boot_1"].value is not None
+    assert [key for key in keys if not key.startswith("external:")] == [column.key for column in bare.columns]
+    assert protocol_summary(table) == protocol_summary(bare)
+    assert "Samples that a user brought" in table.notes[0]
+    assert not any("user" in note for note in bare.notes)
 
 
 @pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")

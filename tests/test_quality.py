@@ -200,7 +200,7 @@ def test_a_large_reference_is_drawn_from_where_all_are_compared_with_all(monkeyp
     monkeypatch.setattr("evaluation.reference.MOST_COMPARED", 100)
 
     def rows(reference):
-        told = measure(IDENTITY, {0: generated}, {0: None}, reference, extractor="x", small_count=200)
+        told = measure(IDENTITY, {0: generated}, {0: None}, reference, extractor="x", fewer=(200,))
         return {row["metric"]: row["value"] for row in told}
 
     large, whole = Reference("train", real, held_out), Reference("train", real, held_out)
@@ -418,7 +418,7 @@ def test_rows_of_a_variant():
         samples,
         Reference("train", gaussian(90, seed=30)),
         extractor="efficientnet-lite0-64",
-        small_count=25,
+        fewer=(25,),
         teacher_features=teacher_features,
         teacher_samples=teacher_samples,
         teacher_seeds=3,
@@ -443,7 +443,7 @@ def test_rows_of_a_variant():
 
 def test_a_frechet_distance_is_called_fid_on_inception_only():
     features, samples = toy()
-    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="inception", small_count=25)
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="inception", fewer=(25,))
     assert len(select(rows, metric="fid")) == 6
     assert not select(rows, metric="frechet_distance")
 
@@ -459,7 +459,7 @@ def test_the_teachers_own_row_is_its_floor_and_not_zero():
             {seed: samples[seed] for seed in seeds},
             Reference("train", gaussian(90)),
             extractor="efficientnet-lite0-64",
-            small_count=25,
+            fewer=(25,),
             teacher_features={seed: features[seed] for seed in seeds},
             teacher_samples=samples,
         )
@@ -475,7 +475,7 @@ def test_the_teachers_own_row_is_its_floor_and_not_zero():
 
 def test_stochastic_methods_have_no_distance_to_the_teachers_pictures():
     features, samples = toy()
-    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", small_count=25)
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), extractor="x", fewer=(25,))
     assert {row["metric"] for row in rows} == PLAIN
 
 
@@ -483,7 +483,7 @@ def test_the_classifier_score_and_the_leak_check_need_their_inputs():
     features, samples = toy()
     classifier = np.eye(6, dtype=np.float32), np.zeros(6, np.float32)
     reference = Reference("train", gaussian(90), held_out=gaussian(40, seed=9), classifier=classifier)
-    rows = measure(IDENTITY, features, samples, reference, extractor="inception", small_count=25)
+    rows = measure(IDENTITY, features, samples, reference, extractor="inception", fewer=(25,))
     assert {row["metric"] for row in rows} == PLAIN - {"frechet_distance"} | {
         "fid", "fid_extrapolated", "inception_score", "leak_share"
     }  # fmt: skip
@@ -496,7 +496,7 @@ def test_inputs_that_do_not_fit_are_refused():
     features, samples = toy()
     reference = Reference("train", gaussian(90))
     with pytest.raises(UserError, match="boot-heun"):
-        measure(IDENTITY, features, {0: samples[0]}, reference, extractor="x", small_count=25)
+        measure(IDENTITY, features, {0: samples[0]}, reference, extractor="x", fewer=(25,))
     with pytest.raises(UserError, match="sampling seed 1"):
         measure(
             IDENTITY,
@@ -504,7 +504,7 @@ def test_inputs_that_do_not_fit_are_refused():
             samples,
             reference,
             extractor="x",
-            small_count=25,
+            fewer=(25,),
             teacher_samples={0: samples[0]},
         )
 
@@ -516,7 +516,7 @@ def test_the_reference_is_averaged_once(monkeypatch):
     original = moments.fid_features_to_statistics
     monkeypatch.setattr(moments, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
     features, samples = toy()
-    measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", small_count=25)
+    measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", fewer=(25,))
     assert counted.count(91) == 1
 
 

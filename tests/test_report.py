@@ -22,6 +22,7 @@ from diffusion.errors import UserError
 from evaluation import plots, tables
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing
+from evaluation.spread import difference_table, spread_table
 from evaluation.tables import Cell, Column, Method, Results, Table, format_value
 
 BOOT = Method("boot", "boot-heun", 1)
@@ -256,6 +257,37 @@ def test_rows_are_ordered_as_the_labels_and_externals_come_last(results: Results
     assert names[:6] == [("ddim", n) for n in (50, 16, 8, 4, 2, 1)]
     assert names[-1] == ("my-samples", None)
     assert results.real == Method("real", "test", None)
+
+
+def test_samples_of_ones_own_with_evaluations_stand_where_they_can(tmp_path: Path) -> None:
+    """With mean and spread over their seeds, and on the Pareto front; not ranked, timed, priced or called better."""
+    own = load_results(fabricate(tmp_path / "r", external_nfe=1))
+    mine = Method("external", "my-samples", 1)
+    found = own.interval("frechet_distance", mine)
+    assert found is not None
+    assert (found.mean, found.sd, found.n) == pytest.approx((30, 1.5, 3))
+    points = plots.quality_points(own, "evaluations")
+    assert {p.row for p, on in zip(points, plots.front_of(points), strict=True) if on} == {mine}
+    assert mine not in {point.row for point in plots.quality_points(own, "latency")}
+    assert own.verdict("frechet_distance", mine, BOOT) == "none"
+
+    def row(table: Table) -> dict[str, Cell] | None:
+        keys = [column.key for column in table.columns]
+        rows = [dict(zip(keys, cells, strict=True)) for cells in table.rows]
+        return next((row for row in rows if row[keys[0]].value == "my-samples"), None)
+
+    cells = row(tables.main_table(own))
+    assert cells is not None
+    assert cells["nfe"].value == 1
+    assert cells["num_samples"] == Cell(FULL)
+    assert not cells["frechet_distance"].best
+    unknown = ("images_per_second", "speedup_over_teacher", "network_evaluations", "wall_clock_s", "data_free")
+    assert [cells[key].value for key in (*unknown, "mse_to_teacher")] == [None] * 6
+    cells = row(spread_table(own))
+    assert cells is not None
+    assert cells["frechet_distance_sampling_low"].value == pytest.approx(30 - 1.5 * 4.30265 / 3**0.5, abs=1e-3)
+    assert cells["frechet_distance_training_low"].value is None
+    assert [row(table(own)) for table in (tables.speed_table, tables.cost_table, difference_table)] == [None] * 3
 
 
 def test_cost_of_rows(results: Results) -> None:

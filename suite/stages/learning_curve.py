@@ -67,7 +67,7 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
                 {arguments.seed: images},
                 reference,
                 extractor=extractor.name,
-                small_count=len(images),
+                fewer=(),
                 teacher_samples=teacher,
             )
         rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]

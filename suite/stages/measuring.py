@@ -1,6 +1,7 @@
 """Quality from features and samples."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def measure(arguments: argparse.Namespace) -> None:
 
     Against the real pictures, and against the teacher's samples.
     """
-    # A variant has a folder for every number of evaluations; a file that a user brings has none.
+    # A variant has a folder for every number of evaluations; what a user brings has files.
+    brought = dict(zip(arguments.seeds, arguments.samples, strict=True)) if arguments.seeds else {}
     folders = sorted(arguments.features.glob("nfe-*"), key=lambda path: number_in(path.name)) or [arguments.features]
     teacher_nfe = arguments.teacher_features.name
     inputs = (
@@ -33,8 +35,10 @@ def measure(arguments: argparse.Namespace) -> None:
         | checked_folder("teacher's features", arguments.teacher_features.parent, teacher_nfe)
         | checked_folder("teacher's samples", arguments.teacher_samples.parent, teacher_nfe)
     )
-    own = arguments.samples
-    inputs |= checked_folder("samples", own) if own.is_dir() else checked({"samples": own})
+    if brought:
+        inputs |= checked({f"samples of seed {seed}": file for seed, file in brought.items()})
+    else:
+        inputs |= checked_folder("samples", arguments.samples[0])
     reference, extractor = load_real(arguments.real), _extractor(arguments.real)
     assert reference.held_out is not None
     teacher = _by_seed(arguments.teacher_features)
@@ -42,21 +46,19 @@ def measure(arguments: argparse.Namespace) -> None:
     classifier = load_classifier(arguments.classifier, default_device()) if arguments.classifier else None
     rows = []
     for folder in folders:
-        nfe = None if folder == arguments.features else number_in(folder.name)
         features = _by_seed(folder)
-        files = {0: arguments.samples}
-        if arguments.samples.is_dir():
-            files = {seed: arguments.samples / folder.name / f"seed-{seed}.npz" for seed in features}
+        nfe = arguments.nfe if brought else number_in(folder.name)
+        files = brought or {seed: arguments.samples[0] / folder.name / f"seed-{seed}.npz" for seed in features}
         samples = {seed: load_samples(path) for seed, path in files.items()}
-        if arguments.samples.is_file():  # brought by the user; the suite's own have it by construction
-            check_resolution(arguments, samples)
+        if brought:  # the suite's own have it by construction
+            check_resolution(arguments, files, samples)
         targets = None
         if nfe in arguments.follows_teacher:
             targets = {seed: load_samples(arguments.teacher_samples / f"seed-{seed}.npz") for seed in features}
         labels = {}
         if classifier is not None:
             asked = {seed: load_labels(path) for seed, path in files.items()}
-            _check_labels(arguments, samples, asked)
+            _check_labels(arguments, files, samples, asked)
             labels = {
                 seed: (told, classify(classifier, samples[seed], arguments.batch_size))
                 for seed, told in asked.items()
@@ -68,7 +70,7 @@ def measure(arguments: argparse.Namespace) -> None:
             samples,
             reference,
             extractor=extractor["name"],
-            small_count=min(len(reference.held_out), *(len(vectors) for vectors in features.values())),
+            fewer=sorted({len(reference.held_out), *([arguments.num_samples] if brought else [])}),
             teacher_features=teacher,
             teacher_samples=targets,
             teacher_name=f"teacher-{number_in(arguments.teacher_samples.name)}",
@@ -77,23 +79,28 @@ def measure(arguments: argparse.Namespace) -> None:
     _write_rows(arguments, rows, inputs)
 
 
-def check_resolution(arguments: argparse.Namespace, samples: dict[int, np.ndarray]) -> None:
+def check_resolution(
+    arguments: argparse.Namespace, files: Mapping[int, Path], samples: Mapping[int, np.ndarray]
+) -> None:
     """Refuses samples of another resolution: the extractor would resize them in silence and measure that too.
 
     Raises:
         UserError: naming both resolutions.
     """
     expected = load_samples(next(arguments.teacher_samples.glob("seed-*.npz"))).shape[1:3]
-    for images in samples.values():
+    for seed, images in samples.items():
         if images.shape[1:3] != expected:
             raise UserError(
-                f"{arguments.samples}: pictures of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
+                f"{files[seed]}: pictures of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
                 f"{expected[0]}×{expected[1]}. Bring samples of that resolution."
             )
 
 
 def _check_labels(
-    arguments: argparse.Namespace, samples: dict[int, np.ndarray], asked: dict[int, np.ndarray | None]
+    arguments: argparse.Namespace,
+    files: Mapping[int, Path],
+    samples: Mapping[int, np.ndarray],
+    asked: Mapping[int, np.ndarray | None],
 ) -> None:
     facts = read_json(arguments.classifier / "classifier.json")
     names = facts["class_names"]
@@ -101,12 +108,12 @@ def _check_labels(
         channels = samples[seed].shape[-1]
         if labels is not None and channels != facts["channels"]:
             raise UserError(
-                f"{arguments.samples}: {channels} channels; expected the data set's {facts['channels']}, so that the "
+                f"{files[seed]}: {channels} channels; expected the data set's {facts['channels']}, so that the "
                 f"classifier can judge the labels; or leave out 'arr_1'."
             )
         if labels is not None and not 0 <= labels.min() <= labels.max() < len(names):
             raise UserError(
-                f"{arguments.samples}: classes {labels.min()} to {labels.max()}, but the data set has {len(names)}, "
+                f"{files[seed]}: classes {labels.min()} to {labels.max()}, but the data set has {len(names)}, "
                 f"0 to {len(names) - 1}. The teacher was trained on other classes, or the file's 'arr_1' is not labels."
             )
 

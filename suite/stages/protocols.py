@@ -42,9 +42,9 @@ def measure_protocol(arguments: argparse.Namespace) -> None:
                 | {"metric": metric_name(metric, extractor["name"]), "value": value, "num_samples": len(features)}
             )
 
-    for method, variant, nfe, train_seed, path in rows:
-        identity = {"method": method, "variant": variant, "nfe": nfe, "train_seed": train_seed}
-        add(identity | {"seed": arguments.seed}, _first_features(Path(path), protocol, arguments.name))
+    for method, variant, nfe, train_seed, seed, path in rows:
+        identity = {"method": method, "variant": variant, "nfe": nfe, "train_seed": train_seed, "seed": seed}
+        add(identity, _first_features(Path(path), protocol, arguments.name))
     # The floor: real pictures outside the reference, as many as the samples, or as there are.
     other = OTHER_PART.get(protocol.reference, "test")
     if reference.about.get("data_sha256") != parts[other]["sha256"]:

@@ -31,7 +31,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     plan = Plan(experiment)
     root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
-    labels = experiment.labels | {name: name for name in external}
+    labels = experiment.labels
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
     several = len(experiment.train_seeds) > 1
@@ -62,7 +62,7 @@ def write_report(arguments: argparse.Namespace) -> None:
             f"{labels[unit.variant]}, NFE {unit.nfe}": plan.samples(unit)[plan.first_seed]
             for unit in plan.timed_units()
         }
-        | {name: Path(path) for name, path in external.items()},
+        | {row.label: row.samples for row in plan.shown() if row.own is None},
         pictures={name: root / "pictures" / name / f"train-{first_seed}.npz" for name in plan.pictured_variants()},
         neighbours=root / "neighbours" / "neighbours.npz",
         protocols=protocols,
@@ -126,6 +126,7 @@ def _data_facts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _benchmarks(plan: Plan) -> list[Path]:
     """The benchmark files of this experiment's jobs; the folder may hold those of variants no longer selected."""
+    settings = plan.experiment.evaluation
     trained = [f"{name}/train-{seed}.tsv" for name in plan.experiment.methods for seed in plan.train_seeds(name)]
     single = (
         *("data/data", "teacher/teacher", "measure_floor/real"),
@@ -137,8 +138,12 @@ def _benchmarks(plan: Plan) -> list[Path]:
         *(f"pairs/{name}.tsv" for name in plan.pairs()),
         *(f"reference/{name}.tsv" for name in plan.extractions()),
         *(f"further_features/{way}/{quantiser}.tsv" for way, quantiser in plan.further_extractions()),
-        *(f"protocol/{name}.tsv" for name in plan.experiment.evaluation.all_protocols),
-        *(f"{rule}/{name}.tsv" for rule in ("features_external", "measure_external") for name in plan.external),
+        *(f"protocol/{name}.tsv" for name in settings.all_protocols),
+        *(
+            f"{rule}/{name}.tsv"
+            for rule in ("features_external", "measure_external")
+            for name in plan.experiment.evaluation.external
+        ),
     ]
     found = [plan.root / "benchmarks" / file for file in files]
     return [file for file in found if file.exists()]

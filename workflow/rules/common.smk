@@ -80,11 +80,8 @@ def method_settings(wildcards):
 
 
 def method_code(wildcards):
-    """The method's own file; for BOOT the whole package, which is the method."""
-    file = method_file(EXPERIMENT.methods[wildcards.variant].name)
-    package = file.parent
-    files = sorted(package.glob("*.py")) if package.name == "boot" else [file]
-    return [os.path.relpath(file, CHECKOUT) for file in files]
+    """The method's own file and, of boot/ and baselines/, what it imports; of BOOT the whole package."""
+    return [os.path.relpath(file, CHECKOUT) for file in method_files(EXPERIMENT.methods[wildcards.variant].name)]
 
 
 def job(record, code, files=(), **settings):
@@ -118,8 +115,17 @@ def job(record, code, files=(), **settings):
     return asked
 
 
-# The rows that protocols and neighbours are measured of, without the paths of their files.
-ROWS = [[unit.method, unit.variant, unit.nfe, unit.train_seed] for unit in PLAN.neighboured_units()]
+def rows_of(wildcards):
+    """The rows that a protocol is measured of, without the paths of their files."""
+    return [row.identity for row in PLAN.shown(wildcards.protocol)]
+
+
+BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.files.values()]
+
+
+def result_with(samples):
+    """What has a file of samples: a whole folder, which rules make; the user's are as they are."""
+    return ancient(str(samples)) if samples in BROUGHT else str(samples.parents[1])
 
 
 def one_of(names):
@@ -164,16 +170,18 @@ def sets(named):
     return canonical_json({name: str(path) for name, path in named.items()})
 
 
+def brought(wildcards):
+    """The user's samples of a row: sampling seed to file."""
+    return EVALUATION.external[wildcards.name].files
+
+
 def further_sets(wildcards):
     return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
 
 
 def protocol_features(wildcards):
     """The folders of the features that a protocol measures."""
-    paths = [PLAN.features_under(unit, wildcards.protocol) for unit in PLAN.neighboured_units()]
-    further = ROOT / "further_features"
-    # Rules make whole folders: of a variant, or of all samples under an extraction and a quantiser.
-    return sorted({str(path.parents[3] if further in path.parents else path.parents[1]) for path in paths})
+    return sorted({str(PLAN.features_folder(row, wildcards.protocol)) for row in PLAN.shown(wildcards.protocol)})
 
 
 def given_reference(wildcards):

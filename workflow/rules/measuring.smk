@@ -102,15 +102,16 @@ rule features:
         "python -m suite.launch {resources.processes} suite.cli features --job {input.job:q} {params.options:q} --sets {params.sets:q} --output {output:q} > {log:q} 2>&1"
 
 
-# Samples that the user brings: one row a file.
+# Samples that the user brings.
 use rule features as features_external with:
     input:
-        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
+        samples=lambda wildcards: ancient([str(file) for file in brought(wildcards).values()]),
         job=job(
             ROOT / "features/external/{name}" / RECORD,
             extraction_code("extraction"),
-            files=lambda wildcards: [EVALUATION.external[wildcards.name], *WEIGHTS_OF_MAIN],
+            files=lambda wildcards: [*brought(wildcards).values(), *WEIGHTS_OF_MAIN],
             options=MAIN_EXTRACTION,
+            sets=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
         ),
     output:
         directory(ROOT / "features/external/{name}"),
@@ -122,17 +123,20 @@ use rule features as features_external with:
         name=one_of(EVALUATION.external),
     params:
         options=MAIN_EXTRACTION,
-        sets=lambda wildcards: sets({"seed-0": EVALUATION.external[wildcards.name]}),
+        sets=lambda wildcards: sets({f"seed-{seed}": file for seed, file in brought(wildcards).items()}),
 
 
 # Features that only further protocols need; what is equal to the main one's is shared.
 use rule features as further_features with:
     input:
-        samples=lambda wildcards: sorted({str(path.parents[1]) for path in further_sets(wildcards).values()}),
+        samples=lambda wildcards: sorted({result_with(path) for path in further_sets(wildcards).values()}),
         job=job(
             ROOT / "further_features/{extraction}/{quantiser}" / RECORD,
             extraction_code("extraction"),
-            files=lambda wildcards: weights_of(PLAN.extractions()[wildcards.extraction]),
+            files=lambda wildcards: [
+                *weights_of(PLAN.extractions()[wildcards.extraction]),
+                *(path for path in further_sets(wildcards).values() if path in BROUGHT),
+            ],
             options=lambda wildcards: extraction_options(wildcards.extraction),
             sets=lambda wildcards: [*further_sets(wildcards)],
         ),
@@ -267,7 +271,7 @@ rule measure:
 rule measure_external:
     input:
         features=rules.features_external.output,
-        samples=lambda wildcards: ancient(EVALUATION.external[wildcards.name]),
+        samples=lambda wildcards: ancient([str(file) for file in brought(wildcards).values()]),
         real=PLAN.real(),
         teacher_features=ROOT / "features" / TEACHER,
         teacher_samples=ROOT / "samples" / TEACHER,
@@ -275,7 +279,10 @@ rule measure_external:
         job=job(
             ROOT / "measures/external/{name}.json",
             measuring_code(),
-            files=lambda wildcards: [EVALUATION.external[wildcards.name]],
+            files=lambda wildcards: [*brought(wildcards).values()],
+            seeds=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
+            nfe=lambda wildcards: EVALUATION.external[wildcards.name].nfe,
+            num_samples=EVALUATION.num_samples,
             experiment=EXPERIMENT.name,
             teacher=[TEACHER, TEACHER_UNIT.nfe],
             judge=JUDGE_OPTIONS[2:],
@@ -298,11 +305,14 @@ rule measure_external:
         runtime=growing(4 * 60),
     params:
         experiment=EXPERIMENT.name,
+        seeds=lambda wildcards: [*brought(wildcards)],
+        nfe=lambda wildcards: ["--nfe", nfe] if (nfe := EVALUATION.external[wildcards.name].nfe) else "",
+        num_samples=EVALUATION.num_samples,
         teacher=f"nfe-{TEACHER_UNIT.nfe}",
         classifier=JUDGE_OPTIONS,
     shell:
         "python -m suite.launch 1 suite.cli measure --job {input.job:q} --experiment {params.experiment:q} --method external --variant {wildcards.name:q} "
-        "--features {input.features:q} --samples {input.samples:q} --real {input.real:q} "
+        "--features {input.features:q} --samples {input.samples:q} --seeds {params.seeds} {params.nfe} --num-samples {params.num_samples} --real {input.real:q} "
         "--teacher-features {input.teacher_features:q}/{params.teacher} --teacher-samples {input.teacher_samples:q}/{params.teacher} {params.classifier:q} "
         "--output {output.table:q} > {log:q} 2>&1"
 
@@ -357,7 +367,7 @@ rule protocol:
             ],
             experiment=EXPERIMENT.name,
             options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
-            rows=ROWS,
+            rows=rows_of,
             seed=PLAN.first_seed,
         ),
     output:
@@ -381,11 +391,8 @@ rule protocol:
         options=lambda wildcards: protocol_options(EVALUATION.all_protocols[wildcards.protocol]),
         rows=lambda wildcards: json.dumps(
             [
-                [
-                    *(unit.method, unit.variant, unit.nfe, unit.train_seed),
-                    str(PLAN.features_under(unit, wildcards.protocol)),
-                ]
-                for unit in PLAN.neighboured_units()
+                [*row.identity, row.seed, str(PLAN.features_under(row, wildcards.protocol))]
+                for row in PLAN.shown(wildcards.protocol)
             ]
         ),
         seed=PLAN.first_seed,
@@ -571,14 +578,15 @@ rule trajectory:
 # Would a student that repeats its training pictures be seen?
 rule neighbours:
     input:
-        samples=[PLAN.samples(unit)[PLAN.first_seed].parents[1] for unit in PLAN.neighboured_units()],
-        features=[PLAN.features(unit.variant, unit.train_seed) for unit in PLAN.neighboured_units()],
+        samples=[result_with(row.samples) for row in PLAN.shown()],
+        features=[PLAN.features_folder(row) for row in PLAN.shown()],
         real=PLAN.real(),
         data=ROOT / "data",
         job=job(
             ROOT / "neighbours/neighbours.json",
             ["evaluation/neighbours.py"] + stage_code("neighbours"),
-            rows=ROWS,
+            files=[row.samples for row in PLAN.shown() if row.own is None],
+            rows=[row.identity for row in PLAN.shown()],
             labels=EXPERIMENT.labels,
             seed=PLAN.first_seed,
         ),
@@ -596,16 +604,7 @@ rule neighbours:
         mem_mb=growing(16_000),
         runtime=growing(2 * 60),
     params:
-        rows=json.dumps(
-            [
-                [
-                    f"{EXPERIMENT.labels[unit.variant]}, NFE {unit.nfe}",
-                    str(PLAN.samples(unit)[PLAN.first_seed]),
-                    str(PLAN.features_under(unit, MAIN)),
-                ]
-                for unit in PLAN.neighboured_units()
-            ]
-        ),
+        rows=json.dumps([[row.label, str(row.samples), str(PLAN.features_under(row))] for row in PLAN.shown()]),
     shell:
         "python -m suite.launch 1 suite.cli neighbours --job {input.job:q} --rows {params.rows:q} --real {input.real:q} --data {input.data:q} "
         "--output {output.pictures:q} > {log:q} 2>&1"

@@ -37,6 +37,7 @@ rule report:
             [
                 "suite/stages/report.py",
                 "suite/configuration.py",
+                "suite/external.py",
                 "suite/plan.py",
                 "evaluation/ablation.py",
                 "evaluation/comparison.py",
@@ -51,6 +52,7 @@ rule report:
                 "evaluation/published.yaml",
                 "evaluation/templates/report.html.j2",
             ],
+            files=BROUGHT,
             config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},
             # Of the report's rows.
             order=[*EXPERIMENT.methods],
