@@ -50,7 +50,8 @@ try:
 except ValueError as error:
     raise WorkflowError(f"The folder of the suite itself: {error}.")
 try:
-    EXPERIMENT, NOTICES = CONFIGURATION.parse(config)
+    # What an experiment will cost can be asked before its data are there.
+    EXPERIMENT, NOTICES = CONFIGURATION.parse(config, look_at_files="estimate" not in sys.argv)
     DEVICE = wanted_device()
 except UserError as error:
     raise WorkflowError(f"The configuration cannot be used:\n{error}")

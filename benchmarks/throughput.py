@@ -143,7 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = default_device()
-    experiment = parse_experiment(yaml.safe_load(arguments.config.read_text(encoding="utf-8")))
+    experiment = parse_experiment(yaml.safe_load(arguments.config.read_text(encoding="utf-8")), look_at_files=False)
     print(f"{experiment.name} on {device}, {torch.get_num_threads()} threads, medians of {arguments.rounds} rounds")
     with tempfile.TemporaryDirectory() as folder:
         training(experiment, Path(folder), arguments.rounds, device)

@@ -463,7 +463,7 @@ def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.devi
 def parse(path: Path) -> Experiment:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     raw.pop("select", None)  # all of its variants
-    experiment = parse_experiment(raw)
+    experiment = parse_experiment(raw, look_at_files=False)
     if not isinstance(experiment.teacher, TeacherSettings):
         sys.exit(f"error: {path}: found a stored teacher, expected one with a network to be trained.")
     return experiment

@@ -33,7 +33,7 @@ def work(configuration: str) -> None:
     from diffusion.teacher import denoising_loss, uniform_times
     from suite.configuration import parse_experiment
 
-    experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")))
+    experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")), look_at_files=False)
     teacher, data = experiment.teacher, experiment.data
     network, schedule = build_network(teacher.network, data.channels, data.resolution), teacher.schedule.build()
     denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.thresholding)

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 import evaluation
 from diffusion.data import parse_settings
+from diffusion.data import problems as data_problems
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
@@ -18,7 +19,8 @@ from diffusion.settings import Seeds, Settings, StepCounts, UserPath, problems_o
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
-from suite.external import ExternalSamples, external_problems
+from suite.external import ExternalSamples, external_problems, reference_problem
+from suite.provenance import RECORD
 from suite.registry import RESERVED, method_class
 
 T = TypeVar("T")
@@ -527,11 +529,11 @@ def _weights_problems(settings: EvaluationSettings) -> list[str]:
 
 def _file_problems(layout: _Layout, data: Any) -> list[str]:
     """Of the files that the configuration names; those of the data set only until its images are among the results."""
-    problems = []
+    prepared = Path(layout.results, layout.experiment, "data", RECORD).exists()
+    problems = data_problems(data) if data and not prepared else []
     for name, protocol in layout.evaluation.further_protocols.items():
-        if protocol.reference_is_file and not Path(protocol.reference).is_file():
-            key = f"evaluation.protocols.{name}.reference"
-            problems.append(f"{key}: found {protocol.reference!r}, expected train, test or an existing file.")
+        if protocol.reference_is_file and (problem := reference_problem(Path(protocol.reference), data)):
+            problems.append(f"evaluation.protocols.{name}.reference: {problem}")
     for name, path in layout.evaluation.weights.items():
         is_file = name.removesuffix("-clean-fid") == "inception"
         if not (Path(path).is_file() if is_file else Path(path).is_dir()):

@@ -43,17 +43,18 @@ class ConfigurationFiles:
             self._places |= file.places
         self._places |= {key: "--config" for key in _values(given or {})}
 
-    def parse(self, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
+    def parse(self, raw: Mapping[str, Any], look_at_files: bool = True) -> tuple[Experiment, list[str]]:
         """The checked experiment, and what a user should know of it before anything runs.
 
         Args:
             raw: what Snakemake has made of the files and the command line.
+            look_at_files: as in :func:`suite.configuration.parse_experiment`.
 
         Raises:
             UserError: listing every problem behind the place of its key.
         """
         try:
-            experiment = parse_experiment(raw)
+            experiment = parse_experiment(raw, look_at_files)
         except UserError as error:
             raise UserError(self.located(str(error))) from error
         unselected = some_of(experiment.unselected)
@@ -78,7 +79,8 @@ class _File:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        # Snakemake gives whole paths.
+        self.path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         self.problems: list[str] = []
         self.places: dict[str, str] = {}
         self.values: list[str] = []
@@ -86,10 +88,10 @@ class _File:
             text = path.read_text(encoding="utf-8-sig")
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except OSError as error:
-            self.problems.append(f"{path}: cannot be read ({error.strerror}).")
+            self.problems.append(f"{self.path}: cannot be read ({error.strerror}).")
         except UnicodeDecodeError as error:
             self.problems.append(
-                f"{path}: byte {error.start} is no UTF-8 text ({error.reason}); save the file as UTF-8."
+                f"{self.path}: byte {error.start} is no UTF-8 text ({error.reason}); save the file as UTF-8."
             )
         except yaml.MarkedYAMLError as error:
             if not _is_json(text):
@@ -98,13 +100,13 @@ class _File:
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position) + 1
             self.problems.append(
-                f"{path}:{line}: is not YAML: the character {chr(error.character)!r} cannot stand in it."
+                f"{self.path}:{line}: is not YAML: the character {chr(error.character)!r} cannot stand in it."
             )
         else:
             if isinstance(root, yaml.MappingNode):
                 self._walk(root, "")
             else:
-                self.problems.append(f"{path}: holds no block of keys; expected experiment, data, teacher, ….")
+                self.problems.append(f"{self.path}: holds no block of keys; expected experiment, data, teacher, ….")
 
     def _place(self, mark: Any) -> str:
         return f"{self.path}:{mark.line + 1}:{mark.column + 1}"

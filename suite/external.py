@@ -1,14 +1,16 @@
-"""Samples that the user brings, one row of the report each, and what is wrong with their files."""
+"""Samples and references that the user brings, and what their headers say is wrong with them."""
 
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from diffusion.errors import UserError
+from diffusion.errors import UserError, first_line
 from diffusion.images import labels_shape, samples_shape
-from diffusion.settings import Seeds, Settings
+from diffusion.settings import Seeds, Settings, UserPath
 
 # Of evaluation.quality, whose import costs seconds: precision and recall take the third nearest neighbour.
 LEAST_SAMPLES = 4
@@ -25,7 +27,7 @@ class ExternalSamples(Settings):
         title: what the report calls the row; its name where there is none.
     """
 
-    path: tuple[str, ...] = Field(min_length=1)
+    path: tuple[UserPath, ...] = Field(min_length=1)
     seeds: Seeds | None = None
     nfe: int | None = Field(None, ge=1)
     title: str | None = None
@@ -51,7 +53,7 @@ class ExternalSamples(Settings):
     def _one_seed_a_file(self) -> "ExternalSamples":
         if self.seeds is not None and len(self.seeds) != len(self.path):
             raise ValueError(f"found {len(self.path)} files and {len(self.seeds)} seeds, expected a seed for each file")
-        places = [Path(path).expanduser().resolve() for path in self.path]
+        places = [Path(path).resolve() for path in self.path]
         if twice := [path for path, place in zip(self.path, places, strict=True) if places.count(place) > 1]:
             raise ValueError(f"found the same file twice ({', '.join(twice)}), expected one file a sampling seed")
         return self
@@ -60,7 +62,7 @@ class ExternalSamples(Settings):
     def files(self) -> dict[int, Path]:
         """Sampling seed to file, the lowest seed first."""
         seeds = range(len(self.path)) if self.seeds is None else self.seeds
-        return dict(sorted(zip(seeds, (Path(path).expanduser() for path in self.path), strict=True)))
+        return dict(sorted(zip(seeds, map(Path, self.path), strict=True)))
 
     @property
     def count(self) -> int:
@@ -109,3 +111,34 @@ def _checked_count(file: Path, shape: tuple[int, int, int], labelled: bool) -> i
     if labels not in (None, (count,)):
         raise UserError(f"{file}: 'arr_1' has the shape {labels}, expected ({count},): one class an image.")
     return count
+
+
+def reference_problem(file: Path, data: Any) -> str | None:
+    """What is wrong with a reference: images of another size than the data's, or neither images nor moments.
+
+    Of which extractor its moments are is for the job to say.
+    """
+    try:
+        return _reference_problem(file, data)
+    except FileNotFoundError:
+        return f"found {str(file)!r}, expected train, test or an existing file."
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return f"{file}: cannot be read as an .npz ({first_line(error)}); expected 'arr_0', or 'mu' and 'sigma'."
+
+
+def _reference_problem(file: Path, data: Any) -> str | None:
+    with np.load(file, allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            return f"{file}: holds one array, expected an .npz."
+        names = set(archive)
+        mean = archive["mu"].shape if {"mu", "sigma"} <= names else None
+    if "arr_0" in names:
+        shape = samples_shape(file)
+        if data is not None and shape[1:3] != (data.resolution, data.resolution):
+            return f"{file}: images of {shape[1]}×{shape[2]} pixels, expected {data.resolution}×{data.resolution}."
+        return None
+    if mean is None:
+        return f"{file}: holds {sorted(names)}; expected 'arr_0' (images), or 'mu' and 'sigma' (moments)."
+    return None if len(mean) == 1 else f"{file}: 'mu' has the shape {mean}, expected one value a dimension."

@@ -12,7 +12,7 @@ from suite.estimate import estimate, table
 
 def print_estimate(arguments: argparse.Namespace) -> None:
     """Prints a table: evaluations, hours, memory and disk a rule."""
-    print(table(estimate(parse_experiment(json.loads(arguments.config)), default_device())))
+    print(table(estimate(parse_experiment(json.loads(arguments.config), look_at_files=False), default_device())))
 
 
 def check(arguments: argparse.Namespace) -> None:
