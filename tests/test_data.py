@@ -403,6 +403,7 @@ def test_a_split_in_the_folder_is_used(train: str, test: str, tmp_path: Path, pa
     [
         (["bus", "car", "train"], "train may be a part or a class, and there is no test part beside bus, car"),
         (["cat", "dog", "Testing"], "Testing may be a part or a class, and there is no train part beside cat, dog"),
+        (["Val", ""], "Val may be a part or a class, and there is no train part beside pictures in no folder"),
         (["cat", "val", "test"], "test, val are parts, and there is no train part beside cat"),
         (["val/a", "test/a"], "test, val are parts, and there is no train part. "),
         (["train/a", "Training/a", "test/a"], "the folders Training, train may each be the train part"),
@@ -873,8 +874,8 @@ def test_pictures_are_counted_by_class_and_those_of_one_colour_are_told(
     picture(tmp_path / "p/train/b/2.png", 7)
     with caplog.at_level(logging.INFO):
         prepare(tmp_path / "p")
-    assert "train part: 8 images in 2 classes (a 4, b 4)" in caplog.text
-    assert "test part: 2 images in 2 classes (a 2, b 0)" in caplog.text
+    assert "train part: 8 images, 2 class(es): a 4, b 4" in caplog.text
+    assert "test part: 2 images, 2 class(es): a 2, b 0" in caplog.text
     plain = [record for record in caplog.records if "of one colour" in record.message]
     names = f"{tmp_path}/p/train/b/1.png, {tmp_path}/p/train/b/2.png"
     assert [record.getMessage() for record in plain] == [f"2 of 8 pictures are of one colour throughout: {names}"]

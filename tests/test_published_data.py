@@ -47,6 +47,17 @@ def test_idx_files_are_read_as_they_are_written(tmp_path):
     assert len(splits.class_names) == 10
 
 
+def test_classes_of_idx_files_are_those_that_occur(tmp_path):
+    """EMNIST's letters are from 1."""
+    settings = settings_of(fashion_mnist, tmp_path / "f")
+    for part, labels in (("train", [1, 12, 3] * 6 + [3, 12]), ("t10k", [12, 1] * 5)):
+        (tmp_path / "f" / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.array(labels, np.uint8))))
+    splits = data.prepare(settings)
+    assert splits.class_names == ("1", "3", "12")
+    assert splits.train_labels[:3].tolist() == [0, 2, 1]
+    assert splits.test_labels[:2].tolist() == [2, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -118,5 +118,5 @@ def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Spl
     for part in PARTS:
         counts = np.bincount(getattr(splits, f"{part}_labels"), minlength=len(splits.class_names))
         each = some_of([f"{name} {count:,}" for name, count in zip(splits.class_names, counts, strict=True)])
-        _log.info("%s part: %d images in %d classes (%s)", part, counts.sum(), len(counts), each)
+        _log.info("%s part: %d images, %d class(es): %s", part, counts.sum(), len(counts), each)
     return splits

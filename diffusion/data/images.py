@@ -549,6 +549,8 @@ def _find_parts(
     if training and testing:
         return {"train": (*root, training[0]), "test": (*root, testing[0])}
     others = sorted(names - {*(training or []), *testing})
+    if any(file.parts[:-1] == root for file in pictures):
+        others.append("pictures in no folder")
     if (training or testing) and (others or len(testing) > 1):
         found = some_of([*(training or []), *testing])
         raise UserError(
