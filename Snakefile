@@ -68,7 +68,8 @@ RERUNS = Reruns(ROOT, CHECKOUT, RUN.is_held, logger.info)
 
 
 wildcard_constraints:
-    variant="[^/]+",
+    # Whose samples the user brings are below external/, also one that is called train-0.
+    variant="(?!external/)[^/]+",
     train_seed=r"\d+",
 
 

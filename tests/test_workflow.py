@@ -42,12 +42,14 @@ def snakemake(folder, *arguments, config=TINY, check=True):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A folder in which the tiny experiment has run, with a row of the user's own samples."""
+    """A folder in which the tiny experiment has run, with two rows of the user's own samples."""
     folder = tmp_path_factory.mktemp("workflow")
-    pictures = np.random.default_rng(0).integers(0, 256, (48, 8, 8, 1), dtype=np.uint8)
-    np.savez(folder / "mine.npz", arr_0=pictures)
+    for seed, name in enumerate(("mine", "a", "b")):
+        images = np.random.default_rng(seed).integers(0, 256, (48, 8, 8, 1), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", arr_0=images)
     raw = yaml.safe_load(TINY.read_text())
-    raw["evaluation"]["external"] = {"mine": "mine.npz"}
+    model = {"path": ["a.npz", "b.npz"], "nfe": 1, "title": "My model", "seeds": [0, 1]}
+    raw["evaluation"]["external"] = {"mine": "mine.npz", "my-model": model}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     snakemake(folder, config=folder / "tiny.yaml")
     return folder
@@ -99,6 +101,28 @@ def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     floor = metrics[(metrics.method == "real") & (metrics.metric == "frechet_distance")]
     assert floor.num_samples.tolist() == [48]  # the test part is larger than the number of samples
     assert set(speed.batch_size) == {1, 8}
+
+
+@pytest.mark.slow
+def test_samples_of_ones_own_stand_in_the_tables_and_among_the_neighbours(finished):
+    root = finished / "results" / "tiny"
+    table = pd.read_csv(root / "report" / "tables" / "main.csv").set_index("method")
+    assert table.loc[["mine", "My model"], "frechet_distance_n"].tolist() == [1, 2]
+    assert table.loc["My model", "nfe"] == 1
+    assert table.loc["My model", ["images_per_second", "network_evaluations", "data_free"]].isna().all()
+    protocols = pd.read_csv(root / "report" / "tables" / "protocols.csv").set_index("protocol")
+    assert protocols["external:my-model"].notna().tolist() == [True, True, False, True]
+    assert protocols["external:my-model"].round(3).nunique() == 3
+    assert not any("my-model" in column for column in pd.read_csv(root / "report" / "speed.csv").variant)
+    labels = [row["label"] for row in json.loads((root / "neighbours" / "neighbours.json").read_text())["rows"]]
+    assert labels[-2:] == ["mine", "My model, NFE 1"]
+
+
+@pytest.mark.slow
+def test_samples_of_ones_own_may_be_called_as_a_folder_of_the_suites(finished):
+    raw = yaml.safe_load((finished / "tiny.yaml").read_text())
+    raw["evaluation"]["external"]["train-0"] = "mine.npz"
+    assert {"features_external", "measure_external", "neighbours", "protocol", "report"} <= planned(finished, raw)
 
 
 @pytest.mark.slow
@@ -263,7 +287,8 @@ def test_what_was_made_is_read_again_wherever_it_was_moved_to(finished, tmp_path
     """Without Snakemake's notes, under another name, with whatever times: nothing is made again, but for other
     settings everything that they decide."""
     shutil.copytree(finished / "results", tmp_path / "moved")
-    shutil.copy(finished / "mine.npz", tmp_path / "mine.npz")
+    for file in finished.glob("*.npz"):
+        shutil.copy(file, tmp_path)
     random = np.random.default_rng(0)
     for file in sorted((tmp_path / "moved").rglob("*")):
         when = int(random.integers(10**9, 4 * 10**9))  # many a year ahead, some of them
