@@ -1,6 +1,7 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
 import importlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import CheckpointError, UserError
 from diffusion.files import read_json, write_json
-from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -70,13 +71,15 @@ def build_scheduler(denoiser: Denoiser) -> Any:
     )
 
 
-def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None, **options: Any) -> None:
+def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     """Writes a `diffusers` pipeline folder.
 
-    Its class is ``DDIMPipeline``, unless another is given; and where `diffusers` has no pipeline,
-    :class:`diffusion.conditional_pipeline.ClassConditionalPipeline` for a network that is told a class, and
-    :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule. ``options`` are further arguments of
-    ``pipeline_class``, stored in model_index.json.
+    Its class is ``DDIMPipeline`` where that draws the same samples: for an unconditional ``UNet2DModel`` with betas
+    that is sampled by DDIM steps. All others get :class:`diffusion.student_pipeline.StudentPipeline`, see
+    :func:`carry_code`.
+
+    Args:
+        facts: further arguments of that class, for networks that DDIM steps do not sample.
 
     Raises:
         OSError: the weights could not be written, for instance on a full disk.
@@ -84,27 +87,49 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
     from diffusers import DDIMPipeline
     from safetensors import SafetensorError
 
-    own_class: Any = DDIMPipeline
-    parts: dict[str, Any] = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
-    if isinstance(denoiser.conditions, ClassLabels):
-        from diffusion.conditional_pipeline import ClassConditionalPipeline
+    from diffusion.student_pipeline import StudentPipeline
 
-        own_class = ClassConditionalPipeline
-        parts["num_classes"] = denoiser.conditions.num_classes
-        parts["thresholding"] = denoiser.thresholding.model_dump(mode="json")
-    elif isinstance(denoiser.schedule, EdmSchedule):
-        from diffusion.edm_pipeline import EdmPipeline
-
-        own_class = EdmPipeline
-    pipeline = (pipeline_class or own_class)(**parts, **options)
+    facts = pipeline_facts(denoiser) | facts
+    stock = facts.keys() <= {"thresholding", "cosine"} and type(denoiser.network).__name__ not in _OWN_NETWORKS
+    stock = stock and not isinstance(denoiser.schedule, EdmSchedule)
+    parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
+    pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
     try:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    if not stock:
+        carry_code(folder)
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
     # EDM's scheduler has no place for the thresholding.
     thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
     write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | thresholding)
+
+
+def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
+    """What :class:`diffusion.student_pipeline.StudentPipeline` is told of a denoiser beside network and scheduler."""
+    facts: dict[str, Any] = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
+    if isinstance(denoiser.conditions, ClassLabels):
+        facts["num_classes"] = denoiser.conditions.num_classes
+    if isinstance(denoiser.schedule, CosineSchedule):
+        facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}
+    return facts
+
+
+def carry_code(folder: Path) -> None:
+    """Puts the code that a pipeline folder needs into it, so that it loads where this suite is not installed:
+    ``pipeline.py``, and ``unet/<module>.py`` with a network of this suite's own.
+
+    ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` reads both; model_index.json names them.
+    """
+    index = read_json(folder / "model_index.json")
+    index["_class_name"] = ["pipeline", "StudentPipeline"]
+    here = Path(__file__).parent
+    shutil.copyfile(here / "student_pipeline.py", folder / "pipeline.py")
+    if (module := own_network_file(folder)) is not None:
+        shutil.copyfile(here / module, folder / "unet" / module)
+        index["unet"] = [Path(module).stem, index["unet"][1]]
+    write_json(folder / "model_index.json", index)
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -119,24 +144,6 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     conditions = load_conditions(folder)
     denoiser = Denoiser(load_network(_part(folder, "unet")), schedule, prediction_type, thresholding, conditions)
     return denoiser.to(device).eval().requires_grad_(False)
-
-
-def denoiser_of(
-    network: Any, scheduler: Any, num_classes: int | None = None, thresholding: Mapping[str, Any] | None = None
-) -> Denoiser:
-    """The denoiser that a `diffusers` network and its scheduler are.
-
-    Args:
-        num_classes: as in :func:`load_conditions`.
-        thresholding: settings of :class:`diffusion.thresholding.Thresholding`; None asks the scheduler.
-    """
-    return Denoiser(
-        network,
-        schedule_of(scheduler),
-        prediction_type_of(scheduler),
-        Thresholding.model_validate(thresholding) if thresholding else _thresholding_of(scheduler.config),
-        _conditions_of(network.config, num_classes),
-    )
 
 
 def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:

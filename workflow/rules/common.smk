@@ -50,7 +50,7 @@ CORE = [
 LOOP = ["training.py", "precision.py", "sharding.py"]
 
 # How students of one evaluation are read.
-ONE_STEP = ["noise_student.py", "one_step_pipeline.py"]
+ONE_STEP = ["noise_student.py"]
 
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):
