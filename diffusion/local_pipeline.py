@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion.files import read_json
-from diffusion.pipelines import build_scheduler, load_denoiser, pipeline_facts
+from diffusion.files import read_json, write_json
+from diffusion.pipelines import build_scheduler, carry_code, load_denoiser, pipeline_facts
 from diffusion.student_pipeline import StudentPipeline
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
@@ -47,3 +47,10 @@ def sampling_facts(folder: Path) -> dict[str, Any]:
     facts = {name: index[name] for name in _SAMPLING if index.get(name) is not None}
     # Folders of BOOT students had no such key, for they had a class of their own.
     return {"told_timestep": 0.0} | facts if index.get("_class_name") == "BootPipeline" else facts
+
+
+def bring_up_to_date(folder: Path) -> None:
+    """Makes a folder of an earlier version what :func:`diffusion.pipelines.save_denoiser` writes today."""
+    index = read_json(folder / "model_index.json")
+    write_json(folder / "model_index.json", index | pipeline_facts(load_denoiser(folder)) | sampling_facts(folder))
+    carry_code(folder)

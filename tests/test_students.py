@@ -112,7 +112,7 @@ CASES = {
 STOCK = {"progressive", "tract", "teacher", "teacher-epsilon"}
 
 
-def alone(folder, entries):
+def alone(folder, entries, **further):
     """Runs tests/alone.py; its standard output, by source."""
     (folder / "job.json").write_text(json.dumps(entries))
     site_packages = str(Path(diffusers.__file__).parents[1])
@@ -120,7 +120,7 @@ def alone(folder, entries):
     done = subprocess.run(
         [sys.executable, "-I", "-S", str(ALONE), site_packages, str(folder / "job.json")],
         cwd=folder,
-        env=environment,
+        env=environment | further,
         capture_output=True,
         text=True,
     )
