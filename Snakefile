@@ -28,6 +28,7 @@ from suite.plan import Plan
 from suite.provenance import RECORD
 from suite.registry import method_file
 from suite.reruns import Reruns, RunLock
+from suite.trackers import wanted_trackers
 
 min_version("9.5")
 

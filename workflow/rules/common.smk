@@ -18,6 +18,12 @@ if not PROCESSES.isdecimal() or int(PROCESSES) < 1:
     raise WorkflowError(f"BOOT_PROCESSES: found {PROCESSES!r}, expected a number of processes, 1 or more.")
 PROCESSES = int(PROCESSES)
 
+# Who else is told of losses (suite/trackers.py); no part of what a result is, either.
+try:
+    wanted_trackers()
+except UserError as error:
+    raise WorkflowError(str(error)) from error
+
 
 def processes(wildcards):
     return PLAN.processes(wildcards.variant, PROCESSES)
