@@ -1,7 +1,10 @@
 """A student with its model card, in a folder and on a stand-in of the Hugging Face Hub."""
 
+import inspect
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ from diffusion.data import parse_settings, write_dataset
 from diffusion.errors import UserError
 from diffusion.files import sha256_file, write_json
 from diffusion.pipelines import save_denoiser
+from diffusion.student_pipeline import StudentPipeline
 from evaluation.quality import COLUMNS, definitions
 from suite import cli
 from suite.provenance import RECORD, checked_folder, write_provenance
@@ -290,3 +294,13 @@ def test_offline_is_one_sentence(delivered, monkeypatch):
 def test_records_list_the_code_that_travels(delivered):
     found = checked_folder("student", delivered / "students" / "boot" / "train-0", "nfe-1")
     assert "student, nfe-1/pipeline.py" in found
+
+
+def test_the_documentation_names_every_option_and_argument():
+    text = (Path(__file__).parents[1] / "docs" / "students.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`(--[a-z-]+|\w+)[ A-Z]*`", text)) | set(re.findall(r"(--[a-z-]+) ", text))
+    called = set(inspect.signature(StudentPipeline.__call__).parameters) - {"self"}
+    assert called - told == set()
+    (commands,) = cli.build_parser()._subparsers._group_actions
+    options = {option for action in commands.choices["push"]._actions for option in action.option_strings}
+    assert options - told - {"-h", "--help", "--job"} == set()
