@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -81,7 +82,7 @@ def _front_matter(facts: CardFacts) -> str:
     tags = ["unconditional-image-generation", "diffusion", "distillation", facts.method.name.replace("_", "-")]
     if facts.index.get("num_classes"):
         tags[0] = "class-conditional-image-generation"
-    stored = str(facts.teacher.get("stored") or "")
+    stored = _stored(facts) or ""
     lines = [
         "library_name: diffusers",
         f"license: {facts.licence}",
@@ -92,6 +93,13 @@ def _front_matter(facts: CardFacts) -> str:
         *(f"- {tag}" for tag in tags),
     ]
     return "\n".join(["---", *lines, "---"])
+
+
+def _stored(facts: CardFacts) -> str | None:
+    """The teacher's name on the Hub, or that of its folder, without where it lies on the author's machine."""
+    stored = facts.teacher.get("stored")
+    on_hub = stored is not None and re.fullmatch(r"[\w.-]+/[\w.-]+", stored) and not Path(stored).exists()
+    return stored if stored is None or on_hub else Path(stored).name
 
 
 def _guided(facts: CardFacts) -> str:
@@ -122,9 +130,9 @@ def _example(facts: CardFacts) -> str:
 
 
 def _origin(facts: CardFacts) -> str:
-    if facts.teacher.get("stored"):
+    if stored := _stored(facts):
         at = f", revision {facts.teacher['revision']}" if facts.teacher.get("revision") else ""
-        teacher = f"Teacher: `{facts.teacher['stored']}`{at}."
+        teacher = f"Teacher: `{stored}`{at}."
     else:
         teacher = f"Teacher, trained with the suite:\n\n{_block(facts.teacher.get('settings'))}"
     data, channels = facts.data, facts.data["channels"]
@@ -170,7 +178,7 @@ def _cost(facts: CardFacts) -> str:
 def _licence(facts: CardFacts) -> str:
     kind = facts.data["settings"]["kind"]
     own = "not stated" if facts.licence == "other" else f"`{facts.licence}`"
-    teacher = f"that of `{facts.teacher['stored']}`, {_UNKNOWN}" if facts.teacher.get("stored") else "as the student"
+    teacher = _UNKNOWN if _stored(facts) else "trained with the suite"
     return f"Student: {own}. Teacher: {teacher}. Data: {_LICENCES.get(kind, _UNKNOWN)}."
 
 

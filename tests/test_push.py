@@ -143,6 +143,26 @@ def test_the_card_has_the_measures_with_their_protocol(delivered, tmp_path):
     assert "Not measured." in card_of(tmp_path / "other")[1]
 
 
+@pytest.mark.parametrize(
+    ("stored", "expected", "base"),
+    [
+        ("google/ddpm-cifar10-32", "Teacher: `google/ddpm-cifar10-32`, revision abc.", "google/ddpm-cifar10-32"),
+        ("/home/me/secret/edm-cifar10", "Teacher: `edm-cifar10`, revision abc.", None),
+        ("checkpoints/edm-cifar10/", "Teacher: `edm-cifar10`, revision abc.", None),
+    ],
+)
+def test_the_card_names_a_stored_teacher_and_not_where_it_lies(delivered, tmp_path, stored, expected, base):
+    root = tmp_path / "mine"
+    shutil.copytree(delivered, root)
+    write_provenance(root / "teacher" / RECORD, {}, None, stored=stored, revision="abc")
+    push(arguments(root, "boot", 1, "--output", tmp_path / "out"))
+    front, text = card_of(tmp_path / "out")
+    assert expected in text
+    assert "secret" not in text
+    assert front.get("base_model") == base
+    assert "Teacher: unknown to the suite" in text
+
+
 def test_a_dry_run_shows_files_and_card_and_writes_nothing(delivered, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
