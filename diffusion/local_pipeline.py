@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.files import read_json, write_json
-from diffusion.pipelines import build_scheduler, carry_code, load_denoiser, pipeline_facts
+from diffusion.pipelines import build_scheduler, load_denoiser, pipeline_facts
 from diffusion.student_pipeline import StudentPipeline
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
@@ -52,5 +52,7 @@ def sampling_facts(folder: Path) -> dict[str, Any]:
 def bring_up_to_date(folder: Path) -> None:
     """Makes a folder of an earlier version what :func:`diffusion.pipelines.save_denoiser` writes today."""
     index = read_json(folder / "model_index.json")
-    write_json(folder / "model_index.json", index | pipeline_facts(load_denoiser(folder)) | sampling_facts(folder))
-    carry_code(folder)
+    pipeline = LocalPipeline.from_pretrained(folder)
+    kept = {name: pipeline.config[name] for name in (*_SAMPLING, "num_classes", "thresholding", "cosine")}
+    write_json(folder / "model_index.json", index | kept)
+    pipeline.carry_code(folder)

@@ -1,7 +1,6 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
 import importlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     """Writes a `diffusers` pipeline folder.
 
     Its class is ``DDIMPipeline`` where that draws the same samples: for an unconditional ``UNet2DModel`` with betas
-    that is sampled by DDIM steps. All others get :class:`diffusion.student_pipeline.StudentPipeline`, see
-    :func:`carry_code`.
+    that is sampled by DDIM steps. All others get :class:`diffusion.student_pipeline.StudentPipeline`, with its code.
 
     Args:
         facts: further arguments of that class, for networks that DDIM steps do not sample.
@@ -98,8 +96,6 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    if not stock:
-        carry_code(folder)
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
     # EDM's scheduler has no place for the thresholding.
     thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
@@ -114,22 +110,6 @@ def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
     if isinstance(denoiser.schedule, CosineSchedule):
         facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}
     return facts
-
-
-def carry_code(folder: Path) -> None:
-    """Puts the code that a pipeline folder needs into it, so that it loads where this suite is not installed:
-    ``pipeline.py``, and ``unet/<module>.py`` with a network of this suite's own.
-
-    ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`` reads both; model_index.json names them.
-    """
-    index = read_json(folder / "model_index.json")
-    index["_class_name"] = ["pipeline", "StudentPipeline"]
-    here = Path(__file__).parent
-    shutil.copyfile(here / "student_pipeline.py", folder / "pipeline.py")
-    if (module := own_network_file(folder)) is not None:
-        shutil.copyfile(here / module, folder / "unet" / module)
-        index["unet"] = [Path(module).stem, index["unet"][1]]
-    write_json(folder / "model_index.json", index)
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:

@@ -7,6 +7,10 @@ Notation: x_t = α_t x + σ_t ε; the network's output F is read as the estimate
 """
 
 import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,6 +67,25 @@ class StudentPipeline(DiffusionPipeline):
             thresholding=thresholding,
             cosine=cosine,
         )
+
+    def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
+        """As of every pipeline, and the code with it."""
+        super().save_pretrained(save_directory, *arguments, **options)
+        self.carry_code(Path(save_directory))
+
+    def carry_code(self, folder: Path) -> None:
+        """Puts this file into a stored pipeline's folder, and the network's where `diffusers` has it not; both are
+        named in model_index.json."""
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index["_class_name"] = ["pipeline", "StudentPipeline"]
+        shutil.copyfile(__file__, folder / "pipeline.py")
+        network = type(self.unet)
+        source = sys.modules[network.__module__].__file__
+        if source is not None and not network.__module__.startswith("diffusers."):
+            shutil.copyfile(source, folder / "unet" / Path(source).name)
+            index["unet"] = [Path(source).stem, network.__name__]
+        text = json.dumps(index, indent=2, sort_keys=True)
+        (folder / "model_index.json").write_text(text + "\n", encoding="utf-8")
 
     @torch.no_grad()
     def __call__(

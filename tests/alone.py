@@ -1,7 +1,8 @@
 """Draws from pipeline folders, as somebody does who has torch and diffusers and nothing of this project.
 
 ``python -I -S alone.py SITE_PACKAGES JOB``: JOB is a JSON file, a list of {"source", "load", "call", "latents",
-"images"}; the images of each are written as .npy. A line for each that could not be loaded goes to the standard output.
+"images"}; the images of each are written as .npy, the pipeline to "resaved" where that is given. A line for each that
+could not be loaded goes to the standard output.
 """
 
 import json
@@ -33,4 +34,6 @@ for entry in json.loads(Path(job).read_text()):
     else:
         images = pipeline(latents=latents, output_type="pt", **entry["call"]).images.numpy()
     np.save(entry["images"], images)
+    if "resaved" in entry:
+        pipeline.save_pretrained(entry["resaved"])
 assert not any(name.partition(".")[0] in ("boot", "suite", "diffusion") and m for name, m in sys.modules.items())

@@ -158,6 +158,10 @@ def drawn(tmp_path_factory):
             call |= {} if guidance is None or method.trains else {"guidance_scale": guidance.scale}
             call |= {"use_clipped_model_output": True} if name in STOCK else {}
             entries.append(entry_of(folder, folder / name, f"{name}-{nfe}", name not in STOCK, **call))
+    for name in ("boot-song", "consistency-edm"):  # somebody stores them once more, and loads that
+        (entry,) = (entry for entry in entries if entry["images"].endswith(f"/{name}-1.npy"))
+        again = str(folder / f"{name}-again")
+        entries += [entry | {"resaved": again}, entry | {"source": again, "images": str(folder / f"{name}-again.npy")}]
     refused = [entry_of(folder, folder / name, f"refused-{name}", False) for name in ("boot-sample", "teacher-edm")]
     said, warnings = alone(folder, [*entries, *refused])
     return folder, suites, said, warnings
@@ -177,6 +181,14 @@ def test_a_folder_draws_the_suites_own_samples_without_the_suite(drawn, name):
             np.testing.assert_allclose(found, expected, rtol=0, atol=5e-4)
         else:
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["boot-song", "consistency-edm"])
+def test_a_folder_that_is_stored_again_elsewhere_keeps_its_code(drawn, name):
+    folder, suites, _, _ = drawn
+    np.testing.assert_array_equal(np.load(folder / f"{name}-again.npy"), suites[name, 1])
+    for file in ("pipeline.py", "model_index.json"):
+        assert (folder / f"{name}-again" / file).exists()
 
 
 def test_own_code_asks_for_trust_and_warns_of_nothing_else(drawn):
