@@ -29,6 +29,7 @@ from suite.plan import Plan
 from suite.provenance import RECORD
 from suite.registry import method_files
 from suite.reruns import CHECKOUT, Reruns, RunLock
+from suite.trackers import wanted_trackers
 
 min_version("9.5")
 print_anything(*(getattr(handler, "stream", None) for handler in logger.handlers))

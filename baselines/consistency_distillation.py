@@ -179,13 +179,11 @@ class ConsistencyDistillation(Method):
         return [Student(min(self.evaluations()), *trained)]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        from baselines.consistency_pipeline import ConsistencyPipeline
-
         timesteps = teacher.schedule.timestep(level_times(teacher.schedule, self.settings))
         levels: dict[str, Any] = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
         if self.settings.clip_steps:
             levels["clip"] = True
-        save_denoiser(folder, teacher.with_network(network), ConsistencyPipeline, levels=levels)
+        save_denoiser(folder, teacher.with_network(network), levels=levels)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         from diffusion.files import read_json

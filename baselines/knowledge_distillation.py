@@ -10,7 +10,7 @@ from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent
+from diffusion.noise_student import NoiseStudent, one_step_sampler
 from diffusion.pairs import Pairs, PairsSettings
 from diffusion.pipelines import save_denoiser
 from diffusion.teacher import TeacherFacts
@@ -78,14 +78,10 @@ class KnowledgeDistillation(Method):
         return [Student(1, *data.with_cost(run.fit("knowledge-distillation", network, loss, settings)))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        from diffusion.one_step_pipeline import OneStepPipeline
-
         last = float(teacher.schedule.num_timesteps - 1)
-        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, told_timestep=last)
+        save_denoiser(folder, teacher.with_network(network), told_timestep=last)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        from diffusion.one_step_pipeline import one_step_sampler
-
         return one_step_sampler(folder, device)
 
 

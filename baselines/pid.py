@@ -13,7 +13,7 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distances import ComparingSettings, Distance
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent
+from diffusion.noise_student import NoiseStudent, one_step_sampler
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
@@ -104,18 +104,14 @@ class Pid(Method):
         return [Student(1, *run.fit("pid", network, loss, settings))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        from diffusion.one_step_pipeline import OneStepPipeline
-
         # The sample is x(z, τ_min) without its noise τ_min ε: every sampler's last step goes to the clean picture.
         schedule = teacher.schedule
         first = torch.tensor(schedule.t_min, dtype=torch.float64)
         scale = float(signal_share(schedule, first, start_time(schedule)))
         facts = {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
-        save_denoiser(folder, teacher.with_network(network), OneStepPipeline, **facts)
+        save_denoiser(folder, teacher.with_network(network), **facts)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        from diffusion.one_step_pipeline import one_step_sampler
-
         return one_step_sampler(folder, device)
 
 

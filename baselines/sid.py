@@ -19,7 +19,7 @@ from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent
+from diffusion.noise_student import NoiseStudent, one_step_sampler
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.schedule import Schedule, per_sample
@@ -162,21 +162,11 @@ class Sid(Method):
         return [Student(1, *run.fit("sid", network, loss, training, beside=beside, before_step=train_fake))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        from diffusion.one_step_pipeline import OneStepPipeline
-
         start = torch.tensor(start_time(teacher.schedule, self.settings.sigma_init), dtype=torch.float64)
         timestep = round(float(teacher.schedule.timestep(start)), 6)
-        save_denoiser(
-            folder,
-            teacher.with_network(network),
-            OneStepPipeline,
-            told_timestep=timestep,
-            read_timestep=timestep,
-        )
+        save_denoiser(folder, teacher.with_network(network), told_timestep=timestep, read_timestep=timestep)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        from diffusion.one_step_pipeline import one_step_sampler
-
         return one_step_sampler(folder, device)
 
 

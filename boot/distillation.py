@@ -151,9 +151,7 @@ class Boot(Method):
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        from boot.pipeline import BootPipeline
-
-        save_denoiser(folder, teacher.with_network(network), BootPipeline)
+        save_denoiser(folder, teacher.with_network(network), told_timestep=0.0)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         student = load_student(folder, device)

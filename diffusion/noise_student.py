@@ -1,10 +1,15 @@
 """A network that answers to pure noise with a picture, in one evaluation: what one-step students share."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import PredictionType, network_input, signal_from_output
+from diffusion.files import read_json
+from diffusion.method import Sampler
+from diffusion.pipelines import load_denoiser
 from diffusion.schedule import Schedule, network_timesteps, per_sample
 
 
@@ -57,3 +62,18 @@ class NoiseStudent(nn.Module):
         if self.prediction_type == "epsilon" and self._at_end:
             return noise - per_sample(sigma, noise) * output
         return signal_from_output(self.schedule, self.prediction_type, output, start, self._read_at)
+
+
+def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
+    """The sampler of a stored student of one evaluation, and its network."""
+    stored, config = load_denoiser(folder, device), read_json(folder / "model_index.json")
+    schedule, timestep = stored.schedule, config["read_timestep"]
+    read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
+    # Folders from before that key have none.
+    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, config.get("raw", False))
+    told = schedule.time(torch.tensor(config["told_timestep"], dtype=torch.float64))
+
+    def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        return config["signal_scale"] * student(noise, told, condition)
+
+    return sample, stored.network

@@ -16,7 +16,7 @@ from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.errors import CheckpointError, UserError, some_of
 from diffusion.files import canonical_json, read_json, read_json_object, sha256_file, write_json
 from diffusion.packages import version_of
-from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
 from diffusion.stored_weights import check_fit, described_weights, fill, load_weights, weights_files
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
@@ -93,13 +93,14 @@ def build_scheduler(denoiser: Denoiser) -> Any:
     )
 
 
-def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None = None, **options: Any) -> None:
+def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     """Writes a `diffusers` pipeline folder.
 
-    Its class is ``DDIMPipeline``, unless another is given; and where `diffusers` has no pipeline,
-    :class:`diffusion.conditional_pipeline.ClassConditionalPipeline` for a network that is told a class, and
-    :class:`diffusion.edm_pipeline.EdmPipeline` for EDM's schedule. ``options`` are further arguments of
-    ``pipeline_class``, stored in model_index.json.
+    Its class is ``DDIMPipeline`` where that draws the same samples: for an unconditional ``UNet2DModel`` with betas
+    that is sampled by DDIM steps. All others get :class:`diffusion.student_pipeline.StudentPipeline`, with its code.
+
+    Args:
+        facts: further arguments of that class, for networks that DDIM steps do not sample.
 
     Raises:
         OSError: the weights could not be written, for instance on a full disk.
@@ -107,19 +108,13 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
     from diffusers import DDIMPipeline
     from safetensors import SafetensorError
 
-    own_class: Any = DDIMPipeline
-    parts: dict[str, Any] = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
-    if isinstance(denoiser.conditions, ClassLabels):
-        from diffusion.conditional_pipeline import ClassConditionalPipeline
+    from diffusion.student_pipeline import StudentPipeline
 
-        own_class = ClassConditionalPipeline
-        parts["num_classes"] = denoiser.conditions.num_classes
-        parts["thresholding"] = denoiser.thresholding.model_dump(mode="json")
-    elif isinstance(denoiser.schedule, EdmSchedule):
-        from diffusion.edm_pipeline import EdmPipeline
-
-        own_class = EdmPipeline
-    pipeline = (pipeline_class or own_class)(**parts, **options)
+    facts = pipeline_facts(denoiser) | facts
+    stock = facts.keys() <= {"thresholding", "cosine"} and type(denoiser.network).__name__ not in _OWN_NETWORKS
+    stock = stock and not isinstance(denoiser.schedule, EdmSchedule)
+    parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
+    pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
     try:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
@@ -128,6 +123,16 @@ def save_denoiser(folder: Path, denoiser: Denoiser, pipeline_class: type | None 
     # EDM's scheduler has no place for the thresholding.
     thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
     write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | thresholding)
+
+
+def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
+    """What :class:`diffusion.student_pipeline.StudentPipeline` is told of a denoiser beside network and scheduler."""
+    facts: dict[str, Any] = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
+    if isinstance(denoiser.conditions, ClassLabels):
+        facts["num_classes"] = denoiser.conditions.num_classes
+    if isinstance(denoiser.schedule, CosineSchedule):
+        facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}
+    return facts
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
@@ -142,24 +147,6 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     conditions = load_conditions(folder)
     denoiser = Denoiser(load_network(_part(folder, "unet")), schedule, prediction_type, thresholding, conditions)
     return denoiser.to(device).eval().requires_grad_(False)
-
-
-def denoiser_of(
-    network: Any, scheduler: Any, num_classes: int | None = None, thresholding: Mapping[str, Any] | None = None
-) -> Denoiser:
-    """The denoiser that a `diffusers` network and its scheduler are.
-
-    Args:
-        num_classes: as in :func:`load_conditions`.
-        thresholding: settings of :class:`diffusion.thresholding.Thresholding`; None asks the scheduler.
-    """
-    return Denoiser(
-        network,
-        schedule_of(scheduler),
-        prediction_type_of(scheduler),
-        Thresholding.model_validate(thresholding) if thresholding else _thresholding_of(scheduler),
-        _conditions_of(network.config, num_classes),
-    )
 
 
 def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
@@ -236,7 +223,10 @@ def _check_parts(folder: Path) -> None:
             f"with an autoencoder draw latents, those with a text encoder want a text; neither is supported."
         )
     name = index.get("_class_name")
-    if (name[-1] if isinstance(name, list) and name else name) in _STUDENTS:
+    name = name[-1] if isinstance(name, list) and name else name
+    # A StudentPipeline is a teacher's, too, where `diffusers` has no pipeline that samples it.
+    distilled = index.get("told_timestep") is not None or index.get("levels") is not None
+    if name in _STUDENTS or (name == "StudentPipeline" and distilled):
         problems.append(f"found a {name}, a distilled student; expected a teacher, which estimates the clean image.")
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))

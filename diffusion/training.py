@@ -437,6 +437,7 @@ class TrainingRun:
         arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
         steps: the optimiser steps of each stage: those of the settings, or what a time budget came to.
         log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
+        watch: is handed ``log`` after every new row, of the main process; it must change nothing.
     """
 
     def __init__(
@@ -453,6 +454,7 @@ class TrainingRun:
         self.steps: dict[str, int] = {}
         self.steps_done = 0
         self.log: list[dict[str, Any]] = []
+        self.watch: Callable[[list[dict[str, Any]]], None] | None = None
         self._networks: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # the counted ones, as long as they are used
         self._compiles = True
         self._cleanup = ExitStack()
@@ -775,6 +777,8 @@ class TrainingRun:
                 for row, loss_value, norm_value in unread:
                     values = {"loss": float(loss_value), "gradient_norm": float(norm_value)}
                     self.log.append({column: (row | values)[column] for column in LOG_COLUMNS})
+                    if self.watch is not None and self.processes.is_main:
+                        self.watch(self.log)
                 unread.clear()
                 bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
             if step + 1 in kept_at:

@@ -189,6 +189,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "files", type=Path, nargs="+", metavar="FILE", help="YAML; keys of later files replace earlier ones"
     )
+    sub = command("push", "pushing.push", "write a student with its model card, and put it on the Hugging Face Hub")
+    paths(sub, "experiment-folder")
+    sub.add_argument("--variant", required=True)
+    for name in ("train-seed", "nfe"):
+        sub.add_argument(f"--{name}", type=int, required=True)
+    sub.add_argument("--repo", metavar="USER/NAME", help="on the Hub; without it nothing is pushed")
+    sub.add_argument("--output", type=Path, metavar="FOLDER", help="a new folder that keeps what is pushed")
+    sub.add_argument("--private", action="store_true", help="the repository, where it is made")
+    sub.add_argument("--update", action="store_true", help="add a commit to a repository that exists")
+    sub.add_argument("--dry-run", action="store_true", help="show the files and the card, push nothing")
+    sub.add_argument("--license", default="other", help="of the student, as the Hub names it, such as mit")
 
     sub = command("estimate", "estimating.print_estimate", "what the experiment will cost")
     sub.add_argument("--config", required=True, help="JSON")

@@ -24,10 +24,10 @@ from baselines.consistency_distillation import (
     solver_step,
     step_times,
 )
-from baselines.consistency_pipeline import ConsistencyPipeline
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.distances import LpipsDistance
+from diffusion.local_pipeline import LocalPipeline
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teacher import TeacherSettings
@@ -422,9 +422,10 @@ def test_multi_step_sampling_is_algorithm_1(schedule, clip):
 def test_the_pipeline_samples_as_the_suite_does_with_exactly_so_many_evaluations(kind, tmp_path):
     method = ConsistencyDistillation(settings(num_inference_steps=[1, 2, 5], num_levels=8))
     denoiser = tiny_conditional(num_classes=3) if kind == "classes" else tiny_denoiser(kind, seed=2)
-    condition = {"class_labels": torch.tensor([0, 1, 2, 1])} if kind == "classes" else None
+    labels = torch.tensor([0, 1, 2, 1]) if kind == "classes" else None
+    condition = None if labels is None else {"class_labels": labels}
     method.save(tmp_path / "student", denoiser.network, denoiser)
-    pipeline = ConsistencyPipeline.from_pretrained(tmp_path / "student")
+    pipeline = LocalPipeline.from_pretrained(tmp_path / "student")
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     evaluated = []
@@ -437,16 +438,16 @@ def test_the_pipeline_samples_as_the_suite_does_with_exactly_so_many_evaluations
             expected = sampler(noise, condition)
         assert evaluated == [4] * nfe
         evaluated.clear()
-        found = pipeline(noise=noise, num_inference_steps=nfe, condition=condition, output_type="pt").images
+        found = pipeline(latents=noise, num_inference_steps=nfe, class_labels=labels, output_type="pt").images
         assert evaluated == [4] * nfe
         evaluated.clear()
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        assert torch.equal(found, expected)
         drawn[nfe] = found
     assert not torch.allclose(drawn[1], drawn[2], atol=1e-2)
 
     def draw(steps):
         generator = torch.Generator().manual_seed(7)
-        return pipeline(4, generator, num_inference_steps=steps, condition=condition, output_type="pt").images
+        return pipeline(4, labels, steps, generator=generator, output_type="pt").images
 
     assert torch.equal(draw(2), draw(2))
     with pytest.raises(ValueError, match="expected 1 to 7"):
@@ -463,10 +464,10 @@ def test_a_stored_student_clips_between_steps_if_its_settings_say_so(tmp_path):
         method.save(tmp_path / str(clip), denoiser.network, denoiser)
         with torch.inference_mode():
             drawn.append([method.sampler(tmp_path / str(clip), nfe, CPU)[0](noise, None) for nfe in (1, 2)])
-        found = ConsistencyPipeline.from_pretrained(tmp_path / str(clip))(
-            noise=noise, num_inference_steps=2, output_type="pt"
+        found = LocalPipeline.from_pretrained(tmp_path / str(clip))(
+            latents=noise, num_inference_steps=2, output_type="pt"
         )
-        torch.testing.assert_close(found.images, drawn[-1][1], rtol=1e-3, atol=1e-4)
+        assert torch.equal(found.images, drawn[-1][1])
     assert float(drawn[0][0].abs().max()) > 1
     assert torch.equal(drawn[0][0], drawn[1][0])
     assert not torch.allclose(drawn[0][1], drawn[1][1], atol=1e-2)

@@ -124,7 +124,7 @@ def test_thresholding_numbers_belong_to_dynamic():
 
 @pytest.mark.parametrize("has_null", [True, False])
 def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
-    from diffusion.conditional_pipeline import ClassConditionalPipeline
+    from diffusion.local_pipeline import LocalPipeline
 
     denoiser = tiny_conditional(has_null=has_null, thresholding=STATIC)
     save_denoiser(tmp_path, denoiser)
@@ -133,10 +133,10 @@ def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
     scale = 2.0 if has_null else 1.0
     with torch.no_grad():
         expected = ddim_sample(guided(again, Guidance(scale)), NOISE, 4, LABELS)
-    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path)
-    images = pipeline(LABELS["class_labels"], scale, num_inference_steps=4, noise=NOISE, output_type="pt").images
-    torch.testing.assert_close(images, expected)
-    assert len(pipeline([0, 1]).images) == 2
+    pipeline = LocalPipeline.from_pretrained(tmp_path)
+    images = pipeline(5, LABELS["class_labels"], 4, scale, latents=NOISE, output_type="pt").images
+    assert torch.equal(images, expected)
+    assert len(pipeline(class_labels=[0, 1], num_inference_steps=2).images) == 2
 
 
 def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
@@ -390,7 +390,7 @@ def test_a_broken_schedule_file_is_refused(tmp_path):
 
 
 def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
-    from diffusion.conditional_pipeline import ClassConditionalPipeline
+    from diffusion.local_pipeline import LocalPipeline
 
     torch.manual_seed(0)
     network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, 4)
@@ -398,9 +398,9 @@ def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
     save_denoiser(tmp_path, denoiser)
     with torch.no_grad():
         expected = ddim_sample(guided(load_denoiser(tmp_path), Guidance(3.0)), NOISE, 3, LABELS)
-    pipeline = ClassConditionalPipeline.from_pretrained(tmp_path)
-    images = pipeline(LABELS["class_labels"], 3.0, num_inference_steps=3, noise=NOISE, output_type="pt").images
-    torch.testing.assert_close(images, expected)
+    pipeline = LocalPipeline.from_pretrained(tmp_path)
+    images = pipeline(5, LABELS["class_labels"], 3, 3.0, latents=NOISE, output_type="pt").images
+    assert torch.equal(images, expected)
     assert float(images.abs().max()) <= 1
 
 

@@ -8,8 +8,8 @@ from tiny import tiny_denoiser
 
 from baselines.pid import Pid, PidSettings, neighbour, pid_loss, start_time, time_grid
 from diffusion.distances import LpipsDistance
+from diffusion.local_pipeline import LocalPipeline
 from diffusion.noise_student import NoiseStudent
-from diffusion.one_step_pipeline import OneStepPipeline
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun, TrainingSettings
@@ -230,7 +230,7 @@ def test_the_networks_own_output_can_be_the_image(tmp_path):
         method.save(tmp_path / "student", teacher.network, teacher)
         sampler, _ = method.sampler(tmp_path / "student", 1, CPU)
         torch.testing.assert_close(sampler(noise, None), expected, rtol=1e-4, atol=1e-5)
-        found = OneStepPipeline.from_pretrained(tmp_path / "student")(noise=noise, output_type="pt").images
+        found = LocalPipeline.from_pretrained(tmp_path / "student")(latents=noise, output_type="pt").images
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         Pid(PidSettings()).save(tmp_path / "estimate", teacher.network, teacher)
         other, _ = Pid(PidSettings()).sampler(tmp_path / "estimate", 1, CPU)

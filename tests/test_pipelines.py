@@ -13,12 +13,19 @@ from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
-from diffusion.edm_pipeline import EdmPipeline
 from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
+from diffusion.local_pipeline import LocalPipeline
 from diffusion.method import student_network
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, load_denoiser, load_network, save_denoiser, stored_picture_shape
+from diffusion.pipelines import (
+    build_scheduler,
+    deciding_files,
+    load_denoiser,
+    load_network,
+    save_denoiser,
+    stored_picture_shape,
+)
 from diffusion.schedule import DiscreteSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 
@@ -59,17 +66,28 @@ def test_an_edm_folder_without_our_own_file_is_read_from_its_scheduler(tmp_path)
         assert torch.equal(ddim_sample(again, NOISE, 3), ddim_sample(denoiser, NOISE, 3))
 
 
-@pytest.mark.parametrize("steps", [1, 5])
-def test_edm_pipeline_reproduces_the_suites_samples(tmp_path, steps):
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("steps", [1, 5, 7])
+def test_a_stored_edm_teacher_samples_as_the_suite_does(tmp_path, steps, clip):
+    denoiser = tiny_denoiser("edm", clip=clip)
+    save_denoiser(tmp_path / "teacher", denoiser)
+    pipeline = LocalPipeline.from_pretrained(tmp_path / "teacher")
+    theirs = pipeline(latents=NOISE, num_inference_steps=steps, output_type="pt").images
+    with torch.no_grad():
+        assert torch.equal(theirs, ddim_sample(denoiser, NOISE, steps))
+    assert pipeline(batch_size=2, num_inference_steps=3).images[0].size == (8, 8)
+
+
+def test_edms_own_scheduler_steps_as_ddim_does(tmp_path):
     """Euler on dx/dσ, which `diffusers` does, is DDIM at α = 1."""
     denoiser = tiny_denoiser("edm", clip=False)
-    save_denoiser(tmp_path / "teacher", denoiser)
-    pipeline = EdmPipeline.from_pretrained(tmp_path / "teacher")
-    ramp = (1 - sampling_times(denoiser.schedule, steps)).tolist()
-    theirs = pipeline(noise=NOISE, ramp=ramp, output_type="pt").images
+    scheduler, network = build_scheduler(denoiser), denoiser.network
+    scheduler.set_timesteps(sigmas=(1 - sampling_times(denoiser.schedule, 5)))
+    x = NOISE * scheduler.sigmas[0]
     with torch.no_grad():
-        torch.testing.assert_close(theirs, ddim_sample(denoiser, NOISE, steps), rtol=1e-3, atol=1e-3)
-    assert pipeline(batch_size=2, num_inference_steps=3).images[0].size == (8, 8)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+        torch.testing.assert_close(x, ddim_sample(denoiser, NOISE, 5), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 50])
@@ -108,9 +126,10 @@ def test_boot_pipeline_draws_the_students_own_samples(tmp_path, prediction_type)
     with torch.no_grad():
         expected = sampler(NOISE, None)
     pipeline = BootPipeline.from_pretrained(tmp_path / "student")
-    images = pipeline(noise=NOISE, output_type="pt").images
-    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
-    pictures = pipeline(noise=NOISE).images
+    images = pipeline(latents=NOISE, output_type="pt").images
+    assert torch.equal(images, expected)
+    assert torch.equal(pipeline(noise=NOISE, output_type="pt").images, expected)  # as it was called earlier
+    pictures = pipeline(latents=NOISE).images
     np.testing.assert_array_equal(np.stack([np.asarray(p) for p in pictures])[..., None], to_uint8(images))
 
 

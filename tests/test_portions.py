@@ -9,7 +9,6 @@ import torch
 from tiny import tiny_conditional, tiny_denoiser
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from boot.pipeline import BootPipeline
 from boot.student import BootStudent
 from boot.trajectory import TrajectoryErrors, trajectory_errors
 from diffusion.errors import DeviceMemoryError
@@ -55,7 +54,7 @@ def stored(tmp_path_factory):
             for weight in student.network.parameters():
                 weight += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
         save_denoiser(folder / name / "teacher", teacher)
-        save_denoiser(folder / name / "student/nfe-1", student, BootPipeline)
+        save_denoiser(folder / name / "student/nfe-1", student, told_timestep=0.0)
     return folder
 
 

@@ -241,6 +241,21 @@ def test_teacher_and_students_load_in_diffusers(finished):
         assert len(pipeline(batch_size=2, num_inference_steps=2).images) == 2
 
 
+@pytest.mark.slow
+def test_a_student_leaves_with_the_measures_that_the_workflow_took(finished, tmp_path):
+    told = "push --experiment-folder results/tiny --variant boot-heun --train-seed 0 --nfe 1 --output"
+    command = [sys.executable, "-m", "suite.cli", *told.split(), str(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=finished, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    metrics = pd.read_csv(finished / "results" / "tiny" / "report" / "metrics.csv")
+    measured = set(metrics[metrics.variant == "boot-heun"].metric)
+    assert {"frechet_distance", "kid"} <= measured == set(re.findall(r"^\| (\w+) \| ", card, re.M)) - {"Measure"}
+    assert '"solver": "heun"' in card
+
+
 def edges(folder):
     """(from, to) pairs of the real graph, each node written as "rule variant"."""
     dot = snakemake(folder, "--forceall", "--dag", "dot").stdout

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from diffusion.device import default_device
-from diffusion.files import new_array, read_json
+from diffusion.files import new_array, read_json, sha256_file
 from diffusion.images import load_samples
 from evaluation import quality
 from evaluation.reference import load_real
@@ -23,6 +23,7 @@ from suite.stages.common import checked_network, configured_method, network_fold
 from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
 from suite.stages.training import snapshot_name
+from suite.trackers import Trackers
 
 _COSTS = ("network_evaluations", "real_images_seen", "wall_clock_s")
 
@@ -71,6 +72,11 @@ def measure_learning_curve(arguments: argparse.Namespace) -> None:
                 teacher_samples=teacher,
             )
         rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
+    name, root = f"{arguments.variant}/quality-{arguments.train_seed}", arguments.output.parents[2]
+    with Trackers(root, name, sha256_file(arguments.students / "cost.json")[:8]) as trackers:
+        for cost, _ in points:
+            here = [row for row in rows if row["step"] == cost["step"]]
+            trackers.log({f"quality/{row['metric']}": row["value"] for row in here}, cost["step"])
     about = {"extractor": extractor.describe(mode), "seed": arguments.seed, "num_samples": arguments.num_samples}
     with result_file(arguments, inputs, **about) as temporary:
         pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)

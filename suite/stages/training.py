@@ -40,6 +40,7 @@ from suite.stages.common import (
     result_folder,
     state_key,
 )
+from suite.trackers import Trackers
 
 
 def train_teacher(arguments: argparse.Namespace) -> None:
@@ -185,7 +186,11 @@ def training_run(
     ]
     key = state_key(identity, code)
     folder = arguments.state / f"{name}-seed-{seed}-{key}"
-    with TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run:
+    with (
+        Trackers(arguments.state.parent, f"{name}/train-{seed}", key[:8], json.loads(arguments.settings)) as trackers,
+        TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run,
+    ):
+        run.watch = trackers.log_row if trackers.names else None
         yield run
 
 

@@ -18,6 +18,12 @@ if not PROCESSES.isdecimal() or int(PROCESSES) < 1:
     raise WorkflowError(f"BOOT_PROCESSES: found {PROCESSES!r}, expected a number of processes, 1 or more.")
 PROCESSES = int(PROCESSES)
 
+# Who else is told of losses (suite/trackers.py); no part of what a result is, either.
+try:
+    wanted_trackers()
+except UserError as error:
+    raise WorkflowError(str(error)) from error
+
 
 def processes(wildcards):
     return PLAN.processes(wildcards.variant, PROCESSES)
@@ -51,7 +57,7 @@ CORE = [
 LOOP = ["training.py", "precision.py", "sharding.py"]
 
 # How students of one evaluation are read.
-ONE_STEP = ["noise_student.py", "one_step_pipeline.py"]
+ONE_STEP = ["noise_student.py"]
 
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):

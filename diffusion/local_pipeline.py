@@ -1,0 +1,58 @@
+"""Any folder of a teacher or a student as a `diffusers` pipeline, read by this suite: no code of the folder runs."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusion.files import read_json, write_json
+from diffusion.pipelines import build_scheduler, load_denoiser, pipeline_facts
+from diffusion.student_pipeline import StudentPipeline
+
+_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
+
+
+class LocalPipeline(StudentPipeline):
+    """:class:`diffusion.student_pipeline.StudentPipeline` from this checkout, for folders of any age.
+
+    Where the suite is not installed, `diffusers` loads the same class from the folder's own file.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
+        """Reads a folder; a name on the Hub is left to `diffusers`, with all other ``options``.
+
+        Args:
+            options: ``torch_dtype`` of the network.
+
+        Raises:
+            CheckpointError, UserError: as :func:`diffusion.pipelines.load_denoiser`.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() or options.keys() - {"torch_dtype"}:
+            return super().from_pretrained(pretrained_model_name_or_path, **options)
+        denoiser = load_denoiser(folder)
+        facts = pipeline_facts(denoiser) | sampling_facts(folder)
+        pipeline = cls(unet=denoiser.network, scheduler=build_scheduler(denoiser), **facts)
+        return pipeline.to(options["torch_dtype"]) if options else pipeline
+
+    def __call__(self, *arguments: Any, noise: Any = None, condition: Any = None, **options: Any) -> Any:
+        """As the base class; ``noise`` and ``condition={"class_labels": …}`` are the names of earlier versions."""
+        earlier = {"latents": noise, **(condition or {})}
+        options |= {name: value for name, value in earlier.items() if value is not None}
+        return super().__call__(*arguments, **options)
+
+
+def sampling_facts(folder: Path) -> dict[str, Any]:
+    """How a stored network is sampled, as arguments of the pipeline; none for DDIM steps."""
+    index = read_json(folder / "model_index.json")
+    facts = {name: index[name] for name in _SAMPLING if index.get(name) is not None}
+    # Folders of BOOT students had no such key, for they had a class of their own.
+    return {"told_timestep": 0.0} | facts if index.get("_class_name") == "BootPipeline" else facts
+
+
+def bring_up_to_date(folder: Path) -> None:
+    """Makes a folder of an earlier version what :func:`diffusion.pipelines.save_denoiser` writes today."""
+    index = read_json(folder / "model_index.json")
+    pipeline = LocalPipeline.from_pretrained(folder)
+    kept = {name: pipeline.config[name] for name in (*_SAMPLING, "num_classes", "thresholding", "cosine")}
+    write_json(folder / "model_index.json", index | kept)
+    pipeline.carry_code(folder)
