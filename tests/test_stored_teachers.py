@@ -116,7 +116,7 @@ def test_parts_that_are_left_out_and_plain_options_are_no_parts(folder, options)
 def test_a_student_is_no_teacher(tmp_path):
     Boot(BootSettings()).save(tmp_path / "student", tiny_denoiser().network, tiny_denoiser())
     (line,) = refusal(tmp_path / "student")
-    assert "model_index.json: found a BootPipeline, a distilled student" in line
+    assert "model_index.json: found a StudentPipeline, a distilled student" in line
 
 
 NETWORKS = {
