@@ -88,7 +88,6 @@ def stop_after(monkeypatch, steps):
 
 def scalars(root):
     """(step, value) by tag, of the one curve in TensorBoard's files."""
-    pytest.importorskip("tensorboard", reason="of the extra `loggers`")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (folder,) = (root / "tensorboard" / "mine").iterdir()
@@ -165,7 +164,6 @@ def test_a_tracker_that_is_asked_for_later_gets_what_was_logged_before(root, mon
 
 
 def test_tensorboard_has_the_curve_once_though_the_run_was_stopped(root, monkeypatch):
-    pytest.importorskip("tensorboard", reason="of the extra `loggers`")
     monkeypatch.setenv(VARIABLE, "tensorboard")
     stop_after(monkeypatch, 4)
     with pytest.raises(KeyboardInterrupt):
