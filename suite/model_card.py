@@ -148,12 +148,13 @@ def _measures(facts: CardFacts) -> str:
     if facts.measures.empty:
         return "Not measured."
     rows = ["| Measure | Value | Samples | Protocol | Features | Reference | Library |", "| --- " * 7 + "|"]
-    for name, found in facts.measures.groupby("metric", sort=False):
+    # The same measure of fewer samples is another number.
+    for (name, count), found in facts.measures.groupby(["metric", "num_samples"], sort=False):
         sd = float(found.value.std(ddof=1)) if len(found) > 1 else None
         value = format_value(float(found.value.mean()), sd=sd)
         first = found.iloc[0]
         rest = (first.protocol, first.features, first.reference, first.library)
-        rows.append(f"| {name} | {value} | {first.num_samples:,} | {' | '.join(map(str, rest))} |")
+        rows.append(f"| {name} | {value} | {count:,} | {' | '.join(map(str, rest))} |")
     seeds = facts.measures.seed.nunique()
     said = [
         f"- `{name}`: {facts.definitions[name]}" for name in facts.measures.metric.unique() if name in facts.definitions
