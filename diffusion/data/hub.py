@@ -86,7 +86,10 @@ def prepare(settings: Settings) -> Splits:
         test_images=test_images,
         test_labels=labels[settings.test or settings.train][other_rows],
         class_names=names,
-        source=settings.name if Path(_source(settings)).exists() else f"{settings.name} of the Hugging Face Hub",
+        # A folder's own name: where it lies is nobody's business whom the manifest reaches.
+        source=Path(settings.name).name
+        if Path(_source(settings)).exists()
+        else f"{settings.name} of the Hugging Face Hub",
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
     )
 
