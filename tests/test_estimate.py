@@ -37,7 +37,7 @@ def experiment_of(**methods):
     raw = yaml.safe_load(TINY.read_text())
     raw["methods"] = {"ddim": raw["methods"]["ddim"], **methods}
     del raw["comparison"]
-    return parse_experiment(raw)
+    return parse_experiment(raw, look_at_files=False)
 
 
 IN_TURN = {"fake_updates": 2, "training": {"steps": 3, "batch_size": 8, "gradient_accumulation_steps": 4}}
@@ -220,7 +220,7 @@ def real_pair():
 def test_pictures_and_trajectory_are_what_their_stages_take(batch_size):
     raw = yaml.safe_load(TINY.read_text())
     raw["evaluation"] |= {"trajectory_noises": 5, "batch_size": batch_size}
-    found = estimate(parse_experiment(raw), CPU, 0)
+    found = estimate(parse_experiment(raw, look_at_files=False), CPU, 0)
     rows = {(row.rule, row.variant): row for row in found.rows}
     shape = (1, 8, 8)
     for rule, evaluate in (
@@ -268,7 +268,7 @@ def test_two_networks_in_turn():
 
 def test_the_teacher_and_the_sums_by_hand():
     raw = yaml.safe_load(TINY.read_text())
-    experiment = parse_experiment(raw | {"train_seeds": [0, 1]})
+    experiment = parse_experiment(raw | {"train_seeds": [0, 1]}, look_at_files=False)
     found = estimate(experiment, CPU, 0)
     rows = {(row.rule, row.variant): row for row in found.rows}
     assert rows["teacher", ""].trained == 8 * 16
@@ -317,7 +317,7 @@ def test_memory_is_that_of_weights_and_of_the_largest_slice():
     assert found.memory(rows["sample", "ddim"]) == 4 * found.parameters + 48 * found.passing
     sliced = yaml.safe_load(TINY.read_text())
     sliced["teacher"]["training"] |= {"gradient_accumulation_steps": 4}
-    found = estimate(parse_experiment(sliced), CPU, 0)
+    found = estimate(parse_experiment(sliced, look_at_files=False), CPU, 0)
     assert next(row for row in found.rows if row.rule == "teacher").learning == 4
     # A step of BOOT has a gradient through the bootstrapped images and those at the boundary; beside is the teacher.
     boot, kept = next(row for row in found.rows if row.variant == "boot-euler"), found.kept["tf32"]
@@ -332,7 +332,7 @@ def test_every_method_of_an_experiment_computes_its_losses_in_slices_that_fit_a_
     """Of all methods that its file has, those that are not selected too."""
     monkeypatch.setattr("suite.estimate._rate", lambda *_: 1.0)
     raw = yaml.safe_load((CONFIG / f"{name}.yaml").read_text())
-    found = estimate(parse_experiment(raw | {"select": list(raw["methods"])}), CPU, 0)
+    found = estimate(parse_experiment(raw | {"select": list(raw["methods"])}, look_at_files=False), CPU, 0)
     # What torch finds on cards that are sold as 80 and 40 GB is more: 78 GiB on an H100.
     room = 78 * 2**30 if name in ("imagenet64", "bedroom256") else 40e9
     # And what torch keeps beside: a fifth was seen.
@@ -400,7 +400,9 @@ def test_activations_of_bfloat16_are_those_of_a_gpus_autocast():
 
 def test_a_published_experiment_is_estimated_without_its_data(monkeypatch):
     monkeypatch.setattr("suite.estimate._rate", lambda *_: 1.0)
-    found = estimate(parse_experiment(yaml.safe_load((CONFIG / "cifar10.yaml").read_text())), CPU, 0)
+    found = estimate(
+        parse_experiment(yaml.safe_load((CONFIG / "cifar10.yaml").read_text()), look_at_files=False), CPU, 0
+    )
     text = table(found)
     assert "| EDM's teacher (DDPM++, 200 M pictures) | 384 | V100 (about 2 days on 8) | EDM, README |" in text
     assert "DDPM, appendix B †" in text

@@ -119,7 +119,7 @@ BROKEN = {
         r"mine: found the same file twice \(a\.npz, a\.npz\)",
     ),
     "a link to the same": (["a.npz", "link.npz"], r"mine: found the same file twice \(a\.npz, link\.npz\)"),
-    "nothing": (None, r"mine\.path: found None"),
+    "nothing": (None, r"mine\.path: found null, expected a list"),
     "no path": ({"nfe": 1}, r"mine\.path: missing; expected a value"),
     "an empty list": ([], r"mine\.path: found \[\]"),
     "a number": (5, r"mine\.path: found 5"),
@@ -134,11 +134,11 @@ BROKEN = {
     "a half seed": ({"path": "a.npz", "seeds": [0.5]}, r"mine\.seeds\.0: found 0\.5"),
     "a truth value as seed": (
         {"path": "a.npz", "seeds": [True]},
-        r"mine\.seeds: found \[True\], expected no truth",
+        r"mine\.seeds: found \[true\], expected a number",
     ),
     "no evaluations": ({"path": "a.npz", "nfe": 0}, r"mine\.nfe: found 0"),
     "evaluations in words": ({"path": "a.npz", "nfe": "one"}, r"mine\.nfe: found 'one'"),
-    "a truth value": ({"path": "a.npz", "nfe": True}, r"mine\.nfe: found True, expected no truth value"),
+    "a truth value": ({"path": "a.npz", "nfe": True}, r"mine\.nfe: found true, expected a number"),
     "an unknown key": (
         {"path": "a.npz", "seed": 0},
         r"mine\.seed: unknown key; expected one of: path, seeds",

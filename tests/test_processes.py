@@ -247,7 +247,7 @@ def test_portions_come_out_the_same_whatever_the_number_of_processes(size, tmp_p
 def test_a_training_takes_as_many_processes_as_can_share_its_slices():
     raw = yaml.safe_load(TINY.read_text())
     raw["teacher"]["training"] |= {"batch_size": 12, "gradient_accumulation_steps": 6}
-    plan = Plan(parse_experiment(raw))
+    plan = Plan(parse_experiment(raw, look_at_files=False))
     assert [plan.processes(None, most) for most in (1, 2, 3, 4, 5, 6, 8)] == [1, 2, 3, 2, 1, 6, 2]
     assert plan.processes("boot-heun", 4) == 1  # one slice
 
