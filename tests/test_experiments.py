@@ -104,10 +104,13 @@ def test_nothing_of_the_default_experiment_draws_beside_its_steps_generator(tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_experiment_plans_without_its_data(name, tmp_path):
-    done = snakemake(tmp_path, "--dry-run", config=CONFIG / f"{name}.yaml")
-    assert "rule teacher:" in done.stdout + done.stderr
-    fetches = "rule fetch:" in done.stdout + done.stderr
+def test_every_experiment_plans_or_says_where_its_data_come_from(name, tmp_path):
+    done = snakemake(tmp_path, "--dry-run", config=CONFIG / f"{name}.yaml", check=False)
+    told = done.stdout + done.stderr
+    brought = name in ("ffhq64", "imagenet64", "bedroom256")
+    assert (f"{name}.yaml:" in told and "data.path: data/" in told) == brought
+    assert ("rule teacher:" in told) != brought
+    fetches = "rule fetch:" in told
     assert fetches == (name.startswith("cifar10") or (name == "fashion-mnist" and not fashion_mnist.DEBIAN.is_dir()))
 
 

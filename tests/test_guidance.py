@@ -334,13 +334,14 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
 
 def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
     (tmp_path / "classifier.json").write_text(json.dumps({"class_names": ["a", "b"], "channels": 1}))
-    arguments = argparse.Namespace(classifier=tmp_path, samples=tmp_path / "samples.npz")
+    arguments = argparse.Namespace(classifier=tmp_path)
+    files = {seed: tmp_path / f"seed-{seed}.npz" for seed in (0, 1)}
     grey, colour = np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 3))
-    _check_labels(arguments, {0: grey, 1: colour}, {0: np.array([0, 1]), 1: None})
+    _check_labels(arguments, files, {0: grey, 1: colour}, {0: np.array([0, 1]), 1: None})
     with pytest.raises(UserError, match="classes 0 to 2, but the data set has 2"):
-        _check_labels(arguments, {0: grey}, {0: np.array([0, 2])})
+        _check_labels(arguments, files, {0: grey}, {0: np.array([0, 2])})
     with pytest.raises(UserError, match="3 channels; expected the data set's 1"):
-        _check_labels(arguments, {0: colour}, {0: np.array([0, 1])})
+        _check_labels(arguments, files, {0: colour}, {0: np.array([0, 1])})
 
 
 def test_too_few_held_out_pictures_are_refused_before_anything_is_trained(tmp_path):

@@ -54,12 +54,12 @@ def build(guidance=None, training=None, **settings):
 class Watched(TrainingRun):
     """A run that lets the test see what is trained beside the generator, and may stop at a step."""
 
-    stop_at, watch = None, None
+    stop_at, look = None, None
 
     def fit(self, stage, network, *arguments, beside=None, **keywords):
         self.beside = beside
-        if self.watch is not None:
-            self.watch(generator=network, fake=beside["fake"])
+        if self.look is not None:
+            self.look(generator=network, fake=beside["fake"])
         return super().fit(stage, network, *arguments, beside=beside, **keywords)
 
     def generator(self, stage, step, number=0):
@@ -334,7 +334,7 @@ def test_each_network_has_dropout_in_its_own_update_alone(dropout, tmp_path):
             )
 
     changes = IN_TURN | {"training": IN_TURN["training"] | {"steps": 2}}
-    distil(build(dropout=dropout, **changes), tiny_denoiser(), tmp_path, watch=watch)
+    distil(build(dropout=dropout, **changes), tiny_denoiser(), tmp_path, look=watch)
     drops = dropout > 0
     fakes = [("generator", False, False), ("fake", True, drops)] * 3 * 2
     assert seen == (fakes + [("generator", True, drops), ("fake", True, False)] * 3) * 2
