@@ -13,7 +13,9 @@ WORKERS = 2
 
 # Tools run as modules of the environment's interpreter, with its bin first in PATH for the jobs they start; so an
 # activated environment is not needed, and another one does no harm.
-IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" "$(VENV)/bin/python"
+# Where the home folder cannot be written, caches lie here: Snakemake would stop.
+CACHE = $${XDG_CACHE_HOME:-$$(test -w "$$HOME" && echo "$$HOME/.cache" || echo "$$PWD/.cache")}
+IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" XDG_CACHE_HOME="$(CACHE)" "$(VENV)/bin/python"
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check --no-input
 STAMP = $(VENV)/.installed
 
