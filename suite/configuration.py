@@ -1,7 +1,7 @@
 """The typed configuration: one YAML file is one experiment, checked as a whole before any job starts."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from diffusion.data import problems as data_problems
 from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Seeds, Settings, StepCounts, UserPath, problems_of, shown
+from diffusion.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
@@ -287,14 +287,14 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
             problems[before:] = [f"{derived[name]}: {problem}" for problem in problems[before:]]
     if facts and teacher and (problem := collected(_refused, teacher.check_pictures, data.channels, data.resolution)):
         problems.append(f"teacher.{problem}.")
+    selected = tuple(blocks) if layout.select is None else (*layout.select, *_selected(layout, derived))
     if "methods" not in wrong:
-        problems += _selection_problems(layout, blocks, derived, methods)
+        problems += _selection_problems(layout, selected, blocks, methods)
     problems += _published_problems(layout.published_as)
     if layout.evaluation.classifier != ClassifierSettings() and facts and not facts.conditional:
         problems.append(
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
-    selected = blocks if layout.select is None else (*layout.select, *_selected(layout, derived))
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
     if not wrong & {"methods", "evaluation"}:
         problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
@@ -334,11 +334,11 @@ def _refused(check: Callable[..., None], *arguments: Any) -> str | None:
 
 
 def _selection_problems(
-    layout: _Layout, blocks: Mapping[str, Any], derived: Mapping[str, str], methods: Mapping[str, Method]
+    layout: _Layout, selected: Collection[str], blocks: Mapping[str, Any], methods: Mapping[str, Method]
 ) -> list[str]:
     problems = [
         f"select: found {name!r}, expected names under methods: {', '.join(layout.methods)}."
-        for name in layout.select or ()
+        for name in selected
         if name not in blocks
     ]
     problems += [
@@ -347,7 +347,6 @@ def _selection_problems(
         for name, base in variants.items()
         if name in methods and not methods[name].trains
     ]
-    selected = layout.select or blocks
     if layout.ablation and layout.ablation.base not in selected:
         problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
     return problems
@@ -449,7 +448,7 @@ def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance:
             f"{key}: expected a name of {_NAME_IN_WORDS} (it names folders), none of {', '.join(RESERVED)}."
         )
     if not isinstance(block, Mapping):
-        raise UserError(f"{key}: found {shown(block)}, expected a block of keys.")
+        raise UserError(f"{key}: found {quoted(block)}, expected a block of keys.")
     try:
         method_type = method_class(block.get("method"))
     except UserError as error:

@@ -222,7 +222,7 @@ class Plan:
     def features_under(self, row: Shown, protocol: str = MAIN) -> Path:
         """The features of samples under a protocol."""
         folder = self.features_folder(row, protocol)
-        if "further_features" in folder.relative_to(self.root).parts:
+        if folder.relative_to(self.root).parts[0] == "further_features":
             return folder / f"{self._name_of_set(row)}.npy"
         within = Path(f"nfe-{row.own.nfe}") if row.own else Path()
         return folder / within / f"seed-{row.seed}.npy"

@@ -59,6 +59,9 @@ def test_a_selection_keeps_the_ablation():
     raw["select"] = ["ddim", "boot-euler"]
     with pytest.raises(UserError, match=r"ablation\.base: found 'boot-heun', expected a selected variant"):
         parse_experiment(raw)
+    raw["select"] = ["ddim", "boot-heun"]  # with which the variants that a comparison makes of it are selected
+    raw |= {"comparison": {"wide": {"boot-heun": {"delta": 0.3}}}, "ablation": BLOCK | {"base": "boot-heun-wide"}}
+    assert parse_experiment(raw).ablation_base == "boot-heun-wide"
 
 
 @pytest.mark.parametrize(
