@@ -24,7 +24,7 @@ def model_folder(name: str, revision: str | None = None, weights: bool = False) 
     Raises:
         UserError: neither a folder nor a name; no such model; no network and nothing in the cache.
     """
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if folder.is_dir():
         return folder
     if folder.is_file():

@@ -63,7 +63,7 @@ class Settings(BaseModel):
         if any(isinstance(item, bool) for item in items) and not _takes(cls, info.field_name, bool):
             choices = _choices(cls, info.field_name)
             wanted = _EXPECTED["string_type"] if _takes(cls, info.field_name, str) else "a number"
-            raise ValueError(f"found {shown(value)}, expected {' or '.join(map(repr, choices)) or wanted}")
+            raise ValueError(f"found {quoted(value)}, expected {' or '.join(map(repr, choices)) or wanted}")
         return value
 
     @field_validator("*", mode="before")
@@ -132,16 +132,16 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
         return f"{path}: {problem['msg'].removeprefix('Value error, ')}."
     expected = next((words for start, words in _EXPECTED.items() if kind.startswith(start)), None)
     if expected is None:
-        return f"{path}: found {shown(value)}; {problem['msg']}."
+        return f"{path}: found {quoted(value)}; {problem['msg']}."
     numbers = any(map(str.isdecimal, str(value)))
     example = "{key: value}" if isinstance(value, Mapping) else "0, 1" if numbers else "a, b"
     expected = expected.format_map({"example": example, **problem.get("ctx", {})})
     if kind == "int_parsing" and (whole := _whole(value)) is not None:
         expected += f"; write {whole}"
-    return f"{path}: found {shown(value)}, expected {expected}."
+    return f"{path}: found {quoted(value)}, expected {expected}."
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value of the configuration as a message quotes it: text in quotes, the rest as YAML writes it."""
     return (
         repr(value)

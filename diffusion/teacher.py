@@ -174,7 +174,7 @@ class StoredTeacher(_UsedTeacher):
             UserError: the folder is not such a pipeline, with every reason on a line of its own; or cannot be guided.
         """
         # Weights of the Hub are fetched by the job, which looks at them.
-        found = pipeline_problems(self.folder, weights=Path(self.path).expanduser().is_dir())
+        found = pipeline_problems(self.folder, weights=Path(self.path).is_dir())
         problems = [f"teacher.path: {problem}" for problem in found]
         try:
             conditions = load_conditions(self.folder, self.num_classes)

@@ -596,7 +596,7 @@ def test_the_home_folder_may_be_named_by_every_kind(tmp_path, monkeypatch):
         name = kind.__name__.rsplit(".", 1)[-1]
         settings = data.parse_settings({**kind.tiny_settings(tmp_path / name), "path": f"~/{name}"})
         assert data.problems(settings) == []
-    assert hub._source(data.parse_settings({"kind": "hub", "name": "~/set", "resolution": 8})) == f"{tmp_path}/set"
+    assert data.parse_settings({"kind": "hub", "name": "~/set", "resolution": 8}).name == f"{tmp_path}/set"
 
 
 def test_very_many_files_are_not_looked_through(tmp_path, monkeypatch):

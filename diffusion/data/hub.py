@@ -87,9 +87,7 @@ def prepare(settings: Settings) -> Splits:
         test_labels=labels[settings.test or settings.train][other_rows],
         class_names=names,
         # A folder's own name: where it lies is nobody's business whom the manifest reaches.
-        source=Path(settings.name).name
-        if Path(_source(settings)).exists()
-        else f"{settings.name} of the Hugging Face Hub",
+        source=Path(settings.name).name if Path(settings.name).exists() else f"{settings.name} of the Hugging Face Hub",
         fingerprint=hashlib.sha256(facts.encode()).hexdigest(),
     )
 
@@ -100,7 +98,7 @@ _NEEDS = "data.kind: 'hub' needs the library `datasets`: pip install datasets"
 def problems(settings: Settings) -> list[str]:
     """Whether the library is there, and the folder where a folder is named; the network is not asked."""
     found = [] if importlib.util.find_spec("datasets") else [_NEEDS]
-    path = Path(_source(settings))
+    path = Path(settings.name)
     if path.is_file():
         found.append(
             f"data.name: {path}: is a file, expected a folder that `datasets` reads. Name the folder it is in."
@@ -116,10 +114,6 @@ def problems(settings: Settings) -> list[str]:
             f"uoft-cs/cifar10. Correct data.name."
         )
     return found
-
-
-def _source(settings: Settings) -> str:
-    return str(Path(settings.name).expanduser()) if settings.name.startswith("~") else settings.name
 
 
 def _refuse_missing_classes(settings: Settings, part: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
@@ -148,7 +142,7 @@ def tiny_settings(folder: Path) -> dict[str, Any]:
 def _part(settings: Settings, name: str, library: Any) -> "datasets.Dataset":
     where = f"{settings.name} (data.name), part '{name}'"
     try:
-        part = library.load_dataset(_source(settings), settings.subset, split=name, revision=settings.revision)
+        part = library.load_dataset(settings.name, settings.subset, split=name, revision=settings.revision)
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         raise UserError(
             f"{where}: cannot be loaded ({type(error).__name__}: {error}). Check the name, the part and the network; "
