@@ -20,7 +20,8 @@ TOY = (
     f"training: {{{SMALL}}}}}",
     "select=[ddim, boot]",
     f"methods={{ddim: {{num_inference_steps: [1, 2]}}, boot: {{training: {{{SMALL}}}}}}}",
-    "evaluation={num_samples: 16, batch_size: 16, features: efficientnet-lite0-32, teacher: {nfe: 2}}",
+    "evaluation={num_samples: 16, batch_size: 16, trajectory_noises: 8, features: efficientnet-lite0-32, "
+    "teacher: {nfe: 2}}",
     "speed={batch_sizes: [1], seconds: 1}",
 )
 
