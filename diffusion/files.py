@@ -201,37 +201,64 @@ def canonical_json(content: Any) -> str:
 
 # Above that many files of a folder their sizes and times are not looked at: every start of the workflow would wait.
 MOST_FILES_LOOKED_AT = 20_000
+# What systems and file servers leave in folders, beside names that begin with a dot: macOS, Windows, Linux, Android,
+# Synology, QNAP, NetApp; in lower case.
+_LEFT_BY_SYSTEMS = {
+    *("__macosx", "icon\r", "icon\uf00d", "network trash folder", "temporary items"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found", "lost.dir"),
+    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot"),
+}
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or one that systems and file servers leave behind."""
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def fingerprint(path: str | Path | None) -> str | None:
-    """Changes when pictures are added, removed or changed: names, sizes and times of a folder's files, or of a zip.
+    """Changes when images are added, removed, moved or changed: names, sizes, times of a folder's files, or of a zip.
 
-    Of very many files, as ImageNet's, only the folders' times and numbers of files, and those that label pictures
-    (``dataset.json``): a picture that is changed in place goes unseen. None where there is nothing; the job says what
-    is missing.
+    Of very many files, as ImageNet's, only the folders' times and numbers of files, and those that label images
+    (``dataset.json``): an image that is changed in place goes unseen. Where the folder lies is no part of it, nor is
+    what systems leave in it. None where there is nothing; the job says what is missing.
     """
     if path is None or not os.path.exists(path):
         return None
-    root = Path(path)
-    counts: dict[Path, int] = {}
-    # Only as many names as may be looked at: of a million, paths alone are seconds and hundreds of megabytes.
-    kept: list[str] = [] if root.is_dir() else [str(root)]
+    root = str(path)
+    if not os.path.isdir(root):
+        status = os.stat(root)
+        return _digest([(os.path.basename(root), status.st_size, status.st_mtime_ns)])
+    folders: list[tuple[str, int]] = []
+    # Only as many names as may be looked at: of a million, the names alone are hundreds of megabytes.
+    kept: list[str] = []
     tables: list[str] = []
-    number = len(kept)
-    for folder, _, names in os.walk(root):
-        counts[Path(folder)] = len(names)
-        if os.path.isfile(table := os.path.join(folder, "dataset.json")):
-            tables.append(table)
+    number = 0
+    for folder, inside, names in os.walk(root, followlinks=True):
+        here = Path(os.path.realpath(folder))
+        inside[:] = [
+            name
+            for name in inside
+            # A link to a folder above would be walked for ever.
+            if not is_left_over(name) and not here.is_relative_to(os.path.realpath(os.path.join(folder, name)))
+        ]
+        names = [name for name in names if not is_left_over(name)]
+        folders.append((folder, len(names)))
+        tables += (os.path.join(folder, name) for name in names if name == "dataset.json")
         number += len(names)
         if number > MOST_FILES_LOOKED_AT:
             kept.clear()
         else:
             kept += (os.path.join(folder, name) for name in names)
-    facts: list[tuple[Any, ...]]
+
+    def facts(name: str) -> tuple[Any, ...]:
+        status = os.stat(name)
+        return os.path.relpath(name, root), status.st_size, status.st_mtime_ns
+
     if number > MOST_FILES_LOOKED_AT:
-        facts = [(str(folder), folder.stat().st_mtime_ns, counts[folder]) for folder in sorted(counts)]
-        facts += [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in sorted(tables)]
-    else:
-        files = sorted(map(Path, kept))
-        facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        times = [(os.path.relpath(name, root), os.stat(name).st_mtime_ns, count) for name, count in sorted(folders)]
+        return _digest([*times, *map(facts, sorted(tables))])
+    return _digest([facts(name) for name in sorted(kept) if os.path.isfile(name)])
+
+
+def _digest(facts: list[tuple[Any, ...]]) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()

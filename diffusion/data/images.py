@@ -61,6 +61,7 @@ import pydantic
 
 from diffusion.data.store import MOST_LOOKED_AT, Splits, holds, stratified_split
 from diffusion.errors import UserError, first_line, some_of
+from diffusion.files import is_left_over
 from diffusion.settings import DataSettings, UserPath
 
 if TYPE_CHECKING:
@@ -96,13 +97,6 @@ _PART_WORDS = {
 }
 # What names of parts hold besides, and what says nothing.
 _FILLERS = r"(?:data|sets?|datasets?|images?|imgs?|pictures?|photos?|splits?|parts?|folders?)"
-# What systems and file servers leave in folders, beside names that begin with a dot: macOS, Windows, Linux, Android,
-# Synology, QNAP, NetApp; in lower case.
-_LEFT_BY_SYSTEMS = {
-    *("__macosx", "icon\r", "icon\uf00d", "network trash folder", "temporary items"),
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found", "lost.dir"),
-    *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "~snapshot"),
-}
 # The labels' file of EDM and StyleGAN.
 TABLE = "dataset.json"
 
@@ -218,7 +212,7 @@ def problems(settings: Settings) -> list[str]:
     """What is wrong with ``data.path`` as far as a moment shows; an answer of [] does not mean that all is right."""
     path = Path(settings.path)
     if path.is_dir():
-        found = holds(path, _is_picture, _is_left_over)
+        found = holds(path, _is_picture, is_left_over)
     elif not path.exists():
         return [f"data.path: {path}: not found (looked for it in {Path.cwd()}). {_FOLDER_OR_ZIP}"]
     elif not zipfile.is_zipfile(path):
@@ -241,7 +235,7 @@ def _zip_holds_a_picture(path: Path) -> bool:
             names = [_parts_of_entry(entry.filename) for entry in archive.infolist() if not entry.is_dir()]
     except (OSError, zipfile.BadZipFile, NotImplementedError):
         return True  # the job says what it is
-    return any(parts and _is_picture(parts[-1]) and not any(map(_is_left_over, parts)) for parts in names)
+    return any(parts and _is_picture(parts[-1]) and not any(map(is_left_over, parts)) for parts in names)
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:
@@ -296,10 +290,6 @@ class PictureFile:
 _MEND = "Put the picture in its place, or take it out."
 
 
-def _is_left_over(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
-
-
 def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
@@ -324,7 +314,7 @@ def _list_folder(root: Path) -> tuple[list[PictureFile], set[tuple[str, ...]]]:
         if here in above:
             raise UserError(f"{folder}: is a link to a folder above it. Take the link out of {root}.")
         for entry in os.scandir(folder):
-            if _is_left_over(entry.name):
+            if is_left_over(entry.name):
                 continue
             inside = (*parts, _composed(entry.name))
             if entry.is_dir():
@@ -355,7 +345,7 @@ def _list_zip(path: Path, stack: ExitStack) -> tuple[list[PictureFile], set[tupl
     folders: set[tuple[str, ...]] = set()
     for entry in archive.infolist():
         name, own_parts = entry.filename.replace("\\", "/"), _parts_of_entry(entry.filename)
-        if not own_parts or any(map(_is_left_over, own_parts)):
+        if not own_parts or any(map(is_left_over, own_parts)):
             continue
         parts = tuple(map(_composed, own_parts))
         above = parts if name.endswith("/") else parts[:-1]

@@ -9,9 +9,10 @@ DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 STORED = settings(EXPERIMENT.data, leave_out={"flip"})
 FLIP = "--flip" if getattr(EXPERIMENT.data, "flip", False) else ""
 
-# The user's images: their names, sizes and times stand for them. Where they lie may change.
-PICTURES = fingerprint(getattr(EXPERIMENT.data, "path", None))
-STORED_ELSEWHERE = settings(EXPERIMENT.data, leave_out={"flip"} | ({"path"} if PICTURES else set()))
+# The user's images: their names, sizes and times stand for them. Where they lie may change. `name` may be a folder, too.
+PLACES = {key: fingerprint(getattr(EXPERIMENT.data, key, None)) for key in ("path", "name")}
+PICTURES = PLACES["path"] or PLACES["name"]
+STORED_ELSEWHERE = settings(EXPERIMENT.data, leave_out={"flip"} | {key for key, found in PLACES.items() if found})
 
 # A stored teacher's classes must be the data set's. BOOT's students never see the data: it is said where they are prepared.
 TEACHER_CLASSES = []
