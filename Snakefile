@@ -15,11 +15,11 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from diffusion.data import downloads
-from diffusion.device import wanted_device
-from diffusion.errors import UserError
-from diffusion.files import canonical_json, fingerprint
+from diffusion.runtime.device import wanted_device
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import canonical_json, fingerprint
 from diffusion.pipelines import deciding_files, own_network_file
-from diffusion.settings import user_path
+from diffusion.runtime.settings import user_path
 from diffusion.teacher import StoredTeacher
 from diffusion.training import discard_delivered
 from evaluation.protocols import MAIN

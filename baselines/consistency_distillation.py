@@ -24,8 +24,8 @@ from diffusion.method import Method, Sampler, Student, TrainedSettings, student_
 from diffusion.noise import further_noise, noise_generators
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_denoiser, save_denoiser
+from diffusion.runtime.settings import StepCounts
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
-from diffusion.settings import StepCounts
 from diffusion.solvers import ddim_step, heun_step, karras_levels
 from diffusion.teacher import RealPictures, TeacherFacts
 from diffusion.training import Step, TrainingRun, TrainingSettings
@@ -186,7 +186,7 @@ class ConsistencyDistillation(Method):
         save_denoiser(folder, teacher.with_network(network), levels=levels)
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        from diffusion.files import read_json
+        from diffusion.runtime.files import read_json
 
         student = load_denoiser(folder, device)
         levels = read_json(folder / "model_index.json")["levels"]

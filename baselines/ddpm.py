@@ -9,7 +9,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.method import TeacherSampler, TeacherSamplerSettings
 from diffusion.noise import noise_generators
-from diffusion.settings import StepCounts
+from diffusion.runtime.settings import StepCounts
 
 
 class DdpmSettings(TeacherSamplerSettings):

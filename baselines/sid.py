@@ -22,8 +22,8 @@ from diffusion.method import Method, Sampler, Student, TrainedSettings, student_
 from diffusion.noise_student import NoiseStudent, one_step_sampler
 from diffusion.pairs import Pairs
 from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.runtime.settings import GrownSettings
 from diffusion.schedule import Schedule, per_sample
-from diffusion.settings import GrownSettings
 from diffusion.solvers import karras_levels
 from diffusion.teacher import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
 from diffusion.training import Step, TrainingRun, TrainingSettings, seed_dropout

@@ -4,8 +4,8 @@
     python benchmarks/bits.py /tmp/after     # of the changed one
     diff /tmp/before/sha256.txt /tmp/after/sha256.txt
 
-The experiments are tests/tiny.yaml and config/digits-baselines.yaml with few steps: teacher, BOOT with three solvers, every
-distiller and every sampler. Processors that differ, or torch's versions, differ in the last bit: compare on one machine.
+The experiments are tests/tiny.yaml and config/digits-baselines.yaml with few steps: teacher, BOOT with three solvers,
+every distiller, every sampler. Other processors, or versions of torch, differ in the last bit: compare on one machine.
 """
 
 import argparse
@@ -49,9 +49,21 @@ def main() -> None:
     for name, raw in (("tiny", tiny), ("short", shortened(baselines))):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-        options = ["--workflow-profile", ROOT / "profiles/default", "--cores", "2", "--until", "sample", "--quiet", "all"]
+        options = [
+            "--workflow-profile",
+            ROOT / "profiles/default",
+            "--cores",
+            "2",
+            "--until",
+            "sample",
+            "--quiet",
+            "all",
+        ]
         subprocess.run(
-            [*snakemake, *options, "--configfile", folder / f"{name}.yaml"], check=True, cwd=folder, env=environment
+            [*snakemake, *options, "all", "--configfile", folder / f"{name}.yaml"],
+            check=True,
+            cwd=folder,
+            env=environment,
         )
     made = folder / "results"
     files = sorted(

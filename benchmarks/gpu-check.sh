@@ -30,7 +30,7 @@ cd "$root" || exit 2
 
 "$python" - <<'PYTHON' | tee "$folder/device.txt" || exit 2
 import sys, torch
-from diffusion.device import wanted_device
+from diffusion.runtime.device import wanted_device
 device = wanted_device()
 name = torch.cuda.get_device_name() if device.type == "cuda" else f"no GPU, {torch.get_num_threads()} threads"
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, {device}: {name}")

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from throughput import medians
 
-from diffusion.device import default_device
+from diffusion.runtime.device import default_device
 from evaluation import quality
 from evaluation.features import load_extractor
 from evaluation.moments import moments

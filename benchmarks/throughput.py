@@ -22,11 +22,11 @@ import yaml
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data import load_split, prepare, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.device import default_device
 from diffusion.guidance import guided
 from diffusion.networks import build_network
 from diffusion.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.pipelines import load_denoiser
+from diffusion.runtime.device import default_device
 from diffusion.teacher import StoredTeacher, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment

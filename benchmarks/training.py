@@ -76,12 +76,12 @@ from boot.distillation import Boot
 from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data.store import Shards, Split
-from diffusion.device import default_device
-from diffusion.files import write_json
 from diffusion.guidance import guided
 from diffusion.networks import build_network
 from diffusion.pipelines import build_scheduler
-from diffusion.precision import float32_products
+from diffusion.runtime.device import default_device
+from diffusion.runtime.files import write_json
+from diffusion.runtime.precision import float32_products
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment

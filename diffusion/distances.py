@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.settings import GrownSettings, Settings, UserPath
+from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -138,7 +138,7 @@ class UncalibratedLpips(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from diffusion.efficientnet import load_efficientnet
+        from diffusion.runtime.efficientnet import load_efficientnet
 
         self.backbone = load_efficientnet()
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _SMALL = ["*.json", "unet/*.json", "scheduler/*.json"]

@@ -12,8 +12,8 @@ from typing import IO, Literal
 import numpy as np
 import torch
 
-from diffusion.errors import NonFiniteError, UserError, first_line
-from diffusion.files import atomic_path
+from diffusion.runtime.errors import NonFiniteError, UserError, first_line
+from diffusion.runtime.files import atomic_path
 
 Quantiser = Literal["round", "truncate"]
 

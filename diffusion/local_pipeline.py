@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion.files import read_json, write_json
 from diffusion.pipelines import build_scheduler, load_denoiser, pipeline_facts
+from diffusion.runtime.files import read_json, write_json
 from diffusion.student_pipeline import StudentPipeline
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")

@@ -21,7 +21,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance, guided
 from diffusion.pairs import Pairs, PairsSettings
 from diffusion.pipelines import load_denoiser, save_denoiser
-from diffusion.settings import GrownSettings, Settings, StepCounts
+from diffusion.runtime.settings import GrownSettings, Settings, StepCounts
 from diffusion.teacher import TeacherFacts
 from diffusion.training import Snapshot, Trained, TrainingRun, TrainingSettings
 

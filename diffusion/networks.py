@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from diffusion.settings import GrownSettings
+from diffusion.runtime.settings import GrownSettings
 
 _DOWN_BLOCKS = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
 _UP_BLOCKS = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from diffusion.begun import BegunArray
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError, NonFiniteError, first_line
-from diffusion.files import read_json, write_json
-from diffusion.memory import within_memory
 from diffusion.noise import initial_noise
-from diffusion.processes import drain, portions_of
-from diffusion.settings import Settings
+from diffusion.runtime.begun import BegunArray
+from diffusion.runtime.errors import CheckpointError, NonFiniteError, first_line
+from diffusion.runtime.files import read_json, write_json
+from diffusion.runtime.memory import within_memory
+from diffusion.runtime.processes import drain, portions_of
+from diffusion.runtime.settings import Settings
 from diffusion.solvers import ddim_sample
 from diffusion.training import Trained, TrainingRun
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.denoiser import Denoiser, PredictionType
-from diffusion.errors import CheckpointError, UserError, some_of
-from diffusion.files import canonical_json, read_json, read_json_object, sha256_file, write_json
-from diffusion.packages import version_of
+from diffusion.runtime.errors import CheckpointError, UserError, some_of
+from diffusion.runtime.files import canonical_json, read_json, read_json_object, sha256_file, write_json
+from diffusion.runtime.packages import version_of
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
 from diffusion.stored_weights import check_fit, described_weights, fill, load_weights, weights_files
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding

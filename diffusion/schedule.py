@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from diffusion.errors import UserError
-from diffusion.settings import Settings
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import Settings
 
 _ONLY_COSINE = {"t_min", "t_max"}
 _ONLY_EDM = {"sigma_min", "sigma_max", "sigma_data", "rho"}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from diffusion.processes import Processes
+from diffusion.runtime.processes import Processes
 
 
 def shard(network: nn.Module, processes: Processes) -> None:

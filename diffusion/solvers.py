@@ -7,7 +7,7 @@ import torch
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from diffusion.schedule import Schedule, per_sample
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.errors import CheckpointError, some_of
-from diffusion.files import read_json
+from diffusion.runtime.errors import CheckpointError, some_of
+from diffusion.runtime.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"

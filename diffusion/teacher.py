@@ -12,14 +12,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from diffusion.conditions import ClassLabels, Condition, Unconditional
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
-from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.hub_models import model_folder
 from diffusion.images import from_uint8
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_schedule, missing_files, pipeline_problems, stored_picture_shape
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
-from diffusion.settings import GrownSettings, Settings, UserPath
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.training import Step, TrainingRun, TrainingSettings
 

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from diffusion.settings import Settings
+from diffusion.runtime.settings import Settings
 
 
 class Thresholding(Settings):

@@ -33,13 +33,13 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from diffusion import sharding
-from diffusion.cards import gpu_lock
-from diffusion.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError, first_line
-from diffusion.files import atomic_path, only_one, read_json, remove_leftovers, sha256_file, write_json, writing
-from diffusion.memory import largest_fitting, memory_of, out_of_memory
-from diffusion.precision import float32_products, has_short_products, repeatable
-from diffusion.processes import ALONE, join
-from diffusion.settings import GrownSettings
+from diffusion.runtime.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError, first_line
+from diffusion.runtime.files import atomic_path, only_one, read_json, remove_leftovers, sha256_file, write_json, writing
+from diffusion.runtime.gpus import gpu_lock
+from diffusion.runtime.memory import largest_fitting, memory_of, out_of_memory
+from diffusion.runtime.precision import float32_products, has_short_products, repeatable
+from diffusion.runtime.processes import ALONE, join
+from diffusion.runtime.settings import GrownSettings
 
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
@@ -306,7 +306,7 @@ class TrainingSettings(GrownSettings):
         """What precision "auto" comes to.
 
         Args:
-            able: whether the device has short products (:func:`diffusion.precision.has_short_products`).
+            able: whether the device has short products (:func:`diffusion.runtime.precision.has_short_products`).
             bf16: whether "auto" means bfloat16 there.
         """
         if self.precision != "auto":

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from diffusion.data.store import Split
-from diffusion.errors import CheckpointError
-from diffusion.files import read_json, write_json
 from diffusion.images import from_uint8
-from diffusion.memory import in_portions
-from diffusion.settings import Settings
+from diffusion.runtime.errors import CheckpointError
+from diffusion.runtime.files import read_json, write_json
+from diffusion.runtime.memory import in_portions
+from diffusion.runtime.settings import Settings
 from diffusion.teacher import RealPictures
 from diffusion.training import Step, TrainingRun, TrainingSettings
 

@@ -29,12 +29,12 @@ from unittest import mock
 
 # Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
 # fit.
-from diffusion.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
-from diffusion.errors import NonFiniteError, UserError
-from diffusion.memory import within_memory
-from diffusion.packages import version_of
-from diffusion.precision import float32_products
+from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
+from diffusion.runtime.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
+from diffusion.runtime.errors import NonFiniteError, UserError
+from diffusion.runtime.memory import within_memory
+from diffusion.runtime.packages import version_of
+from diffusion.runtime.precision import float32_products
 from evaluation.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
 from evaluation.tables import INCEPTION_NAMES
 

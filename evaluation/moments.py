@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
-from diffusion.errors import NonFiniteError, UserError
+from diffusion.runtime.errors import NonFiniteError, UserError
 
 # isort: split
 import numpy as np

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from diffusion.files import read_json
+from diffusion.runtime.files import read_json
 from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
 from evaluation.tables import (
     COUNT_MARK,

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from diffusion.data.store import PARTS
 from diffusion.images import Quantiser
-from diffusion.settings import Settings, UserPath
+from diffusion.runtime.settings import Settings, UserPath
 
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
 VisionTransformerName = Literal["clip-vit-l-14", "dinov2-vit-l-14"]

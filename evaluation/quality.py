@@ -12,8 +12,8 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from diffusion.errors import NonFiniteError, UserError
-from diffusion.packages import version_of
+from diffusion.runtime.errors import NonFiniteError, UserError
+from diffusion.runtime.packages import version_of
 
 # isort: split
 import cleanfid.fid

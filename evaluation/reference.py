@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from diffusion.data.store import Pictures
-from diffusion.errors import UserError, first_line
-from diffusion.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.images import load_samples
-from diffusion.processes import ALONE, Processes, drain, portions_of
+from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.files import atomic_path, new_array, read_json, sha256_file
+from diffusion.runtime.processes import ALONE, Processes, drain, portions_of
 from evaluation.moments import Moments, moments
 from evaluation.neighbours import Neighbours, nearest
 

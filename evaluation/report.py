@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diffusion.errors import UserError, first_line
-from diffusion.files import atomic_path, read_json
 from diffusion.images import load_samples
+from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.files import atomic_path, read_json
 from evaluation import plots, tables
 from evaluation.ablation import Ablation, ablation_figure, ablation_summary, ablation_table
 from evaluation.comparison import (

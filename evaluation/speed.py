@@ -25,10 +25,10 @@ import psutil
 import torch
 from scipy import stats
 
-from diffusion.device import processor_name
-from diffusion.errors import NonFiniteError, UserError
-from diffusion.memory import within_memory
 from diffusion.noise import drawn_by_batch
+from diffusion.runtime.device import processor_name
+from diffusion.runtime.errors import NonFiniteError, UserError
+from diffusion.runtime.memory import within_memory
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 

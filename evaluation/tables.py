@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from diffusion.errors import UserError
-from diffusion.files import read_json
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import read_json
 from evaluation.intervals import LEAST, Difference, Interval, Verdict, difference_of, interval_of, over_training_seeds
 
 METRICS_COLUMNS = (

@@ -12,8 +12,8 @@ Imported only where one of them is asked for: `transformers` takes seconds to im
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.errors import UserError
-from diffusion.files import sha256_file
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import sha256_file
 from evaluation.features import Extractor
 from evaluation.protocols import VisionTransformerName
 

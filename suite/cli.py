@@ -5,8 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from diffusion.errors import UserError
-from diffusion.settings import user_path
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import user_path
 from suite.launch import print_anything
 
 # Of diffusion.conversion, which is not imported for every command.

@@ -12,10 +12,10 @@ from pydantic import Field, field_validator
 import evaluation
 from diffusion.data import parse_settings
 from diffusion.data import problems as data_problems
-from diffusion.errors import UserError
 from diffusion.guidance import Guidance
 from diffusion.method import Method, TeacherSampler
-from diffusion.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
 from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName

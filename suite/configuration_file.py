@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from diffusion.errors import UserError, some_of
+from diffusion.runtime.errors import UserError, some_of
 from suite.configuration import Experiment, parse_experiment
 
 # By YAML 1.1, which Snakemake reads, 010 is 8 and 1:30 is 90.

@@ -27,12 +27,12 @@ from diffusion.data import downloads
 from diffusion.data.store import Shards, Split
 from diffusion.denoiser import Denoiser
 from diffusion.distances import LpipsDistance, squared_l2
-from diffusion.files import read_json
 from diffusion.guidance import guided
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pairs import Pairs
 from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
-from diffusion.precision import float32_products
+from diffusion.runtime.files import read_json
+from diffusion.runtime.precision import float32_products
 from diffusion.teacher import StoredTeacher, TeacherSettings, train_teacher
 from diffusion.training import Stateful, Step, Trained, TrainingRun, TrainingSettings
 from evaluation.protocols import DIMENSIONS

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from diffusion.errors import UserError, first_line
 from diffusion.images import labels_shape, samples_shape
-from diffusion.settings import Seeds, Settings, UserPath
+from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.settings import Seeds, Settings, UserPath
 
 # Of evaluation.quality, whose import costs seconds: precision and recall take the third nearest neighbour.
 LEAST_SAMPLES = 4

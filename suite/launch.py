@@ -42,9 +42,9 @@ def start_several(processes: int, command: list[str]) -> None:
     import torch
     from torch.distributed.run import main as run_distributed
 
-    from diffusion.cards import CLAIMED_BY_STARTER, claim_cards
-    from diffusion.device import wanted_device
-    from diffusion.errors import UserError
+    from diffusion.runtime.device import wanted_device
+    from diffusion.runtime.errors import UserError
+    from diffusion.runtime.gpus import CLAIMED_BY_STARTER, claim_cards
 
     try:
         if wanted_device() == torch.device("cuda"):

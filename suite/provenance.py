@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
-from diffusion.device import processor_name
-from diffusion.errors import UserError
-from diffusion.files import canonical_json, read_json, sha256_file, write_json
-from diffusion.packages import version_of
+from diffusion.runtime.device import processor_name
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import canonical_json, read_json, sha256_file, write_json
+from diffusion.runtime.packages import version_of
 
 RECORD = "provenance.json"
 # Snakemake's own note of when a folder was made.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.errors import UserError, first_line
 from diffusion.method import Method, TeacherSampler
+from diffusion.runtime.errors import UserError, first_line
 
 PACKAGES = ("boot", "baselines")
 # What the report calls rows that are no method's; variants and methods cannot be called that.

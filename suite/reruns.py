@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from diffusion.errors import UserError
-from diffusion.files import canonical_json, only_one, read_json, sha256_file, write_json
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import canonical_json, only_one, read_json, sha256_file, write_json
 from suite.provenance import RECORD, TIMESTAMP, files_of, read_record, record_of
 
 CHECKOUT = Path(__file__).parents[1]

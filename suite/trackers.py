@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffusion.errors import UserError, first_line
+from diffusion.runtime.errors import UserError, first_line
 
 VARIABLE = "BOOT_LOGGERS"
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.files import write_json
+from diffusion.runtime.files import write_json
 from evaluation.ablation import Ablation
 from evaluation.comparison import Comparison
 from evaluation.report import ReportInputs

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boot.distillation import Boot, BootSettings
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.errors import UserError
 from diffusion.networks import NetworkSettings, build_network
-from diffusion.precision import float32_products, repeatable
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import MovingAverage, TrainingRun, TrainingSettings
 from evaluation.features import _reproducible_arithmetic

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from diffusion.begun import BegunArray
-from diffusion.errors import CheckpointError, UserError
-from diffusion.files import new_array
-from diffusion.processes import portions_of
+from diffusion.runtime.begun import BegunArray
+from diffusion.runtime.errors import CheckpointError, UserError
+from diffusion.runtime.files import new_array
+from diffusion.runtime.processes import portions_of
 
 ROWS = np.arange(40, dtype=np.uint8).reshape(10, 4)
 
@@ -85,7 +85,7 @@ def test_a_damaged_array_is_refused(tmp_path, damage):
 
 
 def test_a_lock_names_its_holder(tmp_path):
-    from diffusion.files import only_one
+    from diffusion.runtime.files import only_one
 
     with (
         only_one(tmp_path / "lock", "samples"),

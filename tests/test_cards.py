@@ -10,9 +10,9 @@ import filelock
 import pytest
 import torch
 
-from diffusion import cards
-from diffusion.device import default_device, wanted_device
-from diffusion.errors import UserError
+from diffusion.runtime import gpus as cards
+from diffusion.runtime.device import default_device, wanted_device
+from diffusion.runtime.errors import UserError
 from suite.launch import visible
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ CLAIM = """
 import sys, types, torch
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 3
 torch.cuda.get_device_properties = lambda card: types.SimpleNamespace(uuid=f"card-{card}")
-from diffusion.cards import claim_cards
+from diffusion.runtime.gpus import claim_cards
 print(claim_cards(int(sys.argv[1]), seconds_between=0.05), flush=True)
 sys.stdin.read()
 """

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_configuration import TINY
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from evaluation.comparison import (
     Comparison,
     comparison_summary,

@@ -9,7 +9,7 @@ from tiny import NETWORK, tiny_denoiser, tiny_splits
 from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from diffusion.teacher import TeacherSettings, train_teacher
 from diffusion.training import TrainingRun, TrainingSettings
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from suite.configuration_file import ConfigurationFiles
 from suite.stages.estimating import check
 

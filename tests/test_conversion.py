@@ -30,11 +30,11 @@ from diffusion.conversion.adm import Betas, Order, adm_schedule, load_guided_dif
 from diffusion.conversion.edm import load_edm
 from diffusion.conversion.published import PUBLISHED, Kind
 from diffusion.conversion.weights import unet_configuration
-from diffusion.errors import CheckpointError, UserError
 from diffusion.local_pipeline import LocalPipeline
 from diffusion.method import student_network
 from diffusion.noise import initial_noise
 from diffusion.pipelines import load_denoiser, own_network_file
+from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.song_unet import SongUNet

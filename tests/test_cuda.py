@@ -29,18 +29,18 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boot.distillation import Boot, BootSettings
-from diffusion.cards import CLAIMED_BY_STARTER
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.errors import DeviceMemoryError
 from diffusion.guidance import Guidance, guided
 from diffusion.images import to_uint8
-from diffusion.memory import within_memory
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.noise import initial_noise
 from diffusion.pairs import Pairs, generate_pairs
 from diffusion.pipelines import picture_shape
-from diffusion.precision import has_short_products
+from diffusion.runtime.errors import DeviceMemoryError
+from diffusion.runtime.gpus import CLAIMED_BY_STARTER
+from diffusion.runtime.memory import within_memory
+from diffusion.runtime.precision import has_short_products
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teacher import TeacherSettings, train_teacher

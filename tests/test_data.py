@@ -24,8 +24,8 @@ from diffusion import data
 from diffusion.data import images as images_kind
 from diffusion.data import store
 from diffusion.data.store import Shards, Splits, stratified_split
-from diffusion.errors import UserError
-from diffusion.files import sha256_file
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import sha256_file
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

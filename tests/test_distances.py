@@ -13,7 +13,7 @@ from boot.distillation import Boot, BootSettings
 from diffusion import distances
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from diffusion.training import TrainingRun
 
 CPU = torch.device("cpu")

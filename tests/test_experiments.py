@@ -16,7 +16,7 @@ from test_workflow import snakemake
 
 import diffusion.training
 from diffusion.data import cifar10, fashion_mnist, load_split, lsun, parse_settings, prepare, write_dataset
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from diffusion.teacher import train_teacher
 from diffusion.training import TrainingRun
 from suite.configuration import parse_experiment

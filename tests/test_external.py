@@ -10,8 +10,8 @@ import pytest
 import yaml
 from test_configuration import ROOT
 
-from diffusion.errors import UserError
 from diffusion.images import load_samples, samples_shape
+from diffusion.runtime.errors import UserError
 from evaluation import quality
 from suite.configuration import parse_experiment
 from suite.external import LEAST_SAMPLES, ExternalSamples

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion import efficientnet
-from diffusion.errors import UserError
+from diffusion.runtime import efficientnet
+from diffusion.runtime.errors import UserError
 from evaluation import features
 from evaluation.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
 from evaluation.protocols import DIMENSIONS

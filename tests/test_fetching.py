@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from diffusion import fetching
-from diffusion.errors import UserError
-from diffusion.fetching import Download, fetch
+from diffusion.runtime import fetching
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.fetching import Download, fetch
 
 CONTENT = bytes(range(256)) * 400
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -17,11 +17,11 @@ from boot.trajectory import between_classes, ddim_signal, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.errors import UserError
 from diffusion.guidance import Guidance, guided
 from diffusion.images import load_labels
 from diffusion.networks import NetworkSettings, build_network
 from diffusion.pipelines import load_conditions, load_denoiser, save_denoiser
+from diffusion.runtime.errors import UserError
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train_teacher

@@ -8,11 +8,11 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from baselines.ddim import Ddim, DdimSettings
-from diffusion.errors import DeviceMemoryError
-from diffusion.memory import halves, largest_fitting, memory_of, within_memory
 from diffusion.pairs import PairsSettings, generate_pairs
 from diffusion.pipelines import save_denoiser
-from diffusion.processes import Processes
+from diffusion.runtime.errors import DeviceMemoryError
+from diffusion.runtime.memory import halves, largest_fitting, memory_of, within_memory
+from diffusion.runtime.processes import Processes
 from diffusion.training import TrainingRun, TrainingSettings
 from evaluation.speed import measure_speed
 from suite.stages.sampling import draw_samples

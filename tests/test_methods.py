@@ -13,12 +13,12 @@ from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion import student_pipeline
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.errors import DeviceMemoryError, UserError
 from diffusion.guidance import Guidance, guided
 from diffusion.local_pipeline import LocalPipeline
 from diffusion.noise import initial_noise
 from diffusion.pairs import Pairs, generate_pairs
 from diffusion.pipelines import load_conditions, picture_shape
+from diffusion.runtime.errors import DeviceMemoryError, UserError
 from diffusion.teacher import TeacherSettings
 from diffusion.training import TrainingRun
 from suite.registry import method_class, method_files, method_modules

@@ -13,7 +13,6 @@ from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
-from diffusion.errors import CheckpointError, UserError
 from diffusion.images import to_uint8
 from diffusion.local_pipeline import LocalPipeline
 from diffusion.method import student_network
@@ -26,6 +25,7 @@ from diffusion.pipelines import (
     save_denoiser,
     stored_picture_shape,
 )
+from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from test_workflow import ROOT, TINY, snakemake
 
-from diffusion.errors import UserError
-from diffusion.settings import user_path
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import user_path
 from suite.cli import build_parser
 from suite.configuration import parse_experiment
 

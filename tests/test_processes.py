@@ -19,9 +19,9 @@ from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.errors import UserError
 from diffusion.pipelines import save_denoiser
-from diffusion.processes import Processes, portions_of
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.processes import Processes, portions_of
 from diffusion.sharding import shard, whole
 from diffusion.training import TrainingRun, TrainingSettings
 from suite.configuration import parse_experiment

@@ -72,7 +72,7 @@ def test_jobs_of_a_workstation_run_side_by_side_on_cards_of_their_own(tmp_path):
         "import pathlib, sys, time, types, torch\n"
         "torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2\n"
         "torch.cuda.get_device_properties = lambda card: types.SimpleNamespace(uuid=f'card-{card}')\n"
-        "from diffusion.cards import claim_cards\n"
+        "from diffusion.runtime.gpus import claim_cards\n"
         "(card,) = claim_cards(1)\n"
         "began = time.time()\n"
         "time.sleep(3)\n"

@@ -10,8 +10,8 @@ import yaml
 from test_workflow import TINY
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from diffusion.errors import UserError
 from diffusion.images import to_uint8
+from diffusion.runtime.errors import UserError
 from evaluation.moments import Moments, moments, streamed_moments
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.protocols import Protocol, in_words, resize_in_words

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from corruptions import CORRUPTIONS, corrupted
 
-from diffusion.errors import UserError
-from diffusion.packages import version_of
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.packages import version_of
 from suite.provenance import RECORD, checked, checked_folder, record_of, versions, write_provenance
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from diffusion import data
 from diffusion.data import cifar10, fashion_mnist, hub, imagenet64, images, lsun, store
 from diffusion.data.images import PictureFile, read_picture
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 
 
 def settings_of(kind, folder, **changes):
@@ -290,7 +290,7 @@ def test_a_truncated_lmdb_is_refused(tmp_path, share):
     with file.open("r+b") as handle:
         handle.truncate(int(share * size))
     code = (
-        "import sys; from diffusion import data; from diffusion.errors import UserError\n"
+        "import sys; from diffusion import data; from diffusion.runtime.errors import UserError\n"
         "try: data.prepare(data.parse_settings({'kind': 'lsun', 'path': sys.argv[1], 'test_size': 4}))\n"
         "except UserError as error: print(error)"
     )

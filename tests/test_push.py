@@ -16,9 +16,9 @@ from test_students import NOISE, alone, as_earlier, entry_of
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.errors import UserError
-from diffusion.files import sha256_file, write_json
 from diffusion.pipelines import save_denoiser
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import sha256_file, write_json
 from diffusion.student_pipeline import StudentPipeline
 from evaluation.quality import COLUMNS, definitions
 from suite import cli

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 
-from diffusion.errors import NonFiniteError, UserError
+from diffusion.runtime.errors import NonFiniteError, UserError
 from evaluation.features import load_extractor
 from evaluation.moments import Moments, RankWarning, moments
 from evaluation.quality import (

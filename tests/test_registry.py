@@ -7,7 +7,7 @@ import pytest
 
 import boot
 from boot.distillation import Boot, BootSettings
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from suite import registry
 from suite.registry import method_class, method_files, method_modules
 

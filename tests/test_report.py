@@ -18,7 +18,7 @@ import pytest
 import yaml
 from report_fixture import DDIM, FULL, NASTY, PART, fabricate
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from evaluation import plots, tables
 from evaluation.protocol_table import protocol_summary, protocol_table
 from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from suite.provenance import RECORD, checked, write_provenance
 from suite.reruns import Reruns, RunLock, asked_in
 

@@ -8,8 +8,8 @@ import torch
 from gaussian import GaussianTeacher
 
 from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
-from diffusion.errors import UserError
 from diffusion.pipelines import build_scheduler
+from diffusion.runtime.errors import UserError
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, schedule_from_settings
 from diffusion.solvers import ddim_sample, ddim_step, noise_levels, sampling_times, trailing_timesteps
 

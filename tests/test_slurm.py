@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.files import sha256_file
+from diffusion.runtime.files import sha256_file
 
 ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "workflow" / "profiles" / "slurm" / "config.yaml"

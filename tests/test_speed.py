@@ -11,8 +11,8 @@ from draws import Draws
 from test_methods import METHODS, build
 from tiny import tiny_denoiser
 
-from diffusion.errors import NonFiniteError, UserError
 from diffusion.noise import further_noise, noise_generators
+from diffusion.runtime.errors import NonFiniteError, UserError
 from evaluation import speed
 from evaluation.speed import COLUMNS, measure_speed, median_precision
 

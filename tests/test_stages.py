@@ -10,11 +10,11 @@ import pytest
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.errors import UserError
-from diffusion.files import write_json
 from diffusion.images import load_samples
 from diffusion.noise import initial_noise
 from diffusion.pipelines import save_denoiser
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import write_json
 from diffusion.training import discard_delivered
 from suite.cli import build_parser
 from suite.registry import method_class

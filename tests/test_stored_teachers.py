@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
-from diffusion.errors import UserError
 from diffusion.pipelines import deciding_files, load_denoiser, load_schedule, pipeline_problems
+from diffusion.runtime.errors import UserError
 from diffusion.stored_weights import weights_files
 from diffusion.teacher import StoredTeacher
 from suite.cli import build_parser

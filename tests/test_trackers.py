@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tiny import tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.errors import UserError
 from diffusion.pipelines import save_denoiser
+from diffusion.runtime.errors import UserError
 from diffusion.training import TrainingRun
 from suite import cli
 from suite.stages import training

@@ -18,7 +18,7 @@ import yaml
 from tiny import tiny_denoiser
 from torch import nn
 
-from diffusion.errors import CheckpointError, NonFiniteError, UserError
+from diffusion.runtime.errors import CheckpointError, NonFiniteError, UserError
 from diffusion.training import MovingAverage, TrainingRun, TrainingSettings, discard_delivered, seed_dropout
 
 CPU = torch.device("cpu")

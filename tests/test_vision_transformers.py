@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 from evaluation.features import load_extractor
 from evaluation.quality import frechet_distance, kid
 

@@ -18,7 +18,7 @@ import yaml
 from corruptions import CORRUPTIONS, consumers, corrupted, records, refusal, result_files
 from PIL import Image
 
-from diffusion.files import sha256_file
+from diffusion.runtime.files import sha256_file
 from evaluation.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,8 @@ from diffusion.conversion.weights import (
     unet_weights,
 )
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError, UserError, first_line
-from diffusion.pickles import named_global
+from diffusion.runtime.errors import CheckpointError, UserError, first_line
+from diffusion.runtime.pickles import named_global
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.thresholding import Thresholding
 

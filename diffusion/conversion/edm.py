@@ -29,8 +29,8 @@ from diffusion.conversion.weights import (
     unet_weights,
 )
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError
-from diffusion.pickles import NUMPY, KnownOnly, named_global
+from diffusion.runtime.errors import CheckpointError
+from diffusion.runtime.pickles import NUMPY, KnownOnly, named_global
 from diffusion.schedule import EdmSchedule
 from diffusion.thresholding import Thresholding
 

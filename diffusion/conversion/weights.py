@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from diffusion.errors import CheckpointError
+from diffusion.runtime.errors import CheckpointError
 
 HEAD_CHANNELS = 64
 # The rows of a joint projection: query, key or value (q), head (h), channel of the head (c), the outermost first.

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from diffusion.data.store import Splits, holds
-from diffusion.errors import UserError, some_of
-from diffusion.fetching import Download
-from diffusion.pickles import NUMPY, KnownOnly
-from diffusion.settings import DataSettings, UserPath
+from diffusion.runtime.errors import UserError, some_of
+from diffusion.runtime.fetching import Download
+from diffusion.runtime.pickles import NUMPY, KnownOnly
+from diffusion.runtime.settings import DataSettings, UserPath
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",

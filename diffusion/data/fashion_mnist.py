@@ -15,9 +15,9 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError
-from diffusion.fetching import Download
-from diffusion.settings import DataSettings, UserPath
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.fetching import Download
+from diffusion.runtime.settings import DataSettings, UserPath
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {

@@ -15,8 +15,8 @@ import pydantic
 
 from diffusion.data.images import PictureSettings, decoded_parts
 from diffusion.data.store import Splits, holds, stratified_split
-from diffusion.errors import UserError, some_of
-from diffusion.settings import UserPath
+from diffusion.runtime.errors import UserError, some_of
+from diffusion.runtime.settings import UserPath
 
 if TYPE_CHECKING:
     import datasets

@@ -17,8 +17,8 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits
-from diffusion.errors import UserError, first_line, some_of
-from diffusion.settings import DataSettings, UserPath
+from diffusion.runtime.errors import UserError, first_line, some_of
+from diffusion.runtime.settings import DataSettings, UserPath
 
 _SIZE = 3 * 64 * 64
 _FILES = (*(f"train_data_batch_{number}.npz" for number in range(1, 11)), "val_data.npz")

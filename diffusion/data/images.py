@@ -60,9 +60,9 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import MOST_LOOKED_AT, Splits, holds, stratified_split
-from diffusion.errors import UserError, first_line, some_of
-from diffusion.files import is_left_over
-from diffusion.settings import DataSettings, UserPath
+from diffusion.runtime.errors import UserError, first_line, some_of
+from diffusion.runtime.files import is_left_over
+from diffusion.runtime.settings import DataSettings, UserPath
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,8 +11,8 @@ import pydantic
 
 from diffusion.data.images import CountedSettings, Crop, decoded_parts
 from diffusion.data.store import Splits, stratified_split
-from diffusion.errors import UserError
-from diffusion.settings import UserPath
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import UserPath
 
 if TYPE_CHECKING:
     import lmdb

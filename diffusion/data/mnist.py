@@ -7,7 +7,7 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import Splits, split_by_class
-from diffusion.settings import DataSettings
+from diffusion.runtime.settings import DataSettings
 
 
 class Settings(DataSettings):

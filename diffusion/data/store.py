@@ -22,8 +22,8 @@ import numpy as np
 import pydantic
 from tqdm import tqdm
 
-from diffusion.errors import UserError, first_line
-from diffusion.files import (
+from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.files import (
     atomic_path,
     new_array,
     only_one,

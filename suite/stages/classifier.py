@@ -8,7 +8,7 @@ import numpy as np
 import evaluation.classifier
 from diffusion.data import load_split
 from diffusion.data.store import PARTS
-from diffusion.device import default_device
+from diffusion.runtime.device import default_device
 from evaluation.classifier import ClassifierSettings, classify, save_classifier
 from evaluation.classifier import train_classifier as fit_classifier
 from suite.provenance import RECORD, write_provenance

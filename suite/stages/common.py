@@ -15,11 +15,11 @@ import torch
 from diffusion.conditions import ClassLabels, Conditions
 from diffusion.data.store import stored_files
 from diffusion.denoiser import Denoiser
-from diffusion.errors import UserError
-from diffusion.files import atomic_path, canonical_json, only_one, remove_leftovers, sha256_file
 from diffusion.guidance import Guidance, guided
 from diffusion.pipelines import deciding_files, load_denoiser
-from diffusion.processes import ALONE, Processes
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import atomic_path, canonical_json, only_one, remove_leftovers, sha256_file
+from diffusion.runtime.processes import ALONE, Processes
 from suite.provenance import Input, checked, write_provenance
 from suite.registry import method_class
 from suite.reruns import asked_in
@@ -34,7 +34,7 @@ def state_key(identity: Any, code: Sequence[Path] = ()) -> str:
     Args:
         code: files that decide the result beside those packages.
     """
-    modules = [file for name in _CODE for file in sorted((Path(__file__).parents[2] / name).glob("*.py"))]
+    modules = [file for name in _CODE for file in sorted((Path(__file__).parents[2] / name).rglob("*.py"))]
     hashes = [sha256_file(file) for file in [*modules, *code]]
     return hashlib.sha256(canonical_json([identity, hashes]).encode()).hexdigest()[:16]
 

@@ -9,8 +9,8 @@ from diffusion.conversion.adm import load_consistency_teacher, load_guided_diffu
 from diffusion.conversion.edm import load_edm
 from diffusion.conversion.published import PUBLISHED, UNUSABLE, Published
 from diffusion.denoiser import Denoiser
-from diffusion.errors import CheckpointError, UserError
 from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.common import asked, result_folder

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from diffusion.conditions import ClassLabels
 from diffusion.data import downloads, parse_settings, prepare, write_dataset
-from diffusion.errors import UserError
-from diffusion.fetching import fetch as fetch_file
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.fetching import fetch as fetch_file
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.common import asked, check_classes
 

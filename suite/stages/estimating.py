@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-from diffusion.device import default_device
+from diffusion.runtime.device import default_device
 from suite.configuration import parse_experiment
 from suite.configuration_file import ConfigurationFiles
 from suite.estimate import estimate, table

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusion.device import default_device
 from diffusion.images import load_samples
-from diffusion.processes import join
+from diffusion.runtime.device import default_device
+from diffusion.runtime.processes import join
 from evaluation.reference import write_features
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.common import asked, result_folder

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.device import default_device
-from diffusion.files import new_array, read_json, sha256_file
 from diffusion.images import load_samples
+from diffusion.runtime.device import default_device
+from diffusion.runtime.files import new_array, read_json, sha256_file
 from evaluation import quality
 from evaluation.reference import load_real
 from evaluation.tables import CURVE_COLUMNS

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.device import default_device
-from diffusion.errors import UserError
-from diffusion.files import read_json
 from diffusion.images import load_labels, load_samples
+from diffusion.runtime.device import default_device
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import read_json
 from evaluation import quality
 from evaluation.classifier import classify, load_classifier
 from evaluation.reference import drawn, load_features, load_real

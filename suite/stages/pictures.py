@@ -12,11 +12,11 @@ from boot.student import BootStudent
 from boot.trajectory import between_classes, interpolate_noise, true_signals
 from diffusion.conditions import ClassLabels, Condition
 from diffusion.denoiser import Denoiser
-from diffusion.device import default_device
 from diffusion.images import to_uint8
-from diffusion.memory import in_portions
 from diffusion.noise import initial_noise
 from diffusion.pipelines import stored_picture_shape
+from diffusion.runtime.device import default_device
+from diffusion.runtime.memory import in_portions
 from suite.stages.common import checked_network, load_teacher, result_file
 
 _ROWS, _COLUMNS = 6, 12

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.errors import UserError
-from diffusion.files import read_json
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import read_json
 from evaluation import quality
 from evaluation.features import metric_name
 from evaluation.protocols import Protocol

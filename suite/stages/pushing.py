@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from diffusion.errors import UserError, first_line
-from diffusion.files import atomic_path, read_json, sha256_file
+from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.files import atomic_path, read_json, sha256_file
 from diffusion.stored_weights import weights_files
 from suite.model_card import CardFacts, model_card
 from suite.provenance import RECORD, checked, checked_folder, read_record

@@ -7,9 +7,9 @@ import numpy as np
 
 from diffusion.data import load_split
 from diffusion.data.store import PARTS
-from diffusion.device import default_device
-from diffusion.files import sha256_file, write_json
-from diffusion.processes import join
+from diffusion.runtime.device import default_device
+from diffusion.runtime.files import sha256_file, write_json
+from diffusion.runtime.processes import join
 from evaluation.features import Extractor, load_extractor
 from evaluation.protocols import CleanMode, Protocol
 from evaluation.reference import load_features, write_features, write_moments

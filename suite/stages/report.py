@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusion.files import read_json
+from diffusion.runtime.files import read_json
 from diffusion.teacher import TeacherSettings
 from evaluation.ablation import Ablation
 from evaluation.comparison import Comparison

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffusion.cards import gpu_lock
-from diffusion.device import default_device
 from diffusion.noise import initial_noise
 from diffusion.pipelines import load_conditions, stored_picture_shape
+from diffusion.runtime.device import default_device
+from diffusion.runtime.gpus import gpu_lock
 from evaluation import speed
 from suite.configuration import SpeedSettings
 from suite.provenance import Input

@@ -12,9 +12,6 @@ import torch
 
 from diffusion.data import load_split
 from diffusion.data.store import Split
-from diffusion.device import default_device
-from diffusion.errors import UserError
-from diffusion.files import write_json
 from diffusion.hub_models import model_folder
 from diffusion.pairs import FILES as PAIRS_FILES
 from diffusion.pairs import Pairs, PairsSettings, generate_pairs
@@ -26,6 +23,9 @@ from diffusion.pipelines import (
     save_denoiser,
     stored_picture_shape,
 )
+from diffusion.runtime.device import default_device
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import write_json
 from diffusion.teacher import TeacherSettings
 from diffusion.teacher import train_teacher as fit_teacher
 from diffusion.training import LOG_COLUMNS, TrainingRun

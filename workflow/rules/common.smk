@@ -49,12 +49,12 @@ CORE = [
     "conditions.py",
     "thresholding.py",
     "guidance.py",
-    "memory.py",
-    "processes.py",
+    "runtime/memory.py",
+    "runtime/processes.py",
 ]
 
 # The loop that all training stages run in.
-LOOP = ["training.py", "precision.py", "sharding.py"]
+LOOP = ["training.py", "runtime/precision.py", "sharding.py"]
 
 # How students of one evaluation are read.
 ONE_STEP = ["noise_student.py"]
@@ -198,7 +198,7 @@ def given_reference(wildcards):
 
 def measuring_code():
     modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
-    shared = ["images.py", "memory.py", "packages.py"]
+    shared = ["images.py", "runtime/memory.py", "runtime/packages.py"]
     return (
         [f"evaluation/{file}" for file in modules] + [f"diffusion/{file}" for file in shared] + stage_code("measuring")
     )
@@ -208,13 +208,13 @@ def extraction_code(stage):
     """What decides features."""
     files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
     pictures = [
-        "efficientnet.py",
-        "memory.py",
-        "precision.py",
-        "downloads.py",
-        "packages.py",
+        "runtime/efficientnet.py",
+        "runtime/memory.py",
+        "runtime/precision.py",
+        "runtime/downloads.py",
+        "runtime/packages.py",
         "images.py",
-        "processes.py",
+        "runtime/processes.py",
     ]
     return (
         [f"evaluation/{file}" for file in files]

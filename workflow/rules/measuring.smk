@@ -161,7 +161,10 @@ rule classifier:
             ROOT / "classifier" / RECORD,
             [
                 "evaluation/classifier.py",
-                *(f"diffusion/{file}" for file in [*LOOP, "memory.py", "teacher.py", "images.py", "data/store.py"]),
+                *(
+                    f"diffusion/{file}"
+                    for file in [*LOOP, "runtime/memory.py", "teacher.py", "images.py", "data/store.py"]
+                ),
             ]
             + stage_code("classifier"),
             settings=settings(EVALUATION.classifier),

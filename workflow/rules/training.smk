@@ -156,7 +156,13 @@ rule distil:
         job=job(
             STUDENT / RECORD,
             core_code(
-                *LOOP, "method.py", "teacher.py", "solvers.py", "noise_student.py", "distances.py", "efficientnet.py"
+                *LOOP,
+                "method.py",
+                "teacher.py",
+                "solvers.py",
+                "noise_student.py",
+                "distances.py",
+                "runtime/efficientnet.py",
             )
             + stage_code("training")
             + [method_code],
@@ -200,7 +206,7 @@ rule distil_with_data:
         job=job(
             STUDENT / RECORD,
             core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
-            + ["diffusion/distances.py", "diffusion/efficientnet.py"]
+            + ["diffusion/distances.py", "diffusion/runtime/efficientnet.py"]
             + stage_code("training")
             + [method_code],
             settings=method_settings,

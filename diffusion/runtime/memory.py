@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from diffusion.errors import DeviceMemoryError, first_line
-from diffusion.processes import portions_of
+from diffusion.runtime.errors import DeviceMemoryError, first_line
+from diffusion.runtime.processes import portions_of
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 import torch
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 
 # Set for processes whose starter has claimed their cards (suite/launch.py).
 CLAIMED_BY_STARTER = "BOOT_CARDS_ARE_CLAIMED"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from diffusion.cards import claim_cards, number_of_cards
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.gpus import claim_cards, number_of_cards
 
 
 def wanted_device() -> torch.device:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 
 ATTEMPTS = 5
 _TIMEOUT_S = 60.0

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import numpy as np
 
-from diffusion.errors import UserError
+from diffusion.runtime.errors import UserError
 
 # None: libraries that write for us report a full disk in words alone.
 _CANNOT_WRITE = (

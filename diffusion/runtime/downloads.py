@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 import torch
 
-from diffusion.errors import UserError, first_line
+from diffusion.runtime.errors import UserError, first_line
 
 _TIMEOUT_S = 30.0
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.errors import CheckpointError
-from diffusion.files import new_array, read_json, write_json
+from diffusion.runtime.errors import CheckpointError
+from diffusion.runtime.files import new_array, read_json, write_json
 
 _ROWS_HASHED = 256 * 2**20  # bytes at a time
 

@@ -1,0 +1,1 @@
+"""What knows nothing of diffusion: files, processes, devices, downloads, settings, errors."""
