@@ -18,16 +18,16 @@ from diffusion.data import downloads
 from diffusion.runtime.device import wanted_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import canonical_json, fingerprint
-from diffusion.pipelines import deciding_files, own_network_file
+from diffusion.teachers.folder import deciding_files, own_network_file
 from diffusion.runtime.settings import user_path
-from diffusion.teacher import StoredTeacher
-from diffusion.training import discard_delivered
+from diffusion.teachers.train import StoredTeacher
+from diffusion.training.loop import discard_delivered
 from evaluation.protocols import MAIN
 from suite.configuration_file import ConfigurationFiles
 from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD
-from suite.registry import method_files
+from diffusion.distillation.registry import method_files
 from suite.reruns import CHECKOUT, Reruns, RunLock
 from suite.trackers import wanted_trackers
 

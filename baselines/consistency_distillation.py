@@ -19,16 +19,16 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distances import ComparingSettings, LpipsDistance
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distances import ComparingSettings, LpipsDistance
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.pairs import Pairs
 from diffusion.noise import further_noise, noise_generators
-from diffusion.pairs import Pairs
-from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.runtime.settings import StepCounts
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_step, heun_step, karras_levels
-from diffusion.teacher import RealPictures, TeacherFacts
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_denoiser, save_denoiser
+from diffusion.teachers.train import RealPictures, TeacherFacts
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 Solver = Literal["ddim", "heun"]
 PixelDistance = Literal["l2", "l1", "pseudo_huber"]

@@ -6,8 +6,8 @@ import torch
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.diffusers_samplers import Spacing, sample_with, sampling_grid, scheduler_on
-from diffusion.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.distillation.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.samplers import Spacing, sample_with, sampling_grid, scheduler_on
 
 
 class DpmSolverPpSettings(TeacherSamplerSettings):
@@ -15,7 +15,7 @@ class DpmSolverPpSettings(TeacherSamplerSettings):
 
     Attributes:
         num_inference_steps: step counts to sample with, one network evaluation a step, or two under guidance.
-        spacing: how the steps are spread, see :func:`diffusion.diffusers_samplers.sampling_grid`.
+        spacing: how the steps are spread, see :func:`diffusion.samplers.sampling_grid`.
     """
 
     method: Literal["dpm_solver_pp"] = "dpm_solver_pp"

@@ -7,9 +7,9 @@ from pydantic import Field
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.diffusers_samplers import sample_with, sampling_grid, scheduler_on
-from diffusion.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.distillation.method import TeacherSampler, TeacherSamplerSettings
 from diffusion.runtime.settings import StepCounts
+from diffusion.samplers import sample_with, sampling_grid, scheduler_on
 
 
 class HeunSettings(TeacherSamplerSettings):

@@ -9,12 +9,12 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent, one_step_sampler
-from diffusion.pairs import Pairs, PairsSettings
-from diffusion.pipelines import save_denoiser
-from diffusion.teacher import TeacherFacts
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.pairs import Pairs, PairsSettings
+from diffusion.student import NoiseStudent, one_step_sampler
+from diffusion.teachers.folder import save_denoiser
+from diffusion.teachers.train import TeacherFacts
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 
 class KnowledgeDistillationSettings(TrainedSettings):

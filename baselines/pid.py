@@ -11,15 +11,15 @@ from torch import nn
 from diffusion.conditions import Condition, join
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distances import ComparingSettings, Distance
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent, one_step_sampler
-from diffusion.pairs import Pairs
-from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.distillation.distances import ComparingSettings, Distance
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
-from diffusion.teacher import TeacherFacts
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.student import NoiseStudent, one_step_sampler
+from diffusion.teachers.folder import picture_shape, save_denoiser
+from diffusion.teachers.train import TeacherFacts
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 
 class PidSettings(TrainedSettings, ComparingSettings):

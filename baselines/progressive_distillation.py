@@ -12,13 +12,13 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
-from diffusion.pairs import Pairs
-from diffusion.pipelines import load_denoiser, save_denoiser
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
+from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
-from diffusion.teacher import RealPictures, TeacherFacts
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_denoiser, save_denoiser
+from diffusion.teachers.train import RealPictures, TeacherFacts
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 
 class ProgressiveSettings(TrainedSettings):

@@ -18,15 +18,15 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.noise_student import NoiseStudent, one_step_sampler
-from diffusion.pairs import Pairs
-from diffusion.pipelines import picture_shape, save_denoiser
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.settings import GrownSettings
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
-from diffusion.teacher import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
-from diffusion.training import Step, TrainingRun, TrainingSettings, seed_dropout
+from diffusion.student import NoiseStudent, one_step_sampler
+from diffusion.teachers.folder import picture_shape, save_denoiser
+from diffusion.teachers.train import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings, seed_dropout
 
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0

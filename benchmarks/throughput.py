@@ -22,13 +22,13 @@ import yaml
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data import load_split, prepare, write_dataset
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.guidance import guided
-from diffusion.networks import build_network
-from diffusion.pairs import Pairs, PairsSettings, generate_pairs
-from diffusion.pipelines import load_denoiser
 from diffusion.runtime.device import default_device
-from diffusion.teacher import StoredTeacher, train_teacher
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_denoiser
+from diffusion.teachers.networks.unet import build_network
+from diffusion.teachers.train import StoredTeacher, train_teacher
+from diffusion.training.loop import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment
 
 

@@ -77,13 +77,13 @@ from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data.store import Shards, Split
 from diffusion.guidance import guided
-from diffusion.networks import build_network
-from diffusion.pipelines import build_scheduler
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import write_json
 from diffusion.runtime.precision import float32_products
-from diffusion.teacher import TeacherSettings, train_teacher
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.folder import build_scheduler
+from diffusion.teachers.networks.unet import build_network
+from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.training.loop import TrainingRun, TrainingSettings
 from suite.configuration import Experiment, parse_experiment
 from suite.network_cost import network_operations
 from suite.provenance import commit, hardware, versions

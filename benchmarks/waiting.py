@@ -29,8 +29,8 @@ def work(configuration: str) -> None:
     import yaml
 
     from diffusion.denoiser import Denoiser
-    from diffusion.networks import build_network
-    from diffusion.teacher import denoising_loss, uniform_times
+    from diffusion.teachers.networks.unet import build_network
+    from diffusion.teachers.train import denoising_loss, uniform_times
     from suite.configuration import parse_experiment
 
     experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")), look_at_files=False)

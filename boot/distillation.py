@@ -14,13 +14,13 @@ from boot.student import BootStudent
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distances import ComparingSettings, squared_l2
-from diffusion.method import Method, Sampler, Student, TrainedSettings, student_network
-from diffusion.pairs import Pairs
-from diffusion.pipelines import load_denoiser, picture_shape, save_denoiser
+from diffusion.distillation.distances import ComparingSettings, squared_l2
+from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
-from diffusion.teacher import TeacherFacts, uniform_times
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
+from diffusion.teachers.train import TeacherFacts, uniform_times
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 
 class BootSettings(TrainedSettings, ComparingSettings):
@@ -159,7 +159,7 @@ class Boot(Method):
 
 
 def load_student(folder: Path, device: torch.device | str = "cpu") -> BootStudent:
-    """Reads a stored BOOT student; errors as :func:`diffusion.pipelines.load_denoiser`."""
+    """Reads a stored BOOT student; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
     stored = load_denoiser(folder, device)
     return BootStudent(stored.network, stored.schedule, stored.prediction_type)
 

@@ -9,7 +9,7 @@ from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain, 
 from boot.student import BootStudent
 from diffusion.conditions import Condition, first_of, join
 from diffusion.denoiser import Denoiser
-from diffusion.distances import Distance, squared_l2
+from diffusion.distillation.distances import Distance, squared_l2
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
 Target = Literal["signal", "state"]

@@ -1,6 +1,6 @@
 """A `diffusers` pipeline for BOOT students: ``BootPipeline.from_pretrained(folder)(batch_size=16).images``."""
 
-from diffusion.local_pipeline import LocalPipeline
+from diffusion.teachers.local_pipeline import LocalPipeline
 
 
 class BootPipeline(LocalPipeline):

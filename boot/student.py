@@ -3,7 +3,7 @@
 import torch
 
 from diffusion.conditions import Condition
-from diffusion.noise_student import NoiseStudent
+from diffusion.student import NoiseStudent
 
 
 class BootStudent(NoiseStudent):

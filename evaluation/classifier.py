@@ -12,8 +12,8 @@ from diffusion.runtime.errors import CheckpointError
 from diffusion.runtime.files import read_json, write_json
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.settings import Settings
-from diffusion.teacher import RealPictures
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.teachers.train import RealPictures
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 
 class ClassifierSettings(Settings):

@@ -9,7 +9,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import user_path
 from suite.launch import print_anything
 
-# Of diffusion.conversion, which is not imported for every command.
+# Of diffusion.teachers.conversion, which is not imported for every command.
 KINDS = ("edm", "guided-diffusion", "consistency")
 ORDERS = ("heads-first", "qkv-first")
 BETAS = ("linear", "cosine")

@@ -12,16 +12,16 @@ from pydantic import Field, field_validator
 import evaluation
 from diffusion.data import parse_settings
 from diffusion.data import problems as data_problems
+from diffusion.distillation.method import Method, TeacherSampler
+from diffusion.distillation.registry import RESERVED, method_class
 from diffusion.guidance import Guidance
-from diffusion.method import Method, TeacherSampler
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
-from diffusion.teacher import StoredTeacher, TeacherFacts, TeacherSettings
+from diffusion.teachers.train import StoredTeacher, TeacherFacts, TeacherSettings
 from evaluation.classifier import ClassifierSettings
 from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.external import ExternalSamples, external_problems, reference_problem
 from suite.provenance import RECORD
-from suite.registry import RESERVED, method_class
 
 T = TypeVar("T")
 # Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,

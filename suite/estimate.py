@@ -21,20 +21,20 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from boot.student import BootStudent
-from diffusion import distances
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
 from diffusion.data import downloads
 from diffusion.data.store import Shards, Split
 from diffusion.denoiser import Denoiser
-from diffusion.distances import LpipsDistance, squared_l2
+from diffusion.distillation import distances
+from diffusion.distillation.distances import LpipsDistance, squared_l2
+from diffusion.distillation.pairs import Pairs
 from diffusion.guidance import guided
-from diffusion.networks import NetworkSettings, build_network
-from diffusion.pairs import Pairs
-from diffusion.pipelines import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.runtime.files import read_json
 from diffusion.runtime.precision import float32_products
-from diffusion.teacher import StoredTeacher, TeacherSettings, train_teacher
-from diffusion.training import Stateful, Step, Trained, TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_conditions, load_schedule, network_class, network_configuration
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.train import StoredTeacher, TeacherSettings, train_teacher
+from diffusion.training.loop import Stateful, Step, Trained, TrainingRun, TrainingSettings
 from evaluation.protocols import DIMENSIONS
 from evaluation.tables import load_published
 from suite.configuration import Experiment

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.conditions import ClassLabels, Conditions
-from diffusion.distances import LpipsSettings, build_lpips
+from diffusion.distillation.distances import LpipsSettings, build_lpips
 
 
 class Kept(NamedTuple):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion.distillation.method import Method
+from diffusion.distillation.pairs import PairsSettings
 from diffusion.images import Quantiser
-from diffusion.method import Method
-from diffusion.pairs import PairsSettings
 from evaluation.protocols import MAIN, Protocol
 from suite.configuration import Experiment
 
@@ -241,7 +241,7 @@ class Plan:
         return self.root / "trajectory" / variant / f"train-{train_seed}.csv"
 
     def student_folder(self, variant: str, train_seed: int) -> Path:
-        """What :meth:`diffusion.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
+        """What :meth:`diffusion.distillation.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
         return self.root / "students" / variant / f"train-{train_seed}"
 
     def source(self, variant: str, train_seed: int) -> Path:

@@ -88,7 +88,7 @@ class Trackers:
             self._attempt(name, lambda tracker: tracker.log(values, step))
 
     def log_row(self, log: list[dict[str, Any]]) -> None:
-        """Hands the last row of a training's log on (:attr:`diffusion.training.TrainingRun.log`)."""
+        """Hands the last row of a training's log on (:attr:`diffusion.training.loop.TrainingRun.log`)."""
         rows = list(_along_all_stages(log))
         self.log(*rows[-1], earlier=rows[:-1])
 

@@ -13,11 +13,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boot.distillation import Boot, BootSettings
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.networks import NetworkSettings, build_network
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import float32_products, repeatable
-from diffusion.teacher import TeacherSettings, train_teacher
-from diffusion.training import MovingAverage, TrainingRun, TrainingSettings
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.training.loop import MovingAverage, TrainingRun, TrainingSettings
 from evaluation.features import _reproducible_arithmetic
 from suite.provenance import write_provenance
 
@@ -289,7 +289,8 @@ def test_the_loop_trains_in_what_it_says(tmp_path, monkeypatch, precision):
     """On a card, whose two switches are all that a test without one can see."""
     seen = []
     monkeypatch.setattr(
-        "diffusion.training.float32_products", lambda _device, tf32: seen.append(tf32) or float32_products(CARD, tf32)
+        "diffusion.training.loop.float32_products",
+        lambda _device, tf32: seen.append(tf32) or float32_products(CARD, tf32),
     )
     within = []
     _, _, run = boot(tmp_path / "run", lambda _network: within.append(switches()), precision=precision)

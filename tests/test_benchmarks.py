@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import diffusion.training
+import diffusion.training.loop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import training as benchmark
@@ -75,7 +75,7 @@ def test_bare_passes_are_computed_as_those_of_the_loop(monkeypatch):
 
     monkeypatch.setattr(benchmark, "Recorder", Spy)
     monkeypatch.setattr(benchmark, "float32_products", float32_products)  # the plain loop's
-    monkeypatch.setattr(diffusion.training, "float32_products", float32_products)
+    monkeypatch.setattr(diffusion.training.loop, "float32_products", float32_products)
     measure("BOOT", {"precision": "bf16", "channels_last": True})
     # The student with and without a gradient, and the teacher, which does not drop out.
     assert len(seen["loop"]) == 3

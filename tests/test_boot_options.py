@@ -11,8 +11,8 @@ from boot.signal_ode import noisy_state, signal_decay
 from boot.student import BootStudent
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.schedule import CosineSchedule, EdmSchedule
-from diffusion.teacher import TeacherSettings, train_teacher
-from diffusion.training import Step, TrainingRun
+from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.training.loop import Step, TrainingRun
 
 CPU = torch.device("cpu")
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))

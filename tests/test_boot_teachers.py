@@ -14,9 +14,9 @@ from boot.signal_ode import bootstrap_target, noisy_state
 from boot.student import BootStudent
 from boot.trajectory import true_signals
 from diffusion.denoiser import Denoiser
-from diffusion.pipelines import alphas_cumprod_of
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.teachers.folder import alphas_cumprod_of
 from diffusion.thresholding import NO_THRESHOLD
 
 NOISE = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -10,8 +10,8 @@ from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.runtime.errors import UserError
-from diffusion.teacher import TeacherSettings, train_teacher
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.training.loop import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}

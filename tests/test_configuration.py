@@ -12,8 +12,8 @@ from tiny import tiny_denoiser
 import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
 
 from diffusers import DDIMPipeline, DDIMScheduler  # isort: skip
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime.errors import UserError
+from diffusion.teachers.folder import save_denoiser
 from suite.configuration import ExtractorName, parse_experiment
 from suite.plan import Plan
 

@@ -26,13 +26,13 @@ from baselines.consistency_distillation import (
 )
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.distances import LpipsDistance
-from diffusion.local_pipeline import LocalPipeline
+from diffusion.distillation.distances import LpipsDistance
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
-from diffusion.teacher import TeacherSettings
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.train import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
-from diffusion.training import TrainingRun
+from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 FAST = ConsistencyDistillation.TINY["training"] | {"optimiser": "adamw"}  # RAdam's first steps are tiny

@@ -26,21 +26,21 @@ import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is impor
 from diffusers import UNet2DModel  # isort: skip
 from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels, Unconditional
-from diffusion.conversion.adm import Betas, Order, adm_schedule, load_guided_diffusion
-from diffusion.conversion.edm import load_edm
-from diffusion.conversion.published import PUBLISHED, Kind
-from diffusion.conversion.weights import unet_configuration
-from diffusion.local_pipeline import LocalPipeline
-from diffusion.method import student_network
+from diffusion.distillation.method import student_network
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_denoiser, own_network_file
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.song_unet import SongUNet
+from diffusion.teachers.conversion.adm import Betas, Order, adm_schedule, load_guided_diffusion
+from diffusion.teachers.conversion.edm import load_edm
+from diffusion.teachers.conversion.published import PUBLISHED, Kind
+from diffusion.teachers.conversion.weights import unet_configuration
+from diffusion.teachers.folder import load_denoiser, own_network_file
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.networks.song_unet import SongUNet
+from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 from diffusion.thresholding import STATIC
-from diffusion.time_scaled_unet import TimeScaledUNet
-from diffusion.training import TrainingRun
+from diffusion.training.loop import TrainingRun
 from suite import cli
 from suite.configuration import parse_experiment
 from suite.estimate import estimate
@@ -834,8 +834,8 @@ def test_the_configuration_and_the_estimate_know_a_converted_teacher(name, tmp_p
     else:
         with pytest.raises(UserError, match="has no unconditional input"):
             parse_experiment(experiment(folder, size, guidance_scale=2), look_at_files=False)
-    expected = {"ddpmpp": "song_unet.py", "consistency": "time_scaled_unet.py"}.get(name)
-    assert own_network_file(folder) == expected
+    expected = {"ddpmpp": "song_unet", "consistency": "time_scaled_unet"}.get(name)
+    assert own_network_file(folder) == (f"teachers/networks/{expected}.py" if expected else None)
 
 
 def test_a_checkpoint_named_as_a_teacher_is_answered_with_the_command(tmp_path):

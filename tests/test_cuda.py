@@ -31,21 +31,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from boot.distillation import Boot, BootSettings
 from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.guidance import Guidance, guided
 from diffusion.images import to_uint8
-from diffusion.networks import NetworkSettings, build_network
 from diffusion.noise import initial_noise
-from diffusion.pairs import Pairs, generate_pairs
-from diffusion.pipelines import picture_shape
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.gpus import CLAIMED_BY_STARTER
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.precision import has_short_products
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import TeacherSettings, train_teacher
+from diffusion.teachers.folder import picture_shape
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.train import TeacherSettings, train_teacher
 from diffusion.thresholding import STATIC
-from diffusion.training import TrainingRun
+from diffusion.training.loop import TrainingRun
 from evaluation import quality
 from evaluation.features import load_extractor
 from evaluation.speed import measure_speed
@@ -301,7 +301,7 @@ def train(name, folder, data, pairs, stop=None):
 
 def make_repeatable(monkeypatch):
     monkeypatch.setenv("BOOT_DETERMINISTIC", "1")
-    monkeypatch.setattr("diffusion.training._CHECK_EVERY_ON_GPU", LOOKS_EVERY)
+    monkeypatch.setattr("diffusion.training.loop._CHECK_EVERY_ON_GPU", LOOKS_EVERY)
 
 
 @pytest.fixture

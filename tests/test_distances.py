@@ -10,11 +10,11 @@ from tiny import tiny_denoiser, tiny_splits
 from baselines.consistency_distillation import ConsistencyDistillation, ConsistencySettings
 from baselines.pid import Pid, PidSettings
 from boot.distillation import Boot, BootSettings
-from diffusion import distances
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
+from diffusion.distillation import distances
+from diffusion.distillation.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from diffusion.runtime.errors import UserError
-from diffusion.training import TrainingRun
+from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 A, B = torch.rand(2, 5, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -65,7 +65,7 @@ def test_gradients_reach_the_pictures_and_not_the_network():
 )
 def test_a_student_trains_with_it_in_micro_batches(method, settings, compared, tmp_path, monkeypatch):
     network = StandIn()
-    monkeypatch.setattr("diffusion.distances.load_lpips", lambda settings, device: LpipsDistance(network))
+    monkeypatch.setattr("diffusion.distillation.distances.load_lpips", lambda settings, device: LpipsDistance(network))
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     data = load_split(tmp_path / "data", "train") if method.needs_data else None
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.teacher import TeacherSettings
+from diffusion.distillation.registry import method_class, method_modules
+from diffusion.teachers.train import TeacherSettings
 from evaluation.protocols import Protocol
 from evaluation.quality import definitions
 from suite.configuration import parse_experiment
 from suite.plan import Plan
-from suite.registry import method_class, method_modules
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()

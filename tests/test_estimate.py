@@ -18,14 +18,14 @@ from boot.student import BootStudent
 from boot.trajectory import trajectory_errors
 from diffusion.conditions import Unconditional
 from diffusion.data import load_split, parse_settings, write_dataset
-from diffusion.method import finished_student
+from diffusion.distillation.method import finished_student
+from diffusion.distillation.pairs import Pairs, generate_pairs
+from diffusion.distillation.registry import method_class, method_modules
 from diffusion.noise import initial_noise
-from diffusion.pairs import Pairs, generate_pairs
-from diffusion.training import Trained, TrainingRun
+from diffusion.training.loop import Trained, TrainingRun
 from suite.configuration import parse_experiment
 from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
 from suite.network_cost import LiveBytes, network_activations, network_passing
-from suite.registry import method_class, method_modules
 from suite.stages.pictures import images_of
 from suite.stages.trajectory import errors_of
 

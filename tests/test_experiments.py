@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 from test_workflow import snakemake
 
-import diffusion.training
+import diffusion.training.loop
 from diffusion.data import cifar10, fashion_mnist, load_split, lsun, parse_settings, prepare, write_dataset
 from diffusion.runtime.errors import UserError
-from diffusion.teacher import train_teacher
-from diffusion.training import TrainingRun
+from diffusion.teachers.train import train_teacher
+from diffusion.training.loop import TrainingRun
 from suite.configuration import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -85,7 +85,9 @@ def test_nothing_of_the_default_experiment_draws_beside_its_steps_generator(tmp_
     trained = []
     for number in (1, 2):
         seeds = iter(range(1000 * number, 10**6))
-        monkeypatch.setattr(diffusion.training, "seed_dropout", lambda _, seeds=seeds: torch.manual_seed(next(seeds)))
+        monkeypatch.setattr(
+            diffusion.training.loop, "seed_dropout", lambda _, seeds=seeds: torch.manual_seed(next(seeds))
+        )
         networks = []
         with TrainingRun(tmp_path / f"teacher-{number}", "key", 0, torch.device("cpu")) as run:
             teacher, _ = train_teacher(experiment.teacher, split, run)

@@ -15,11 +15,11 @@ import torch
 from tiny import tiny_denoiser
 
 from diffusion.images import from_uint8, load_labels, load_samples, save_samples, to_uint8
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime import files
 from diffusion.runtime.errors import NonFiniteError, UserError
 from diffusion.runtime.files import atomic_path, canonical_json, fingerprint, new_array, read_json, write_json
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.folder import save_denoiser
+from diffusion.training.loop import TrainingRun, TrainingSettings
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):

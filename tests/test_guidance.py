@@ -19,14 +19,14 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance, guided
 from diffusion.images import load_labels
-from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_conditions, load_denoiser, save_denoiser
 from diffusion.runtime.errors import UserError
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import StoredTeacher, TeacherSettings, drop_labels, train_teacher
+from diffusion.teachers.folder import load_conditions, load_denoiser, save_denoiser
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.train import StoredTeacher, TeacherSettings, drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
-from diffusion.training import TrainingRun
+from diffusion.training.loop import TrainingRun
 from evaluation.neighbours import closeness, nearest
 from suite.stages.common import check_classes
 from suite.stages.data import prepare_data
@@ -124,7 +124,7 @@ def test_thresholding_numbers_belong_to_dynamic():
 
 @pytest.mark.parametrize("has_null", [True, False])
 def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
-    from diffusion.local_pipeline import LocalPipeline
+    from diffusion.teachers.local_pipeline import LocalPipeline
 
     denoiser = tiny_conditional(has_null=has_null, thresholding=STATIC)
     save_denoiser(tmp_path, denoiser)
@@ -391,7 +391,7 @@ def test_a_broken_schedule_file_is_refused(tmp_path):
 
 
 def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
-    from diffusion.local_pipeline import LocalPipeline
+    from diffusion.teachers.local_pipeline import LocalPipeline
 
     torch.manual_seed(0)
     network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, 4)

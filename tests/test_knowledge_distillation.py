@@ -11,14 +11,14 @@ from tiny import tiny_conditional, tiny_denoiser
 from baselines.knowledge_distillation import KnowledgeDistillation, KnowledgeDistillationSettings
 from baselines.knowledge_distillation import knowledge_distillation_loss as kd_loss
 from diffusion.conditions import Unconditional
+from diffusion.distillation.pairs import SEED, Pairs, PairsSettings, generate_pairs
 from diffusion.noise import initial_noise
-from diffusion.noise_student import NoiseStudent
-from diffusion.pairs import SEED, Pairs, PairsSettings, generate_pairs
 from diffusion.runtime.errors import CheckpointError, NonFiniteError
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import TeacherSettings
-from diffusion.training import TrainingRun
+from diffusion.student import NoiseStudent
+from diffusion.teachers.train import TeacherSettings
+from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 SETTINGS = PairsSettings(count=10, num_inference_steps=4)

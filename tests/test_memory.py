@@ -8,12 +8,12 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from baselines.ddim import Ddim, DdimSettings
-from diffusion.pairs import PairsSettings, generate_pairs
-from diffusion.pipelines import save_denoiser
+from diffusion.distillation.pairs import PairsSettings, generate_pairs
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import halves, largest_fitting, memory_of, within_memory
 from diffusion.runtime.processes import Processes
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.folder import save_denoiser
+from diffusion.training.loop import TrainingRun, TrainingSettings
 from evaluation.speed import measure_speed
 from suite.stages.sampling import draw_samples
 
@@ -86,7 +86,7 @@ def test_micro_batches_must_fit_a_second_network_too(tmp_path):
 
 def test_a_process_tries_alone(tmp_path, monkeypatch):
     """The others wait in the step that failed: what it sums over processes while it tries would meet their sums."""
-    monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 2))
     monkeypatch.setattr(Processes, "wait", lambda _self: None)
     network, sizes = Small(3), []
     run = TrainingRun(tmp_path / "state", "key", 0, CPU)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
-from diffusion import student_pipeline
 from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.distillation.pairs import Pairs, generate_pairs
+from diffusion.distillation.registry import method_class, method_files, method_modules
 from diffusion.guidance import Guidance, guided
-from diffusion.local_pipeline import LocalPipeline
 from diffusion.noise import initial_noise
-from diffusion.pairs import Pairs, generate_pairs
-from diffusion.pipelines import load_conditions, picture_shape
 from diffusion.runtime.errors import DeviceMemoryError, UserError
-from diffusion.teacher import TeacherSettings
-from diffusion.training import TrainingRun
-from suite.registry import method_class, method_files, method_modules
+from diffusion.teachers import pipeline as student_pipeline
+from diffusion.teachers.folder import load_conditions, picture_shape
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.train import TeacherSettings
+from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(5), (1, 8, 8))

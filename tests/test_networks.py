@@ -10,8 +10,8 @@ import yaml
 import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
 
 from diffusers import UNet2DModel  # isort: skip
-from diffusion.conversion.weights import unet_configuration
-from diffusion.networks import NetworkSettings, build_network
+from diffusion.teachers.conversion.weights import unet_configuration
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
 
 ADM = {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "upsample_type": "resnet"}
 SMALL = {

@@ -7,12 +7,12 @@ from gaussian import GaussianTeacher
 from tiny import tiny_denoiser
 
 from baselines.pid import Pid, PidSettings, neighbour, pid_loss, start_time, time_grid
-from diffusion.distances import LpipsDistance
-from diffusion.local_pipeline import LocalPipeline
-from diffusion.noise_student import NoiseStudent
+from diffusion.distillation.distances import LpipsDistance
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
-from diffusion.teacher import TeacherSettings
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.student import NoiseStudent
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.train import TeacherSettings
+from diffusion.training.loop import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
 COSINE, EDM = CosineSchedule(), EdmSchedule()

@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from boot.student import BootStudent
 from boot.trajectory import TrajectoryErrors, trajectory_errors
 from diffusion.noise import initial_noise
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import in_portions
+from diffusion.teachers.folder import save_denoiser
 from evaluation.classifier import build_classifier, classify
 from evaluation.features import load_extractor
 from suite.cli import build_parser

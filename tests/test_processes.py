@@ -19,11 +19,11 @@ from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.processes import Processes, portions_of
-from diffusion.sharding import shard, whole
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.teachers.folder import save_denoiser
+from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.sharding import shard, whole
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 
@@ -80,7 +80,7 @@ def test_slices_have_one_size():
 
 
 def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 3))
+    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 3))
     with pytest.raises(UserError, match="found 2, expected a multiple of the number of processes"):
         train(tmp_path, 2, [])
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_spread_is_refused(tmp_path, monkeypatch):
         TrainingSettings(steps=1, shard=True, compile="default")
     with pytest.raises(ValueError, match="shard: found true with channels_last true"):
         TrainingSettings(steps=1, shard=True, channels_last=True)
-    monkeypatch.setattr("diffusion.training.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 2))
     monkeypatch.setattr(Processes, "wait", lambda _self: None)
     network = torch.nn.Linear(2, 1)
     settings = TrainingSettings(steps=1, batch_size=2, gradient_accumulation_steps=2, shard=True)

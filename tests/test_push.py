@@ -16,14 +16,14 @@ from test_students import NOISE, alone, as_earlier, entry_of
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.pipelines import save_denoiser
+from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file, write_json
-from diffusion.student_pipeline import StudentPipeline
+from diffusion.teachers.folder import save_denoiser
+from diffusion.teachers.pipeline import StudentPipeline
 from evaluation.quality import COLUMNS, definitions
 from suite import cli
 from suite.provenance import RECORD, checked_folder, write_provenance
-from suite.registry import method_class
 from suite.stages.pushing import push
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import pytest
 
 import boot
 from boot.distillation import Boot, BootSettings
+from diffusion.distillation import registry
+from diffusion.distillation.registry import method_class, method_files, method_modules
 from diffusion.runtime.errors import UserError
-from suite import registry
-from suite.registry import method_class, method_files, method_modules
 
 NUMBER = itertools.count()
 FOUND = 'name = "mine"\n    title = "Mine"\n'
@@ -87,7 +87,7 @@ def test_bases_are_followed_through_files_and_the_files_of_all_are_named(own):
         numbers="STEPS = 3\n",
         door="from .shared import Base\n",
         mine="from . import door\nclass Mine(door.Base):\n    name = 'mine'\n",
-        other="from diffusion.method import TeacherSampler\nclass Other(TeacherSampler):\n    name = 'other'\n",
+        other="from diffusion.distillation.method import TeacherSampler as T\nclass Other(T):\n    name = 'other'\n",
     )
     assert {"mine", "other"} <= set(method_modules())
     files = {f"{file.parent.name}/{file.name}" for file in method_files("mine")}
@@ -180,11 +180,11 @@ WRONG = {
         r"mine.py cannot be imported: ZeroDivisionError in line 6: division by zero\.$",
     ),
     "no settings": (
-        mine("from diffusion.method import Method", "Method"),
+        mine("from diffusion.distillation.method import Method", "Method"),
         r"class Mine in \S+mine.py lacks: Settings, evaluations, sampler, save\.$",
     ),
     "no title": (
-        mine("from diffusion.method import TeacherSampler", "TeacherSampler", 'name = "mine"\n'),
+        mine("from diffusion.distillation.method import TeacherSampler", "TeacherSampler", 'name = "mine"\n'),
         r"class Mine in \S+mine.py lacks: Settings, draw, title\.$",
     ),
 }

@@ -10,15 +10,15 @@ from gaussian import GaussianTeacher, MixtureTeacher, Reads
 from tiny import TEACHER, tiny_conditional, tiny_denoiser
 
 from diffusion.denoiser import Denoiser
-from diffusion.diffusers_samplers import sampling_grid, scheduler_on
+from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance
 from diffusion.noise import further_noise, initial_noise, noise_generators
-from diffusion.pipelines import save_denoiser, schedule_of
+from diffusion.samplers import sampling_grid, scheduler_on
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample, sampling_times
-from diffusion.teacher import TeacherFacts, TeacherSettings
+from diffusion.teachers.folder import save_denoiser, schedule_of
+from diffusion.teachers.train import TeacherFacts, TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
-from suite.registry import method_class
 
 CPU = torch.device("cpu")
 COSINE = CosineSchedule()

@@ -10,15 +10,15 @@ from gaussian import GaussianTeacher
 from tiny import tiny_conditional, tiny_denoiser
 
 from baselines.sid import Sid, SidSettings, grid_levels, sid_loss, start_time
+from diffusion.distillation.method import student_network
 from diffusion.guidance import Guidance, guided
-from diffusion.method import student_network
-from diffusion.noise_student import NoiseStudent
-from diffusion.pipelines import load_denoiser
 from diffusion.runtime.errors import NonFiniteError
 from diffusion.runtime.files import read_json
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
-from diffusion.teacher import denoising_loss, lognormal_levels
-from diffusion.training import TrainingRun
+from diffusion.student import NoiseStudent
+from diffusion.teachers.folder import load_denoiser
+from diffusion.teachers.train import denoising_loss, lognormal_levels
+from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 SCHEDULES = [CosineSchedule(num_timesteps=200), EdmSchedule(num_timesteps=200)]

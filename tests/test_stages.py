@@ -10,14 +10,14 @@ import pytest
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
+from diffusion.distillation.registry import method_class
 from diffusion.images import load_samples
 from diffusion.noise import initial_noise
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
-from diffusion.training import discard_delivered
+from diffusion.teachers.folder import save_denoiser
+from diffusion.training.loop import discard_delivered
 from suite.cli import build_parser
-from suite.registry import method_class
 from suite.stages.common import result_folder, sole_maker
 from suite.stages.measuring import check_resolution
 from suite.stages.sampling import sample

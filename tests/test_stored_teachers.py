@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
-from diffusion.pipelines import deciding_files, load_denoiser, load_schedule, pipeline_problems
 from diffusion.runtime.errors import UserError
-from diffusion.stored_weights import weights_files
-from diffusion.teacher import StoredTeacher
+from diffusion.teachers.folder import deciding_files, load_denoiser, load_schedule, pipeline_problems
+from diffusion.teachers.train import StoredTeacher
+from diffusion.teachers.weights import weights_files
 from suite.cli import build_parser
 from suite.configuration import parse_experiment
 from suite.provenance import RECORD
@@ -541,7 +541,7 @@ def test_what_fits_is_remembered_and_what_has_changed_is_not(folder, tmp_path, m
         return tiny_unet()
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("diffusion.pipelines._build", counting)
+    monkeypatch.setattr("diffusion.teachers.folder._build", counting)
     assert [pipeline_problems(folder) for _ in range(3)] == [[], [], []]
     assert len(built) == 1
     edit(folder / "unet/config.json", dropout=0.1)

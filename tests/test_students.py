@@ -14,14 +14,14 @@ from tiny import tiny_conditional, tiny_denoiser
 
 from diffusion.conditions import ClassLabels
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance
-from diffusion.local_pipeline import LocalPipeline
 from diffusion.noise import initial_noise
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
-from diffusion.song_unet import SongUNet
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.networks.song_unet import SongUNet
+from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
-from diffusion.time_scaled_unet import TimeScaledUNet
-from suite.registry import method_class
 
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(4), (1, 8, 8))

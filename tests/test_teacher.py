@@ -11,9 +11,9 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.images import to_uint8
 from diffusion.schedule import CosineSchedule, EdmSchedule
-from diffusion.teacher import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
+from diffusion.teachers.train import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
 from diffusion.thresholding import NO_THRESHOLD
-from diffusion.training import TrainingRun, seed_dropout
+from diffusion.training.loop import TrainingRun, seed_dropout
 
 SCHEDULE = CosineSchedule()
 GENERATOR = torch.Generator().manual_seed(0)
@@ -176,7 +176,7 @@ def test_an_edm_teacher_trains_on_its_noise_levels(levels, tmp_path, monkeypatch
         seen.append(denoiser.schedule.sigma(t))
         return denoising_loss(denoiser, x, noise, t, condition)
 
-    monkeypatch.setattr("diffusion.teacher.denoising_loss", watched)
+    monkeypatch.setattr("diffusion.teachers.train.denoising_loss", watched)
     training = {"steps": 40, "batch_size": 16, "learning_rate": 1e-3}
     with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
         train_teacher(settings_of("edm", noise_levels=levels, training=training), stored(tmp_path), run)

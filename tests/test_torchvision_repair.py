@@ -22,7 +22,7 @@ def test_nothing_is_declared_where_the_operators_load() -> None:
 
         loaded = []
         torch.ops.load_library = loaded.append
-        from diffusion import torchvision_repair
+        from diffusion.runtime import torchvision_repair
 
         assert len(loaded) == 1, loaded
         assert torchvision_repair.repair_torchvision() is False
@@ -40,7 +40,7 @@ def test_both_schemas_are_declared_where_the_operators_do_not_load() -> None:
             raise OSError(path)
 
         torch.ops.load_library = refuse
-        from diffusion import torchvision_repair
+        from diffusion.runtime import torchvision_repair
 
         assert torchvision_repair.repair_torchvision() is True
         assert torch.ops.torchvision.nms.default._schema.arguments[2].name == "iou_threshold"
@@ -56,7 +56,7 @@ def test_nothing_is_declared_without_torchvision() -> None:
 
         find_spec = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name)
-        from diffusion import torchvision_repair
+        from diffusion.runtime import torchvision_repair
 
         assert torchvision_repair.repair_torchvision() is False
         assert torchvision_repair._declared == []

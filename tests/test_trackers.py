@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tiny import tiny_denoiser, tiny_splits
 
 from diffusion.data import parse_settings, write_dataset
-from diffusion.pipelines import save_denoiser
 from diffusion.runtime.errors import UserError
-from diffusion.training import TrainingRun
+from diffusion.teachers.folder import save_denoiser
+from diffusion.training.loop import TrainingRun
 from suite import cli
 from suite.stages import training
 from suite.trackers import VARIABLE, wanted_trackers

@@ -16,9 +16,9 @@ from diffusion.data import load_split, parse_settings, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teacher import TeacherSettings
+from diffusion.teachers.train import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
-from diffusion.training import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun, TrainingSettings
 
 CPU = torch.device("cpu")
 SCHEDULE = CosineSchedule()

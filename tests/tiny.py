@@ -6,8 +6,8 @@ import torch
 from diffusion.conditions import ClassLabels
 from diffusion.data.store import Splits
 from diffusion.denoiser import Denoiser
-from diffusion.networks import NetworkSettings, build_network
 from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 
 SCHEDULE = {"num_timesteps": 200}

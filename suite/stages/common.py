@@ -15,13 +15,13 @@ import torch
 from diffusion.conditions import ClassLabels, Conditions
 from diffusion.data.store import stored_files
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance, guided
-from diffusion.pipelines import deciding_files, load_denoiser
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import atomic_path, canonical_json, only_one, remove_leftovers, sha256_file
 from diffusion.runtime.processes import ALONE, Processes
+from diffusion.teachers.folder import deciding_files, load_denoiser
 from suite.provenance import Input, checked, write_provenance
-from suite.registry import method_class
 from suite.reruns import asked_in
 
 _CODE = ("diffusion", "boot", "baselines")

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.conditions import ClassLabels
-from diffusion.conversion.adm import load_consistency_teacher, load_guided_diffusion
-from diffusion.conversion.edm import load_edm
-from diffusion.conversion.published import PUBLISHED, UNUSABLE, Published
 from diffusion.denoiser import Denoiser
-from diffusion.pipelines import picture_shape, save_denoiser
 from diffusion.runtime.errors import CheckpointError, UserError
+from diffusion.teachers.conversion.adm import load_consistency_teacher, load_guided_diffusion
+from diffusion.teachers.conversion.edm import load_edm
+from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Published
+from diffusion.teachers.folder import picture_shape, save_denoiser
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.common import asked, result_folder

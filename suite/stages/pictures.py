@@ -14,9 +14,9 @@ from diffusion.conditions import ClassLabels, Condition
 from diffusion.denoiser import Denoiser
 from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
+from diffusion.teachers.folder import stored_picture_shape
 from suite.stages.common import checked_network, load_teacher, result_file
 
 _ROWS, _COLUMNS = 6, 12

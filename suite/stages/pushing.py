@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json, sha256_file
-from diffusion.stored_weights import weights_files
+from diffusion.teachers.weights import weights_files
 from suite.model_card import CardFacts, model_card
 from suite.provenance import RECORD, checked, checked_folder, read_record
-from suite.registry import method_class
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -71,7 +71,7 @@ def export(arguments: argparse.Namespace, folder: Path) -> None:
         read_json(folder / "model_index.json")["_class_name"] != "DDIMPipeline"
         and not (folder / "pipeline.py").exists()
     ):
-        from diffusion.local_pipeline import bring_up_to_date  # of `diffusers`, 3 seconds
+        from diffusion.teachers.local_pipeline import bring_up_to_date  # of `diffusers`, 3 seconds
 
         bring_up_to_date(folder)
     costs = read_json(trained / "cost.json")["students"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import read_json
-from diffusion.teacher import TeacherSettings
+from diffusion.teachers.train import TeacherSettings
 from evaluation.ablation import Ablation
 from evaluation.comparison import Comparison
 from evaluation.protocol_table import words

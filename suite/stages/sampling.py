@@ -17,14 +17,14 @@ import torch
 
 from diffusion.images import Quantiser, load_labels, load_samples, save_samples, to_uint8
 from diffusion.noise import initial_noise
-from diffusion.pipelines import deciding_files, load_conditions, stored_picture_shape
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
-from diffusion.training import mark_delivered
+from diffusion.teachers.folder import deciding_files, load_conditions, stored_picture_shape
+from diffusion.training.loop import mark_delivered
 from suite.provenance import RECORD, Input, checked, write_provenance
 from suite.stages.common import asked, configured_method, network_folder, result_folder, state_key
 

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from diffusion.noise import initial_noise
-from diffusion.pipelines import load_conditions, stored_picture_shape
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
+from diffusion.teachers.folder import load_conditions, stored_picture_shape
 from evaluation import speed
 from suite.configuration import SpeedSettings
 from suite.provenance import Input

@@ -12,10 +12,12 @@ import torch
 
 from diffusion.data import load_split
 from diffusion.data.store import Split
-from diffusion.hub_models import model_folder
-from diffusion.pairs import FILES as PAIRS_FILES
-from diffusion.pairs import Pairs, PairsSettings, generate_pairs
-from diffusion.pipelines import (
+from diffusion.distillation.pairs import FILES as PAIRS_FILES
+from diffusion.distillation.pairs import Pairs, PairsSettings, generate_pairs
+from diffusion.runtime.device import default_device
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import write_json
+from diffusion.teachers.folder import (
     deciding_files,
     load_conditions,
     load_denoiser,
@@ -23,12 +25,10 @@ from diffusion.pipelines import (
     save_denoiser,
     stored_picture_shape,
 )
-from diffusion.runtime.device import default_device
-from diffusion.runtime.errors import UserError
-from diffusion.runtime.files import write_json
-from diffusion.teacher import TeacherSettings
-from diffusion.teacher import train_teacher as fit_teacher
-from diffusion.training import LOG_COLUMNS, TrainingRun
+from diffusion.teachers.hub import model_folder
+from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.train import train_teacher as fit_teacher
+from diffusion.training.loop import LOG_COLUMNS, TrainingRun
 from suite.provenance import RECORD, Input, checked, write_provenance
 from suite.stages.common import (
     asked,

@@ -12,10 +12,10 @@ from boot.student import BootStudent
 from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
-from diffusion.pipelines import stored_picture_shape
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.processes import portions_of
+from diffusion.teachers.folder import stored_picture_shape
 from evaluation.tables import TRAJECTORY_COLUMNS
 from suite.stages.common import checked_network, load_teacher, result_file
 

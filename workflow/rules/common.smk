@@ -44,8 +44,8 @@ RESUMED_MINUTES = 24 * 60
 CORE = [
     "denoiser.py",
     "schedule.py",
-    "pipelines.py",
-    "stored_weights.py",
+    "teachers/folder.py",
+    "teachers/weights.py",
     "conditions.py",
     "thresholding.py",
     "guidance.py",
@@ -54,10 +54,10 @@ CORE = [
 ]
 
 # The loop that all training stages run in.
-LOOP = ["training.py", "runtime/precision.py", "sharding.py"]
+LOOP = ["training/loop.py", "runtime/precision.py", "training/sharding.py"]
 
 # How students of one evaluation are read.
-ONE_STEP = ["noise_student.py"]
+ONE_STEP = ["student.py"]
 
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):

@@ -163,7 +163,7 @@ rule classifier:
                 "evaluation/classifier.py",
                 *(
                     f"diffusion/{file}"
-                    for file in [*LOOP, "runtime/memory.py", "teacher.py", "images.py", "data/store.py"]
+                    for file in [*LOOP, "runtime/memory.py", "teachers/train.py", "images.py", "data/store.py"]
                 ),
             ]
             + stage_code("classifier"),
@@ -506,7 +506,7 @@ rule pictures:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "pictures/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "noise_student.py", "images.py")
+            core_code("noise.py", "student.py", "images.py")
             + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
             + stage_code("pictures"),
             seed=PLAN.first_seed,
@@ -543,7 +543,7 @@ rule trajectory:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "trajectory/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "noise_student.py")
+            core_code("noise.py", "student.py")
             + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
             + stage_code("trajectory"),
             seed=PLAN.first_seed,

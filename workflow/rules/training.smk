@@ -121,7 +121,8 @@ else:
             data=ROOT / "data",
             job=job(
                 ROOT / "teacher" / RECORD,
-                core_code(*LOOP, "teacher.py", "networks.py", "images.py", "data/store.py") + stage_code("training"),
+                core_code(*LOOP, "teachers/train.py", "teachers/networks/unet.py", "images.py", "data/store.py")
+                + stage_code("training"),
                 settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
                 flip=FLIP,
             ),
@@ -157,11 +158,11 @@ rule distil:
             STUDENT / RECORD,
             core_code(
                 *LOOP,
-                "method.py",
-                "teacher.py",
+                "distillation/method.py",
+                "teachers/train.py",
                 "solvers.py",
-                "noise_student.py",
-                "distances.py",
+                "student.py",
+                "distillation/distances.py",
                 "runtime/efficientnet.py",
             )
             + stage_code("training")
@@ -205,8 +206,8 @@ rule distil_with_data:
         data=ROOT / "data",
         job=job(
             STUDENT / RECORD,
-            core_code(*LOOP, "method.py", "teacher.py", "solvers.py", "images.py", "data/store.py")
-            + ["diffusion/distances.py", "diffusion/runtime/efficientnet.py"]
+            core_code(*LOOP, "distillation/method.py", "teachers/train.py", "solvers.py", "images.py", "data/store.py")
+            + ["diffusion/distillation/distances.py", "diffusion/runtime/efficientnet.py"]
             + stage_code("training")
             + [method_code],
             settings=method_settings,
@@ -247,7 +248,7 @@ rule pairs:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "pairs/{name}" / RECORD,
-            core_code("pairs.py", "noise.py", "solvers.py", "training.py") + stage_code("training"),
+            core_code("distillation/pairs.py", "noise.py", "solvers.py", "training/loop.py") + stage_code("training"),
             settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
             guidance=GUIDANCE,
             batch_size=EVALUATION.batch_size,
@@ -287,7 +288,7 @@ rule distil_with_pairs:
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
         job=job(
             STUDENT / RECORD,
-            core_code(*LOOP, "method.py", "pairs.py", "noise.py", "noise_student.py")
+            core_code(*LOOP, "distillation/method.py", "distillation/pairs.py", "noise.py", "student.py")
             + stage_code("training")
             + [method_code],
             settings=method_settings,

@@ -18,12 +18,12 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.guidance import Guidance, guided
-from diffusion.pairs import Pairs, PairsSettings
-from diffusion.pipelines import load_denoiser, save_denoiser
 from diffusion.runtime.settings import GrownSettings, Settings, StepCounts
-from diffusion.teacher import TeacherFacts
-from diffusion.training import Snapshot, Trained, TrainingRun, TrainingSettings
+from diffusion.teachers.folder import load_denoiser, save_denoiser
+from diffusion.teachers.train import TeacherFacts
+from diffusion.training.loop import Snapshot, Trained, TrainingRun, TrainingSettings
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
@@ -50,7 +50,7 @@ class TrainedSettings(GrownSettings):
     """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
 
     Steps too few for a default warm-up or average shorten it, see
-    :meth:`diffusion.training.TrainingSettings.defaults_for`.
+    :meth:`diffusion.training.loop.TrainingSettings.defaults_for`.
     """
 
     @model_validator(mode="before")
@@ -200,7 +200,7 @@ class TeacherSampler(Method):
 
     @property
     def spacing(self) -> str:
-        """How the steps are spread, as :func:`diffusion.diffusers_samplers.sampling_grid` names it."""
+        """How the steps are spread, as :func:`diffusion.samplers.sampling_grid` names it."""
         return str(getattr(self.settings, "spacing", "trailing"))
 
     def uneven_steps(self, teacher: TeacherFacts) -> tuple[int, ...]:

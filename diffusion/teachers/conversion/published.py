@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.conversion.adm import Betas, Order
+from diffusion.teachers.conversion.adm import Betas, Order
 
 Kind = Literal["edm", "guided-diffusion", "consistency"]
 _NVLABS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
@@ -18,7 +18,7 @@ class Published:
         address: where it is fetched.
         kind: the family, which decides how it is read.
         resolution, classes: of its pictures; classes is None where it is not told any.
-        attention: see :data:`diffusion.conversion.adm.Order`; None where the file says it.
+        attention: see :data:`diffusion.teachers.conversion.adm.Order`; None where the file says it.
         schedule: of guided-diffusion.
     """
 

@@ -32,7 +32,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from diffusion import sharding
 from diffusion.runtime.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError, first_line
 from diffusion.runtime.files import atomic_path, only_one, read_json, remove_leftovers, sha256_file, write_json, writing
 from diffusion.runtime.gpus import gpu_lock
@@ -40,6 +39,7 @@ from diffusion.runtime.memory import largest_fitting, memory_of, out_of_memory
 from diffusion.runtime.precision import float32_products, has_short_products, repeatable
 from diffusion.runtime.processes import ALONE, join
 from diffusion.runtime.settings import GrownSettings
+from diffusion.training import sharding
 
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves

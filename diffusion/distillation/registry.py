@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.method import Method, TeacherSampler
+from diffusion.distillation.method import Method, TeacherSampler
 from diffusion.runtime.errors import UserError, first_line
 
 PACKAGES = ("boot", "baselines")

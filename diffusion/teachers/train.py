@@ -13,15 +13,21 @@ from diffusion.conditions import ClassLabels, Condition, Unconditional
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.guidance import Guidance
-from diffusion.hub_models import model_folder
 from diffusion.images import from_uint8
-from diffusion.networks import NetworkSettings, build_network
-from diffusion.pipelines import load_conditions, load_schedule, missing_files, pipeline_problems, stored_picture_shape
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample
+from diffusion.teachers.folder import (
+    load_conditions,
+    load_schedule,
+    missing_files,
+    pipeline_problems,
+    stored_picture_shape,
+)
+from diffusion.teachers.hub import model_folder
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.thresholding import STATIC, Thresholding
-from diffusion.training import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun, TrainingSettings
 
 # P_mean and P_std of Karras et al. 2022 (arXiv 2206.00364), table 1.
 _LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2

@@ -22,7 +22,7 @@ from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import drain, portions_of
 from diffusion.runtime.settings import Settings
 from diffusion.solvers import ddim_sample
-from diffusion.training import Trained, TrainingRun
+from diffusion.training.loop import Trained, TrainingRun
 
 FILES = _IMAGES, _FACTS = "images.npy", "pairs.json"
 # Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
@@ -114,7 +114,7 @@ class Pairs:
         conditions: of the teacher, which the samples were drawn under.
 
     Attributes:
-        cost: what making it cost, as :meth:`diffusion.training.TrainingRun.cost`, ``offline_bytes`` included.
+        cost: what making it cost, as :meth:`diffusion.training.loop.TrainingRun.cost`, ``offline_bytes`` included.
 
     Raises:
         CheckpointError: the set is truncated or of another size than its own description says.

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from diffusion.pipelines import build_scheduler, load_denoiser, pipeline_facts
 from diffusion.runtime.files import read_json, write_json
-from diffusion.student_pipeline import StudentPipeline
+from diffusion.teachers.folder import build_scheduler, load_denoiser, pipeline_facts
+from diffusion.teachers.pipeline import StudentPipeline
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
 
 
 class LocalPipeline(StudentPipeline):
-    """:class:`diffusion.student_pipeline.StudentPipeline` from this checkout, for folders of any age.
+    """:class:`diffusion.teachers.pipeline.StudentPipeline` from this checkout, for folders of any age.
 
     Where the suite is not installed, `diffusers` loads the same class from the folder's own file.
     """
@@ -24,7 +24,7 @@ class LocalPipeline(StudentPipeline):
             options: ``torch_dtype`` of the network.
 
         Raises:
-            CheckpointError, UserError: as :func:`diffusion.pipelines.load_denoiser`.
+            CheckpointError, UserError: as :func:`diffusion.teachers.folder.load_denoiser`.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() or options.keys() - {"torch_dtype"}:
@@ -50,7 +50,7 @@ def sampling_facts(folder: Path) -> dict[str, Any]:
 
 
 def bring_up_to_date(folder: Path) -> None:
-    """Makes a folder of an earlier version what :func:`diffusion.pipelines.save_denoiser` writes today."""
+    """Makes a folder of an earlier version what :func:`diffusion.teachers.folder.save_denoiser` writes today."""
     index = read_json(folder / "model_index.json")
     pipeline = LocalPipeline.from_pretrained(folder)
     kept = {name: pipeline.config[name] for name in (*_SAMPLING, "num_classes", "thresholding", "cosine")}

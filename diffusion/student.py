@@ -7,10 +7,10 @@ from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import PredictionType, network_input, signal_from_output
-from diffusion.method import Sampler
-from diffusion.pipelines import load_denoiser
+from diffusion.distillation.method import Sampler
 from diffusion.runtime.files import read_json
 from diffusion.schedule import Schedule, network_timesteps, per_sample
+from diffusion.teachers.folder import load_denoiser
 
 
 class NoiseStudent(nn.Module):

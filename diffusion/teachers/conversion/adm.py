@@ -13,7 +13,11 @@ import numpy as np
 import torch
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
-from diffusion.conversion.weights import (
+from diffusion.denoiser import Denoiser
+from diffusion.runtime.errors import CheckpointError, UserError, first_line
+from diffusion.runtime.pickles import named_global
+from diffusion.schedule import DiscreteSchedule, EdmSchedule
+from diffusion.teachers.conversion.weights import (
     AttentionOrder,
     BlockNames,
     filled,
@@ -21,10 +25,6 @@ from diffusion.conversion.weights import (
     unet_configuration,
     unet_weights,
 )
-from diffusion.denoiser import Denoiser
-from diffusion.runtime.errors import CheckpointError, UserError, first_line
-from diffusion.runtime.pickles import named_global
-from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.thresholding import Thresholding
 
 # "heads-first": the rows of a joint projection are split into heads, then each into query, key and value
@@ -99,7 +99,7 @@ def load_consistency_teacher(
 
     Arguments and errors as :func:`load_guided_diffusion`.
     """
-    from diffusion.time_scaled_unet import TimeScaledUNet
+    from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 
     configuration, weights, conditions = _read(file, order, resolution)
     network = filled(TimeScaledUNet, configuration | {"timestep_scale": _TIMESTEP_SCALE}, weights, file)

@@ -17,7 +17,7 @@ from diffusion.runtime.errors import CheckpointError, UserError, some_of
 from diffusion.runtime.files import canonical_json, read_json, read_json_object, sha256_file, write_json
 from diffusion.runtime.packages import version_of
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, Schedule, schedule_from_settings
-from diffusion.stored_weights import check_fit, described_weights, fill, load_weights, weights_files
+from diffusion.teachers.weights import check_fit, described_weights, fill, load_weights, weights_files
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 _EXACT_SCHEDULE = "schedule.json"
@@ -97,7 +97,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     """Writes a `diffusers` pipeline folder.
 
     Its class is ``DDIMPipeline`` where that draws the same samples: for an unconditional ``UNet2DModel`` with betas
-    that is sampled by DDIM steps. All others get :class:`diffusion.student_pipeline.StudentPipeline`, with its code.
+    that is sampled by DDIM steps. All others get :class:`diffusion.teachers.pipeline.StudentPipeline`, with its code.
 
     Args:
         facts: further arguments of that class, for networks that DDIM steps do not sample.
@@ -108,7 +108,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     from diffusers import DDIMPipeline
     from safetensors import SafetensorError
 
-    from diffusion.student_pipeline import StudentPipeline
+    from diffusion.teachers.pipeline import StudentPipeline
 
     facts = pipeline_facts(denoiser) | facts
     stock = facts.keys() <= {"thresholding", "cosine"} and type(denoiser.network).__name__ not in _OWN_NETWORKS
@@ -126,7 +126,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
 
 
 def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
-    """What :class:`diffusion.student_pipeline.StudentPipeline` is told of a denoiser beside network and scheduler."""
+    """What :class:`diffusion.teachers.pipeline.StudentPipeline` is told of a denoiser beside network and scheduler."""
     facts: dict[str, Any] = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
     if isinstance(denoiser.conditions, ClassLabels):
         facts["num_classes"] = denoiser.conditions.num_classes
@@ -272,7 +272,7 @@ def _check_network(folder: Path) -> None:
 def _check_weights(folder: Path) -> None:
     network, own = _part(folder, "unet"), own_network_file(folder)
     weights = described_weights(network)
-    code = sha256_file(Path(__file__).with_name(own)) if own else None
+    code = sha256_file(Path(__file__).parents[1].joinpath(own)) if own else None
     key = canonical_json([version_of("diffusers"), code, network_configuration(folder)])
     with _of_this_network(network):
         check_fit(lambda: _build(network), weights, key)
@@ -430,13 +430,13 @@ def network_class(config: Mapping[str, Any]) -> Any:
     name = config.get("_class_name", "")
     if name not in _OWN_NETWORKS:
         return diffusers.UNet2DModel
-    return getattr(importlib.import_module(f"diffusion.{_OWN_NETWORKS[name]}"), name)
+    return getattr(importlib.import_module(f"diffusion.teachers.networks.{_OWN_NETWORKS[name]}"), name)
 
 
 def own_network_file(folder: Path) -> str | None:
     """The file in ``diffusion/`` that holds the network of a pipeline folder; None where it is of `diffusers`."""
     module = _OWN_NETWORKS.get(network_configuration(folder).get("_class_name", ""))
-    return f"{module}.py" if module else None
+    return f"teachers/networks/{module}.py" if module else None
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -20,7 +20,11 @@ import numpy as np
 import torch
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
-from diffusion.conversion.weights import (
+from diffusion.denoiser import Denoiser
+from diffusion.runtime.errors import CheckpointError
+from diffusion.runtime.pickles import NUMPY, KnownOnly, named_global
+from diffusion.schedule import EdmSchedule
+from diffusion.teachers.conversion.weights import (
     HEAD_CHANNELS,
     BlockNames,
     filled,
@@ -28,10 +32,6 @@ from diffusion.conversion.weights import (
     unet_configuration,
     unet_weights,
 )
-from diffusion.denoiser import Denoiser
-from diffusion.runtime.errors import CheckpointError
-from diffusion.runtime.pickles import NUMPY, KnownOnly, named_global
-from diffusion.schedule import EdmSchedule
 from diffusion.thresholding import Thresholding
 
 _MOST_NESTED = 16  # modules within modules; the published networks have 4
@@ -336,7 +336,7 @@ class _Parts:
 
 
 def _read_song(parts: _Parts, resolution: int) -> tuple[type, dict[str, Any], dict[str, torch.Tensor]]:
-    from diffusion.song_unet import SongUNet
+    from diffusion.teachers.networks.song_unet import SongUNet
 
     parts.check(skip_scale=math.sqrt(0.5), adaptive=False, eps=1e-6, heads=False, endpoint=True)
     for part, option in (("_aux_skip", "encoder_type"), ("_aux_up", "decoder_type")):

@@ -1,0 +1,1 @@
+"""What every distillation method shares: its interface, its settings, offline sets, distances, the registry."""

@@ -1,0 +1,1 @@
+"""Networks: the settings of `diffusers`' U-Net, and those of published teachers that `diffusers` has not."""
