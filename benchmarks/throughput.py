@@ -20,7 +20,8 @@ import torch
 import yaml
 
 from diffusion.conditions import ClassLabels, Unconditional
-from diffusion.data import load_split, prepare, write_dataset
+from diffusion.data.kinds import prepare
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.guidance import guided

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffusion.data.samples import from_uint8
 from diffusion.data.store import Split
-from diffusion.images import from_uint8
 from diffusion.runtime.errors import CheckpointError
 from diffusion.runtime.files import read_json, write_json
 from diffusion.runtime.memory import in_portions

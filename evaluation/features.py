@@ -477,7 +477,7 @@ def _check_images(images: np.ndarray) -> np.ndarray:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise UserError(
             f"feature extraction: found pictures of type {images.dtype} and shape {images.shape}; "
-            f"expected uint8 of shape (N, H, W, C) with C = 1 or 3. Quantise with diffusion.images.to_uint8."
+            f"expected uint8 of shape (N, H, W, C) with C = 1 or 3. Quantise with diffusion.data.samples.to_uint8."
         )
     return images
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from diffusion.data.samples import Quantiser
 from diffusion.data.store import PARTS
-from diffusion.images import Quantiser
 from diffusion.runtime.settings import Settings, UserPath
 
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.

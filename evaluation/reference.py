@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.data.samples import load_samples
 from diffusion.data.store import Pictures
-from diffusion.images import load_samples
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.runtime.processes import ALONE, Processes, drain, portions_of

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diffusion.images import load_samples
+from diffusion.data.samples import load_samples
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json
 from evaluation import plots, tables

@@ -10,8 +10,8 @@ import yaml
 from pydantic import Field, field_validator
 
 import evaluation
-from diffusion.data import parse_settings
-from diffusion.data import problems as data_problems
+from diffusion.data.kinds import parse_settings
+from diffusion.data.kinds import problems as data_problems
 from diffusion.distillation.method import Method, TeacherSampler
 from diffusion.distillation.registry import RESERVED, method_class
 from diffusion.guidance import Guidance

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
-from diffusion.data import downloads
+from diffusion.data.kinds import downloads
 from diffusion.data.store import Shards, Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation import distances

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from diffusion.images import labels_shape, samples_shape
+from diffusion.data.samples import labels_shape, samples_shape
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.settings import Seeds, Settings, UserPath
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from diffusion.data.samples import Quantiser
 from diffusion.distillation.method import Method
 from diffusion.distillation.pairs import PairsSettings
-from diffusion.images import Quantiser
 from evaluation.protocols import MAIN, Protocol
 from suite.configuration import Experiment
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boot.distillation import Boot, BootSettings
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teachers.networks.unet import NetworkSettings, build_network

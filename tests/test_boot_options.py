@@ -9,7 +9,8 @@ from boot.distillation import Boot, BootSettings, draw_times
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import noisy_state, signal_decay
 from boot.student import BootStudent
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.train import TeacherSettings, train_teacher
 from diffusion.training.loop import Step, TrainingRun

@@ -8,7 +8,8 @@ from tiny import NETWORK, tiny_denoiser, tiny_splits
 
 from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.train import TeacherSettings, train_teacher
 from diffusion.training.loop import TrainingRun, TrainingSettings

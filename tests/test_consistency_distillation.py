@@ -24,7 +24,8 @@ from baselines.consistency_distillation import (
     solver_step,
     step_times,
 )
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import LpipsDistance
 from diffusion.noise import further_noise, noise_generators

@@ -29,11 +29,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boot.distillation import Boot, BootSettings
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.samples import to_uint8
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.guidance import Guidance, guided
-from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.gpus import CLAIMED_BY_STARTER

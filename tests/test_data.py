@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from diffusion import data
-from diffusion.data import images as images_kind
+from diffusion.data import kinds as data
 from diffusion.data import store
+from diffusion.data.kinds import images as images_kind
 from diffusion.data.store import Shards, Splits, stratified_split
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file
@@ -107,12 +107,12 @@ def test_is_the_same_twice(kind: str, tmp_path: Path) -> None:
 def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
     settings = tiny(kind, tmp_path / "source")
     splits = prepared(settings)
-    data.write_dataset(tmp_path / "data", splits, settings)
+    store.write_dataset(tmp_path / "data", splits, settings)
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
     assert manifest["settings"] == settings.model_dump(mode="json")
     assert manifest["source"]
     for part in ("train", "test"):
-        loaded = data.load_split(tmp_path / "data", part)
+        loaded = store.load_split(tmp_path / "data", part)
         np.testing.assert_array_equal(loaded.images, getattr(splits, f"{part}_images"))
         np.testing.assert_array_equal(loaded.labels, getattr(splits, f"{part}_labels"))
         assert isinstance(loaded.images, Shards)
@@ -127,13 +127,13 @@ def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
         assert entry["count"] == sum(entry["per_class"]) == len(loaded.images)
         assert [int((loaded.labels == c).sum()) for c in range(len(loaded.class_names))] == entry["per_class"]
     # The same content gives the same bytes, so that nothing downstream is made again.
-    data.write_dataset(tmp_path / "again", prepared(settings), settings)
+    store.write_dataset(tmp_path / "again", prepared(settings), settings)
     assert (tmp_path / "again/manifest.json").read_bytes() == (tmp_path / "data/manifest.json").read_bytes()
 
 
 def test_kinds_are_cheap_to_import() -> None:
     code = (
-        "import sys, diffusion.data; diffusion.data.kinds(); "
+        "import sys; from diffusion.data.kinds import kinds; kinds(); "
         "print([name for name in ('sklearn', 'PIL.Image', 'diffusers', 'pandas') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -248,7 +248,7 @@ def some_splits(**changes: typing.Any) -> Splits:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    data.write_dataset(tmp_path / "data", some_splits(), data.parse_settings({"kind": "digits"}))
+    store.write_dataset(tmp_path / "data", some_splits(), data.parse_settings({"kind": "digits"}))
     return tmp_path / "data"
 
 
@@ -269,13 +269,13 @@ def stored(tmp_path: Path) -> Path:
 )
 def test_store_refuses_splits_that_break_the_contract(changes: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must"):
-        data.write_dataset(tmp_path / "data", some_splits(**changes), data.parse_settings({"kind": "digits"}))
+        store.write_dataset(tmp_path / "data", some_splits(**changes), data.parse_settings({"kind": "digits"}))
     assert not list(tmp_path.iterdir())
 
 
 def test_store_replaces_a_data_set(stored: Path) -> None:
     (stored / "left-over").touch()
-    data.write_dataset(stored, some_splits(), data.parse_settings({"kind": "digits"}))
+    store.write_dataset(stored, some_splits(), data.parse_settings({"kind": "digits"}))
     assert sorted(path.name for path in stored.iterdir()) == [
         "manifest.json",
         "test-00000.npy",
@@ -288,7 +288,7 @@ def test_store_replaces_a_data_set(stored: Path) -> None:
 def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
     def refuses(message: str) -> None:
         with pytest.raises(UserError, match=message):
-            data.load_split(stored, "train")
+            store.load_split(stored, "train")
 
     images, labels = stored / "train-00000.npy", stored / "train-labels.npy"
     whole_images, whole_labels = images.read_bytes(), labels.read_bytes()
@@ -311,7 +311,7 @@ def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
         np.savez(handle, labels=np.array([0, 1, 0]))
     refuses("found an archive")
     labels.write_bytes(whole_labels)
-    data.load_split(stored, "train")
+    store.load_split(stored, "train")
     (stored / "manifest.json").write_text("{}")
     refuses("is not a manifest")
     (stored / "manifest.json").unlink()
@@ -1225,9 +1225,9 @@ def many(count: int = 11) -> np.ndarray:
 def test_shards_read_like_one_array(tmp_path: Path) -> None:
     images = many()
     splits = replace(some_splits(), train_images=images, train_labels=np.zeros(11, np.int64))
-    data.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
+    store.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
     assert len(list((tmp_path / "data").glob("train-0*.npy"))) == 4
-    shards = data.load_split(tmp_path / "data", "train").images
+    shards = store.load_split(tmp_path / "data", "train").images
     assert shards.shape == images.shape
     assert len(shards) == 11
     assert shards.nbytes == images.nbytes
@@ -1252,15 +1252,15 @@ def test_a_preparation_that_was_stopped_goes_on(tmp_path: Path) -> None:
     splits = replace(some_splits(), train_labels=np.zeros(11, np.int64), fingerprint="one")
     first = Counted(many(), stop_at=7)
     with pytest.raises(KeyboardInterrupt):
-        data.write_dataset(folder, replace(splits, train_images=first), settings, state)
+        store.write_dataset(folder, replace(splits, train_images=first), settings, state)
     assert not folder.exists()
     second = Counted(many())
-    data.write_dataset(folder, replace(splits, train_images=second), settings, state)
+    store.write_dataset(folder, replace(splits, train_images=second), settings, state)
     assert second.asked == list(range(6, 11))  # two shards of three were there
-    np.testing.assert_array_equal(data.load_split(folder, "train").images, many())
+    np.testing.assert_array_equal(store.load_split(folder, "train").images, many())
     assert [path.name for path in state.iterdir() if path.is_dir()] == []
     # From the beginning to the end in one go: the same bytes.
-    data.write_dataset(tmp_path / "again", replace(splits, train_images=many()), settings)
+    store.write_dataset(tmp_path / "again", replace(splits, train_images=many()), settings)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
@@ -1270,10 +1270,10 @@ def test_another_source_starts_anew(tmp_path: Path) -> None:
     settings, state = data.parse_settings(DIGITS), tmp_path / "state"
     splits = replace(some_splits(), train_labels=np.zeros(11, np.int64), fingerprint="one")
     with pytest.raises(KeyboardInterrupt):
-        data.write_dataset(tmp_path / "a", replace(splits, train_images=Counted(many(), 7)), settings, state)
+        store.write_dataset(tmp_path / "a", replace(splits, train_images=Counted(many(), 7)), settings, state)
     other = Counted(255 - many())
-    data.write_dataset(tmp_path / "b", replace(splits, train_images=other, fingerprint="two"), settings, state)
-    np.testing.assert_array_equal(data.load_split(tmp_path / "b", "train").images, 255 - many())
+    store.write_dataset(tmp_path / "b", replace(splits, train_images=other, fingerprint="two"), settings, state)
+    np.testing.assert_array_equal(store.load_split(tmp_path / "b", "train").images, 255 - many())
 
 
 def test_two_preparations_of_one_set_at_a_time_are_refused(tmp_path: Path) -> None:
@@ -1283,11 +1283,11 @@ def test_two_preparations_of_one_set_at_a_time_are_refused(tmp_path: Path) -> No
         def __getitem__(self, rows: slice) -> np.ndarray:
             if rows != slice(None, 1):
                 with pytest.raises(UserError, match=r"being prepared\): in use by process \d+ on"):
-                    data.write_dataset(tmp_path / "b", splits, settings, tmp_path / "state")
+                    store.write_dataset(tmp_path / "b", splits, settings, tmp_path / "state")
             return self.images[rows]
 
     images = Meanwhile(np.asarray(splits.train_images))
-    data.write_dataset(tmp_path / "a", replace(splits, train_images=images), settings, tmp_path / "state")
+    store.write_dataset(tmp_path / "a", replace(splits, train_images=images), settings, tmp_path / "state")
     assert (tmp_path / "a/manifest.json").is_file()
 
 
@@ -1297,7 +1297,7 @@ def test_too_little_room_is_seen_before_anything_is_read(tmp_path: Path, monkeyp
     images = Counted(many())
     splits = replace(some_splits(), train_images=images, train_labels=np.zeros(11, np.int64))
     with pytest.raises(UserError, match=r"cannot be written: the pictures need .* MiB more, 0\.0 MiB are free"):
-        data.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
+        store.write_dataset(tmp_path / "data", splits, data.parse_settings(DIGITS))
     assert images.asked == []
 
 
@@ -1308,7 +1308,7 @@ def test_a_disk_that_fills_up_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"train-00000\.npy.*No space left"):
-        data.write_dataset(tmp_path / "data", some_splits(), data.parse_settings(DIGITS))
+        store.write_dataset(tmp_path / "data", some_splits(), data.parse_settings(DIGITS))
     assert not (tmp_path / "data").exists()
 
 

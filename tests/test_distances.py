@@ -10,7 +10,8 @@ from tiny import tiny_denoiser, tiny_splits
 from baselines.consistency_distillation import ConsistencyDistillation, ConsistencySettings
 from baselines.pid import Pid, PidSettings
 from boot.distillation import Boot, BootSettings
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation import distances
 from diffusion.distillation.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from diffusion.runtime.errors import UserError

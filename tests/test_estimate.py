@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from boot.student import BootStudent
 from boot.trajectory import trajectory_errors
 from diffusion.conditions import Unconditional
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation.method import finished_student
 from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.distillation.registry import method_class, method_modules

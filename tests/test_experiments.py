@@ -15,7 +15,8 @@ from PIL import Image
 from test_workflow import snakemake
 
 import diffusion.training.loop
-from diffusion.data import cifar10, fashion_mnist, load_split, lsun, parse_settings, prepare, write_dataset
+from diffusion.data.kinds import cifar10, fashion_mnist, lsun, parse_settings, prepare
+from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun

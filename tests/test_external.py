@@ -10,7 +10,7 @@ import pytest
 import yaml
 from test_configuration import ROOT
 
-from diffusion.images import load_samples, samples_shape
+from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
 from evaluation import quality
 from suite.configuration import parse_experiment

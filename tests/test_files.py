@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import tiny_denoiser
 
-from diffusion.images import from_uint8, load_labels, load_samples, save_samples, to_uint8
+from diffusion.data.samples import from_uint8, load_labels, load_samples, save_samples, to_uint8
 from diffusion.runtime import files
 from diffusion.runtime.errors import NonFiniteError, UserError
 from diffusion.runtime.files import atomic_path, canonical_json, fingerprint, new_array, read_json, write_json

@@ -15,10 +15,11 @@ from boot.losses import BootObjective, boot_losses
 from boot.student import BootStudent
 from boot.trajectory import between_classes, ddim_signal, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.samples import load_labels
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance, guided
-from diffusion.images import load_labels
 from diffusion.runtime.errors import UserError
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
@@ -259,7 +260,7 @@ def test_mixed_classes_are_the_classes_at_the_ends():
 
 
 def test_the_classifier_learns_and_is_stored(tmp_path):
-    from diffusion.data import prepare
+    from diffusion.data.kinds import prepare
     from evaluation.classifier import ClassifierSettings, classify, load_classifier, save_classifier, train_classifier
 
     settings = parse_settings({"kind": "digits"})

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.distillation.registry import method_class, method_files, method_modules
 from diffusion.guidance import Guidance, guided

@@ -13,8 +13,8 @@ from tiny import tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
+from diffusion.data.samples import to_uint8
 from diffusion.distillation.method import student_network
-from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule

@@ -209,7 +209,7 @@ def test_a_results_folder_that_cannot_be_written_is_said_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_a_shell_sees_no_part_of_a_path(tmp_path):
     """The data set's job, its archive fetched before: the one command that had an option unquoted."""
-    from diffusion.data.cifar10 import Settings, downloads
+    from diffusion.data.kinds.cifar10 import Settings, downloads
 
     raw = tiny(results=f"r {NASTY}", data={"kind": "cifar10"})
     raw["teacher"]["network"]["attention_resolutions"] = []

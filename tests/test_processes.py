@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
-from diffusion.data import parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.processes import Processes, portions_of
 from diffusion.teachers.folder import save_denoiser

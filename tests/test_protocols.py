@@ -10,7 +10,7 @@ import yaml
 from test_workflow import TINY
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
-from diffusion.images import to_uint8
+from diffusion.data.samples import to_uint8
 from diffusion.runtime.errors import UserError
 from evaluation.moments import Moments, moments, streamed_moments
 from evaluation.protocol_table import protocol_summary, protocol_table
@@ -281,7 +281,8 @@ def job(tmp_path):
     """Runs the three commands of a protocol on made pictures, as the rules do."""
     from tiny import tiny_splits
 
-    from diffusion.data import parse_settings, write_dataset
+    from diffusion.data.kinds import parse_settings
+    from diffusion.data.store import write_dataset
     from suite.cli import build_parser
     from suite.stages import extraction, protocols, references
 

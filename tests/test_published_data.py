@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion import data
-from diffusion.data import cifar10, fashion_mnist, hub, imagenet64, images, lsun, store
-from diffusion.data.images import PictureFile, read_picture
+from diffusion.data import kinds as data
+from diffusion.data import store
+from diffusion.data.kinds import cifar10, fashion_mnist, hub, imagenet64, images, lsun
+from diffusion.data.kinds.images import PictureFile, read_picture
 from diffusion.runtime.errors import UserError
 
 
@@ -290,7 +291,7 @@ def test_a_truncated_lmdb_is_refused(tmp_path, share):
     with file.open("r+b") as handle:
         handle.truncate(int(share * size))
     code = (
-        "import sys; from diffusion import data; from diffusion.runtime.errors import UserError\n"
+        "import sys; from diffusion.data import kinds as data; from diffusion.runtime.errors import UserError\n"
         "try: data.prepare(data.parse_settings({'kind': 'lsun', 'path': sys.argv[1], 'test_size': 4}))\n"
         "except UserError as error: print(error)"
     )

@@ -15,7 +15,8 @@ from hub import TOKEN, standing_in
 from test_students import NOISE, alone, as_earlier, entry_of
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
-from diffusion.data import parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import write_dataset
 from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file, write_json

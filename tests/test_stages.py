@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
-from diffusion.data import parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.samples import load_samples
+from diffusion.data.store import write_dataset
 from diffusion.distillation.registry import method_class
-from diffusion.images import load_samples
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json

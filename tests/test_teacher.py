@@ -7,9 +7,10 @@ import pytest
 import torch
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.samples import to_uint8
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.images import to_uint8
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.train import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
 from diffusion.thresholding import NO_THRESHOLD

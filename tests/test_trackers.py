@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_denoiser, tiny_splits
 
-from diffusion.data import parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun

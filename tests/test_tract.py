@@ -12,7 +12,8 @@ from tiny import tiny_denoiser, tiny_splits
 
 from baselines import tract
 from baselines.tract import Tract, TractSettings, tract_loss, tract_target
-from diffusion.data import load_split, parse_settings, write_dataset
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample

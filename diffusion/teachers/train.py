@@ -10,10 +10,10 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.conditions import ClassLabels, Condition, Unconditional
+from diffusion.data.samples import from_uint8
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, PredictionType
 from diffusion.guidance import Guidance
-from diffusion.images import from_uint8
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import EdmSchedule, Schedule, ScheduleSettings, per_sample

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import evaluation.classifier
-from diffusion.data import load_split
-from diffusion.data.store import PARTS
+from diffusion.data.store import PARTS, load_split
 from diffusion.runtime.device import default_device
 from evaluation.classifier import ClassifierSettings, classify, save_classifier
 from evaluation.classifier import train_classifier as fit_classifier

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from diffusion.conditions import ClassLabels
-from diffusion.data import downloads, parse_settings, prepare, write_dataset
+from diffusion.data.kinds import downloads, parse_settings, prepare
+from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.fetching import fetch as fetch_file
 from suite.provenance import RECORD, checked, write_provenance

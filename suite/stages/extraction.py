@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusion.images import load_samples
+from diffusion.data.samples import load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.processes import join
 from evaluation.reference import write_features

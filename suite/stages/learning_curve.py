@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.images import load_samples
+from diffusion.data.samples import load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import new_array, read_json, sha256_file
 from evaluation import quality

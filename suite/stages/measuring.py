@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffusion.images import load_labels, load_samples
+from diffusion.data.samples import load_labels, load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data import load_split
-from diffusion.images import load_samples
+from diffusion.data.samples import load_samples
+from diffusion.data.store import load_split
 from evaluation.neighbours import closeness, nearest
 from evaluation.reference import load_features, load_real
 from suite.provenance import checked, checked_folder

@@ -11,8 +11,8 @@ from boot.distillation import load_student
 from boot.student import BootStudent
 from boot.trajectory import between_classes, interpolate_noise, true_signals
 from diffusion.conditions import ClassLabels, Condition
+from diffusion.data.samples import to_uint8
 from diffusion.denoiser import Denoiser
-from diffusion.images import to_uint8
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions

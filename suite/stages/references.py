@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 
-from diffusion.data import load_split
-from diffusion.data.store import PARTS
+from diffusion.data.store import PARTS, load_split
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import sha256_file, write_json
 from diffusion.runtime.processes import join

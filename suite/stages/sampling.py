@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.images import Quantiser, load_labels, load_samples, save_samples, to_uint8
+from diffusion.data.samples import Quantiser, load_labels, load_samples, save_samples, to_uint8
 from diffusion.noise import initial_noise
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device

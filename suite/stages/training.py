@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from diffusion.data import load_split
-from diffusion.data.store import Split
+from diffusion.data.store import Split, load_split
 from diffusion.distillation.pairs import FILES as PAIRS_FILES
 from diffusion.distillation.pairs import Pairs, PairsSettings, generate_pairs
 from diffusion.runtime.device import default_device

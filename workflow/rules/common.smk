@@ -198,7 +198,7 @@ def given_reference(wildcards):
 
 def measuring_code():
     modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
-    shared = ["images.py", "runtime/memory.py", "runtime/packages.py"]
+    shared = ["data/samples.py", "runtime/memory.py", "runtime/packages.py"]
     return (
         [f"evaluation/{file}" for file in modules] + [f"diffusion/{file}" for file in shared] + stage_code("measuring")
     )
@@ -213,7 +213,7 @@ def extraction_code(stage):
         "runtime/precision.py",
         "runtime/downloads.py",
         "runtime/packages.py",
-        "images.py",
+        "data/samples.py",
         "runtime/processes.py",
     ]
     return (
@@ -243,7 +243,9 @@ SAMPLED = {
     "num_samples": EVALUATION.num_samples,
     "batch_size": EVALUATION.batch_size,
 }
-SAMPLING_CODE = core_code("noise.py", "images.py", "solvers.py", *ONE_STEP) + stage_code("sampling") + [method_code]
+SAMPLING_CODE = (
+    core_code("noise.py", "data/samples.py", "solvers.py", *ONE_STEP) + stage_code("sampling") + [method_code]
+)
 
 
 def quantised(wildcards):

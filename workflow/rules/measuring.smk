@@ -163,7 +163,7 @@ rule classifier:
                 "evaluation/classifier.py",
                 *(
                     f"diffusion/{file}"
-                    for file in [*LOOP, "runtime/memory.py", "teachers/train.py", "images.py", "data/store.py"]
+                    for file in [*LOOP, "runtime/memory.py", "teachers/train.py", "data/samples.py", "data/store.py"]
                 ),
             ]
             + stage_code("classifier"),
@@ -506,7 +506,7 @@ rule pictures:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "pictures/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "student.py", "images.py")
+            core_code("noise.py", "student.py", "data/samples.py")
             + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
             + stage_code("pictures"),
             seed=PLAN.first_seed,

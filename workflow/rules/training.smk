@@ -48,9 +48,10 @@ rule data:
         downloads=ancient([DOWNLOADS / download.name for download in WANTED]),
         job=job(
             ROOT / "data" / RECORD,
-            ["diffusion/data/store.py", f"diffusion/data/{EXPERIMENT.data.kind}.py"]
+            ["diffusion/data/store.py", f"diffusion/data/kinds/{EXPERIMENT.data.kind}.py"]
             # These kinds decode pictures as folders do.
-            + (["diffusion/data/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else []) + stage_code("data"),
+            + (["diffusion/data/kinds/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else [])
+            + stage_code("data"),
             settings=STORED_ELSEWHERE,
             pictures=PICTURES,
             classes=TEACHER_CLASSES,
@@ -121,7 +122,7 @@ else:
             data=ROOT / "data",
             job=job(
                 ROOT / "teacher" / RECORD,
-                core_code(*LOOP, "teachers/train.py", "teachers/networks/unet.py", "images.py", "data/store.py")
+                core_code(*LOOP, "teachers/train.py", "teachers/networks/unet.py", "data/samples.py", "data/store.py")
                 + stage_code("training"),
                 settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
                 flip=FLIP,
@@ -206,7 +207,9 @@ rule distil_with_data:
         data=ROOT / "data",
         job=job(
             STUDENT / RECORD,
-            core_code(*LOOP, "distillation/method.py", "teachers/train.py", "solvers.py", "images.py", "data/store.py")
+            core_code(
+                *LOOP, "distillation/method.py", "teachers/train.py", "solvers.py", "data/samples.py", "data/store.py"
+            )
             + ["diffusion/distillation/distances.py", "diffusion/runtime/efficientnet.py"]
             + stage_code("training")
             + [method_code],
