@@ -20,9 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from diffusion.data import decode, listing, store
 from diffusion.data import kinds as data
-from diffusion.data import store
+from diffusion.data.decode import read_picture
 from diffusion.data.kinds import images as images_kind
+from diffusion.data.listing import PictureFile
 from diffusion.data.store import Shards, Splits, stratified_split
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file
@@ -851,7 +853,7 @@ def test_all_bad_pictures_are_named_each_with_its_reason(tmp_path: Path, packed:
 
 
 def test_of_very_many_bad_pictures_some_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images_kind, "MOST_NAMED", 3)
+    monkeypatch.setattr(decode, "MOST_NAMED", 3)
     folder = with_bad(tmp_path, "x", None)
     for index in range(200):
         (folder / f"b{index:03}.png").write_bytes(b"bad")
@@ -909,9 +911,9 @@ def test_decompression_bombs_are_refused(tmp_path: Path, packed: Packed) -> None
 
 def test_pictures_over_the_limit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = with_bad(tmp_path, "large.png", encoded(noise(), "png"))
-    monkeypatch.setattr(images_kind, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     refuses(folder, r"large\.png: has 32×32 pixels, expected at most 1000 in all")
-    monkeypatch.setattr(images_kind, "MAX_BYTES", 1000)
+    monkeypatch.setattr(listing, "MAX_BYTES", 1000)
     refuses(folder, r"large\.png: is 0 MiB large")
     refuses(zipped(folder, tmp_path / "p.zip"), r"large\.png: is 0 MiB large")
 
@@ -976,9 +978,9 @@ def png(pixels: np.ndarray, colour: int, bits: int, size: tuple[int, int] | None
 def converted(tmp_path: Path, content: bytes, suffix: str, resolution: int = 2, channels: int = 3) -> np.ndarray:
     path = tmp_path / f"picture.{suffix}"
     path.write_bytes(content)
-    file = images_kind.PictureFile((path.name,), str(path), path)
+    file = PictureFile((path.name,), str(path), path)
     size = data.parse_settings({"kind": "images", "path": "x", "resolution": resolution, "channels": channels})
-    result = images_kind.read_picture(file, size)
+    result = read_picture(file, size)
     assert result.dtype == np.uint8
     assert result.shape == (resolution, resolution, channels)
     return result

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from diffusion.data import kinds as data
-from diffusion.data import store
+from diffusion.data import listing, store
+from diffusion.data.decode import read_picture
 from diffusion.data.kinds import cifar10, fashion_mnist, hub, imagenet64, images, lsun
-from diffusion.data.kinds.images import PictureFile, read_picture
+from diffusion.data.listing import PictureFile
 from diffusion.runtime.errors import UserError
 
 
@@ -603,7 +604,7 @@ def test_the_home_folder_may_be_named_by_every_kind(tmp_path, monkeypatch):
 def test_very_many_files_are_not_looked_through(tmp_path, monkeypatch):
     """Then the job says what is there."""
     monkeypatch.setattr(store, "MOST_LOOKED_AT", 3)
-    monkeypatch.setattr(images, "MOST_LOOKED_AT", 3)
+    monkeypatch.setattr(listing, "MOST_LOOKED_AT", 3)
     settings = settings_of(images, tmp_path / "f")
     no_images(tmp_path / "f")
     assert len(data.problems(settings)) == 1

@@ -95,19 +95,6 @@ class GrownSettings(Settings):
         return {key: value for key, value in dumped.items() if key not in unused}
 
 
-class DataSettings(GrownSettings):
-    """What the settings of every kind of data set have.
-
-    Attributes:
-        flip: whether training draws each image mirrored left to right with probability 1/2. The stored data set is the
-            same with and without: references, neighbours and the classifier that judges labels see no flip.
-    """
-
-    flip: bool = False
-
-    later: ClassVar[tuple[str, ...]] = ("flip",)
-
-
 def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """What is wrong with a block, a sentence each: key path, what was found, what is expected.
 

@@ -49,8 +49,7 @@ rule data:
         job=job(
             ROOT / "data" / RECORD,
             ["diffusion/data/store.py", f"diffusion/data/kinds/{EXPERIMENT.data.kind}.py"]
-            # These kinds decode pictures as folders do.
-            + (["diffusion/data/kinds/images.py"] if EXPERIMENT.data.kind in ("hub", "lsun") else [])
+            + [f"diffusion/data/{file}.py" for file in ("decode", "layout", "listing", "settings")]
             + stage_code("data"),
             settings=STORED_ELSEWHERE,
             pictures=PICTURES,

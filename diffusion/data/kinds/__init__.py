@@ -2,7 +2,7 @@
 
 A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 
-- ``Settings``, derived from :class:`diffusion.runtime.settings.DataSettings`, with ``kind: Literal["<file name>"]``,
+- ``Settings``, derived from :class:`diffusion.data.settings.DataSettings`, with ``kind: Literal["<file name>"]``,
   and from which ``resolution`` and ``channels`` can be read before anything is prepared;
 - ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and

@@ -13,11 +13,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits, holds
 from diffusion.runtime.errors import UserError, some_of
 from diffusion.runtime.fetching import Download
 from diffusion.runtime.pickles import NUMPY, KnownOnly
-from diffusion.runtime.settings import DataSettings, UserPath
+from diffusion.runtime.settings import UserPath
 
 _ARCHIVE = Download(
     "cifar-10-binary.tar.gz",

@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
+from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.fetching import Download
-from diffusion.runtime.settings import DataSettings, UserPath
+from diffusion.runtime.settings import UserPath
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _FILES = {

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.kinds.images import PictureSettings, decoded_parts
+from diffusion.data.decode import decoded_parts
+from diffusion.data.settings import PictureSettings
 from diffusion.data.store import Splits, holds, stratified_split
 from diffusion.runtime.errors import UserError, some_of
 from diffusion.runtime.settings import UserPath

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
+from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits
 from diffusion.runtime.errors import UserError, first_line, some_of
-from diffusion.runtime.settings import DataSettings, UserPath
+from diffusion.runtime.settings import UserPath
 
 _SIZE = 3 * 64 * 64
 _FILES = (*(f"train_data_batch_{number}.npz" for number in range(1, 11)), "val_data.npz")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 import numpy as np
 import pydantic
 
-from diffusion.data.kinds.images import CountedSettings, Crop, decoded_parts
+from diffusion.data.decode import decoded_parts
+from diffusion.data.settings import CountedSettings, Crop
 from diffusion.data.store import Splits, stratified_split
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import UserPath
@@ -27,7 +28,7 @@ class Settings(CountedSettings):
     # The folder with data.mdb, e.g. bedroom_train_lmdb.
     path: UserPath = pydantic.Field(min_length=1)
     resolution: int = pydantic.Field(default=256, ge=2, le=4096)
-    # As guided-diffusion prepares LSUN; see diffusion/data/kinds/images.py.
+    # As guided-diffusion prepares LSUN; see diffusion/data/decode.py.
     crop: Crop = "box"
     # Pictures in the test part, drawn from the lmdb: LSUN's own validation part has 300 of a category.
     test_size: int = pydantic.Field(default=10_000, ge=2)

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pydantic
 
+from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits, split_by_class
-from diffusion.runtime.settings import DataSettings
 
 
 class Settings(DataSettings):
