@@ -14,7 +14,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from diffusion.data import downloads
+from diffusion.data.kinds import downloads
 from diffusion.runtime.device import wanted_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import canonical_json, fingerprint

@@ -28,7 +28,7 @@ def shortened(raw: dict[str, Any]) -> dict[str, Any]:
     for block in blocks:
         if training := block.get("training"):
             training["steps"] = TEACHER_STEPS if block is raw["teacher"] else STUDENT_STEPS
-            training["warmup_steps"] = min(training.get("warmup_steps", 0), STUDENT_STEPS // 2)
+            training |= {"warmup_steps": 5, "ema_decay": 0.5}
         if "pairs" in block:
             block["pairs"]["count"] = 64
         if block.get("method") in ("ddpm", "dpm_solver_pp", "unipc", "heun", "ddim"):
