@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 
 # Before torch_fidelity: it makes torchvision importable beside a build of torch that it does not fit.
-from evaluation.features import EfficientNetExtractor, EfficientNetLite0
-from evaluation.quality import frechet_distance, moments
+from evaluation.measure.features import EfficientNetExtractor, EfficientNetLite0
+from evaluation.measure.quality import frechet_distance, moments
 
 # isort: split
 import numpy as np

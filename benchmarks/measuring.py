@@ -24,10 +24,10 @@ import torch
 from throughput import medians
 
 from diffusion.runtime.device import default_device
-from evaluation import quality
-from evaluation.features import load_extractor
-from evaluation.moments import moments
-from evaluation.reference import Reference
+from evaluation.measure import quality
+from evaluation.measure.features import load_extractor
+from evaluation.measure.moments import moments
+from evaluation.measure.reference import Reference
 
 # isort: split
 import cleanfid.fid

@@ -121,7 +121,7 @@ def training(experiment: Experiment, folder: Path, rounds: int, device: torch.de
 
 
 def features(experiment: Experiment, device: torch.device, rounds: int) -> None:
-    from evaluation.features import load_extractor  # packages and seconds that only this part needs
+    from evaluation.measure.features import load_extractor  # packages and seconds that only this part needs
 
     extractor = load_extractor(experiment.evaluation.features, device, experiment.evaluation.weights)
     size, channels = experiment.data.resolution, experiment.data.channels

@@ -18,8 +18,8 @@ from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
 from diffusion.teachers.train import StoredTeacher, TeacherFacts, TeacherSettings
-from evaluation.classifier import ClassifierSettings
-from evaluation.protocols import MAIN, ExtractorName, Protocol, WeightsName
+from evaluation.measure.classifier import ClassifierSettings
+from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.external import ExternalSamples, external_problems, reference_problem
 from suite.provenance import RECORD
 
@@ -202,7 +202,7 @@ class Experiment:
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
         unselected: the variants under ``methods`` that ``select`` leaves out: nothing is made of them.
-        published_as: the data set of evaluation/published.yaml that this experiment reproduces, or None.
+        published_as: the data set of evaluation/report/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class, so that samples have labels.
         num_timesteps: of the teacher.

@@ -12,7 +12,7 @@ from diffusion.data.samples import labels_shape, samples_shape
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.settings import Seeds, Settings, UserPath
 
-# Of evaluation.quality, whose import costs seconds: precision and recall take the third nearest neighbour.
+# Of evaluation.measure.quality, whose import costs seconds: precision and recall take the third nearest neighbour.
 LEAST_SAMPLES = 4
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.tables import format_value
+from evaluation.report.tables import format_value
 
 # What the licences of data sets are known to be; of all others nothing is said but that.
 _LICENCES = {
@@ -34,7 +34,7 @@ class CardFacts:
         data: the data set's manifest.
         cost: of this student, from cost.json.
         record: of the training.
-        measures: what was measured of this student, one value a row (``evaluation.quality.COLUMNS``); may be empty.
+        measures: what was measured of this student, one value a row (columns of evaluation.measure.quality).
         definitions: what each measure is, in words.
         sha256: of the weights.
         licence: of the student, a name that the Hub knows, or "other".

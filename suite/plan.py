@@ -8,7 +8,7 @@ from typing import Any, Literal
 from diffusion.data.samples import Quantiser
 from diffusion.distillation.method import Method
 from diffusion.distillation.pairs import PairsSettings
-from evaluation.protocols import MAIN, Protocol
+from evaluation.measure.protocols import MAIN, Protocol
 from suite.configuration import Experiment
 
 

@@ -19,7 +19,7 @@ from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import TeacherSettings, train_teacher
 from diffusion.training.loop import MovingAverage, TrainingRun, TrainingSettings
-from evaluation.features import _reproducible_arithmetic
+from evaluation.measure.extractor import _reproducible_arithmetic
 from suite.provenance import write_provenance
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)

@@ -7,7 +7,7 @@ import pytest
 from test_configuration import TINY
 
 from diffusion.runtime.errors import UserError
-from evaluation.comparison import (
+from evaluation.report.comparison import (
     Comparison,
     comparison_summary,
     comparison_table,
@@ -17,7 +17,7 @@ from evaluation.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.tables import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Results
+from evaluation.report.tables import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Results
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 

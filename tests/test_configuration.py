@@ -185,7 +185,11 @@ def test_every_shipped_experiment_is_valid(file):
             ["methods.progressive.training: warmup_steps: found 5 with steps 4"],
         ),
         ("teacher.training.steps", True, ["teacher.training.steps: found true, expected a number"]),
-        ("evaluation.classifier", {"training": {"steps": 3}}, ["evaluation.classifier: given", "teacher.labels"]),
+        (
+            "evaluation.classifier",
+            {"training": {"steps": 3}},
+            ["evaluation.classifier: given", "teacher.labels"],
+        ),
         ("teacher.guidance_scale", 2.0, ["teacher", "guidance_scale: found 2.0 with labels false"]),
         ("teacher.thresholding", {"kind": "static", "ratio": 0.9}, ["teacher.thresholding", "expected 'dynamic'"]),
         ("teacher.labels", "some", ["teacher.labels: found 'some'"]),
@@ -311,7 +315,7 @@ def test_all_problems_are_listed_at_once():
 
 
 def test_extractor_names_are_those_of_the_evaluation():
-    from evaluation.features import EXTRACTORS
+    from evaluation.measure.features import EXTRACTORS
 
     assert get_args(ExtractorName) == EXTRACTORS
 

@@ -47,9 +47,9 @@ from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import TeacherSettings, train_teacher
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
-from evaluation import quality
-from evaluation.features import load_extractor
-from evaluation.speed import measure_speed
+from evaluation.measure import quality
+from evaluation.measure.features import load_extractor
+from evaluation.measure.speed import measure_speed
 from suite.configuration import parse_experiment
 from suite.estimate import estimate
 
@@ -388,7 +388,7 @@ def test_features_and_measures_are_the_processors():
 @pytest.mark.parametrize("name", METHODS)
 def test_noise_is_drawn_on_the_device_within_the_clock(name, tmp_path, monkeypatch):
     """And nothing of its size comes from the host."""
-    monkeypatch.setattr("evaluation.speed.energy_per_image", lambda *_: None)  # calls for a second
+    monkeypatch.setattr("evaluation.measure.speed.energy_per_image", lambda *_: None)  # calls for a second
     method, noise = build(name), torch.randn(64, 1, 8, 8, device=DEVICE)
     method.save(tmp_path, tiny_denoiser().network, tiny_denoiser())
     sampler, _network = method.sampler(tmp_path, max(method.evaluations()), DEVICE)

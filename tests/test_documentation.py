@@ -8,8 +8,8 @@ import yaml
 
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.train import TeacherSettings
-from evaluation.protocols import Protocol
-from evaluation.quality import definitions
+from evaluation.measure.protocols import Protocol
+from evaluation.measure.quality import definitions
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 

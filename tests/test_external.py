@@ -12,7 +12,7 @@ from test_configuration import ROOT
 
 from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
-from evaluation import quality
+from evaluation.measure import quality
 from suite.configuration import parse_experiment
 from suite.external import LEAST_SAMPLES, ExternalSamples
 from suite.plan import Plan

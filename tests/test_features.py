@@ -9,9 +9,9 @@ import pytest
 
 from diffusion.runtime import efficientnet
 from diffusion.runtime.errors import UserError
-from evaluation import features
-from evaluation.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
-from evaluation.protocols import DIMENSIONS
+from evaluation.measure import features
+from evaluation.measure.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
+from evaluation.measure.protocols import DIMENSIONS
 
 # isort: split
 import cleanfid.features

@@ -28,7 +28,7 @@ from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import StoredTeacher, TeacherSettings, drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training.loop import TrainingRun
-from evaluation.neighbours import closeness, nearest
+from evaluation.measure.neighbours import closeness, nearest
 from suite.stages.common import check_classes
 from suite.stages.data import prepare_data
 from suite.stages.measuring import _check_labels
@@ -261,7 +261,13 @@ def test_mixed_classes_are_the_classes_at_the_ends():
 
 def test_the_classifier_learns_and_is_stored(tmp_path):
     from diffusion.data.kinds import prepare
-    from evaluation.classifier import ClassifierSettings, classify, load_classifier, save_classifier, train_classifier
+    from evaluation.measure.classifier import (
+        ClassifierSettings,
+        classify,
+        load_classifier,
+        save_classifier,
+        train_classifier,
+    )
 
     settings = parse_settings({"kind": "digits"})
     write_dataset(tmp_path / "data", prepare(settings), settings)

@@ -8,7 +8,10 @@ import pytest
 from report_fixture import fabricate
 from scipy import stats
 
-from evaluation.intervals import (
+from evaluation.report.page import load_results
+from evaluation.report.spread import NOT_SUPPORTED, difference_table, spread_table
+from evaluation.report.tables import MISSING, Method
+from evaluation.results.intervals import (
     Difference,
     Interval,
     difference_of,
@@ -17,10 +20,7 @@ from evaluation.intervals import (
     over_training_seeds,
     welch_interval,
 )
-from evaluation.report import load_results
-from evaluation.spread import NOT_SUPPORTED, difference_table, spread_table
-from evaluation.tables import MISSING, Method
-from evaluation.verdicts import missing_seeds
+from evaluation.results.verdicts import missing_seeds
 
 
 def test_the_interval_is_students():

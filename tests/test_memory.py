@@ -14,7 +14,7 @@ from diffusion.runtime.memory import halves, largest_fitting, memory_of, within_
 from diffusion.runtime.processes import Processes
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun, TrainingSettings
-from evaluation.speed import measure_speed
+from evaluation.measure.speed import measure_speed
 from suite.stages.sampling import draw_samples
 
 CPU = torch.device("cpu")

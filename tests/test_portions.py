@@ -15,8 +15,8 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import in_portions
 from diffusion.teachers.folder import save_denoiser
-from evaluation.classifier import build_classifier, classify
-from evaluation.features import load_extractor
+from evaluation.measure.classifier import build_classifier, classify
+from evaluation.measure.features import load_extractor
 from suite.cli import build_parser
 from suite.stages.learning_curve import _on_disk
 from suite.stages.pictures import draw_pictures

@@ -12,11 +12,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.data.samples import to_uint8
 from diffusion.runtime.errors import UserError
-from evaluation.moments import Moments, moments, streamed_moments
-from evaluation.protocol_table import protocol_summary, protocol_table
-from evaluation.protocols import Protocol, in_words, resize_in_words
-from evaluation.reference import load_features, load_given, write_features, write_moments
-from evaluation.tables import load_metrics
+from evaluation.measure.moments import Moments, moments, streamed_moments
+from evaluation.measure.protocols import Protocol, in_words, resize_in_words
+from evaluation.measure.reference import load_features, load_given, write_features, write_moments
+from evaluation.report.protocol_table import protocol_summary, protocol_table
+from evaluation.report.tables import load_metrics
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 
@@ -164,7 +164,7 @@ def test_large_sets_are_streamed_and_small_ones_have_the_librarys_own_moments(tm
     library = fid_features_to_statistics(torch.from_numpy(FEATURES))
     found = moments(mapped).statistics
     assert all((library[name] == found[name]).all() for name in library)
-    monkeypatch.setattr("evaluation.moments._LARGEST_IN_MEMORY", 39)
+    monkeypatch.setattr("evaluation.measure.moments._LARGEST_IN_MEMORY", 39)
     streamed = moments(mapped).statistics
     assert streamed["mu"].dtype == np.float64
     assert all(streamed[name] == pytest.approx(library[name], rel=1e-5, abs=1e-6) for name in library)
@@ -180,7 +180,7 @@ def test_features_that_cannot_be_read_name_their_file(tmp_path, content):
 
 
 def test_features_are_written_a_portion_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.reference._PORTION", 7)
+    monkeypatch.setattr("evaluation.measure.reference._PORTION", 7)
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 1), dtype=np.uint8)
     seen = []
     write_features(tmp_path / "f.npy", images, 5, lambda part: seen.append(len(part)) or extract(part))
@@ -309,7 +309,7 @@ def job(tmp_path):
     return run
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
 @pytest.mark.parametrize("nfe", [None, 2])
 def test_samples_of_ones_own_have_a_column_of_the_protocols_and_no_part_in_its_sentence(job, nfe):
     path = job({}, ["external", "mine", nfe, None, 4])
@@ -327,13 +327,13 @@ def test_samples_of_ones_own_have_a_column_of_the_protocols_and_no_part_in_its_s
     assert not any("user" in note for note in bare.notes)
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
 def test_a_protocol_that_wants_more_samples_than_there_are_stops(job):
     with pytest.raises(UserError, match="12 samples, but the protocol 'p' measures 13"):
         job({"num_samples": 13})
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
 def test_the_reference_of_one_run_serves_another(job, tmp_path):
     """Moments alone: the Fréchet distance is the same, KID cannot be taken; and another extractor is refused."""
     import pandas as pd
@@ -349,7 +349,7 @@ def test_the_reference_of_one_run_serves_another(job, tmp_path):
         job(given | {"features": "efficientnet-lite0-64"})
 
 
-@pytest.mark.filterwarnings("ignore::evaluation.moments.RankWarning")
+@pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
 @pytest.mark.parametrize("reference", ["train", "file"])
 def test_a_clean_fid_protocol_ends_with_an_empty_cell_where_its_scipy_is_missing(job, tmp_path, monkeypatch, reference):
     """And not with an error: against moments alone there is not even a kernel distance."""

@@ -22,7 +22,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file, write_json
 from diffusion.teachers.folder import save_denoiser
 from diffusion.teachers.pipeline import StudentPipeline
-from evaluation.quality import COLUMNS, definitions
+from evaluation.measure.quality import COLUMNS, definitions
 from suite import cli
 from suite.provenance import RECORD, checked_folder, write_provenance
 from suite.stages.pushing import push

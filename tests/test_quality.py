@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from diffusion.runtime.errors import NonFiniteError, UserError
-from evaluation.features import load_extractor
-from evaluation.moments import Moments, RankWarning, moments
-from evaluation.quality import (
+from evaluation.measure.features import load_extractor
+from evaluation.measure.moments import Moments, RankWarning, moments
+from evaluation.measure.quality import (
     COLUMNS,
     KID_SEED,
     classifier_score,
@@ -32,7 +32,7 @@ from evaluation.quality import (
     measure_under,
     precision_recall,
 )
-from evaluation.reference import Reference, drawn
+from evaluation.measure.reference import Reference, drawn
 
 # isort: split
 import torch
@@ -197,7 +197,7 @@ def test_the_leak_share_is_one_of_hundred_by_chance_and_high_for_copies():
 def test_a_large_reference_is_drawn_from_where_all_are_compared_with_all(monkeypatch):
     """Precision, recall, density and coverage; not distances of moments, nor the search for copies."""
     real, held_out, generated = (gaussian(count, dimensions=4, seed=count) for count in (400, 150, 200))
-    monkeypatch.setattr("evaluation.reference.MOST_COMPARED", 100)
+    monkeypatch.setattr("evaluation.measure.reference.MOST_COMPARED", 100)
 
     def rows(reference):
         told = measure(IDENTITY, {0: generated}, {0: None}, reference, extractor="x", fewer=(200,))
@@ -213,7 +213,7 @@ def test_a_large_reference_is_drawn_from_where_all_are_compared_with_all(monkeyp
         assert found[metric] == of_few[metric] != all_of_it[metric]
     for metric in found.keys() - {"precision", "recall", "density", "coverage"}:
         assert found[metric] == all_of_it[metric]
-    monkeypatch.setattr("evaluation.reference.MOST_COMPARED", 400)
+    monkeypatch.setattr("evaluation.measure.reference.MOST_COMPARED", 400)
     assert Reference("train", real).compared is real
 
 
@@ -279,7 +279,8 @@ def as_png(folder, pictures):
 
 
 def test_values_are_those_of_torch_fidelitys_command_line_to_the_last_digit(extractor, pictures, tmp_path):
-    program = "import evaluation.features; from torch_fidelity.fidelity import main; main()"  # registers the extractor
+    # The first import registers the extractor.
+    program = "import evaluation.measure.features; from torch_fidelity.fidelity import main; main()"
     generated, real = as_png(tmp_path, pictures)
     command = [sys.executable, "-c", program, "--input1", generated, "--input2", real]
     command += [
@@ -371,7 +372,9 @@ def test_clean_fid_leaves_its_frechet_distance_out_where_scipy_no_longer_has_its
     a, b = gaussian(60, seed=1), gaussian(90, 0.5, seed=2)
     known, kernel = Reference("train", b), cleanfid_kid(a, b)
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)
-    monkeypatch.setattr("evaluation.quality.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name])
+    monkeypatch.setattr(
+        "evaluation.measure.quality.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name]
+    )
     sentence = (
         r"clean-fid 0\.1\.35 calls scipy\.linalg\.sqrtm\(…, disp=False\), which SciPy 1\.18\.0 does not take\. Its "
         r"Fréchet distance needs 'scipy<1\.18'; nothing else does\."
@@ -510,7 +513,7 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_reference_is_averaged_once(monkeypatch):
-    from evaluation import moments
+    from evaluation.measure import moments
 
     counted = []
     original = moments.fid_features_to_statistics

@@ -19,11 +19,11 @@ import yaml
 from report_fixture import DDIM, FULL, NASTY, PART, fabricate
 
 from diffusion.runtime.errors import UserError
-from evaluation import plots, tables
-from evaluation.protocol_table import protocol_summary, protocol_table
-from evaluation.report import ReportInputs, findings, flatten, load_results, render, report_files, standing
-from evaluation.spread import difference_table, spread_table
-from evaluation.tables import Cell, Column, Method, Results, Table, format_value
+from evaluation.report.page import ReportInputs, findings, flatten, load_results, render, report_files, standing, tables
+from evaluation.report.page import figures as plots
+from evaluation.report.protocol_table import protocol_summary, protocol_table
+from evaluation.report.spread import difference_table, spread_table
+from evaluation.report.tables import Cell, Column, Method, Results, Table, format_value
 
 BOOT = Method("boot", "boot-heun", 1)
 

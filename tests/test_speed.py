@@ -13,8 +13,8 @@ from tiny import tiny_denoiser
 
 from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.errors import NonFiniteError, UserError
-from evaluation import speed
-from evaluation.speed import COLUMNS, measure_speed, median_precision
+from evaluation.measure import speed
+from evaluation.measure.speed import COLUMNS, measure_speed, median_precision
 
 
 class Clock:

@@ -13,7 +13,7 @@ from diffusion.runtime.fetching import fetch as fetch_file
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.common import asked, check_classes
 
-# A picture and its three nearest neighbours (evaluation.quality.precision_recall).
+# A picture and its three nearest neighbours (evaluation.measure.quality.precision_recall).
 _FEWEST_HELD_OUT = 4
 
 

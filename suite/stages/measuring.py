@@ -13,9 +13,9 @@ from diffusion.data.samples import load_labels, load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
-from evaluation import quality
-from evaluation.classifier import classify, load_classifier
-from evaluation.reference import drawn, load_features, load_real
+from evaluation.measure import quality
+from evaluation.measure.classifier import classify, load_classifier
+from evaluation.measure.reference import drawn, load_features, load_real
 from suite.provenance import Input, checked, checked_folder
 from suite.stages.common import number_in, result_file
 

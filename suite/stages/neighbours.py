@@ -8,8 +8,8 @@ import numpy as np
 
 from diffusion.data.samples import load_samples
 from diffusion.data.store import load_split
-from evaluation.neighbours import closeness, nearest
-from evaluation.reference import load_features, load_real
+from evaluation.measure.neighbours import closeness, nearest
+from evaluation.measure.reference import load_features, load_real
 from suite.provenance import checked, checked_folder
 from suite.stages.common import checked_data, result_file
 

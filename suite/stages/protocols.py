@@ -10,10 +10,10 @@ import pandas as pd
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
-from evaluation import quality
-from evaluation.features import metric_name
-from evaluation.protocols import Protocol
-from evaluation.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
+from evaluation.measure import quality
+from evaluation.measure.features import metric_name
+from evaluation.measure.protocols import Protocol
+from evaluation.measure.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
 from suite.provenance import checked, checked_folder
 from suite.stages.common import result_file
 from suite.stages.references import extractor_under

@@ -9,15 +9,16 @@ from diffusion.data.store import PARTS, load_split
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import sha256_file, write_json
 from diffusion.runtime.processes import join
-from evaluation.features import Extractor, load_extractor
-from evaluation.protocols import CleanMode, Protocol
-from evaluation.reference import load_features, write_features, write_moments
+from evaluation.measure.extractor import Extractor
+from evaluation.measure.features import load_extractor
+from evaluation.measure.protocols import CleanMode, Protocol
+from evaluation.measure.reference import load_features, write_features, write_moments
 from suite.provenance import RECORD, write_provenance
 from suite.stages.common import asked, checked_data, result_folder
 
 
 def extract_reference(arguments: argparse.Namespace) -> None:
-    """Features and moments of the real pictures, both parts; read by :func:`evaluation.reference.load_real`.
+    """Features and moments of the real pictures, both parts; read by :func:`evaluation.measure.reference.load_real`.
 
     ``<part>.npy`` is float32 (N, D), to be memory-mapped; ``<part>.npz`` is a reference that other experiments take;
     ``classifier.npz`` has ``weight`` and ``bias`` of the extractor's own classifier, where it has one, so that whoever

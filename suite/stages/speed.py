@@ -12,7 +12,7 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.teachers.folder import load_conditions, stored_picture_shape
-from evaluation import speed
+from evaluation.measure import speed
 from suite.configuration import SpeedSettings
 from suite.provenance import Input
 from suite.stages.common import checked_network, configured_method, network_folder, result_file

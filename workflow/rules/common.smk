@@ -197,7 +197,13 @@ def given_reference(wildcards):
 
 
 def measuring_code():
-    modules = ["quality.py", "moments.py", "reference.py", "classifier.py", "neighbours.py"]
+    modules = [
+        "measure/quality.py",
+        "measure/moments.py",
+        "measure/reference.py",
+        "measure/classifier.py",
+        "measure/neighbours.py",
+    ]
     shared = ["data/samples.py", "runtime/memory.py", "runtime/packages.py"]
     return (
         [f"evaluation/{file}" for file in modules] + [f"diffusion/{file}" for file in shared] + stage_code("measuring")
@@ -206,7 +212,7 @@ def measuring_code():
 
 def extraction_code(stage):
     """What decides features."""
-    files = ["features.py", "vision_transformers.py", "reference.py", "moments.py"]
+    files = ["measure/features.py", "measure/vision_transformers.py", "measure/reference.py", "measure/moments.py"]
     pictures = [
         "runtime/efficientnet.py",
         "runtime/memory.py",
@@ -225,7 +231,13 @@ def extraction_code(stage):
 
 
 def protocol_code():
-    files = ["features.py", "quality.py", "moments.py", "reference.py", "tables.py"]
+    files = [
+        "measure/features.py",
+        "measure/quality.py",
+        "measure/moments.py",
+        "measure/reference.py",
+        "report/tables.py",
+    ]
     return [f"evaluation/{file}" for file in files] + stage_code("protocols")
 
 

@@ -160,7 +160,7 @@ rule classifier:
         job=job(
             ROOT / "classifier" / RECORD,
             [
-                "evaluation/classifier.py",
+                "evaluation/measure/classifier.py",
                 *(
                     f"diffusion/{file}"
                     for file in [*LOOP, "runtime/memory.py", "teachers/train.py", "data/samples.py", "data/store.py"]
@@ -414,7 +414,7 @@ rule learning_curve:
             ROOT / "learning_curves/{variant}/train-{train_seed}.json",
             core_code("noise.py", "solvers.py", *ONE_STEP)
             + extraction_code("learning_curve")
-            + ["evaluation/quality.py", "suite/stages/sampling.py"]
+            + ["evaluation/measure/quality.py", "suite/stages/sampling.py"]
             + [method_code],
             files=WEIGHTS_OF_MAIN,
             options=MAIN_EXTRACTION,
@@ -459,7 +459,7 @@ rule speed:
         job=job(
             ROOT / "speed/speed.json",
             core_code("noise.py", "solvers.py", *ONE_STEP)
-            + ["evaluation/speed.py"]
+            + ["evaluation/measure/speed.py"]
             + stage_code("speed")
             + sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
             units=[
@@ -587,7 +587,7 @@ rule neighbours:
         data=ROOT / "data",
         job=job(
             ROOT / "neighbours/neighbours.json",
-            ["evaluation/neighbours.py"] + stage_code("neighbours"),
+            ["evaluation/measure/neighbours.py"] + stage_code("neighbours"),
             files=[row.samples for row in PLAN.shown() if row.own is None],
             rows=[row.identity for row in PLAN.shown()],
             labels=EXPERIMENT.labels,

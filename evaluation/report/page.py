@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from diffusion.data.samples import load_samples
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json
-from evaluation import plots, tables
-from evaluation.ablation import Ablation, ablation_figure, ablation_summary, ablation_table
-from evaluation.comparison import (
+from evaluation.measure.protocols import MAIN
+from evaluation.report import figures as plots
+from evaluation.report import tables
+from evaluation.report.ablation import Ablation, ablation_figure, ablation_summary, ablation_table
+from evaluation.report.comparison import (
     Comparison,
     comparison_summary,
     comparison_table,
@@ -26,12 +28,10 @@ from evaluation.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.intervals import Interval
-from evaluation.plots import FIGURES
-from evaluation.protocol_table import protocol_summary, protocol_table
-from evaluation.protocols import MAIN
-from evaluation.spread import difference_table, spread_table
-from evaluation.tables import (
+from evaluation.report.figures import FIGURES
+from evaluation.report.protocol_table import protocol_summary, protocol_table
+from evaluation.report.spread import difference_table, spread_table
+from evaluation.report.tables import (
     COST_COLUMNS,
     LOWER_IS_BETTER,
     METRICS_COLUMNS,
@@ -44,7 +44,8 @@ from evaluation.tables import (
     Table,
     format_value,
 )
-from evaluation.verdicts import in_words, joined, measure_name, missing_seeds, verdicts
+from evaluation.results.intervals import Interval
+from evaluation.results.verdicts import in_words, joined, measure_name, missing_seeds, verdicts
 
 # Tables of the main protocol: those with a row for the floor, those without, and those with published figures beside.
 _WITH_FLOOR = ("main", "floor", "measures", "spread", "comparison", "ablation")

@@ -9,9 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from evaluation import plots
-from evaluation.intervals import LEAST
-from evaluation.tables import (
+from evaluation.report import figures as plots
+from evaluation.report.tables import (
     MISSING,
     Cell,
     Column,
@@ -24,7 +23,8 @@ from evaluation.tables import (
     metric_columns,
     without_empty_columns,
 )
-from evaluation.verdicts import in_words, joined, measure_name, verdicts
+from evaluation.results.intervals import LEAST
+from evaluation.results.verdicts import in_words, joined, measure_name, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
-from evaluation.intervals import LEAST, Verdict
-from evaluation.tables import LOWER_IS_BETTER, Method, Results
+from evaluation.report.tables import LOWER_IS_BETTER, Method, Results
+from evaluation.results.intervals import LEAST, Verdict
 
 _NAMES = {
     "kid": "KID",

@@ -2,8 +2,7 @@
 
 from collections.abc import Collection
 
-from evaluation.intervals import LEAST, Interval, over_sampling_seeds, over_training_seeds
-from evaluation.tables import (
+from evaluation.report.tables import (
     COUNT_MARK,
     LOWER_IS_BETTER,
     MISSING,
@@ -14,6 +13,7 @@ from evaluation.tables import (
     floor_row,
     metric_columns,
 )
+from evaluation.results.intervals import LEAST, Interval, over_sampling_seeds, over_training_seeds
 
 _KEYS = ("frechet_distance", "kid", "mse_to_teacher")
 NOT_SUPPORTED = "≈ not told apart"

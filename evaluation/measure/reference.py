@@ -20,8 +20,8 @@ from diffusion.data.store import Pictures
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.runtime.processes import ALONE, Processes, drain, portions_of
-from evaluation.moments import Moments, moments
-from evaluation.neighbours import Neighbours, nearest
+from evaluation.measure.moments import Moments, moments
+from evaluation.measure.neighbours import Neighbours, nearest
 
 _PORTION = 4096  # pictures
 # What must be equal of two descriptions of an extractor, for features to be of one kind.

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file
-from evaluation.features import Extractor
-from evaluation.protocols import VisionTransformerName
+from evaluation.measure.extractor import Extractor
+from evaluation.measure.protocols import VisionTransformerName
 
 # isort: split
 import huggingface_hub

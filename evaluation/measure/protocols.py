@@ -93,7 +93,7 @@ def resize_in_words(protocol: Protocol, extractor: Mapping[str, Any]) -> str:
     """Every resize of a picture on its way into the network.
 
     Args:
-        extractor: what :meth:`evaluation.features.Extractor.describe` returns for the protocol's mode.
+        extractor: what :meth:`evaluation.measure.features.Extractor.describe` returns for the protocol's mode.
     """
     if protocol.mode is None:
         return str(extractor["resize"])

@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from evaluation import plots
-from evaluation.ablation import fewest_evaluations
-from evaluation.intervals import LEAST
-from evaluation.tables import (
+from evaluation.report import figures as plots
+from evaluation.report.ablation import fewest_evaluations
+from evaluation.report.tables import (
     CURVE_COLUMNS,
     MISSING,
     PLAIN_NAMES,
@@ -28,7 +27,8 @@ from evaluation.tables import (
     read_table,
     without_empty_columns,
 )
-from evaluation.verdicts import in_words, joined, verdicts
+from evaluation.results.intervals import LEAST
+from evaluation.results.verdicts import in_words, joined, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 _LINES = ("-", "--", ":", "-.")

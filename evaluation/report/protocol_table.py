@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from diffusion.runtime.files import read_json
-from evaluation.protocols import MAIN, Protocol, in_words, resize_in_words
-from evaluation.tables import (
+from evaluation.measure.protocols import MAIN, Protocol, in_words, resize_in_words
+from evaluation.report.tables import (
     COUNT_MARK,
     PLAIN_NAMES,
     RANK_MARK,

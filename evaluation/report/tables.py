@@ -14,7 +14,15 @@ import yaml
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
-from evaluation.intervals import LEAST, Difference, Interval, Verdict, difference_of, interval_of, over_training_seeds
+from evaluation.results.intervals import (
+    LEAST,
+    Difference,
+    Interval,
+    Verdict,
+    difference_of,
+    interval_of,
+    over_training_seeds,
+)
 
 METRICS_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "train_seed", "seed", "metric", "value"),

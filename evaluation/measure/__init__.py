@@ -1,0 +1,1 @@
+"""Features, distances and speeds of samples."""

@@ -1,0 +1,1 @@
+"""Stored measures: intervals and verdicts."""
