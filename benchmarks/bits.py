@@ -28,7 +28,7 @@ def shortened(raw: dict[str, Any]) -> dict[str, Any]:
     for block in blocks:
         if training := block.get("training"):
             training["steps"] = TEACHER_STEPS if block is raw["teacher"] else STUDENT_STEPS
-            training |= {"warmup_steps": 5, "ema_decay": 0.5}
+            training |= {name: kept for name, kept in (("warmup_steps", 5), ("ema_decay", 0.5)) if name in training}
         if "pairs" in block:
             block["pairs"]["count"] = 64
         if block.get("method") in ("ddpm", "dpm_solver_pp", "unipc", "heun", "ddim"):
@@ -60,7 +60,7 @@ def main() -> None:
             "all",
         ]
         subprocess.run(
-            [*snakemake, *options, "all", "--configfile", folder / f"{name}.yaml"],
+            [*snakemake, *options, "--configfile", folder / f"{name}.yaml"],
             check=True,
             cwd=folder,
             env=environment,

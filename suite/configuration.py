@@ -202,7 +202,7 @@ class Experiment:
         raw: the configuration as it was given.
         methods: the selected variants in the file's order, name to configured method.
         unselected: the variants under ``methods`` that ``select`` leaves out: nothing is made of them.
-        published_as: the data set of evaluation/report/published.yaml that this experiment reproduces, or None.
+        published_as: the data set of evaluation/results/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class, so that samples have labels.
         num_timesteps: of the teacher.

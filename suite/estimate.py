@@ -36,7 +36,7 @@ from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import StoredTeacher, TeacherSettings, train_teacher
 from diffusion.training.loop import Stateful, Step, Trained, TrainingRun, TrainingSettings
 from evaluation.measure.protocols import DIMENSIONS
-from evaluation.report.tables import load_published
+from evaluation.results.stored import load_published
 from suite.configuration import Experiment
 from suite.network_cost import (
     NO_COMPARISON,
@@ -140,7 +140,7 @@ class Estimate:
         kept: what an evaluation keeps for its backward pass, by precision.
         passing: bytes of an image that an evaluation without a gradient holds at the most, in float32.
         rates: evaluations without a gradient a second on ``device``, by precision.
-        published: what others' trainings on the same data set took: ``costs`` of evaluation/report/published.yaml.
+        published: what others' trainings on the same data set took: ``costs`` of evaluation/results/published.yaml.
     """
 
     rows: list[Row]

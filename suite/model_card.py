@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.report.tables import format_value
+from evaluation.report.format import format_value
 
 # What the licences of data sets are known to be; of all others nothing is said but that.
 _LICENCES = {

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from diffusion.runtime.files import write_json
+from evaluation.columns import CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.ablation import Ablation
 from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs
-from evaluation.report.tables import CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, CostFile
+from evaluation.results.stored import CostFile
 
 NASTY = "<b>&_%"
 FULL, PART = 1437, 360

@@ -10,8 +10,10 @@ import yaml
 from test_configuration import TINY
 
 from diffusion.runtime.errors import UserError
+from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.ablation import Ablation, ablation_figure, ablation_sentences, ablation_summary, ablation_table
-from evaluation.report.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Method, Results
+from evaluation.results.results import Results
+from evaluation.results.stored import Method
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 

@@ -7,6 +7,7 @@ import pytest
 from test_configuration import TINY
 
 from diffusion.runtime.errors import UserError
+from evaluation.columns import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.comparison import (
     Comparison,
     comparison_summary,
@@ -17,7 +18,7 @@ from evaluation.report.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.report.tables import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS, Results
+from evaluation.results.results import Results
 from suite.configuration import parse_experiment
 from suite.plan import Plan
 

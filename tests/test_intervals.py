@@ -8,9 +8,9 @@ import pytest
 from report_fixture import fabricate
 from scipy import stats
 
+from evaluation.report.format import MISSING
 from evaluation.report.page import load_results
 from evaluation.report.spread import NOT_SUPPORTED, difference_table, spread_table
-from evaluation.report.tables import MISSING, Method
 from evaluation.results.intervals import (
     Difference,
     Interval,
@@ -20,6 +20,7 @@ from evaluation.results.intervals import (
     over_training_seeds,
     welch_interval,
 )
+from evaluation.results.stored import Method
 from evaluation.results.verdicts import missing_seeds
 
 

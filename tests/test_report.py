@@ -19,11 +19,16 @@ import yaml
 from report_fixture import DDIM, FULL, NASTY, PART, fabricate
 
 from diffusion.runtime.errors import UserError
-from evaluation.report.page import ReportInputs, findings, flatten, load_results, render, report_files, standing, tables
-from evaluation.report.page import figures as plots
+from evaluation.columns import RANK_MARK
+from evaluation.report import format, tables
+from evaluation.report.format import Cell, Column, Table, format_value
+from evaluation.report.page import ReportInputs, findings, flatten, load_results, render, report_files, standing
+from evaluation.report import figures as plots
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
-from evaluation.report.tables import Cell, Column, Method, Results, Table, format_value
+from evaluation.results import stored
+from evaluation.results.results import Results
+from evaluation.results.stored import Method
 
 BOOT = Method("boot", "boot-heun", 1)
 
@@ -169,7 +174,7 @@ def test_a_value_that_is_no_number_is_refused(inputs: ReportInputs, tmp_path: Pa
     fields[7] = value
     broken.write_text("\n".join([text[0], ",".join(fields)]) + "\n")
     with pytest.raises(UserError, match=r"broken\.csv: row 2, column 'value' holds"):
-        tables.load_metrics([broken])
+        stored.load_metrics([broken])
 
 
 def test_an_empty_value_is_a_missing_one(inputs: ReportInputs, tmp_path: Path) -> None:
@@ -178,19 +183,19 @@ def test_an_empty_value_is_a_missing_one(inputs: ReportInputs, tmp_path: Path) -
     fields = text[1].split(",")
     fields[7] = ""
     path.write_text("\n".join([text[0], ",".join(fields), *text[2:]]) + "\n")
-    assert tables.load_metrics([path])["value"].isna().sum() == 1
+    assert stored.load_metrics([path])["value"].isna().sum() == 1
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "foreign.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"foreign\.csv: the columns \['experiment'"):
-        tables.load_metrics([tmp_path / "foreign.csv"])
+        stored.load_metrics([tmp_path / "foreign.csv"])
 
 
 def test_a_cost_file_without_its_keys_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cost.json").write_text(json.dumps({"students": [{"nfe": 1}]}))
     with pytest.raises(UserError, match=r"cost\.json: expected 'students'.*run Snakemake again"):
-        tables.load_costs("digits", [tables.CostFile(tmp_path / "cost.json", "boot", "boot-heun")])
+        stored.load_costs("digits", [stored.CostFile(tmp_path / "cost.json", "boot", "boot-heun")])
 
 
 def test_a_training_log_without_its_columns_is_refused(inputs: ReportInputs, tmp_path: Path) -> None:
@@ -449,10 +454,10 @@ def test_too_few_training_seeds_give_no_verdict(tmp_path: Path, train_seeds: int
     students = {"BOOT (Heun)", NASTY, "Progressive distillation"}
     for name in ("main", "comparison", "ablation"):
         for line in (tmp_path / "report" / "tables" / f"{name}.md").read_text().splitlines():
-            if line.startswith("| ") and any(tables.escape_markdown(student) in line for student in students):
+            if line.startswith("| ") and any(format.escape_markdown(student) in line for student in students):
                 assert "**" not in line
     verdicts = {row["verdict"] for row in _rows(tmp_path / "report", "differences")}
-    assert verdicts == {tables.MISSING}
+    assert verdicts == {format.MISSING}
     # The errors along the trajectory are of one student whatever the number of seeds: values alone.
     page = _Page((tmp_path / "report" / "index.html").read_text()).text
     assert "0.011 at t_min, where DDIM has 0.0027 with 4 evaluations; the largest share" in page
@@ -482,14 +487,14 @@ def test_only_the_rows_whose_covariance_has_not_full_rank_are_marked(tmp_path: P
     own = load_results(fabricate(tmp_path / "r", dimensions=400))
     main = tables.main_table(own)
     column = [c.key for c in main.columns].index("frechet_distance")
-    assert {row[0].value: tables.RANK_MARK in row[column].mark for row in main.rows} == {
+    assert {row[0].value: RANK_MARK in row[column].mark for row in main.rows} == {
         **dict.fromkeys(("DDIM", "BOOT (Heun)", NASTY, "Progressive distillation", "my-samples"), False),
         tables.FLOOR: True,
     }
-    assert all(tables.RANK_MARK in row[2].mark for row in tables.floor_table(own).rows if row[2].value is not None)
+    assert all(RANK_MARK in row[2].mark for row in tables.floor_table(own).rows if row[2].value is not None)
     # A reference of few images: every distance to it.
     few = dataclasses.replace(own, reference_count=400)
-    assert all(tables.RANK_MARK in row[column].mark for row in tables.main_table(few).rows)
+    assert all(RANK_MARK in row[column].mark for row in tables.main_table(few).rows)
 
 
 def test_protocols_mark_their_own_rank(tmp_path: Path) -> None:
@@ -501,7 +506,7 @@ def test_protocols_mark_their_own_rank(tmp_path: Path) -> None:
         path.write_text(json.dumps(facts))
     table = protocol_table(load_results(inputs), inputs.protocols)
     column = [c.key for c in table.columns].index("boot-heun_1")
-    assert [tables.RANK_MARK in row[column].mark for row in table.rows] == [False, True, False]
+    assert [RANK_MARK in row[column].mark for row in table.rows] == [False, True, False]
     assert "53.1 under 'test' and 59 under 'main'" in protocol_summary(table)
 
 
@@ -517,10 +522,10 @@ def test_a_classifiers_accuracy_on_real_images_stands_at_its_own_count(tmp_path:
         own = dataclasses.replace(own, metrics=pd.concat([own.metrics, more], ignore_index=True))
         columns = [Column("method", "Method"), *tables.metric_columns(own, ["frechet_distance", "label_accuracy"])]
         (floor,) = tables.floor_row(own, columns)
-        assert tables.cell_text(floor[2], columns[2]) == text
+        assert format.cell_text(floor[2], columns[2]) == text
         main = tables.main_table(own)  # which says the floor's own count in a column
         place = [c.key for c in main.columns].index("label_accuracy")
-        assert tables.cell_text(main.rows[-1][place], main.columns[place]) == text.removesuffix(" ‡")
+        assert format.cell_text(main.rows[-1][place], main.columns[place]) == text.removesuffix(" ‡")
 
 
 def test_there_is_one_speed_up(results: Results, report: Path) -> None:
@@ -530,7 +535,7 @@ def test_there_is_one_speed_up(results: Results, report: Path) -> None:
     for row in rows:
         if row["images_per_second"]:
             assert float(row["speedup_over_teacher"]) == pytest.approx(float(row["images_per_second"]) / teacher)
-    table = tables.ratio_table(results, tables.load_published())
+    table = tables.ratio_table(results, stored.load_published())
     ratio = next(r for r in table.rows if r[0].value == "Images per second" and "with 50" in str(r[1].value))
     factor = ratio[[c.key for c in table.columns].index("here_boot-heun")].value
     assert factor == pytest.approx(results.speedup(BOOT))
@@ -577,7 +582,7 @@ def test_costs_from_before_processors_were_timed_are_shown_without(tmp_path: Pat
 
 
 def _table(table: Table) -> list[dict[str, str]]:
-    return list(csv.DictReader(tables.to_csv(table).splitlines()))
+    return list(csv.DictReader(format.to_csv(table).splitlines()))
 
 
 # --- tables ------------------------------------------------------------------------------------------------
@@ -737,7 +742,7 @@ def test_published_figures_stand_alone_on_other_data(report: Path, page: _Page) 
 @pytest.mark.parametrize(("features", "filled"), [("inception", True), ("efficientnet-lite0@64px", False)])
 def test_published_figures_beside_reproduced_ones(tmp_path: Path, features: str, filled: bool) -> None:
     own = load_results(fabricate(tmp_path / "r", dataset="cifar10", features=features))
-    table = tables.published_table(own, tables.load_published())
+    table = tables.published_table(own, stored.load_published())
     keys = [column.key for column in table.columns]
     assert table.rows[0][0].value == "CIFAR-10"
     cells = {(row[0].value, row[keys.index("method")].value): row[keys.index("reproduced")].value for row in table.rows}
@@ -747,7 +752,7 @@ def test_published_figures_beside_reproduced_ones(tmp_path: Path, features: str,
 
 
 def test_ratios(results: Results) -> None:
-    table = tables.ratio_table(results, tables.load_published())
+    table = tables.ratio_table(results, stored.load_published())
     keys = [column.key for column in table.columns]
     rows = {(row[0].value, row[1].value): row for row in table.rows}
     fid = rows["Fréchet distance", "BOOT with 1 ÷ DDIM with 50"]
@@ -798,7 +803,7 @@ def _nasty_table() -> Table:
 
 
 def test_markdown_is_escaped() -> None:
-    lines = tables.to_markdown(_nasty_table()).splitlines()
+    lines = format.to_markdown(_nasty_table()).splitlines()
     assert "| &lt;b&gt;&amp;\\_% | **1.00 ± 0.10** |" in lines
     assert "a\\|b \\`c\\`" in lines[5]
     unescaped = [len(re.findall(r"(?<!\\)\|", line)) for line in lines[2:6]]
@@ -806,7 +811,7 @@ def test_markdown_is_escaped() -> None:
 
 
 def test_csv_is_raw() -> None:
-    assert next(csv.DictReader(tables.to_csv(_nasty_table()).splitlines())) == {
+    assert next(csv.DictReader(format.to_csv(_nasty_table()).splitlines())) == {
         "a": NASTY,
         "b": "1",
         "b_sd": "0.1",
@@ -833,7 +838,7 @@ def _check_tex(text: str) -> None:
 
 
 def test_tex_is_escaped() -> None:
-    text = tables.to_tex(_nasty_table())
+    text = format.to_tex(_nasty_table())
     _check_tex(text)
     assert r"\textless{}b\textgreater{}\&\_\%" in text
     assert r"\textbf{1.00 $\pm$ 0.10}" in text
@@ -849,10 +854,10 @@ def test_every_table_is_sound_latex(report: Path, name: str) -> None:
 
 
 def test_published_figures_have_source_and_certainty() -> None:
-    published = tables.load_published()
+    published = stored.load_published()
     for entry in published["entries"]:
         assert entry["source"] in published["sources"]
-        assert entry["certainty"] in tables.CERTAINTIES
+        assert entry["certainty"] in stored.CERTAINTIES
         assert entry["dataset"] in published["datasets"]
         assert set(entry) <= {
             *("method", "label", "dataset", "nfe", "fid", "precision", "recall", "images_per_second"),
@@ -883,11 +888,11 @@ def test_published_figures_keep_their_digits(report: Path) -> None:
 
 @pytest.mark.parametrize("key", ["source", "certainty", "dataset"])
 def test_a_published_figure_without_its_origin_is_refused(tmp_path: Path, key: str) -> None:
-    content = tables.load_published()
+    content = stored.load_published()
     del content["entries"][3][key]
     (tmp_path / "published.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=rf"entries\[3\]\.{key} is None"):
-        tables.load_published(tmp_path / "published.yaml")
+        stored.load_published(tmp_path / "published.yaml")
 
 
 # --- figures -----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from corruptions import CORRUPTIONS, consumers, corrupted, records, refusal, res
 from PIL import Image
 
 from diffusion.runtime.files import sha256_file
-from evaluation.report.tables import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
+from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "tests" / "tiny.yaml"

@@ -28,9 +28,9 @@ from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tenso
 from diffusion.runtime.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.packages import version_of
+from evaluation.columns import INCEPTION_NAMES
 from evaluation.measure.extractor import Extractor
 from evaluation.measure.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
-from evaluation.report.tables import INCEPTION_NAMES
 
 # isort: split
 import cleanfid.inception_pytorch

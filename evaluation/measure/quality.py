@@ -27,12 +27,12 @@ from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metri
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
+from evaluation.columns import METRICS_COLUMNS as COLUMNS
 from evaluation.measure.features import metric_name
 from evaluation.measure.moments import Moments, RankWarning, as_tensor, checked, moments
 from evaluation.measure.neighbours import nearer_than_held_out, nearest
 from evaluation.measure.protocols import MAIN, Library
 from evaluation.measure.reference import MOST_COMPARED, Reference
-from evaluation.report.tables import METRICS_COLUMNS as COLUMNS
 
 KID_SUBSETS = 10
 KID_SUBSET_SIZE = 1000

@@ -10,20 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from evaluation.report import figures as plots
-from evaluation.report.tables import (
-    MISSING,
-    Cell,
-    Column,
-    Method,
-    Results,
-    Table,
-    between_references,
-    format_value,
-    measured_cell,
-    metric_columns,
-    without_empty_columns,
-)
+from evaluation.report.format import MISSING, Cell, Column, Table, format_value
+from evaluation.report.tables import between_references, measured_cell, metric_columns, without_empty_columns
 from evaluation.results.intervals import LEAST
+from evaluation.results.results import Results
+from evaluation.results.stored import Method
 from evaluation.results.verdicts import in_words, joined, measure_name, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")

@@ -9,25 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from evaluation.columns import CURVE_COLUMNS, PLAIN_NAMES
 from evaluation.report import figures as plots
 from evaluation.report.ablation import fewest_evaluations
-from evaluation.report.tables import (
-    CURVE_COLUMNS,
-    MISSING,
-    PLAIN_NAMES,
-    Cell,
-    Column,
-    Method,
-    Results,
-    Table,
-    between_references,
-    format_value,
-    measured_cell,
-    metric_columns,
-    read_table,
-    without_empty_columns,
-)
+from evaluation.report.format import MISSING, Cell, Column, Table, format_value
+from evaluation.report.tables import between_references, measured_cell, metric_columns, without_empty_columns
 from evaluation.results.intervals import LEAST
+from evaluation.results.results import Results
+from evaluation.results.stored import Method, read_table
 from evaluation.results.verdicts import in_words, joined, verdicts
 
 MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")

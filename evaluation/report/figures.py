@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
-from evaluation.report.tables import Method, Results, format_value, printed_precision
+from evaluation.report.format import format_value, printed_precision
+from evaluation.results.results import Results
+from evaluation.results.stored import Method
 
 FIGURES = (
     *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation", "neighbours"),
@@ -336,7 +338,7 @@ def trajectory_figure(
     """Errors against time, late times on the left; below, the share of increments that vanish.
 
     Args:
-        errors: label of a BOOT variant to what :func:`evaluation.report.tables.load_trajectory` returns.
+        errors: label of a BOOT variant to what :func:`evaluation.results.stored.load_trajectory` returns.
         questions: of an ablation: question to the labels in its panel, the base first.
     """
     if not errors:

@@ -15,6 +15,14 @@ from matplotlib.figure import Figure
 from diffusion.data.samples import load_samples
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json
+from evaluation.columns import (
+    COST_COLUMNS,
+    CURVE_COLUMNS,
+    LOWER_IS_BETTER,
+    METRICS_COLUMNS,
+    SPEED_COLUMNS,
+    TRAJECTORY_TABLE_COLUMNS,
+)
 from evaluation.measure.protocols import MAIN
 from evaluation.report import figures as plots
 from evaluation.report import tables
@@ -29,22 +37,14 @@ from evaluation.report.comparison import (
     steps_table,
 )
 from evaluation.report.figures import FIGURES
+from evaluation.report.format import MISSING, Table, cell_text, format_value, write_table
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
-from evaluation.report.tables import (
-    COST_COLUMNS,
-    LOWER_IS_BETTER,
-    METRICS_COLUMNS,
-    MISSING,
-    SPEED_COLUMNS,
-    TABLES,
-    CostFile,
-    Method,
-    Results,
-    Table,
-    format_value,
-)
+from evaluation.report.tables import TABLES
+from evaluation.results import stored
 from evaluation.results.intervals import Interval
+from evaluation.results.results import Results
+from evaluation.results.stored import CostFile, Method
 from evaluation.results.verdicts import in_words, joined, measure_name, missing_seeds, verdicts
 
 # Tables of the main protocol: those with a row for the floor, those without, and those with published figures beside.
@@ -142,10 +142,10 @@ def load_results(inputs: ReportInputs) -> Results:
         UserError: a file is missing, incomplete or holds a value that is not finite.
     """
     return Results(
-        metrics=tables.load_metrics(inputs.metrics),
-        speed=tables.load_speed(inputs.speed),
-        cost=tables.load_costs(inputs.experiment, inputs.costs),
-        benchmarks=tables.load_benchmarks(inputs.benchmarks),
+        metrics=stored.load_metrics(inputs.metrics),
+        speed=stored.load_speed(inputs.speed),
+        cost=stored.load_costs(inputs.experiment, inputs.costs),
+        benchmarks=stored.load_benchmarks(inputs.benchmarks),
         dataset=inputs.dataset,
         labels=inputs.labels,
         teacher=inputs.teacher,
@@ -169,11 +169,11 @@ def render(inputs: ReportInputs, output: Path) -> None:
         UserError: an input is missing or broken, or the folder cannot be written.
     """
     results = load_results(inputs)
-    published = tables.load_published()
+    published = stored.load_published()
     grid = sample_rows(inputs.samples)
     pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
     curves = {label: _load_curve(path) for label, path in inputs.training.items()}
-    errors = {variant: tables.load_trajectory(path) for variant, path in inputs.trajectory.items()}
+    errors = {variant: stored.load_trajectory(path) for variant, path in inputs.trajectory.items()}
     learning = load_learning_curves(inputs.learning_curves)
 
     built = {
@@ -225,10 +225,10 @@ def render(inputs: ReportInputs, output: Path) -> None:
         _write_csv(results.metrics, METRICS_COLUMNS, folder / "metrics.csv")
         _write_csv(results.speed, SPEED_COLUMNS, folder / "speed.csv")
         _write_csv(results.cost, COST_COLUMNS, folder / "cost.csv")
-        _write_csv(tables.trajectory_table(errors), tables.TRAJECTORY_TABLE_COLUMNS, folder / "trajectory.csv")
-        _write_csv(learning, tables.CURVE_COLUMNS, folder / "learning_curves.csv")
+        _write_csv(stored.trajectory_table(errors), TRAJECTORY_TABLE_COLUMNS, folder / "trajectory.csv")
+        _write_csv(learning, CURVE_COLUMNS, folder / "learning_curves.csv")
         for table in built.values():
-            tables.write_table(table, folder / "tables")
+            write_table(table, folder / "tables")
         for name, figure in figures.items():
             plots.write_figure(figure, folder / "figures", name)
         page = _page(inputs, results, built, grid, times, interpolation, near, errors, folder)
@@ -626,7 +626,7 @@ def _page(
         times=times,
         interpolation=interpolation,
         neighbours=neighbours,
-        cell_text=tables.cell_text,
+        cell_text=cell_text,
         front=_front_text(results),
         ablation=inputs.ablation,
         comparison=inputs.comparison,

@@ -7,20 +7,12 @@ from typing import Any
 import pandas as pd
 
 from diffusion.runtime.files import read_json
+from evaluation.columns import COUNT_MARK, PLAIN_NAMES, RANK_MARK, rank_mark
 from evaluation.measure.protocols import MAIN, Protocol, in_words, resize_in_words
-from evaluation.report.tables import (
-    COUNT_MARK,
-    PLAIN_NAMES,
-    RANK_MARK,
-    Cell,
-    Column,
-    Method,
-    Results,
-    Table,
-    load_metrics,
-    rank_mark,
-    without_empty_columns,
-)
+from evaluation.report.format import Cell, Column, Table
+from evaluation.report.tables import without_empty_columns
+from evaluation.results.results import Results
+from evaluation.results.stored import Method, load_metrics
 
 _FLOOR = "floor"
 # Before the name of samples that a user brought; no variant's has a colon.

@@ -2,18 +2,11 @@
 
 from collections.abc import Collection
 
-from evaluation.report.tables import (
-    COUNT_MARK,
-    LOWER_IS_BETTER,
-    MISSING,
-    Cell,
-    Column,
-    Results,
-    Table,
-    floor_row,
-    metric_columns,
-)
+from evaluation.columns import COUNT_MARK, LOWER_IS_BETTER
+from evaluation.report.format import MISSING, Cell, Column, Table
+from evaluation.report.tables import floor_row, metric_columns
 from evaluation.results.intervals import LEAST, Interval, over_sampling_seeds, over_training_seeds
+from evaluation.results.results import Results
 
 _KEYS = ("frechet_distance", "kid", "mse_to_teacher")
 NOT_SUPPORTED = "≈ not told apart"

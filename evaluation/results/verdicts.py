@@ -2,8 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
-from evaluation.report.tables import LOWER_IS_BETTER, Method, Results
+from evaluation.columns import LOWER_IS_BETTER
 from evaluation.results.intervals import LEAST, Verdict
+from evaluation.results.results import Results
+from evaluation.results.stored import Method
 
 _NAMES = {
     "kid": "KID",

@@ -15,9 +15,9 @@ import pandas as pd
 from diffusion.data.samples import load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import new_array, read_json, sha256_file
+from evaluation.columns import CURVE_COLUMNS
 from evaluation.measure import quality
 from evaluation.measure.reference import load_real
-from evaluation.report.tables import CURVE_COLUMNS
 from suite.provenance import checked, checked_folder
 from suite.stages.common import checked_network, configured_method, network_folder, result_file
 from suite.stages.references import extractor_under

@@ -16,7 +16,7 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.processes import portions_of
 from diffusion.teachers.folder import stored_picture_shape
-from evaluation.report.tables import TRAJECTORY_COLUMNS
+from evaluation.columns import TRAJECTORY_COLUMNS
 from suite.stages.common import checked_network, load_teacher, result_file
 
 _TIMES = 11

@@ -212,7 +212,13 @@ def measuring_code():
 
 def extraction_code(stage):
     """What decides features."""
-    files = ["measure/features.py", "measure/vision_transformers.py", "measure/reference.py", "measure/moments.py"]
+    files = [
+        "measure/features.py",
+        "measure/extractor.py",
+        "measure/vision_transformers.py",
+        "measure/reference.py",
+        "measure/moments.py",
+    ]
     pictures = [
         "runtime/efficientnet.py",
         "runtime/memory.py",
@@ -236,7 +242,7 @@ def protocol_code():
         "measure/quality.py",
         "measure/moments.py",
         "measure/reference.py",
-        "report/tables.py",
+        "columns.py",
     ]
     return [f"evaluation/{file}" for file in files] + stage_code("protocols")
 
