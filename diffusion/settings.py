@@ -33,6 +33,7 @@ _EXPECTED = {
     "bool_": "true or false",
     "string_type": "text (in quotes, where YAML takes it for something else)",
     "string_too_short": "some text",
+    "string_pattern": "text of the form {pattern}",
     "tuple_type": "a list such as [{example}]",
     "too_short": "at least {min_length} in the list",
     "too_long": "at most {max_length} in the list",
@@ -123,7 +124,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = ""
 
 def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
     location, kind, value = problem["loc"], problem["type"], problem["input"]
-    path = ".".join(filter(None, [prefix, *map(str, location)])) or "the configuration"
+    # A key that is none of those allowed stands in its own path already.
+    path = ".".join(filter(None, [prefix, *(str(key) for key in location if key != "[key]")])) or "the configuration"
     if kind == "extra_forbidden":
         return f"{path}: unknown key; expected one of: {', '.join(_block_at(model, location[:-1]).model_fields)}."
     if kind == "missing":
@@ -138,6 +140,8 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
     expected = expected.format_map({"example": example, **problem.get("ctx", {})})
     if kind == "int_parsing" and (whole := _whole(value)) is not None:
         expected += f"; write {whole}"
+    if isinstance(value, str) and value.startswith(("[", "{")):  # which Snakemake keeps as a text
+        expected += "; this text is not YAML: look at its brackets, and for a space behind each colon"
     return f"{path}: found {quoted(value)}, expected {expected}."
 
 
