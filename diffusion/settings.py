@@ -234,8 +234,9 @@ UserPath = Annotated[str, AfterValidator(user_path)]
 
 
 def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
-    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
-        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
+    # Tables are read as float64, which has no odd numbers beyond.
+    if min(value) < 0 or max(value) >= 2**53 or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^53 − 1")
     return value
 
 

@@ -152,6 +152,12 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.teacher", {"method": "ddim"}, ["methods.teacher", "none of"]),
         ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
         ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
+        (
+            "train_seeds",
+            [2**53],
+            ["train_seeds: found [9007199254740992], expected different numbers from 0 to 2^53 − 1"],
+        ),
+        ("teacher.seed", 2**53, ["teacher.seed: found 9007199254740992, expected less than 9007199254740992"]),
         ("evaluation.weights", {"inception": "x.pth"}, ["evaluation.weights.inception", "remove it"]),
         (
             "teacher.training.warmup_steps",
