@@ -1,7 +1,7 @@
 """The typed configuration: one YAML file is one experiment, checked as a whole before any job starts."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import evaluation
 from diffusion.data.kinds import parse_settings
 from diffusion.data.kinds import problems as data_problems
 from diffusion.distillation.method import Method, TeacherSampler
-from diffusion.distillation.registry import RESERVED, method_class
+from diffusion.distillation.registry import RESERVED, method_class, method_modules
 from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
@@ -24,6 +24,7 @@ from suite.external import ExternalSamples, external_problems, reference_problem
 from suite.provenance import RECORD
 
 T = TypeVar("T")
+M = TypeVar("M", bound=pydantic.BaseModel)
 # Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,
 # and Slurm's logs, named after all wildcards of a job together, some more.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{,199}")
@@ -130,20 +131,16 @@ class AblationSettings(Settings):
     axes: dict[str, tuple[dict[str, Any], ...]] = Field(min_length=1)
 
     def variants(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Question to the names of its variants and their changes.
+        """Question to the names of its variants and their changes."""
+        return {
+            axis: {_changed_name(axis, change): change for change in changes} for axis, changes in self.axes.items()
+        }
 
-        Raises:
-            ValueError: two changes have one name.
-        """
-        named: dict[str, dict[str, dict[str, Any]]] = {}
-        for axis, changes in self.axes.items():
-            named[axis] = {}
-            for change in changes:
-                name = f"{axis}-" + "_".join(str(value) for _, value in _leaves(change))
-                if name in named[axis]:
-                    raise ValueError(f"axes.{axis}: two changes have the name {name!r}, expected different values")
-                named[axis][name] = change
-        return named
+
+def _changed_name(axis: str, change: Mapping[str, Any]) -> str:
+    """Of a variant of an ablation: the question and the values, in characters that a name may have."""
+    values = ("-".join(map(str, value)) if isinstance(value, list) else str(value) for _, value in _leaves(change))
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", f"{axis}-{'_'.join(values)}")
 
 
 def _leaves(block: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -270,23 +267,38 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         try:
             return parse(*arguments)
         except UserError as error:
-            problems.append(str(error))
+            problems.extend(str(error).splitlines())
             return None
 
-    layout, wrong = _parse_layout(raw, problems)
+    stand_in = {"experiment": "unnamed", "data": {}, "teacher": {}} | ({"methods": {}} if "methods" in raw else {})
+    layout, wrong = _without_wrong(_Layout, raw, "", problems, stand_in)
+    assert layout is not None, "what is required stands in"
     data: Any = None if "data" in wrong else collected(parse_settings, layout.data)
-    teacher = None if "teacher" in wrong else collected(_parse_teacher, layout.teacher)
-    facts = collected(teacher.facts, data.channels, data.resolution) if data and teacher else None
-    blocks, derived = collected(_blocks, layout) or (layout.methods, dict[str, str]())
+    teacher: TeacherSettings | StoredTeacher | None = None
+    facts, of_teacher = None, set[str]()
+    if "teacher" not in wrong:
+        model: Any = StoredTeacher if "path" in layout.teacher else TeacherSettings
+        required = {} if model is StoredTeacher else {"training": {"steps": 1}}
+        teacher, of_teacher = _without_wrong(model, layout.teacher, "teacher", problems, required)
+    if data and teacher and not _touched(of_teacher, "schedule", "prediction_type", "labels", "num_classes"):
+        facts = collected(teacher.facts, data.channels, data.resolution)
+    blocks, derived = _blocks(layout, problems) if "methods" not in wrong else ({}, {})
     methods: dict[str, Method] = {}
+    said: dict[str, list[str]] = {}
     for name, block in blocks.items():
         before = len(problems)
         if method := collected(_parse_method, name, block, facts, teacher.guidance if teacher else Guidance()):
             methods[name] = method
-        elif name in derived:
-            problems[before:] = [f"{derived[name]}: {problem}" for problem in problems[before:]]
-    if facts and teacher and (problem := collected(_refused, teacher.check_pictures, data.channels, data.resolution)):
-        problems.append(f"teacher.{problem}.")
+            continue
+        said[name] = [problem.removeprefix(f"methods.{name}") for problem in problems[before:]]
+        if name in derived:
+            key, base = derived[name]
+            new = [problem for problem in said[name] if problem not in said.get(base, ())]
+            problems[before:] = [f"{key}: methods.{name}{problem}" for problem in new]
+    # A stored one without facts is refused as it is.
+    if data and teacher and (facts or model is TeacherSettings) and not _touched(of_teacher, "network"):
+        problem = collected(_refused, teacher.check_pictures, data.channels, data.resolution)
+        problems += [f"teacher.{problem}."] if problem else []
     selected = tuple(blocks) if layout.select is None else (*layout.select, *_selected(layout, derived))
     if "methods" not in wrong:
         problems += _selection_problems(layout, selected, blocks, methods)
@@ -296,8 +308,21 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
-    if not wrong & {"methods", "evaluation"}:
-        problems += _evaluation_problems(layout, chosen, {name: methods.get(name) for name in blocks})
+    known = {name: methods.get(name) for name in blocks}
+    # A guided sampler has other numbers of evaluations.
+    if teacher and "methods" not in wrong and not _touched(of_teacher, "guidance_scale"):
+        problems += _nfe_problems(layout, known)
+        if not _touched(wrong, "evaluation.teacher", "evaluation.nfe", "select"):
+            problems += _reference_problems(layout, chosen, known)
+    if not _touched(wrong, "evaluation.features", "evaluation.protocols"):
+        problems += _weights_problems(layout.evaluation)
+    if not _touched(wrong, "evaluation.num_samples"):
+        problems += _protocol_problems(layout.evaluation)
+    problems += [
+        f"evaluation.external.{name}: expected a name of {_NAME_IN_WORDS} that no method has."
+        for name in layout.evaluation.external
+        if not _NAME.fullmatch(name) or name in known or name in RESERVED
+    ]
     if look_at_files:
         problems += _file_problems(layout, data)
         if data and facts:
@@ -305,23 +330,53 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
             taken = set(_labels(chosen).values())
             problems += external_problems(layout.evaluation.external, shape, facts.conditional, taken)
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))
     assert teacher is not None
     assert facts is not None
     return Experiment(raw, layout, data, teacher, chosen, facts)
 
 
-def _parse_layout(raw: Mapping[str, Any], problems: list[str]) -> tuple[_Layout, set[str]]:
-    """The blocks of the file, and the names of those that are wrong, which are noted; defaults stand for them."""
-    given, wrong = dict(raw), set[str]()
-    try:
-        return _Layout.model_validate(given), wrong
-    except pydantic.ValidationError as error:
-        problems += problems_of(error, _Layout)
-        wrong = {str(problem["loc"][0]) for problem in error.errors()}
-    stand_in = {"experiment": "unnamed", "data": {}, "teacher": {}}
-    kept = {key: value for key, value in given.items() if key not in wrong}
-    return _Layout.model_validate({**stand_in, **kept}), wrong
+def _without_wrong(
+    model: type[M], block: Mapping[str, Any], key: str, problems: list[str], stand_in: Mapping[str, Any] | None = None
+) -> tuple[M | None, set[str]]:
+    """A block less what is wrong with it, which is noted, so that the rest of it is checked further.
+
+    Args:
+        stand_in: for keys that are required.
+
+    Returns:
+        The block, None where it is wrong as a whole; and the dotted keys of what is wrong within it.
+    """
+    given, wrong = dict(block), set[str]()
+    while True:
+        try:
+            return model.model_validate(given), wrong
+        except pydantic.ValidationError as error:
+            if not wrong:  # later ones may come of what has been left out
+                problems += problems_of(error, model, key)
+            kept, places = given, [problem["loc"] for problem in error.errors()]
+        for place in places:
+            wrong.add(".".join(map(str, place)))
+            kept = _without(kept, place)
+        kept = {**(stand_in or {}), **kept}
+        if kept == given:
+            return None, wrong
+        given = kept
+
+
+def _without(block: Mapping[Any, Any], place: Sequence[int | str]) -> dict[str, Any]:
+    """``block`` less the innermost key at a place that it has."""
+    if not place:
+        return dict(block)
+    key, *rest = place
+    inner = block.get(key)
+    less = _without(inner, rest) if isinstance(inner, Mapping) and rest and rest[0] in inner else None
+    return {k: less if k == key else v for k, v in block.items() if k != key or less is not None}
+
+
+def _touched(wrong: Collection[str], *keys: str) -> bool:
+    """Whether one of these keys is wrong, or something within it, or the block that it stands in."""
+    return any(f"{a}.".startswith(f"{b}.") for one in wrong for key in keys for a, b in ((one, key), (key, one)))
 
 
 def _refused(check: Callable[..., None], *arguments: Any) -> str | None:
@@ -347,44 +402,54 @@ def _selection_problems(
         for name, base in variants.items()
         if name in methods and not methods[name].trains
     ]
-    if layout.ablation and layout.ablation.base not in selected:
+    if layout.ablation and layout.ablation.base in blocks and layout.ablation.base not in selected:
         problems.append(f"ablation.base: found {layout.ablation.base!r}, expected a selected variant.")
     return problems
 
 
-def _blocks(layout: _Layout) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The blocks of all variants, those of comparison and ablation included, and the key path of each of the latter."""
-    blocks, paths = dict(layout.methods), {}
+def _blocks(layout: _Layout, problems: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
+    """The blocks of all variants, those of comparison and ablation included; of the latter key path and base, too."""
+    blocks, origins = dict(layout.methods), dict[str, tuple[str, str]]()
+
+    def derive(key: str, name: str, base: str, change: Mapping[str, Any], rename: str) -> None:
+        if name in blocks:
+            problems.append(f"{key}: the name {name!r} is taken; {rename}.")
+        elif isinstance(blocks[base], Mapping):  # otherwise it is named as a problem of its own
+            blocks[name], origins[name] = _merged(blocks[base], change), (key, base)
+
     for budget, changes in (layout.comparison or {}).items():
         if not _NAME.fullmatch(budget):
-            raise UserError(f"comparison: found the budget {budget!r}, expected {_NAME_IN_WORDS}.")
+            problems.append(f"comparison: found the budget {budget!r}, expected {_NAME_IN_WORDS}.")
+        if not changes:
+            problems.append(
+                f"comparison.{budget}: found no variant, expected a budget's name with variants under it, as "
+                f"evaluations: {{boot: {{}}}}."
+            )
         for base, change in changes.items():
-            key, name = f"comparison.{budget}.{base}", _compared_name(base, budget, change)
+            key = f"comparison.{budget}.{base}"
             if base not in layout.methods:
                 known = ", ".join(layout.methods)
-                raise UserError(f"{key}: found {base!r}, expected a variant under methods: {known}.")
-            if not isinstance(blocks[base], Mapping):  # which is named as a problem of its own
-                continue
-            if change and name in blocks:
-                raise UserError(f"{key}: the name {name!r} is taken; rename the budget.")
-            if change:
-                blocks[name], paths[name] = _merged(blocks[base], change), key
-    if layout.ablation is None or not isinstance(blocks.get(layout.ablation.base, {}), Mapping):
-        return blocks, paths
-    if layout.ablation.base not in blocks:
-        known = ", ".join(blocks)
-        raise UserError(f"ablation.base: found {layout.ablation.base!r}, expected a variant under methods: {known}.")
-    try:
-        variants = layout.ablation.variants()
-    except ValueError as error:
-        raise UserError(f"ablation.{error}.") from error
-    for axis, changes in variants.items():
-        for number, (name, change) in enumerate(changes.items()):
-            if name in blocks:
-                raise UserError(f"ablation.axes.{axis}[{number}]: the name {name!r} is taken; rename the question.")
-            blocks[name] = _merged(blocks[layout.ablation.base], change)
-            paths[name] = f"ablation.axes.{axis}[{number}]"
-    return blocks, paths
+                problems.append(f"{key}: found {base!r}, expected a variant under methods: {known}.")
+            elif change:
+                derive(key, _compared_name(base, budget, change), base, change, "rename the budget")
+    if layout.ablation is None:
+        return blocks, origins
+    if (base := layout.ablation.base) not in blocks:
+        problems.append(f"ablation.base: found {base!r}, expected a variant under methods: {', '.join(blocks)}.")
+        return blocks, origins
+    for axis, changes_of_it in layout.ablation.axes.items():
+        names = [_changed_name(axis, change) for change in changes_of_it]
+        if not names:
+            problems.append(f"ablation.axes.{axis}: found [], expected a list of changes, as [{{key: value}}].")
+        for number, (name, changed) in enumerate(zip(names, changes_of_it, strict=True)):
+            key = f"ablation.axes.{axis}[{number}]"
+            if not changed:
+                problems.append(f"{key}: found {{}}, expected a change of {base}, as {{key: value}}.")
+            elif name in names[:number]:
+                problems.append(f"ablation.axes.{axis}: two changes have the name {name!r}, expected different values.")
+            else:
+                derive(key, name, base, changed, "rename the question")
+    return blocks, origins
 
 
 def _compared_name(base: str, budget: str, change: Mapping[str, Any]) -> str:
@@ -402,7 +467,7 @@ def _compared(layout: _Layout) -> dict[str, dict[str, str]] | None:
     }
 
 
-def _selected(layout: _Layout, derived: Mapping[str, str]) -> list[str]:
+def _selected(layout: _Layout, derived: Collection[str]) -> list[str]:
     """The derived variants that a selection keeps: an ablation's, and those compared whose own variant is selected."""
     unselected = {
         name
@@ -433,14 +498,6 @@ def _labels(methods: dict[str, Method]) -> dict[str, str]:
     }
 
 
-def _parse_teacher(block: Mapping[str, Any]) -> TeacherSettings | StoredTeacher:
-    model = StoredTeacher if "path" in block else TeacherSettings
-    try:
-        return model.model_validate(dict(block))
-    except pydantic.ValidationError as error:
-        raise UserError("\n".join(problems_of(error, model, "teacher"))) from error
-
-
 def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: Guidance) -> Method:
     key = f"methods.{name}"
     if not _NAME.fullmatch(name) or name in RESERVED:
@@ -449,43 +506,44 @@ def _parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance:
         )
     if not isinstance(block, Mapping):
         raise UserError(f"{key}: found {quoted(block)}, expected a block of keys.")
+    if "method" not in block:
+        outdent = (
+            f"; if the block {name!r} is meant, begin it at the start of a line" if name in _Layout.model_fields else ""
+        )
+        raise UserError(f"{key}.method: missing; expected one of: {', '.join(method_modules())}{outdent}.")
     try:
-        method_type = method_class(block.get("method"))
+        method_type = method_class(block["method"])
     except UserError as error:
         raise UserError(f"{key}.method: {error}") from error
-    try:
-        method = method_type(method_type.Settings.model_validate(dict(block)), guidance)
-    except pydantic.ValidationError as error:
-        raise UserError("\n".join(problems_of(error, method_type.Settings, key))) from error
-    if teacher is not None and (problem := _refused(method.check, teacher)):
-        raise UserError(f"{key}.{problem}.")
-    return method
+    problems: list[str] = []
+    settings, wrong = _without_wrong(method_type.Settings, block, key, problems)
+    problem = _refused(method_type(settings, guidance).check, teacher) if settings and teacher else None
+    if problem and not _touched(wrong, problem.partition(":")[0]):
+        problems.append(f"{key}.{problem}.")
+    if problems:
+        raise UserError("\n".join(problems))
+    return method_type(settings, guidance)
 
 
-def _evaluation_problems(layout: _Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:
-    problems = _nfe_problems(layout, known)
+def _reference_problems(layout: _Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:
     reference, sampled = layout.evaluation.teacher, layout.evaluation.sampled
     method = selected.get(reference.variant)
     follows = method is not None and not method.trains and method.follows_teacher
     if reference.variant in known and known[reference.variant] is None:
-        pass  # whose own problems are named already
-    elif method is None or not follows or reference.nfe not in sampled(reference.variant, method):
-        untrained = [
-            f"{name} with {', '.join(map(str, sorted(sampled(name, method))))}"
-            for name, method in selected.items()
-            if not method.trains and method.follows_teacher
-        ]
-        problems.append(
-            f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}, expected a selected "
-            f"deterministic sampler of the teacher and one of its numbers of network evaluations, two a guided step "
-            f"({'; '.join(untrained) or 'none is selected'})."
-        )
-    problems += _weights_problems(layout.evaluation)
-    problems += _protocol_problems(layout.evaluation)
-    for name in layout.evaluation.external:
-        if not _NAME.fullmatch(name) or name in known or name in RESERVED:
-            problems.append(f"evaluation.external.{name}: expected a name of {_NAME_IN_WORDS} that no method has.")
-    return problems
+        return []  # whose own problems are named already
+    if method is not None and follows and reference.nfe in sampled(reference.variant, method):
+        return []
+    untrained = [
+        f"{name} with {', '.join(map(str, sorted(sampled(name, method))))}"
+        for name, method in selected.items()
+        if not method.trains and method.follows_teacher
+    ]
+    default = "" if "teacher" in layout.evaluation.model_fields_set else " (the default)"
+    return [
+        f"evaluation.teacher: found variant {reference.variant!r} with nfe {reference.nfe}{default}, expected a "
+        f"selected deterministic sampler of the teacher and one of its numbers of network evaluations, two a guided "
+        f"step ({'; '.join(untrained) or 'none is selected'})."
+    ]
 
 
 def _nfe_problems(layout: _Layout, known: Mapping[str, Method | None]) -> list[str]:
@@ -531,7 +589,8 @@ def _file_problems(layout: _Layout, data: Any) -> list[str]:
     prepared = Path(layout.results, layout.experiment, "data", RECORD).exists()
     problems = data_problems(data) if data and not prepared else []
     for name, protocol in layout.evaluation.further_protocols.items():
-        if protocol.reference_is_file and (problem := reference_problem(Path(protocol.reference), data)):
+        features = protocol.features or layout.evaluation.features
+        if protocol.reference_is_file and (problem := reference_problem(Path(protocol.reference), data, features)):
             problems.append(f"evaluation.protocols.{name}.reference: {problem}")
     for name, path in layout.evaluation.weights.items():
         is_file = name.removesuffix("-clean-fid") == "inception"

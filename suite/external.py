@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from diffusion.data.samples import labels_shape, samples_shape
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.settings import Seeds, Settings, UserPath
+from evaluation.measure.protocols import DIMENSIONS, ExtractorName
 
 # Of evaluation.measure.quality, whose import costs seconds: precision and recall take the third nearest neighbour.
 LEAST_SAMPLES = 4
@@ -113,13 +114,13 @@ def _checked_count(file: Path, shape: tuple[int, int, int], labelled: bool) -> i
     return count
 
 
-def reference_problem(file: Path, data: Any) -> str | None:
-    """What is wrong with a reference: images of another size than the data's, or neither images nor moments.
+def reference_problem(file: Path, data: Any, features: ExtractorName) -> str | None:
+    """What is wrong with a reference: images of another size than the data's, or moments of other features.
 
-    Of which extractor its moments are is for the job to say.
+    Of extractors with features of one length the job tells which its moments are of.
     """
     try:
-        return _reference_problem(file, data)
+        return _reference_problem(file, data, DIMENSIONS[features])
     except FileNotFoundError:
         return f"found {str(file)!r}, expected train, test or an existing file."
     except UserError as error:
@@ -128,7 +129,7 @@ def reference_problem(file: Path, data: Any) -> str | None:
         return f"{file}: cannot be read as an .npz ({first_line(error)}); expected 'arr_0', or 'mu' and 'sigma'."
 
 
-def _reference_problem(file: Path, data: Any) -> str | None:
+def _reference_problem(file: Path, data: Any, dimensions: int) -> str | None:
     with np.load(file, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return f"{file}: holds one array, expected an .npz."
@@ -141,4 +142,6 @@ def _reference_problem(file: Path, data: Any) -> str | None:
         return None
     if mean is None:
         return f"{file}: holds {sorted(names)}; expected 'arr_0' (images), or 'mu' and 'sigma' (moments)."
-    return None if len(mean) == 1 else f"{file}: 'mu' has the shape {mean}, expected one value a dimension."
+    if mean == (dimensions,):
+        return None
+    return f"{file}: 'mu' has the shape {mean}, expected ({dimensions},), as the features of the protocol have."

@@ -73,6 +73,8 @@ def test_a_selection_keeps_the_ablation():
         ({"axes": {"delta": [{"delta": 9.0}]}}, r"ablation\.axes\.delta\[0\]: methods\.delta-9\.0\.delta: found 9"),
         ({"axes": {"delta": [{"detla": 0.1}]}}, r"ablation\.axes\.delta\[0\]: .*detla: unknown key"),
         ({"axes": {"x": [{"delta": 0.1}, {"delta": 0.1}]}}, r"ablation\.axes\.x: two changes have the name 'x-0.1'"),
+        ({"axes": {"x": [{}]}}, r"ablation\.axes\.x\[0\]: found \{\}, expected a change of "),
+        ({"axes": {"x": []}}, r"ablation\.axes\.x: found \[\], expected a list of changes"),
         ({"axes": {}}, r"ablation\.axes"),
         ({"axes": {"boot": [{"solver": "heun"}]}}, r"ablation\.axes\.boot\[0\]: the name 'boot-heun' is taken"),
         ({"axis": {}}, r"ablation\.axis: unknown key; expected one of: base, axes"),
@@ -81,6 +83,18 @@ def test_a_selection_keeps_the_ablation():
 def test_a_broken_ablation_is_refused(changes, expected):
     with pytest.raises(UserError, match=expected):
         experiment(**changes)
+
+
+def test_values_that_no_name_can_hold_name_variants():
+    changes = [{"training": {"betas": [0.9, 0.99]}}, {"training": {"betas": [0.5, 0.999]}}]
+    parsed = experiment(axes={"second moment": changes})
+    assert parsed.ablation == {
+        "second moment": {
+            "second-moment-0.9-0.99": "betas [0.9, 0.99]",
+            "second-moment-0.5-0.999": "betas [0.5, 0.999]",
+        }
+    }
+    assert parsed.methods["second-moment-0.5-0.999"].settings.training.betas == (0.5, 0.999)
 
 
 def results(values):

@@ -152,6 +152,12 @@ def test_every_shipped_experiment_is_valid(file):
         ("methods.teacher", {"method": "ddim"}, ["methods.teacher", "none of"]),
         ("methods.boot-heun.method", ["boot"], ["methods.boot-heun.method: found ['boot']"]),
         ("evaluation.seeds", [2**70], ["evaluation.seeds"]),
+        (
+            "train_seeds",
+            [2**53],
+            ["train_seeds: found [9007199254740992], expected different numbers from 0 to 2^53 − 1"],
+        ),
+        ("teacher.seed", 2**53, ["teacher.seed: found 9007199254740992, expected less than 9007199254740992"]),
         ("evaluation.weights", {"inception": "x.pth"}, ["evaluation.weights.inception", "remove it"]),
         (
             "teacher.training.warmup_steps",
@@ -196,6 +202,16 @@ def test_every_shipped_experiment_is_valid(file):
         ("evaluation.seeds", [0, True], ["evaluation.seeds: found [0, true], expected a number"]),
         ("evaluation.num_samples", "many", ["evaluation.num_samples: found 'many'"]),
         ("published_as", "celeba", ["published_as: found 'celeba'", "cifar10"]),
+        ("methods.boot-heun.method", DELETED, ["methods.boot-heun.method: missing; expected one of: boot,"]),
+        ("methods.evaluation", {"seeds": [0]}, ["methods.evaluation.method: missing", "at the start of a line"]),
+        ("evaluation.weights", {"vgg": "x"}, ["evaluation.weights.vgg: found 'vgg', expected 'inception'"]),
+        ("train_seeds", "[0, 1", ["train_seeds: found '[0, 1', expected a list", "this text is not YAML"]),
+        ("methods", "{boot={}}", ["methods: found '{boot={}}', expected a block of keys; this text is not YAML"]),
+        (
+            "evaluation.protocols.truncated.reference_sha256",
+            "ABC",
+            ["found 'ABC', expected text of the form ^[0-9a-f]"],
+        ),
     ],
 )
 def test_broken_configurations_are_refused(path, value, expected):
@@ -390,6 +406,9 @@ def test_a_training_block_in_part_keeps_the_methods_own_defaults():
     raw = changed("methods.boot-heun.training", {"steps": "40", "ema_decay": 0.5})
     training = parse_experiment(raw).methods["boot-heun"].settings.training
     assert (training.steps, training.warmup_steps, training.ema_decay) == (40, 2, 0.5)
+    for spelt in (40.0, "4_0"):
+        raw = changed("methods.boot-heun.training", {"steps": spelt, "ema_decay": 0.5})
+        assert parse_experiment(raw).methods["boot-heun"].settings.training == training
     raw = changed("methods.boot-heun.training", {"steps": 100})
     training = parse_experiment(raw).methods["boot-heun"].settings.training
     assert (training.warmup_steps, training.ema_decay) == (50, 0.99)

@@ -41,6 +41,20 @@ def problems(path, text, read=ConfigurationFiles):
         ("a: 'b\nc: 1\n", "3:1", "is not YAML: found unexpected end of stream"),
         ("a: *b\n", "1:4", "is not YAML: found undefined alias 'b'"),
         ("a: 1\n---\nb: 2\n", "2:1", "is not YAML: but found another document"),
+        ("a:\n  b:1\n  c: 2\n", "3:4", "the line above for a colon without a space behind it"),
+        ("a:\n\tb: 1\n", "2:1", "; write spaces in place of the tab."),
+        ("a: @b\n", "1:4", "; a text that begins so needs quotes."),
+        ("a: [*]\n", "1:6", "; a text that begins with * or & needs quotes."),
+        ("a: 'b\nc: 1\n", "3:1", "a quoted scalar that begins in line 1."),
+        ("a:\u00a01\nb: 2\n", "2:2", "there is U+00A0 (NO-BREAK SPACE), which only looks like a plain mark"),
+        ("{a: 1,\u00a0b: 2}\n", "1:7", "found a key with U+00A0 (NO-BREAK SPACE)"),
+        ("a: {“b”: 2}\n", "1:5", "a.“b”: found a key with U+201C (LEFT DOUBLE QUOTATION MARK), U+201D"),
+        ("a: &x {b: {c: *x}}\n", "1:4", "this block is an alias for itself; write it out"),
+        ("a: {<<: 3}\n", "1:9", "is not YAML: expected a mapping or list of mappings for merging"),
+        ("a: !include b.yaml\n", "1:4", "could not determine a constructor for the tag '!include'"),
+        ("a: {b: 2024-13-45}\n", "1:8", "a.b: found 2024-13-45, which YAML cannot read (month must be in 1..12)"),
+        ("404 page not found\n", None, "holds no block of keys"),
+        ("a: 1\n".encode("utf-16"), None, "byte 0 is no UTF-8 text"),
         ("a: 1\nb: \x07\n", "2", "is not YAML: the character '\\x07' cannot stand in it"),
         ("- a\n", None, "holds no block of keys"),
         ("", None, "holds no block of keys"),
@@ -66,6 +80,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         "\ufeffa: 1\n",
         '{"a":\t1}',
         "a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\n",
+        "a: &x {b: 1}\nd: {<<: [*x, {c: 2}]}\ne: *x\n",
+        "%YAML 1.1\n---\na: !!python/tuple [1, 2]\n...\n",
+        "a: “b” # “c”\r\n",
     ],
 )
 def test_what_is_read_as_it_looks_is_taken(tmp_path, text):
@@ -107,6 +124,78 @@ def test_all_problems_come_at_once_each_with_the_place_of_its_key(tmp_path):
     assert len(found) == len(expected), "\n".join(found)
     for beginning in expected:
         assert sum(line.startswith(f"{file}:{beginning}") for line in found) == 1, f"{beginning}\n" + "\n".join(found)
+
+
+def test_what_is_right_of_a_broken_block_is_checked_in_the_same_turn(tmp_path):
+    """Against whatever else is right, of other blocks as well."""
+    file = tmp_path / "mine.yaml"
+    text = (
+        "experiment: x\n"
+        "data: {kind: digits}\n"
+        "teacher:\n"
+        "  network: {block_out_channels: [16, 16], norm_num_groups: 8, attention_resolutions: [16]}\n"
+        "  schedule: {num_timesteps: 3}\n"
+        "  training: {steps: 10k, warmup_steps: 50}\n"
+        "methods:\n"
+        "  ddim: {method: ddim, num_inference_steps: [1, 4], delta: 1}\n"
+        "  boot: {method: boot, delta: 2, solvr: heun}\n"
+        "comparison:\n"
+        "  few: {boot: {stepz: 5}, progresive: {}}\n"
+        "  a b: {boot: {}}\n"
+        "evaluation:\n"
+        "  num_samples: many\n"
+        "  weights: {vgg: x, inception: nowhere}\n"
+        "  protocols: {a: {library: cleanfid}, b: {num_samples: 5000}, c: {reference: nowhere.npz}}\n"
+    )
+    found = problems(file, text, lambda paths: ConfigurationFiles(paths).parse(_loaded(file)))
+    expected = [
+        "4:3: teacher.network: attention_resolutions: 16 is not one of",
+        "6:14: teacher.training.steps: found '10k', expected a whole number.",
+        "8:24: methods.ddim.num_inference_steps: found 4, expected at most the teacher's num_timesteps (3)",
+        "8:53: methods.ddim.delta: unknown key",
+        "9:24: methods.boot.delta: found 2.0, expected less than the teacher's whole interval",
+        "9:34: methods.boot.solvr: unknown key",
+        "11:9: comparison.few.boot: methods.boot-few.stepz: unknown key",
+        "11:27: comparison.few.progresive: found 'progresive', expected a variant under methods",
+        "10:1: comparison: found the budget 'a b'",
+        "14:3: evaluation.num_samples: found 'many', expected a whole number.",
+        "15:13: evaluation.weights.vgg: found 'vgg', expected 'inception', ",
+        "15:21: evaluation.weights.inception: found 'nowhere', expected an existing file.",
+        "16:19: evaluation.protocols.a.library: found 'cleanfid'",
+        "16:67: evaluation.protocols.c.reference: found 'nowhere.npz'",
+    ]
+    assert len(found) == len(expected), "\n".join(found)
+    for beginning in expected:
+        assert sum(line.startswith(f"{file}:{beginning}") for line in found) == 1, f"{beginning}\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ("methods: [{method: boot}]\nablation: {base: boot, axes: {a: [{delta: 0.1}]}}", "methods: found"),
+        ("methods: {ddim: {method: ddim, num_inference_steps: 5}}", "methods.ddim.num_inference_steps: found 5"),
+        ("evaluation:", "evaluation: found null, expected a block of keys."),
+        ("evaluation: {teacher: {nfe: few}}", "evaluation.teacher.nfe: found 'few'"),
+        ("evaluation: {num_samples: 5k, protocols: {a: {num_samples: 5000}}}", "evaluation.num_samples: found '5k'"),
+        ("evaluation: {features: vit, weights: {inception: setup}}", "evaluation.features: found 'vit'"),
+        ("ablation: {base: bot, axes: {a: [{delta: 0.1}]}}", "ablation.base: found 'bot', expected a variant"),
+        ("comparison: {boot: {}}", "comparison.boot: found no variant, expected a budget's name"),
+        ("comparison: {time: {boot: {delta: small}}}", "comparison.time.boot: methods.boot-time.delta: found 'small'"),
+    ],
+)
+def test_one_mistake_is_one_line(tmp_path, block, said):
+    """Of the defaults that stand in for what is wrong nothing is said."""
+    file = tmp_path / "mine.yaml"
+    (tmp_path / "setup").touch()
+    text = GOOD + block.replace(": setup", f": {tmp_path / 'setup'}") + "\n"
+    (problem,) = problems(file, text, lambda paths: ConfigurationFiles(paths).parse(_loaded(file)))
+    assert said in problem
+
+
+def test_what_is_missing_altogether_names_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    found = problems(file, "experiment: x\n", lambda paths: ConfigurationFiles(paths).parse(_loaded(file)))
+    assert found == [f"{file}: {key}: missing; expected a value." for key in ("data", "teacher")]
 
 
 def _loaded(file):

@@ -52,6 +52,21 @@ def test_the_mode_belongs_to_clean_fid():
         Protocol.model_validate({"mode": "clean"})
 
 
+def test_moments_of_other_features_are_refused_before_anything_runs(tmp_path):
+    file = tmp_path / "r.npz"
+    np.savez(file, mu=np.zeros(2048), sigma=np.eye(2048))
+    parse_experiment(tiny(protocols={"adm": {"reference": str(file), "features": "inception"}}))
+    with pytest.raises(
+        UserError, match=r"protocols\.adm\.reference: .*'mu' has the shape \(2048,\), expected \(1280,\)"
+    ):
+        parse_experiment(tiny(protocols={"adm": {"reference": str(file)}}))
+    np.savez(file, mu=np.zeros((1, 1280)), sigma=np.eye(1280))
+    with pytest.raises(UserError, match=r"'mu' has the shape \(1, 1280\), expected \(1280,\)"):
+        parse_experiment(tiny(protocols={"adm": {"reference": str(file)}}))
+    np.savez(file, mu=np.zeros(5), sigma=np.eye(5), arr_0=np.zeros((20, 8, 8, 1), np.uint8))  # its images count
+    parse_experiment(tiny(protocols={"adm": {"reference": str(file)}}))
+
+
 def test_a_protocol_takes_what_it_does_not_say_from_the_experiment():
     protocols = {"half": {"num_samples": 24}, "other": {"features": "efficientnet-lite0-32"}}
     experiment = parse_experiment(tiny(protocols=protocols))

@@ -20,10 +20,10 @@ from report_fixture import DDIM, FULL, NASTY, PART, fabricate
 
 from diffusion.runtime.errors import UserError
 from evaluation.columns import RANK_MARK
+from evaluation.report import figures as plots
 from evaluation.report import format, tables
 from evaluation.report.format import Cell, Column, Table, format_value
 from evaluation.report.page import ReportInputs, findings, flatten, load_results, render, report_files, standing
-from evaluation.report import figures as plots
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
 from evaluation.results import stored

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import create_model, model_validator
+from pydantic import PositiveInt, TypeAdapter, ValidationError, create_model, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
@@ -62,8 +62,10 @@ class TrainedSettings(GrownSettings):
             and isinstance(given.get("training"), Mapping)
             and isinstance(default, TrainingSettings)
         ):
-            steps = str(given["training"].get("steps"))
-            kept = default.defaults_for(int(steps)) if steps.isdecimal() and int(steps) else default.model_dump()
+            try:
+                kept = default.defaults_for(TypeAdapter(PositiveInt).validate_python(given["training"].get("steps")))
+            except ValidationError:  # none, or what the block itself refuses
+                kept = default.model_dump()
             if given["training"].get("minutes") is not None:
                 del kept["steps"]  # the default is no second end beside a time budget
             return {**given, "training": {**kept, **given["training"]}}

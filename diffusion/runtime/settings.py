@@ -33,6 +33,7 @@ _EXPECTED = {
     "bool_": "true or false",
     "string_type": "text (in quotes, where YAML takes it for something else)",
     "string_too_short": "some text",
+    "string_pattern": "text of the form {pattern}",
     "tuple_type": "a list such as [{example}]",
     "too_short": "at least {min_length} in the list",
     "too_long": "at most {max_length} in the list",
@@ -110,7 +111,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = ""
 
 def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
     location, kind, value = problem["loc"], problem["type"], problem["input"]
-    path = ".".join(filter(None, [prefix, *map(str, location)])) or "the configuration"
+    # A key that is none of those allowed stands in its own path already.
+    path = ".".join(filter(None, [prefix, *(str(key) for key in location if key != "[key]")])) or "the configuration"
     if kind == "extra_forbidden":
         return f"{path}: unknown key; expected one of: {', '.join(_block_at(model, location[:-1]).model_fields)}."
     if kind == "missing":
@@ -125,6 +127,8 @@ def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> st
     expected = expected.format_map({"example": example, **problem.get("ctx", {})})
     if kind == "int_parsing" and (whole := _whole(value)) is not None:
         expected += f"; write {whole}"
+    if isinstance(value, str) and value.startswith(("[", "{")):  # which Snakemake keeps as a text
+        expected += "; this text is not YAML: look at its brackets, and for a space behind each colon"
     return f"{path}: found {quoted(value)}, expected {expected}."
 
 
@@ -217,8 +221,9 @@ UserPath = Annotated[str, AfterValidator(user_path)]
 
 
 def _distinct_and_not_negative(value: tuple[int, ...]) -> tuple[int, ...]:
-    if min(value) < 0 or max(value) >= 2**63 or len(set(value)) != len(value):
-        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^63 − 1")
+    # Tables are read as float64, which has no odd numbers beyond.
+    if min(value) < 0 or max(value) >= 2**53 or len(set(value)) != len(value):
+        raise ValueError(f"found {list(value)}, expected different numbers from 0 to 2^53 − 1")
     return value
 
 
