@@ -21,7 +21,7 @@ from diffusion.runtime.files import canonical_json, fingerprint
 from diffusion.teachers.folder import deciding_files, own_network_file
 from diffusion.runtime.settings import user_path
 from diffusion.teachers.train import StoredTeacher
-from diffusion.training.loop import discard_delivered
+from diffusion.training.delivered import discard_delivered
 from evaluation.measure.protocols import MAIN
 from suite.configuration_file import ConfigurationFiles
 from suite.launch import WORKFLOW, print_anything

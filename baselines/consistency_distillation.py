@@ -28,7 +28,8 @@ from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_step, heun_step, karras_levels
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.train import RealPictures, TeacherFacts
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 Solver = Literal["ddim", "heun"]
 PixelDistance = Literal["l2", "l1", "pseudo_huber"]

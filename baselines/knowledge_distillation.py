@@ -14,7 +14,8 @@ from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.student import NoiseStudent, one_step_sampler
 from diffusion.teachers.folder import save_denoiser
 from diffusion.teachers.train import TeacherFacts
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 class KnowledgeDistillationSettings(TrainedSettings):

@@ -19,7 +19,8 @@ from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent, one_step_sampler
 from diffusion.teachers.folder import picture_shape, save_denoiser
 from diffusion.teachers.train import TeacherFacts
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 class PidSettings(TrainedSettings, ComparingSettings):

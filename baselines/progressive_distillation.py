@@ -18,7 +18,8 @@ from diffusion.schedule import per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.train import RealPictures, TeacherFacts
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 class ProgressiveSettings(TrainedSettings):

@@ -26,7 +26,9 @@ from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent, one_step_sampler
 from diffusion.teachers.folder import picture_shape, save_denoiser
 from diffusion.teachers.train import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings, seed_dropout
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.randomness import seed_dropout
+from diffusion.training.settings import TrainingSettings
 
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0

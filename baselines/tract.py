@@ -20,7 +20,9 @@ from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level, heun_step
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.train import RealPictures, TeacherFacts
-from diffusion.training.loop import MovingAverage, Step, TrainingRun, TrainingSettings
+from diffusion.training.average import MovingAverage
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 Solver = Literal["ddim", "heun"]
 

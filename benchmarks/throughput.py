@@ -29,7 +29,8 @@ from diffusion.runtime.device import default_device
 from diffusion.teachers.folder import load_denoiser
 from diffusion.teachers.networks.unet import build_network
 from diffusion.teachers.train import StoredTeacher, train_teacher
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 from suite.configuration import Experiment, parse_experiment
 
 

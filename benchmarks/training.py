@@ -83,7 +83,8 @@ from diffusion.runtime.precision import float32_products
 from diffusion.teachers.folder import build_scheduler
 from diffusion.teachers.networks.unet import build_network
 from diffusion.teachers.train import TeacherSettings, train_teacher
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 from suite.configuration import Experiment, parse_experiment
 from suite.network_cost import network_operations
 from suite.provenance import commit, hardware, versions

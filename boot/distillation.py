@@ -20,7 +20,8 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
 from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
 from diffusion.teachers.train import TeacherFacts, uniform_times
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 class BootSettings(TrainedSettings, ComparingSettings):

@@ -603,7 +603,9 @@ def _file_problems(layout: _Layout, data: Any) -> list[str]:
 def _published_problems(name: str | None) -> list[str]:
     if name is None:
         return []
-    known = yaml.safe_load((Path(evaluation.__path__[0]) / "results" / "published.yaml").read_text(encoding="utf-8"))["datasets"]
+    known = yaml.safe_load((Path(evaluation.__path__[0]) / "results" / "published.yaml").read_text(encoding="utf-8"))[
+        "datasets"
+    ]
     if name in known:
         return []
     return [f"published_as: found {name!r}, expected one of: {', '.join(known)}."]

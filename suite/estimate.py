@@ -34,7 +34,8 @@ from diffusion.runtime.precision import float32_products
 from diffusion.teachers.folder import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import StoredTeacher, TeacherSettings, train_teacher
-from diffusion.training.loop import Stateful, Step, Trained, TrainingRun, TrainingSettings
+from diffusion.training.loop import Stateful, Step, Trained, TrainingRun
+from diffusion.training.settings import TrainingSettings
 from evaluation.measure.protocols import DIMENSIONS
 from evaluation.results.stored import load_published
 from suite.configuration import Experiment

@@ -18,7 +18,9 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.train import TeacherSettings, train_teacher
-from diffusion.training.loop import MovingAverage, TrainingRun, TrainingSettings
+from diffusion.training.average import MovingAverage
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 from evaluation.measure.extractor import _reproducible_arithmetic
 from suite.provenance import write_provenance
 

@@ -12,7 +12,8 @@ from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.train import TeacherSettings, train_teacher
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}

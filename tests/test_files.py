@@ -19,7 +19,8 @@ from diffusion.runtime import files
 from diffusion.runtime.errors import NonFiniteError, UserError
 from diffusion.runtime.files import atomic_path, canonical_json, fingerprint, new_array, read_json, write_json
 from diffusion.teachers.folder import save_denoiser
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):

@@ -13,7 +13,8 @@ from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import halves, largest_fitting, memory_of, within_memory
 from diffusion.runtime.processes import Processes
 from diffusion.teachers.folder import save_denoiser
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 from evaluation.measure.speed import measure_speed
 from suite.stages.sampling import draw_samples
 

@@ -12,7 +12,8 @@ from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.student import NoiseStudent
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.train import TeacherSettings
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 COSINE, EDM = CosineSchedule(), EdmSchedule()

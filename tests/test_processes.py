@@ -23,7 +23,8 @@ from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.processes import Processes, portions_of
 from diffusion.teachers.folder import save_denoiser
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 from diffusion.training.sharding import shard, whole
 from suite.configuration import parse_experiment
 from suite.plan import Plan

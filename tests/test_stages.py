@@ -17,7 +17,7 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
 from diffusion.teachers.folder import save_denoiser
-from diffusion.training.loop import discard_delivered
+from diffusion.training.delivered import discard_delivered
 from suite.cli import build_parser
 from suite.stages.common import result_folder, sole_maker
 from suite.stages.measuring import check_resolution

@@ -14,7 +14,8 @@ from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.train import RealPictures, TeacherSettings, denoising_loss, train_teacher, uniform_times
 from diffusion.thresholding import NO_THRESHOLD
-from diffusion.training.loop import TrainingRun, seed_dropout
+from diffusion.training.loop import TrainingRun
+from diffusion.training.randomness import seed_dropout
 
 SCHEDULE = CosineSchedule()
 GENERATOR = torch.Generator().manual_seed(0)

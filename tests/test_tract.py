@@ -19,7 +19,8 @@ from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.train import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
-from diffusion.training.loop import TrainingRun, TrainingSettings
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 SCHEDULE = CosineSchedule()

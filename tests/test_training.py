@@ -19,7 +19,11 @@ from tiny import tiny_denoiser
 from torch import nn
 
 from diffusion.runtime.errors import CheckpointError, NonFiniteError, UserError
-from diffusion.training.loop import MovingAverage, TrainingRun, TrainingSettings, discard_delivered, seed_dropout
+from diffusion.training.average import MovingAverage
+from diffusion.training.delivered import discard_delivered
+from diffusion.training.loop import TrainingRun
+from diffusion.training.randomness import seed_dropout
+from diffusion.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 

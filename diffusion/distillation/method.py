@@ -23,7 +23,8 @@ from diffusion.guidance import Guidance, guided
 from diffusion.runtime.settings import GrownSettings, Settings, StepCounts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.train import TeacherFacts
-from diffusion.training.loop import Snapshot, Trained, TrainingRun, TrainingSettings
+from diffusion.training.loop import Snapshot, Trained, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]

@@ -27,7 +27,8 @@ from diffusion.teachers.folder import (
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.thresholding import STATIC, Thresholding
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 # P_mean and P_std of Karras et al. 2022 (arXiv 2206.00364), table 1.
 _LOG_SIGMA_MEAN, _LOG_SIGMA_DEVIATION = -1.2, 1.2

@@ -7,11 +7,8 @@ at the same number of threads, and on a GPU with BOOT_DETERMINISTIC=1.
 """
 
 import copy
-import hashlib
 import math
-import os
 import pickle
-import shutil
 import signal
 import sys
 import threading
@@ -20,26 +17,27 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from diffusion.runtime.errors import CheckpointError, DeviceMemoryError, NonFiniteError, UserError, first_line
-from diffusion.runtime.files import atomic_path, only_one, read_json, remove_leftovers, sha256_file, write_json, writing
+from diffusion.runtime.files import atomic_path, only_one, remove_leftovers, writing
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.memory import largest_fitting, memory_of, out_of_memory
-from diffusion.runtime.precision import float32_products, has_short_products, repeatable
+from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.runtime.processes import ALONE, join
-from diffusion.runtime.settings import GrownSettings
 from diffusion.training import sharding
+from diffusion.training.average import MovingAverage
+from diffusion.training.delivered import mark_delivered
+from diffusion.training.randomness import seed_dropout, seed_of
+from diffusion.training.settings import TrainingSettings
 
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
@@ -51,7 +49,6 @@ _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits
 _UNTIMED_STEPS, _TIMED_STEPS = 5, 10
 _TIMED_SHARE, _UNTIMED_LIMIT, _TIMED_LIMIT = 0.03, 0.15, 0.25
 
-_DELIVERED = "delivered"
 
 LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
 
@@ -119,295 +116,6 @@ class Trained(NamedTuple):
     snapshots: tuple[Snapshot, ...] = ()
 
 
-class TrainingSettings(GrownSettings):
-    """How a network is optimised.
-
-    Attributes:
-        steps: optimiser steps (of one stage, where a method has several); null leaves them to ``minutes``.
-        minutes: wall-clock time of the whole training, all stages of a method together, compilation included. How many
-            steps fit is fixed once, from the rate of the first ones, and stored: a resumed run keeps the number, and
-            ``steps`` with that number trains the same weights. Where both are given, whichever ends first.
-        batch_size: pictures or noises a step, however many GPUs share it.
-        gradient_accumulation_steps: in how many slices of equal size a step's batch is computed, one after the other;
-            several processes share them. Every slice has its own random draws, so that a run gives the same weights, up
-            to the order of float32 sums, whatever the number of processes that share its slices.
-        learning_rate: the peak value, after ``warmup_steps`` of linear warm-up.
-        decay: how the rate falls to zero over ``steps`` ("constant": it does not).
-        ema_decay: decay of the exponential moving average of the weights that is kept as the result; null keeps
-            the last weights themselves.
-        gradient_clip: largest L2 norm of the gradient.
-        optimiser: "adamw", or "radam" (Liu et al. 2020), which consistency models were published with.
-        betas: decay of the two moments of the gradient.
-        weight_decay: the optimiser's decoupled decay.
-        snapshots: how many times the result so far is kept aside, for learning curves: after 1/2 of the steps, 1/4,
-            1/8, ….
-        compile: "default" compiles the loss and its gradient with torch.compile; "cudagraphs" captures them as CUDA
-            graphs too, which spares a small network the time of launching its kernels. Both give the same losses up to
-            the order of float32 sums. The draws and the optimiser stay outside.
-        shard: spreads the weights, their gradients, moments and average over the processes (FSDP), for networks that do
-            not fit one card otherwise; alone, a process has all of them. The same training up to the order of sums.
-        precision: "fp32" computes in float32 throughout; "tf32" lets a card shorten the factors of matrix products and
-            convolutions to TF32 (10 bits of mantissa); "bf16" runs the networks under bfloat16 autocast (7 bits).
-            "auto" is "bf16" for a teacher and "tf32" for all else on a card that has them in hardware, and "fp32"
-            elsewhere: the targets of distillation are differences of estimates, which their weights amplify, and all
-            distillers shall have the same precision.
-        activation_checkpointing: the backward pass computes the activations within the network's blocks again instead
-            of keeping them. The same gradients for less memory and about a third more time.
-        channels_last: whether the channels of weights and activations lie beside each other in memory, as tensor cores
-            want them; "auto": under bfloat16 on a card. The same values up to the order of sums.
-    """
-
-    later: ClassVar[tuple[str, ...]] = ("minutes",)
-
-    steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
-    batch_size: int = Field(128, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float = Field(5e-4, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    gradient_clip: float = Field(1.0, gt=0)
-    optimiser: Literal["adamw", "radam"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    snapshots: int = Field(0, ge=0)
-    compile: Literal["off", "default", "cudagraphs"] = "off"
-    shard: bool = False
-    precision: Literal["auto", "fp32", "tf32", "bf16"] = "auto"
-    activation_checkpointing: bool = False
-    channels_last: bool | Literal["auto"] = "auto"
-
-    @model_validator(mode="after")
-    def _ends(self) -> "TrainingSettings":
-        if self.steps is None and self.minutes is None:
-            raise ValueError("found neither steps nor minutes, expected one of them")
-        return self
-
-    @model_validator(mode="after")
-    def _has_room_in_its_steps(self) -> "TrainingSettings":
-        # Of several stages each has as many steps at least, see of_stage.
-        for key, (fewest, otherwise) in self.fewest_steps().items():
-            if self.steps is not None and self.steps < fewest:
-                raise ValueError(
-                    f"{key}: found {getattr(self, key)} with steps {self.steps}, expected {fewest} steps or more with "
-                    f"it: {otherwise}"
-                )
-        return self
-
-    def fewest_steps(self) -> dict[str, tuple[int, str]]:
-        """The keys that a training can be too short for: the fewest steps that each needs, and what were otherwise."""
-        return {
-            "warmup_steps": (self.warmup_steps + 1, "the learning rate would not reach its peak"),
-            "snapshots": (2**self.snapshots, "the earliest would come before the first step"),
-            # The average starts as the weights after the first step, and each further step leaves ema_decay of them.
-            "ema_decay": (
-                1 + (math.ceil(math.log(0.5) / math.log(self.ema_decay)) if self.ema_decay else 0),
-                "more than half of the kept average would be the weights after the first step",
-            ),
-        }
-
-    def defaults_for(self, steps: int) -> dict[str, Any]:
-        """A method's default settings as they stand in for the keys that a block of so many steps leaves out.
-
-        A warm-up or an average that such a training is too short for is shortened in proportion: the one keeps its
-        share of the steps, the other the share of its first weights, ``ema_decay`` to the power of the steps.
-        """
-        kept, fewest = self.model_dump(), self.fewest_steps()
-        if self.steps is not None and steps < fewest["warmup_steps"][0]:
-            kept["warmup_steps"] = self.warmup_steps * steps // self.steps
-        if self.steps is not None and self.ema_decay is not None and steps < fewest["ema_decay"][0]:
-            # After a single step the average is the weights themselves.
-            kept["ema_decay"] = None if steps == 1 else round(self.ema_decay ** (self.steps / steps), 6) or None
-        return kept
-
-    @model_validator(mode="after")
-    def _slices(self) -> "TrainingSettings":
-        if self.batch_size % self.gradient_accumulation_steps:
-            raise ValueError(
-                f"gradient_accumulation_steps: found {self.gradient_accumulation_steps}, expected a divisor of "
-                f"batch_size ({self.batch_size})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharded(self) -> "TrainingSettings":
-        if self.shard and self.compile != "off":
-            raise ValueError(f"shard: found true with compile {self.compile!r}, expected 'off'")
-        if self.shard and self.channels_last is True:
-            raise ValueError("shard: found true with channels_last true, expected 'auto' or false")
-        return self
-
-    @property
-    def slice_size(self) -> int:
-        """Pictures or noises of one slice: what a loss is called for."""
-        return self.batch_size // self.gradient_accumulation_steps
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _off_in_yaml(cls, value: Any) -> Any:
-        return "off" if value is False else value  # what YAML 1.1 makes of the word without quotes
-
-    @field_validator("betas")
-    @classmethod
-    def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not all(0 <= beta < 1 for beta in value):
-            raise ValueError(f"found {list(value)}, expected two numbers ≥ 0 and < 1")
-        return value
-
-    @property
-    def num_steps(self) -> int:
-        """The steps, once they are known.
-
-        Raises:
-            ValueError: they depend on how fast the device is.
-        """
-        if self.steps is None:
-            raise ValueError("how many steps fit into training.minutes is known when the first ones have been timed")
-        return self.steps
-
-    def of_stage(self, weight: int, total: int) -> "TrainingSettings":
-        """The settings of one of several stages: ``weight`` times the steps, or its share of the minutes.
-
-        Args:
-            total: the sum of the weights of all stages.
-        """
-        steps = None if self.steps is None else weight * self.steps
-        minutes = None if self.minutes is None else self.minutes * weight / total
-        return self.model_copy(update={"steps": steps, "minutes": minutes})
-
-    def snapshot_steps(self) -> list[int]:
-        """The numbers of steps after which a snapshot is taken, increasing."""
-        halved = (self.num_steps >> power for power in range(self.snapshots, 0, -1))
-        return sorted({steps for steps in halved if steps > 0})
-
-    def resolved(self, device: torch.device, bf16: bool = False) -> "TrainingSettings":
-        """The same with what "auto" comes to on a device.
-
-        Args:
-            bf16: whether precision "auto" means bfloat16 on a card that has it.
-
-        Raises:
-            UserError: TF32 without a card that has it.
-        """
-        able = has_short_products(device)
-        if self.precision == "tf32" and not able:
-            raise UserError(
-                f"training.precision: found 'tf32' on the device {device}, expected 'auto', 'fp32' or 'bf16': TF32 "
-                f"needs a card of compute capability 8.0 or later."
-            )
-        precision = self.precision_where(able, bf16)
-        channels_last = self.channels_last
-        if channels_last == "auto":
-            channels_last = precision == "bf16" and device.type == "cuda" and not self.shard
-        return self.model_copy(update={"precision": precision, "channels_last": channels_last})
-
-    def precision_where(self, able: bool, bf16: bool = False) -> Literal["fp32", "tf32", "bf16"]:
-        """What precision "auto" comes to.
-
-        Args:
-            able: whether the device has short products (:func:`diffusion.runtime.precision.has_short_products`).
-            bf16: whether "auto" means bfloat16 there.
-        """
-        if self.precision != "auto":
-            return self.precision
-        return ("bf16" if bf16 else "tf32") if able else "fp32"
-
-    @property
-    def arithmetic(self) -> str:
-        """How resolved settings compute the networks, in words."""
-        words = [{"fp32": "float32", "tf32": "float32 (TF32)", "bf16": "bfloat16 autocast"}[self.precision]]
-        words += ["channels last"] if self.channels_last else []
-        words += ["activations recomputed"] if self.activation_checkpointing else []
-        words += [f"compiled ({self.compile})"] if self.compile != "off" else []
-        return ", ".join(words)
-
-    def optimiser_of(self, network: nn.Module) -> torch.optim.Optimizer:
-        """A new optimiser of the network's trainable weights."""
-        weights = [p for p in network.parameters() if p.requires_grad]
-        common: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
-        if self.optimiser == "radam":
-            return torch.optim.RAdam(weights, decoupled_weight_decay=True, **common)
-        return torch.optim.AdamW(weights, fused=True, **common)
-
-    def rate(self, step: int) -> float:
-        """The learning rate of ``step`` (0-based)."""
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.learning_rate * warmup * self.decayed(step / self.num_steps)
-
-    def decayed(self, progress: float) -> float:
-        """What the decay has left of a rate after that share of the steps."""
-        if self.decay == "linear":
-            return 1 - progress
-        return 0.5 * (1 + math.cos(math.pi * progress)) if self.decay == "cosine" else 1.0
-
-
-def _seed_of(text: str) -> int:
-    """A seed of 63 bits that is another for every text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def seed_dropout(generator: torch.Generator, update: int = 0) -> None:
-    """Seeds the global generator, which dropout draws from, for one micro-batch.
-
-    The seed follows from the micro-batch's own, but is another: with the same one a mask would be a function of the
-    very numbers that the noise is made of.
-
-    Args:
-        generator: of the micro-batch.
-        update: which of the updates that draw from this generator; each has a mask of its own.
-    """
-    torch.manual_seed(_seed_of(f"{generator.initial_seed()}/dropout/{update}"))
-
-
-def mark_delivered(state: Path, result: Path) -> None:
-    """Notes that the state's result is stored, and where. The state stays: whoever runs the job may be killed before it
-    has taken note of the result, and would ask for it again; :func:`discard_delivered` removes it later."""
-    write_json(state / _DELIVERED, {"result": os.path.relpath(result, state), "sha256": _of_record(result)})
-
-
-def discard_delivered(states: Path) -> None:
-    """Removes the states under ``states`` whose results are stored, so that a forced rerun really trains again.
-
-    To be called when the results have been taken note of. States of unfinished jobs and those in use stay, and those
-    whose result is not there: Snakemake removes the outputs of a job that fails, also what another has delivered there.
-    """
-    for marker in states.glob(f"*/{_DELIVERED}"):
-        with suppress(UserError, KeyError, TypeError, OSError), only_one(marker.parent / "lock", str(marker.parent)):
-            facts = read_json(marker)
-            if _of_record(marker.parent / facts["result"]) == facts["sha256"]:
-                shutil.rmtree(marker.parent, ignore_errors=True)
-
-
-def _of_record(result: Path) -> str:
-    """Tells one delivery from another: a folder's record has its time in it."""
-    return sha256_file(result / "provenance.json")
-
-
-class MovingAverage(AveragedModel):
-    """The exponential moving average of a network's weights; after its first update it is the weights themselves.
-
-    torch's own copies its counter to the device in every update, which makes the host wait for the device.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network)
-        self.decay = decay
-        self.requires_grad_(False)
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        kept, current = tuple(self.module.parameters()), tuple(model.parameters())
-        if self.n_averaged == 0:  # it lies on the host
-            for own, weight in zip(kept, current, strict=True):  # once; the spread weights of FSDP have no foreach copy
-                own.copy_(weight)
-        else:
-            torch._foreach_lerp_(kept, current, 1 - self.decay)
-        for buffer, other in zip(self.module.buffers(), model.buffers(), strict=True):
-            buffer.copy_(other)
-        self.n_averaged += 1
-
-
 class _EvaluationCounter:
     """Forward hook that adds the batch size to a run's ``evaluations``."""
 
@@ -425,8 +133,8 @@ class _EvaluationCounter:
 class TrainingRun:
     """One resumable training job of one or several stages; use as a context manager.
 
-    The folder holds the state of an unfinished job until :func:`discard_delivered` removes it. Its lock makes a
-    second trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
+    The folder holds the state of an unfinished job until :mod:`diffusion.training.delivered` removes it. Its lock makes
+    a second trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
     inputs): a state with another key is refused.
 
     Attributes:
@@ -494,7 +202,7 @@ class TrainingRun:
         self._cleanup.close()
 
     def deliver(self, result: Path) -> None:
-        """Notes that the result is stored (:func:`mark_delivered`)."""
+        """Notes that the result is stored (:func:`diffusion.training.delivered.mark_delivered`)."""
         if self.processes.is_main:
             mark_delivered(self.folder, result)
 
@@ -1013,7 +721,7 @@ class TrainingRun:
     def generator(self, stage: str, step: int, number: int = 0) -> torch.Generator:
         """The random generator of one micro-batch of a step."""
         text = f"{self.seed}/{stage}/{step}" + (f"/{number}" if number else "")
-        return torch.Generator(self.device).manual_seed(_seed_of(text))
+        return torch.Generator(self.device).manual_seed(seed_of(text))
 
     def seed_initialisation(self, stream: str) -> None:
         """Seeds the global generator, from which torch draws the weights of a new network.
@@ -1021,7 +729,7 @@ class TrainingRun:
         Args:
             stream: a name. Two networks of one architecture start apart at the same seed if their streams differ.
         """
-        torch.manual_seed(_seed_of(f"{self.seed}/{stream}/0"))
+        torch.manual_seed(seed_of(f"{self.seed}/{stream}/0"))
 
     # -- the state ----------------------------------------------------------------------------------------------
 

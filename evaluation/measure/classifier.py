@@ -13,7 +13,8 @@ from diffusion.runtime.files import read_json, write_json
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.settings import Settings
 from diffusion.teachers.train import RealPictures
-from diffusion.training.loop import Step, TrainingRun, TrainingSettings
+from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.settings import TrainingSettings
 
 
 class ClassifierSettings(Settings):

@@ -24,7 +24,7 @@ from diffusion.runtime.files import only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.teachers.folder import deciding_files, load_conditions, stored_picture_shape
-from diffusion.training.loop import mark_delivered
+from diffusion.training.delivered import mark_delivered
 from suite.provenance import RECORD, Input, checked, write_provenance
 from suite.stages.common import asked, configured_method, network_folder, result_folder, state_key
 

@@ -54,7 +54,14 @@ CORE = [
 ]
 
 # The loop that all training stages run in.
-LOOP = ["training/loop.py", "runtime/precision.py", "training/sharding.py"]
+LOOP = [
+    "training/loop.py",
+    "training/settings.py",
+    "training/average.py",
+    "training/randomness.py",
+    "runtime/precision.py",
+    "training/sharding.py",
+]
 
 # How students of one evaluation are read.
 ONE_STEP = ["student.py"]
