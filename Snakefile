@@ -20,7 +20,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import canonical_json, fingerprint
 from diffusion.teachers.folder import deciding_files, own_network_file
 from diffusion.runtime.settings import user_path
-from diffusion.teachers.train import StoredTeacher
+from diffusion.teachers.settings import StoredTeacher
 from diffusion.training.delivered import discard_delivered
 from evaluation.measure.protocols import MAIN
 from suite.configuration_file import ConfigurationFiles

@@ -17,17 +17,19 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
+from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, LpipsDistance
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Distiller, Student, TrainedSettings, student_network
+from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
 from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.settings import StepCounts
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_step, heun_step, karras_levels
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.teachers.train import RealPictures, TeacherFacts
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 
@@ -92,7 +94,7 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
         return self
 
 
-class ConsistencyDistillation(Method):
+class ConsistencyDistillation(Distiller):
     """The student's answers at two neighbouring noise levels of one trajectory of the teacher shall agree."""
 
     name = "consistency_distillation"

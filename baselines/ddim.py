@@ -7,7 +7,7 @@ from pydantic import Field
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.distillation.sampler import TeacherSampler, TeacherSamplerSettings
 from diffusion.noise import noise_generators
 from diffusion.samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.solvers import ddim_sample

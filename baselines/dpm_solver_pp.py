@@ -6,7 +6,7 @@ import torch
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import TeacherSampler, TeacherSamplerSettings
+from diffusion.distillation.sampler import TeacherSampler, TeacherSamplerSettings
 from diffusion.samplers import Spacing, sample_with, sampling_grid, scheduler_on
 
 

@@ -1,19 +1,17 @@
 """Direct knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): regress the teacher's samples on noise."""
 
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Student, TrainedSettings
+from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs, PairsSettings
-from diffusion.student import NoiseStudent, one_step_sampler
-from diffusion.teachers.folder import save_denoiser
-from diffusion.teachers.train import TeacherFacts
+from diffusion.student import NoiseStudent
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 
@@ -32,7 +30,7 @@ class KnowledgeDistillationSettings(TrainedSettings):
     )
 
 
-class KnowledgeDistillation(Method):
+class KnowledgeDistillation(OneStep):
     """The student sees noises and the samples that a many-step DDIM of the teacher made of them, and nothing else."""
 
     name = "knowledge_distillation"
@@ -45,9 +43,6 @@ class KnowledgeDistillation(Method):
 
     settings: KnowledgeDistillationSettings
 
-    def evaluations(self) -> tuple[int, ...]:
-        return (1,)
-
     def pairs(self) -> PairsSettings:
         return self.settings.pairs
 
@@ -59,31 +54,23 @@ class KnowledgeDistillation(Method):
                 f"({teacher.num_timesteps})"
             )
 
+    def batch(
+        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
+    ) -> tuple[Any, ...]:
+        assert isinstance(data, Pairs)
+        return data.draw(step.batch_size, step.generator)
+
+    def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
+        noise, samples, condition = batch
+        told = torch.tensor(teacher.schedule.t_max, dtype=torch.float64)
+        return knowledge_distillation_loss(student, noise, samples, told, condition)
+
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Pairs)
-        settings = self.settings.training
-        network = student_network(teacher)
-        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type)
-        run.count(network)
-        told = torch.tensor(teacher.schedule.t_max, dtype=torch.float64)
+        return [student.with_cost_of(data) for student in super().distil(teacher, run, data)]
 
-        def compute(noise: torch.Tensor, samples: torch.Tensor, condition: Condition) -> torch.Tensor:
-            return knowledge_distillation_loss(student, noise, samples, told, condition)
-
-        compute = run.compiled(compute, settings)
-
-        def loss(step: Step) -> torch.Tensor:
-            noise, samples, condition = data.draw(step.batch_size, step.generator)
-            return compute(noise, samples, condition)
-
-        return [Student(1, *data.with_cost(run.fit("knowledge-distillation", network, loss, settings)))]
-
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        last = float(teacher.schedule.num_timesteps - 1)
-        save_denoiser(folder, teacher.with_network(network), told_timestep=last)
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        return one_step_sampler(folder, device)
+    def facts(self, teacher: Denoiser) -> dict[str, Any]:
+        return {"told_timestep": float(teacher.schedule.num_timesteps - 1)}
 
 
 def knowledge_distillation_loss(

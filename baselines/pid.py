@@ -1,8 +1,7 @@
 """PID, physics-informed distillation (Tee et al. 2024, arXiv 2411.08378): the student is the teacher's trajectory and
 learns from its differential equation alone, without any data."""
 
-from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -12,13 +11,13 @@ from diffusion.conditions import Condition, join
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, Distance
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Student, TrainedSettings
+from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
-from diffusion.student import NoiseStudent, one_step_sampler
-from diffusion.teachers.folder import picture_shape, save_denoiser
-from diffusion.teachers.train import TeacherFacts
+from diffusion.student import NoiseStudent
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 
@@ -48,7 +47,7 @@ class PidSettings(TrainedSettings, ComparingSettings):
     )
 
 
-class Pid(Method):
+class Pid(OneStep):
     """x(z, τ) = (τ/T) z + (1 − τ/T) F(z, τ) shall solve the probability-flow ODE dx/dτ = (x − D(x, τ)) / τ.
 
     The ODE of EDM's noise levels is every other schedule's too, for x_t/α_t and τ = σ/α. T is τ at t_max; where no
@@ -66,9 +65,6 @@ class Pid(Method):
 
     settings: PidSettings
 
-    def evaluations(self) -> tuple[int, ...]:
-        return (1,)
-
     def check(self, teacher: TeacherFacts) -> None:
         self.settings.check_distance(teacher.channels, teacher.resolution)
         if self.settings.output == "network" and teacher.prediction_type not in ("sample", "edm"):
@@ -78,42 +74,33 @@ class Pid(Method):
             )
 
     def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
-        settings = self.settings.training
-        network = student_network(teacher)
+        self._times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
+        self._perceptual = self.settings.perceptual(run.device)
+        return super().distil(teacher, run, data)
+
+    def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         raw = self.settings.output == "network"
-        student = NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw)
-        run.count(teacher.network)
-        run.count(network)
-        shape = picture_shape(network.config)
-        times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
-        longest = times[0]
-        perceptual = self.settings.perceptual(run.device)
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw)
 
-        def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-            return pid_loss(student, teacher, noise, s, t, longest, condition, perceptual)
+    def batch(
+        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
+    ) -> tuple[Any, ...]:
+        batch, device, times = step.batch_size, step.generator.device, self._times
+        noise = torch.randn((batch, *shape), generator=step.generator, device=device)
+        index = torch.randint(len(times), (batch,), generator=step.generator, device=device)
+        s, t = times[neighbour(index, len(times))], times[index]
+        return noise, s, t, teacher.conditions.draw(batch, step.generator)
 
-        compute = run.compiled(compute, settings)
+    def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
+        noise, s, t, condition = batch
+        return pid_loss(student, teacher, noise, s, t, self._times[0], condition, self._perceptual)
 
-        def loss(step: Step) -> torch.Tensor:
-            batch, device = step.batch_size, step.generator.device
-            noise = torch.randn((batch, *shape), generator=step.generator, device=device)
-            index = torch.randint(len(times), (batch,), generator=step.generator, device=device)
-            return compute(
-                noise, times[neighbour(index, len(times))], times[index], teacher.conditions.draw(batch, step.generator)
-            )
-
-        return [Student(1, *run.fit("pid", network, loss, settings))]
-
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+    def facts(self, teacher: Denoiser) -> dict[str, Any]:
         # The sample is x(z, τ_min) without its noise τ_min ε: every sampler's last step goes to the clean picture.
         schedule = teacher.schedule
         first = torch.tensor(schedule.t_min, dtype=torch.float64)
         scale = float(signal_share(schedule, first, start_time(schedule)))
-        facts = {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
-        save_denoiser(folder, teacher.with_network(network), **facts)
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        return one_step_sampler(folder, device)
+        return {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
 
 
 def start_time(schedule: Schedule) -> torch.Tensor:

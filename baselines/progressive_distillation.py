@@ -10,14 +10,16 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
+from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
+from diffusion.distillation.distiller import Distiller, Student, TrainedSettings, finished_student, student_network
+from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.teachers.train import RealPictures, TeacherFacts
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 
@@ -60,7 +62,7 @@ class ProgressiveSettings(TrainedSettings):
         return self
 
 
-class ProgressiveDistillation(Method):
+class ProgressiveDistillation(Distiller):
     """Each student learns to do two DDIM steps of its teacher, the last student, in one."""
 
     name = "progressive_distillation"

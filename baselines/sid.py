@@ -8,8 +8,7 @@ generator's pictures are distributed as the teacher's.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,14 +17,17 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Student, TrainedSettings, student_network
+from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.settings import GrownSettings
 from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
-from diffusion.student import NoiseStudent, one_step_sampler
-from diffusion.teachers.folder import picture_shape, save_denoiser
-from diffusion.teachers.train import TeacherFacts, denoising_loss, lognormal_levels, uniform_times
+from diffusion.student import NoiseStudent
+from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.folder import picture_shape
+from diffusion.teachers.train import denoising_loss
+from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.randomness import seed_dropout
 from diffusion.training.settings import TrainingSettings
@@ -76,7 +78,7 @@ class SidSettings(TrainedSettings, GrownSettings):
     )
 
 
-class Sid(Method):
+class Sid(OneStep):
     """The generator and its fake score are trained in turn, on nothing but the generator's own pictures."""
 
     name = "sid"
@@ -86,9 +88,6 @@ class Sid(Method):
     TINY = {"training": {"steps": 4, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012
 
     settings: SidSettings
-
-    def evaluations(self) -> tuple[int, ...]:
-        return (1,)
 
     def check(self, teacher: TeacherFacts) -> None:
         low, high = teacher.log_noise_to_signal
@@ -163,13 +162,10 @@ class Sid(Method):
         # The fake score first (algorithm 1): at the start it is the teacher, and would give no gradient at all.
         return [Student(1, *run.fit("sid", network, loss, training, beside=beside, before_step=train_fake))]
 
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+    def facts(self, teacher: Denoiser) -> dict[str, Any]:
         start = torch.tensor(start_time(teacher.schedule, self.settings.sigma_init), dtype=torch.float64)
         timestep = round(float(teacher.schedule.timestep(start)), 6)
-        save_denoiser(folder, teacher.with_network(network), told_timestep=timestep, read_timestep=timestep)
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        return one_step_sampler(folder, device)
+        return {"told_timestep": timestep, "read_timestep": timestep}
 
 
 def start_time(schedule: Schedule, sigma_init: float) -> float:

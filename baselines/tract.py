@@ -12,14 +12,16 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
+from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, finished_student, student_network
+from diffusion.distillation.distiller import Distiller, Student, TrainedSettings, finished_student, student_network
+from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level, heun_step
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.teachers.train import RealPictures, TeacherFacts
 from diffusion.training.average import MovingAverage
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
@@ -64,7 +66,7 @@ class TractSettings(TrainedSettings):
         return self
 
 
-class Tract(Method):
+class Tract(Distiller):
     """In each phase the student learns to jump from every step of a group to the group's start."""
 
     name = "tract"

@@ -28,7 +28,8 @@ from diffusion.guidance import guided
 from diffusion.runtime.device import default_device
 from diffusion.teachers.folder import load_denoiser
 from diffusion.teachers.networks.unet import build_network
-from diffusion.teachers.train import StoredTeacher, train_teacher
+from diffusion.teachers.settings import StoredTeacher
+from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from suite.configuration import Experiment, parse_experiment

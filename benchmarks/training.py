@@ -73,16 +73,17 @@ from torch import nn
 from baselines.consistency_distillation import ConsistencyDistillation
 from baselines.progressive_distillation import ProgressiveDistillation
 from boot.distillation import Boot
-from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Unconditional
 from diffusion.data.store import Shards, Split
 from diffusion.guidance import guided
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import write_json
 from diffusion.runtime.precision import float32_products
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import build_scheduler
 from diffusion.teachers.networks.unet import build_network
-from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from suite.configuration import Experiment, parse_experiment
@@ -416,7 +417,7 @@ def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.devi
     if conditional(experiment):
         return {"not_run": "`diffusers` has no pipeline for a class-conditional UNet2DModel"}
     teacher, data = untrained(experiment, device, CLASSES), experiment.data
-    student = BootStudent(teacher.network, teacher.schedule, teacher.prediction_type)
+    student = NoiseStudent(teacher.network, teacher.schedule, teacher.prediction_type)
     pipeline = DDIMPipeline(teacher.network, build_scheduler(teacher))
     pipeline.set_progress_bar_config(disable=True)
     evaluated, evaluations = 0, {}

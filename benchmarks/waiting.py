@@ -30,7 +30,8 @@ def work(configuration: str) -> None:
 
     from diffusion.denoiser import Denoiser
     from diffusion.teachers.networks.unet import build_network
-    from diffusion.teachers.train import denoising_loss, uniform_times
+    from diffusion.teachers.train import denoising_loss
+    from diffusion.times import uniform_times
     from suite.configuration import parse_experiment
 
     experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")), look_at_files=False)

@@ -6,20 +6,21 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from boot.losses import BootObjective, Target, Weight, boot_losses
 from boot.signal_ode import Solver
-from boot.student import BootStudent
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, squared_l2
-from diffusion.distillation.method import Method, Sampler, Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Student, TrainedSettings, student_network
+from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
-from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
-from diffusion.teachers.train import TeacherFacts, uniform_times
+from diffusion.student import NoiseStudent
+from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.folder import load_denoiser, picture_shape
+from diffusion.times import uniform_times
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 
@@ -74,7 +75,7 @@ class BootSettings(TrainedSettings, ComparingSettings):
         return self
 
 
-class Boot(Method):
+class Boot(OneStep):
     """Bootstraps the student along its own trajectory: the only inputs are noise and the teacher."""
 
     name = "boot"
@@ -84,9 +85,6 @@ class Boot(Method):
     TINY = {"training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012
 
     settings: BootSettings
-
-    def evaluations(self) -> tuple[int, ...]:
-        return (1,)
 
     def check(self, teacher: TeacherFacts) -> None:
         settings = self.settings
@@ -124,7 +122,7 @@ class Boot(Method):
         if settings.initialisation == "random":
             run.seed_initialisation("initialisation of the student")  # not of the teacher, whose seed may be the same
             network.load_state_dict(type(network).from_config(network.config).state_dict())
-        student = BootStudent(network, schedule, teacher.prediction_type)
+        student = self.student(network, teacher)
         run.count(teacher.network)
         run.count(network)
         shape = picture_shape(network.config)
@@ -144,25 +142,18 @@ class Boot(Method):
             nonlocal source
             if settings.bootstrap_from == "average" and source is None:
                 assert step.average is not None
-                source = BootStudent(step.average, schedule, teacher.prediction_type)
+                source = self.student(step.average, teacher)
             noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
             s, t = draw_times(settings, schedule, step)
             return compute(noise, s, t, teacher.conditions.draw(step.batch_size, step.generator))
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
 
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, teacher.with_network(network), told_timestep=0.0)
 
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        student = load_student(folder, device)
-        return student.sample, student.network
-
-
-def load_student(folder: Path, device: torch.device | str = "cpu") -> BootStudent:
+def load_student(folder: Path, device: torch.device | str = "cpu") -> NoiseStudent:
     """Reads a stored BOOT student; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
     stored = load_denoiser(folder, device)
-    return BootStudent(stored.network, stored.schedule, stored.prediction_type)
+    return NoiseStudent(stored.network, stored.schedule, stored.prediction_type)
 
 
 def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

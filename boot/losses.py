@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 
 from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain, signal_of
-from boot.student import BootStudent
 from diffusion.conditions import Condition, first_of, join
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import Distance, squared_l2
+from diffusion.student import NoiseStudent
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
 Target = Literal["signal", "state"]
@@ -43,14 +43,14 @@ class BootLosses:
 
 
 def boot_losses(
-    student: BootStudent,
+    student: NoiseStudent,
     teacher: Denoiser,
     noise: torch.Tensor,
     s: torch.Tensor,
     t: torch.Tensor,
     objective: BootObjective,
     boundary_count: int,
-    source: BootStudent | None = None,
+    source: NoiseStudent | None = None,
     condition: Condition = None,
 ) -> BootLosses:
     """The bootstrap loss and the boundary loss on one batch of noise; no picture of any data set enters.

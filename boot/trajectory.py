@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from boot.signal_ode import bootstrap_target, noisy_state, signal_of
-from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Condition, MixedClasses
 from diffusion.denoiser import Denoiser
+from diffusion.student import NoiseStudent
 
 
 class SignalOfState(torch.nn.Module):
@@ -18,7 +18,7 @@ class SignalOfState(torch.nn.Module):
     The division by α_t multiplies its error by 1/α_t, so that little can be read next to t_max.
     """
 
-    def __init__(self, student: BootStudent) -> None:
+    def __init__(self, student: NoiseStudent) -> None:
         super().__init__()
         self.student = student
 
@@ -137,7 +137,7 @@ class TrajectoryErrors:
 
 
 def trajectory_errors(
-    student: BootStudent | SignalOfState,
+    student: NoiseStudent | SignalOfState,
     teacher: Denoiser,
     noise: torch.Tensor,
     times: torch.Tensor,
@@ -204,7 +204,7 @@ def interpolate_noise(start: torch.Tensor, end: torch.Tensor, share: torch.Tenso
 
 
 def between_classes(
-    student: BootStudent, conditions: ClassLabels, noise: torch.Tensor, first: torch.Tensor, share: torch.Tensor
+    student: NoiseStudent, conditions: ClassLabels, noise: torch.Tensor, first: torch.Tensor, share: torch.Tensor
 ) -> torch.Tensor:
     """Samples on the way from one class to the next, along the line between their embeddings.
 

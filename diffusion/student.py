@@ -1,16 +1,11 @@
 """A network that answers to pure noise with a picture, in one evaluation: what one-step students share."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import PredictionType, network_input, signal_from_output
-from diffusion.distillation.method import Sampler
-from diffusion.runtime.files import read_json
 from diffusion.schedule import Schedule, network_timesteps, per_sample
-from diffusion.teachers.folder import load_denoiser
 
 
 class NoiseStudent(nn.Module):
@@ -20,6 +15,9 @@ class NoiseStudent(nn.Module):
     ``edm`` y = c_skip(σ_M) σ_M ε + c_out(σ_M) F(c_in(σ_M) σ_M ε). Started from a teacher's weights and told M, it then
     is the teacher's estimate there, before clipping and guidance. At t_max, ``epsilon`` would divide by α_M ≈ 0; there
     y = ε − σ_M F instead, and the start is inexact.
+
+    BOOT's student (sec. 3.2) is told every t ∈ [t_min, t_max] and predicts the signal y_t of its trajectory; others are
+    told one time.
 
     Args:
         read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
@@ -63,17 +61,6 @@ class NoiseStudent(nn.Module):
             return noise - per_sample(sigma, noise) * output
         return signal_from_output(self.schedule, self.prediction_type, output, start, self._read_at)
 
-
-def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
-    """The sampler of a stored student of one evaluation, and its network."""
-    stored, config = load_denoiser(folder, device), read_json(folder / "model_index.json")
-    schedule, timestep = stored.schedule, config["read_timestep"]
-    read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
-    # Folders from before that key have none.
-    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, config.get("raw", False))
-    told = schedule.time(torch.tensor(config["told_timestep"], dtype=torch.float64))
-
-    def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        return config["signal_scale"] * student(noise, told, condition)
-
-    return sample, stored.network
+    def sample(self, noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        """The image of a student that is told the end of its trajectory, g_θ(ε, t_min); shape (N, C, H, W)."""
+        return self(noise, torch.tensor(self.schedule.t_min, dtype=torch.float64), condition)

@@ -12,12 +12,14 @@ from pydantic import Field, field_validator
 import evaluation
 from diffusion.data.kinds import parse_settings
 from diffusion.data.kinds import problems as data_problems
-from diffusion.distillation.method import Method, TeacherSampler
+from diffusion.distillation.method import Method
 from diffusion.distillation.registry import RESERVED, method_class, method_modules
+from diffusion.distillation.sampler import TeacherSampler
 from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, problems_of, quoted
-from diffusion.teachers.train import StoredTeacher, TeacherFacts, TeacherSettings
+from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from evaluation.measure.classifier import ClassifierSettings
 from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, WeightsName
 from suite.external import ExternalSamples, external_problems, reference_problem

@@ -20,20 +20,22 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from boot.student import BootStudent
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
 from diffusion.data.kinds import downloads
 from diffusion.data.store import Shards, Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation import distances
 from diffusion.distillation.distances import LpipsDistance, squared_l2
+from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.pairs import Pairs
 from diffusion.guidance import guided
 from diffusion.runtime.files import read_json
 from diffusion.runtime.precision import float32_products
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_conditions, load_schedule, network_class, network_configuration
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
-from diffusion.teachers.train import StoredTeacher, TeacherSettings, train_teacher
+from diffusion.teachers.settings import StoredTeacher, TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import Stateful, Step, Trained, TrainingRun
 from diffusion.training.settings import TrainingSettings
 from evaluation.measure.protocols import DIMENSIONS
@@ -404,6 +406,7 @@ class _Made:
             a_pair: how many evaluations without a gradient take as long as LPIPS does for a pair of images.
         """
         method = copy.copy(self.experiment.methods[variant])
+        assert isinstance(method, Distiller)
         settings: Any = method.settings
         method.settings = settings.model_copy(update={"training": _uncompiled(settings.training)})
         data: Split | Pairs | None = self.split if method.needs_data else None
@@ -427,13 +430,13 @@ class _Made:
         """The same of one noise of a BOOT student's errors along the trajectory."""
         return self._passed(lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
 
-    def _passed(self, evaluate: Callable[[BootStudent, Denoiser], Any]) -> tuple[int, int]:
+    def _passed(self, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
         teacher = guided(self._teacher(), self.experiment.teacher.guidance)
         network = copy.deepcopy(teacher.network)
         seen: list[int] = []
         for counted in (network, teacher.network):
             counted.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-        evaluate(BootStudent(network, teacher.schedule, teacher.prediction_type), teacher)
+        evaluate(NoiseStudent(network, teacher.schedule, teacher.prediction_type), teacher)
         return sum(seen), max(seen)
 
     def _teacher(self) -> Denoiser:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffusion.data.samples import Quantiser
-from diffusion.distillation.method import Method
+from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.pairs import PairsSettings
 from evaluation.measure.protocols import MAIN, Protocol
 from suite.configuration import Experiment
@@ -69,18 +69,23 @@ class Plan:
 
     def trained_variants(self) -> list[str]:
         """Names of all variants that are trained."""
-        return [name for name, method in self.experiment.methods.items() if method.trains]
+        return list(self.distillers)
+
+    @property
+    def distillers(self) -> dict[str, Distiller]:
+        """The methods that train, by variant."""
+        return {name: method for name, method in self.experiment.methods.items() if isinstance(method, Distiller)}
 
     def trained(self, reads: Literal["nothing", "data", "pairs"]) -> list[str]:
         """Names of the variants that are trained on the teacher and nothing else, on the data set, or on a set of
         pairs."""
 
-        def read_by(method: Method) -> str:
+        def read_by(method: Distiller) -> str:
             if method.pairs() is not None:
                 return "pairs"
             return "data" if method.needs_data else "nothing"
 
-        return [name for name in self.trained_variants() if read_by(self.experiment.methods[name]) == reads]
+        return [name for name, method in self.distillers.items() if read_by(method) == reads]
 
     def processes(self, variant: str | None, most: int) -> int:
         """How many processes train a variant, or the teacher where it is None: as many as can share its slices evenly.
@@ -93,12 +98,12 @@ class Plan:
 
     def pairs(self) -> dict[str, PairsSettings]:
         """The offline sets of the experiment by name."""
-        found = [self.experiment.methods[name].pairs() for name in self.trained("pairs")]
+        found = [self.distillers[name].pairs() for name in self.trained("pairs")]
         return {settings.name: settings for settings in found if settings is not None}
 
     def pairs_of(self, variant: str) -> Path:
         """The offline set that a variant trains on."""
-        settings = self.experiment.methods[variant].pairs()
+        settings = self.distillers[variant].pairs()
         assert settings is not None
         return self.root / "pairs" / settings.name
 

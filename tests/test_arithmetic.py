@@ -17,7 +17,8 @@ from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
-from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.training.average import MovingAverage
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings

@@ -10,8 +10,8 @@ from tiny import tiny_denoiser
 
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_decay
-from boot.student import BootStudent
 from diffusion.schedule import CosineSchedule, DiscreteSchedule
+from diffusion.student import NoiseStudent
 
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -30,7 +30,7 @@ class Constant(torch.nn.Module):
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_an_untrained_student_equals_the_teacher_at_t_max_exactly(prediction_type):
     teacher = tiny_denoiser(prediction_type, clip=False)
-    student = BootStudent(copy.deepcopy(teacher.network), teacher.schedule, prediction_type)
+    student = NoiseStudent(copy.deepcopy(teacher.network), teacher.schedule, prediction_type)
     t_max = torch.full((6,), teacher.schedule.t_max, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(student(NOISE, t_max), teacher(NOISE, t_max), rtol=0, atol=0)
@@ -41,7 +41,7 @@ def test_the_student_is_read_with_the_coefficients_of_t_max_for_every_t():
     for t in (0.001, 0.4, 0.999):
         time = torch.tensor(t, dtype=torch.float64)
         read = {
-            kind: BootStudent(Constant(value=0.7), schedule, kind)(NOISE, time)
+            kind: NoiseStudent(Constant(value=0.7), schedule, kind)(NOISE, time)
             for kind in ("sample", "v_prediction", "epsilon")
         }
         alpha, sigma = 0.0015707956808, 0.99999876630  # cos and sin of 0.999 · 90°
@@ -52,7 +52,7 @@ def test_the_student_is_read_with_the_coefficients_of_t_max_for_every_t():
 
 def test_zero_terminal_signal_is_allowed():
     schedule = DiscreteSchedule(torch.tensor([0.99, 0.5, 0.0]).numpy())
-    student = BootStudent(Constant(value=-0.25), schedule, "v_prediction")
+    student = NoiseStudent(Constant(value=-0.25), schedule, "v_prediction")
     torch.testing.assert_close(student(NOISE, torch.tensor(schedule.t_max)), torch.full_like(NOISE, 0.25))
 
 
@@ -65,7 +65,7 @@ def test_the_network_is_fed_pure_noise_and_the_target_time():
             return super().forward(x, timestep)
 
     schedule = CosineSchedule()
-    student = BootStudent(Spy(), schedule, "v_prediction")
+    student = NoiseStudent(Spy(), schedule, "v_prediction")
     t = torch.linspace(schedule.t_min, schedule.t_max, 6, dtype=torch.float64)
     student(NOISE, t)
     assert seen["x"] is NOISE
@@ -78,7 +78,7 @@ def test_losses_by_hand():
     # Student g = 0 everywhere, teacher f = 1 everywhere: target y_s = (1−k), so that the weighted bootstrap loss is
     # ((1−k)/(1−k))² = 1 for every step size, and the boundary loss is 1.
     schedule = CosineSchedule()
-    student = BootStudent(Constant(), schedule, "sample")
+    student = NoiseStudent(Constant(), schedule, "sample")
     teacher = GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.linspace(0.001, 0.9, 6, dtype=torch.float64)
     for delta in (1e-3, 0.04, 0.09):
@@ -92,7 +92,7 @@ def test_bootstrap_loss_with_a_student_that_moves():
     # g(ε, t) = c·timestep, f = 0: residual g(s) − k g(t), divided by 1 − k.
     schedule = CosineSchedule()
     slope = 1e-3
-    student = BootStudent(Constant(slope), schedule, "sample")
+    student = NoiseStudent(Constant(slope), schedule, "sample")
     teacher = GaussianTeacher(schedule, mean=0.0, scale=1e-12)
     s = torch.full((6,), 0.5, dtype=torch.float64)
     t = s + 0.04
@@ -105,7 +105,7 @@ def test_bootstrap_loss_with_a_student_that_moves():
 def test_targets_carry_no_gradient():
     """The gradient of the loss is that of a regression on a constant target: nothing flows through g(ε, t)."""
     teacher = tiny_denoiser()
-    student = BootStudent(copy.deepcopy(teacher.network).requires_grad_(True), teacher.schedule, "v_prediction")
+    student = NoiseStudent(copy.deepcopy(teacher.network).requires_grad_(True), teacher.schedule, "v_prediction")
     parameter = next(student.parameters())
     s = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
     t = s + 0.04
@@ -128,7 +128,7 @@ def test_targets_carry_no_gradient():
 )
 def test_evaluations_of_one_step_are_those_of_the_docstring(solver, teacher_evaluations):
     teacher = tiny_denoiser()
-    student = BootStudent(copy.deepcopy(teacher.network), teacher.schedule, "v_prediction")
+    student = NoiseStudent(copy.deepcopy(teacher.network), teacher.schedule, "v_prediction")
     counts = {"teacher": 0, "student": 0}
 
     def counter(name):
@@ -152,7 +152,7 @@ def test_the_exact_signal_has_a_bootstrap_loss_that_vanishes_with_the_step():
     noise = NOISE.double()
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
 
-    class Exact(BootStudent):
+    class Exact(NoiseStudent):
         def forward(self, noise, t, condition=None):
             return teacher.signal(noise, t_max, t)
 

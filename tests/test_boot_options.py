@@ -8,11 +8,12 @@ from tiny import TEACHER, tiny_denoiser, tiny_splits
 from boot.distillation import Boot, BootSettings, draw_times
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import noisy_state, signal_decay
-from boot.student import BootStudent
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
 from diffusion.schedule import CosineSchedule, EdmSchedule
-from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.student import NoiseStudent
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import Step, TrainingRun
 
 CPU = torch.device("cpu")
@@ -116,7 +117,7 @@ class Says(torch.nn.Module):
 def test_weights_by_hand(weight, power):
     # g = 0 and f = 1: the residual is 1 − k, its square is weighted with (1 − k)^−2, ^−1 or ^0.
     schedule = CosineSchedule()
-    student, teacher = BootStudent(Says(0.0), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
+    student, teacher = NoiseStudent(Says(0.0), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
     k = float(signal_decay(schedule, s, s + 0.1)[0])
     losses = boot_losses(student, teacher, NOISE, s, s + 0.1, BootObjective("euler", weight=weight), 2)
@@ -127,7 +128,7 @@ def test_weights_by_hand(weight, power):
 def test_the_state_is_compared_with_a_ddim_step_in_the_state():
     # g = 0.5 stands for x_t, f = 1: x_s = (σ_s/σ_t) 0.5 + (α_s − α_t σ_s/σ_t).
     schedule = CosineSchedule()
-    student, teacher = BootStudent(Says(0.5), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
+    student, teacher = NoiseStudent(Says(0.5), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
     t = s + 0.1
     objective = BootObjective("euler", weight="uniform", target="state")
@@ -143,7 +144,7 @@ def test_the_state_is_compared_with_a_ddim_step_in_the_state():
 def test_bootstrapping_from_another_student_takes_its_signal():
     # g = 0 is compared, ŷ_t = 2 comes from the other: target k 2 + (1 − k) 1.
     schedule = CosineSchedule()
-    student, other = (BootStudent(Says(value), schedule, "sample") for value in (0.0, 2.0))
+    student, other = (NoiseStudent(Says(value), schedule, "sample") for value in (0.0, 2.0))
     teacher = GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
     k = float(signal_decay(schedule, s, s + 0.1)[0])

@@ -11,11 +11,11 @@ from scipy.integrate import solve_ivp
 
 from boot.losses import BootObjective, boot_losses
 from boot.signal_ode import bootstrap_target, noisy_state
-from boot.student import BootStudent
 from boot.trajectory import true_signals
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import alphas_cumprod_of
 from diffusion.thresholding import NO_THRESHOLD
 
@@ -216,7 +216,7 @@ def test_a_mixture_integrated_to_tolerance(name, solver, order):
 def test_a_student_started_from_the_teacher_is_on_the_trajectory_at_t_max(name, kind):
     schedule = SCHEDULES[name]
     exact = GaussianTeacher(schedule)
-    student = BootStudent(Reads(exact, kind), schedule, kind)
+    student = NoiseStudent(Reads(exact, kind), schedule, kind)
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
     at_start = student(NOISE.float(), t_max)
     if kind == "epsilon":  # read as ε − σ_M F = α_M x̂ + (1 − …) ε: finite, and not the teacher's estimate
@@ -244,7 +244,7 @@ def test_the_losses_of_the_exact_student_vanish(name):
     teacher = GaussianTeacher(schedule)
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
 
-    class Exact(BootStudent):
+    class Exact(NoiseStudent):
         def forward(self, noise, t, condition=None):
             y = teacher.signal(noise, t_max, t)
             return y if target == "signal" else noisy_state(schedule, y, noise, t)

@@ -11,7 +11,8 @@ from diffusion.conditions import ClassLabels
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
-from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 

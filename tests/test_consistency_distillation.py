@@ -31,7 +31,7 @@ from diffusion.distillation.distances import LpipsDistance
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.local_pipeline import LocalPipeline
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training.loop import TrainingRun
 

@@ -26,7 +26,7 @@ import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is impor
 from diffusers import UNet2DModel  # isort: skip
 from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels, Unconditional
-from diffusion.distillation.method import student_network
+from diffusion.distillation.distiller import student_network
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule, EdmSchedule

@@ -44,7 +44,8 @@ from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.folder import picture_shape
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
-from diffusion.teachers.train import TeacherSettings, train_teacher
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
 from evaluation.measure import quality

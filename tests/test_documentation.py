@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from diffusion.distillation.registry import method_class, method_modules
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from evaluation.measure.protocols import Protocol
 from evaluation.measure.quality import definitions
 from suite.configuration import parse_experiment

@@ -14,15 +14,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from boot.student import BootStudent
 from boot.trajectory import trajectory_errors
 from diffusion.conditions import Unconditional
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
-from diffusion.distillation.method import finished_student
+from diffusion.distillation.distiller import finished_student
 from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.noise import initial_noise
+from diffusion.student import NoiseStudent
 from diffusion.training.loop import Trained, TrainingRun
 from suite.configuration import parse_experiment
 from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
@@ -211,7 +211,7 @@ def test_what_lpips_takes_is_what_a_training_with_it_takes(name, tmp_path):
 def real_pair():
     """A teacher, and a BOOT student of its weights, with what passes through them, a batch each."""
     teacher, seen = tiny_denoiser(), []
-    student = BootStudent(tiny_denoiser().network, teacher.schedule, teacher.prediction_type)
+    student = NoiseStudent(tiny_denoiser().network, teacher.schedule, teacher.prediction_type)
     for network in (teacher.network, student.network):
         network.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
     return student, teacher, seen

@@ -12,7 +12,6 @@ from tiny import NETWORK, tiny_conditional, tiny_splits
 
 from baselines.ddim import Ddim, DdimSettings
 from boot.losses import BootObjective, boot_losses
-from boot.student import BootStudent
 from boot.trajectory import between_classes, ddim_signal, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data.kinds import parse_settings
@@ -23,9 +22,11 @@ from diffusion.guidance import Guidance, guided
 from diffusion.runtime.errors import UserError
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_conditions, load_denoiser, save_denoiser
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
-from diffusion.teachers.train import StoredTeacher, TeacherSettings, drop_labels, train_teacher
+from diffusion.teachers.settings import StoredTeacher, TeacherSettings
+from diffusion.teachers.train import drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training.loop import TrainingRun
 from evaluation.measure.neighbours import closeness, nearest
@@ -218,7 +219,7 @@ def test_guidance_that_makes_no_sense_is_refused_in_the_yaml(change, expected):
 def test_boot_losses_follow_the_guided_teacher(solver):
     """All evaluations carry their pictures' labels: a batch's losses are the mean of those of its labels alone."""
     teacher = guided(tiny_conditional(thresholding=STATIC), Guidance(2.0))
-    student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
+    student = NoiseStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     s, t = torch.linspace(0.1, 0.8, 6, dtype=torch.float64), torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
     objective = BootObjective(solver=solver)
 
@@ -240,7 +241,7 @@ def test_trajectories_follow_the_guided_teacher():
     with torch.no_grad():
         start = ddim_signal(teacher, NOISE, torch.tensor(SCHEDULE.t_max), 1, LABELS)
         torch.testing.assert_close(start, teacher(NOISE, torch.tensor(SCHEDULE.t_max), LABELS))
-        student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
+        student = NoiseStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
         times = torch.linspace(SCHEDULE.t_max, float(t), 3, dtype=torch.float64)
         errors = trajectory_errors(student, teacher, NOISE, times, (1, 2), 2, LABELS)
     assert set(errors.ddim) == {2, 4}
@@ -288,7 +289,7 @@ def test_the_classifier_learns_and_is_stored(tmp_path):
 
 
 def test_between_classes_ends_in_the_classes():
-    student = BootStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
+    student = NoiseStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     embedding = student.network.class_embedding
     with torch.no_grad():
         for share, labels in ((0.0, [0, 1, 2]), (1.0, [1, 2, 0])):

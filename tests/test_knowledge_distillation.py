@@ -17,7 +17,7 @@ from diffusion.runtime.errors import CheckpointError, NonFiniteError
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.student import NoiseStudent
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")

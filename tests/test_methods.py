@@ -21,7 +21,7 @@ from diffusion.runtime.errors import DeviceMemoryError, UserError
 from diffusion.teachers import pipeline as student_pipeline
 from diffusion.teachers.folder import load_conditions, picture_shape
 from diffusion.teachers.local_pipeline import LocalPipeline
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from diffusion.distillation.distances import LpipsDistance
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.student import NoiseStudent
 from diffusion.teachers.local_pipeline import LocalPipeline
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 

@@ -14,7 +14,7 @@ from tiny import tiny_denoiser
 from boot.distillation import Boot, BootSettings
 from boot.pipeline import BootPipeline
 from diffusion.data.samples import to_uint8
-from diffusion.distillation.method import student_network
+from diffusion.distillation.distiller import student_network
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule
@@ -183,7 +183,7 @@ def test_teachers_of_another_family_are_refused(folder, change, expected):
 
 
 def test_another_network_is_refused_while_the_configuration_is_read(folder):
-    from diffusion.teachers.train import StoredTeacher
+    from diffusion.teachers.settings import StoredTeacher
 
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text())
@@ -329,7 +329,7 @@ def test_the_hubs_oldest_layout_is_read(hub_layout):
 
 def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch):
     """Only the small files are asked for while the experiment is read; the weights by the job."""
-    from diffusion.teachers.train import StoredTeacher
+    from diffusion.teachers.settings import StoredTeacher
     from suite.cli import build_parser
     from suite.stages.training import import_teacher
 
@@ -360,7 +360,7 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
 def test_a_teacher_that_is_nowhere_is_refused_in_words(tmp_path, monkeypatch):
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    from diffusion.teachers.train import StoredTeacher
+    from diffusion.teachers.settings import StoredTeacher
 
     with pytest.raises(UserError, match=r"teacher\.path: 'no such folder' is no folder .* and no name of a model"):
         StoredTeacher(path="no such folder").facts(1, 8)

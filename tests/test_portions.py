@@ -9,11 +9,11 @@ import torch
 from tiny import tiny_conditional, tiny_denoiser
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from boot.student import BootStudent
 from boot.trajectory import TrajectoryErrors, trajectory_errors
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import in_portions
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import save_denoiser
 from evaluation.measure.classifier import build_classifier, classify
 from evaluation.measure.features import load_extractor
@@ -89,7 +89,7 @@ def test_the_number_of_noises_is_what_is_asked_for(stored, tmp_path):
 def test_the_mean_over_portions_weighs_them_by_their_noises():
     teacher, student = (
         tiny_denoiser(),
-        BootStudent(tiny_denoiser(seed=1).network, tiny_denoiser().schedule, "v_prediction"),
+        NoiseStudent(tiny_denoiser(seed=1).network, tiny_denoiser().schedule, "v_prediction"),
     )
     noise = initial_noise(0, range(5), (1, 8, 8)).double()
     teacher.double(), student.double()

@@ -16,8 +16,9 @@ from diffusion.noise import further_noise, initial_noise, noise_generators
 from diffusion.samplers import sampling_grid, scheduler_on
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample, sampling_times
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import save_denoiser, schedule_of
-from diffusion.teachers.train import TeacherFacts, TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from tiny import tiny_denoiser
 from boot.distillation import Boot, BootSettings
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import deciding_files, load_denoiser, load_schedule, pipeline_problems
-from diffusion.teachers.train import StoredTeacher
+from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.weights import weights_files
 from suite.cli import build_parser
 from suite.configuration import parse_experiment

@@ -17,7 +17,7 @@ from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings

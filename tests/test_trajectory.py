@@ -7,10 +7,10 @@ import torch
 from gaussian import GaussianTeacher, MixtureTeacher
 
 from boot.signal_ode import noisy_state
-from boot.student import BootStudent
 from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors, true_signals
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
+from diffusion.student import NoiseStudent
 
 SCHEDULE = CosineSchedule()
 TEACHER = GaussianTeacher(SCHEDULE)
@@ -19,7 +19,7 @@ T_MAX = torch.tensor(SCHEDULE.t_max, dtype=torch.float64)
 TIMES = torch.linspace(SCHEDULE.t_max, SCHEDULE.t_min, 11, dtype=torch.float64)
 
 
-class Exact(BootStudent):
+class Exact(NoiseStudent):
     """The true signal, plus ``off``."""
 
     def __init__(self, off=0.0):
@@ -65,7 +65,7 @@ def test_a_student_of_the_true_trajectory_adds_nothing_at_all(teacher, dtype):
     noise = NOISE.to(dtype)
     truth = dict(zip(TIMES.tolist(), true_signals(teacher, noise, TIMES, 8), strict=True))
 
-    class Reproduced(BootStudent):
+    class Reproduced(NoiseStudent):
         def forward(self, noise, t, condition=None):
             return truth[float(t)]
 
@@ -111,7 +111,7 @@ def test_increments_that_vanish_are_counted():
     # A teacher that always answers 0.3 and a student that says so too: nothing left to add anywhere.
     teacher = GaussianTeacher(SCHEDULE, mean=0.3, scale=1e-9)
 
-    class Says(BootStudent):
+    class Says(NoiseStudent):
         def forward(self, noise, t, condition=None):
             y = torch.full_like(noise, 0.3)
             y[:, :, 0, 0] += 2 * NEAR_ZERO

@@ -4,7 +4,6 @@ The set is made once, by a job of its own, and read by every student that needs 
 noise of a pair is drawn again from the seed and the pair's number.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import drain, portions_of
 from diffusion.runtime.settings import Settings
 from diffusion.solvers import ddim_sample
-from diffusion.training.loop import Trained, TrainingRun
+from diffusion.training.loop import TrainingRun
 
 FILES = _IMAGES, _FACTS = "images.npy", "pairs.json"
 # Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
@@ -143,14 +142,3 @@ class Pairs:
         shape: Any = self._images.shape[1:]
         noise, samples = initial_noise(SEED, index, shape), torch.from_numpy(self._images[index].astype(np.float32))
         return noise.to(device), samples.to(device), self._conditions.of_samples(index, device)
-
-    def with_cost(self, trained: Trained) -> Trained:
-        """What was trained on the set, with the cost of the set in its own."""
-
-        def whole(cost: dict[str, float]) -> dict[str, float]:
-            # Of a set from before CPU and GPU were timed, the sum of those is not known.
-            known = {key: value for key, value in cost.items() if key in self.cost or key not in ("cpu_s", "gpu_s")}
-            return {**known, **{key: cost.get(key, 0) + value for key, value in self.cost.items()}}
-
-        snapshots = tuple(replace(snapshot, cost=whole(snapshot.cost)) for snapshot in trained.snapshots)
-        return Trained(trained.network, whole(trained.cost), snapshots)

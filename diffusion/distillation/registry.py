@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.distillation.method import Method, TeacherSampler
+from diffusion.distillation.method import Method
 from diffusion.runtime.errors import UserError, first_line
 
 PACKAGES = ("boot", "baselines")
 # What the report calls rows that are no method's; variants and methods cannot be called that.
 RESERVED = ("real", "external", "teacher")
-_ROOTS = frozenset(f"{base.__module__}.{base.__name__}" for base in (Method, TeacherSampler))
+# By name: to list the methods, or to sample, no training loop is imported.
+_ROOM = "diffusion.distillation"
+_ROOTS = frozenset(
+    f"{_ROOM}.{base}" for base in ("method.Method", "sampler.TeacherSampler", "distiller.Distiller", "one_step.OneStep")
+)
 
 
 class _Class(NamedTuple):
@@ -201,8 +205,9 @@ _scan = functools.cache(_Scan)
 def method_modules() -> dict[str, str]:
     """Name of each method and the module that holds it, sorted by name.
 
-    A method is a class with a ``name = "…"`` of its own and a base that is ``Method``, ``TeacherSampler`` or, however
-    far up, a class of ``boot/`` or ``baselines/`` with such a base. A base without a name is none itself.
+    A method is a class with a ``name = "…"`` of its own and a base that is ``OneStep``, ``Distiller``,
+    ``TeacherSampler``, ``Method`` or, however far up, a class of ``boot/`` or ``baselines/`` with such a base. A base
+    without a name is none itself.
     """
     return {name: classes[0].module for name, classes in sorted(_scan().methods.items())}
 

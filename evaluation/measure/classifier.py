@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffusion.data.batches import RealPictures
 from diffusion.data.samples import from_uint8
 from diffusion.data.store import Split
 from diffusion.runtime.errors import CheckpointError
 from diffusion.runtime.files import read_json, write_json
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.settings import Settings
-from diffusion.teachers.train import RealPictures
 from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
 

@@ -8,7 +8,6 @@ import torch
 from tqdm import tqdm
 
 from boot.distillation import load_student
-from boot.student import BootStudent
 from boot.trajectory import between_classes, interpolate_noise, true_signals
 from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.samples import to_uint8
@@ -16,6 +15,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import stored_picture_shape
 from suite.stages.common import checked_network, load_teacher, result_file
 
@@ -34,7 +34,7 @@ def draw_pictures(arguments: argparse.Namespace) -> None:
 
 
 def images_of(
-    student: BootStudent,
+    student: NoiseStudent,
     teacher: Denoiser,
     seed: int,
     shape: tuple[int, int, int],

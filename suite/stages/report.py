@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import read_json
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from evaluation.report.ablation import Ablation
 from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs, render

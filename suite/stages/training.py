@@ -25,7 +25,7 @@ from diffusion.teachers.folder import (
     stored_picture_shape,
 )
 from diffusion.teachers.hub import model_folder
-from diffusion.teachers.train import TeacherSettings
+from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher as fit_teacher
 from diffusion.training.loop import LOG_COLUMNS, TrainingRun
 from suite.provenance import RECORD, Input, checked, write_provenance

@@ -8,13 +8,13 @@ import torch
 from tqdm import tqdm
 
 from boot.distillation import load_student
-from boot.student import BootStudent
 from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.processes import portions_of
+from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import stored_picture_shape
 from evaluation.columns import TRAJECTORY_COLUMNS
 from suite.stages.common import checked_network, load_teacher, result_file
@@ -55,7 +55,7 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
 
 
 def errors_of(
-    student: BootStudent | SignalOfState,
+    student: NoiseStudent | SignalOfState,
     teacher: Denoiser,
     seed: int,
     count: int,

@@ -64,7 +64,7 @@ LOOP = [
 ]
 
 # How students of one evaluation are read.
-ONE_STEP = ["student.py"]
+ONE_STEP = ["student.py", "distillation/one_step.py", "distillation/sampler.py"]
 
 # A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
 if isinstance(EXPERIMENT.teacher, StoredTeacher):

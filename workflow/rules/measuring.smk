@@ -163,7 +163,16 @@ rule classifier:
                 "evaluation/measure/classifier.py",
                 *(
                     f"diffusion/{file}"
-                    for file in [*LOOP, "runtime/memory.py", "teachers/train.py", "data/samples.py", "data/store.py"]
+                    for file in [
+                        *LOOP,
+                        "runtime/memory.py",
+                        "teachers/train.py",
+                        "teachers/settings.py",
+                        "data/batches.py",
+                        "times.py",
+                        "data/samples.py",
+                        "data/store.py",
+                    ]
                 ),
             ]
             + stage_code("classifier"),
@@ -507,7 +516,7 @@ rule pictures:
         job=job(
             ROOT / "pictures/{variant}/train-{train_seed}.json",
             core_code("noise.py", "student.py", "data/samples.py")
-            + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
+            + ["boot/trajectory.py", "diffusion/student.py", "boot/signal_ode.py"]
             + stage_code("pictures"),
             seed=PLAN.first_seed,
             batch_size=EVALUATION.batch_size,
@@ -544,7 +553,7 @@ rule trajectory:
         job=job(
             ROOT / "trajectory/{variant}/train-{train_seed}.json",
             core_code("noise.py", "student.py")
-            + ["boot/trajectory.py", "boot/student.py", "boot/signal_ode.py"]
+            + ["boot/trajectory.py", "diffusion/student.py", "boot/signal_ode.py"]
             + stage_code("trajectory"),
             seed=PLAN.first_seed,
             noises=EVALUATION.trajectory_noises,

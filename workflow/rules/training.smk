@@ -121,7 +121,16 @@ else:
             data=ROOT / "data",
             job=job(
                 ROOT / "teacher" / RECORD,
-                core_code(*LOOP, "teachers/train.py", "teachers/networks/unet.py", "data/samples.py", "data/store.py")
+                core_code(
+                    *LOOP,
+                    "teachers/train.py",
+                    "teachers/settings.py",
+                    "data/batches.py",
+                    "times.py",
+                    "teachers/networks/unet.py",
+                    "data/samples.py",
+                    "data/store.py",
+                )
                 + stage_code("training"),
                 settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
                 flip=FLIP,
@@ -159,7 +168,12 @@ rule distil:
             core_code(
                 *LOOP,
                 "distillation/method.py",
+                "distillation/distiller.py",
+                "distillation/one_step.py",
                 "teachers/train.py",
+                "teachers/settings.py",
+                "data/batches.py",
+                "times.py",
                 "solvers.py",
                 "student.py",
                 "distillation/distances.py",
@@ -207,7 +221,17 @@ rule distil_with_data:
         job=job(
             STUDENT / RECORD,
             core_code(
-                *LOOP, "distillation/method.py", "teachers/train.py", "solvers.py", "data/samples.py", "data/store.py"
+                *LOOP,
+                "distillation/method.py",
+                "distillation/distiller.py",
+                "distillation/one_step.py",
+                "teachers/train.py",
+                "teachers/settings.py",
+                "data/batches.py",
+                "times.py",
+                "solvers.py",
+                "data/samples.py",
+                "data/store.py",
             )
             + ["diffusion/distillation/distances.py", "diffusion/runtime/efficientnet.py"]
             + stage_code("training")
@@ -290,7 +314,15 @@ rule distil_with_pairs:
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
         job=job(
             STUDENT / RECORD,
-            core_code(*LOOP, "distillation/method.py", "distillation/pairs.py", "noise.py", "student.py")
+            core_code(
+                *LOOP,
+                "distillation/method.py",
+                "distillation/distiller.py",
+                "distillation/one_step.py",
+                "distillation/pairs.py",
+                "noise.py",
+                "student.py",
+            )
             + stage_code("training")
             + [method_code],
             settings=method_settings,

@@ -1,0 +1,108 @@
+"""Methods that train students: what they have in common."""
+
+import copy
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import PositiveInt, TypeAdapter, ValidationError, model_validator
+from torch import nn
+
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser
+from diffusion.distillation.method import Method
+from diffusion.distillation.pairs import Pairs, PairsSettings
+from diffusion.runtime.settings import GrownSettings
+from diffusion.training.loop import Snapshot, Trained, TrainingRun
+from diffusion.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Student:
+    """A trained student: its network, the (fewest) evaluations it samples with, what it cost to get, and what it was
+    earlier on."""
+
+    nfe: int
+    network: nn.Module
+    cost: dict[str, float]
+    snapshots: tuple[Snapshot, ...] = ()
+
+    def with_cost_of(self, pairs: Pairs) -> "Student":
+        """The same student, which was trained on an offline set, with the cost of the set in its own."""
+
+        def whole(cost: dict[str, float]) -> dict[str, float]:
+            # Of a set from before CPU and GPU were timed, the sum of those is not known.
+            known = {key: value for key, value in cost.items() if key in pairs.cost or key not in ("cpu_s", "gpu_s")}
+            return {**known, **{key: cost.get(key, 0) + value for key, value in pairs.cost.items()}}
+
+        snapshots = tuple(replace(snapshot, cost=whole(snapshot.cost)) for snapshot in self.snapshots)
+        return replace(self, cost=whole(self.cost), snapshots=snapshots)
+
+
+def finished_student(nfe: int, trained: Trained) -> Student:
+    """The student of a stage that others follow, as a copy on the CPU: it takes no memory of the device while they
+    train, and ``trained.network`` is free to be their teacher."""
+    return Student(nfe, copy.deepcopy(trained.network).cpu(), trained.cost, trained.snapshots)
+
+
+class TrainedSettings(GrownSettings):
+    """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
+
+    Steps too few for a default warm-up or average shorten it, see
+    :meth:`diffusion.training.loop.TrainingSettings.defaults_for`.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_methods_training_defaults(cls, given: Any) -> Any:
+        default = cls.model_fields["training"].default
+        if (
+            isinstance(given, Mapping)
+            and isinstance(given.get("training"), Mapping)
+            and isinstance(default, TrainingSettings)
+        ):
+            try:
+                kept = default.defaults_for(TypeAdapter(PositiveInt).validate_python(given["training"].get("steps")))
+            except ValidationError:  # none, or what the block itself refuses
+                kept = default.model_dump()
+            if given["training"].get("minutes") is not None:
+                del kept["steps"]  # the default is no second end beside a time budget
+            return {**given, "training": {**kept, **given["training"]}}
+        return given
+
+
+def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
+    """A trainable copy of the teacher's network, without the teacher's dropout: a student regresses, it does not
+    regularise.
+
+    Args:
+        dropout: of the residual blocks, for methods that were published with it.
+    """
+    network: Any = copy.deepcopy(teacher.network).requires_grad_(True)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names
+    return network
+
+
+class Distiller(Method):
+    """A method that trains students: a subclass says how, and how they are stored and sampled."""
+
+    trains = True
+
+    def pairs(self) -> PairsSettings | None:
+        """The offline set of noises and samples of the teacher that training reads; None if it reads none.
+
+        A method reads the data set or such a set, not both.
+        """
+        return None
+
+    @abstractmethod
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        """Trains :meth:`students`.
+
+        Args:
+            teacher: frozen, guided, in evaluation mode, on the run's device.
+            data: the training part of the data set, or the offline set; None for methods that need neither.
+        """

@@ -1,0 +1,91 @@
+"""Distillers whose student answers to pure noise with an image, in one evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.conditions import Condition
+from diffusion.data.store import Split
+from diffusion.denoiser import Denoiser
+from diffusion.distillation.distiller import Distiller, Student, student_network
+from diffusion.distillation.method import Sampler
+from diffusion.distillation.pairs import Pairs
+from diffusion.runtime.files import read_json
+from diffusion.student import NoiseStudent
+from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
+from diffusion.training.loop import Step, TrainingRun
+
+
+class OneStep(Distiller):
+    """A subclass gives :meth:`loss`, the loss of one batch of noise; where it needs more, it overrides the rest."""
+
+    def evaluations(self) -> tuple[int, ...]:
+        return (1,)
+
+    def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
+        """The loss of one batch, a scalar.
+
+        Args:
+            batch: what :meth:`batch` draws: noise ε, shape (N, C, H, W), and a condition, unless a method has its own.
+        """
+        raise NotImplementedError
+
+    def batch(
+        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
+    ) -> tuple[Any, ...]:
+        """Draws one batch, from the step's generator alone.
+
+        Args:
+            shape: of an image, (C, H, W).
+            data: as of :meth:`distil`.
+        """
+        noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
+        return noise, teacher.conditions.draw(step.batch_size, step.generator)
+
+    def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
+        """How the student feeds and reads its network."""
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type)
+
+    def facts(self, teacher: Denoiser) -> dict[str, Any]:
+        """How a stored student is sampled: arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`."""
+        return {"told_timestep": 0.0}
+
+    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+        network = student_network(teacher)
+        student = self.student(network, teacher)
+        run.count(teacher.network)
+        run.count(network)
+        shape = picture_shape(network.config)
+
+        def compute(*batch: Any) -> torch.Tensor:
+            return self.loss(student, teacher, *batch)
+
+        compute = run.compiled(compute, self.settings.training)
+
+        def loss(step: Step) -> torch.Tensor:
+            return compute(*self.batch(step, teacher, shape, data))
+
+        return [Student(1, *run.fit(self.name.replace("_", "-"), network, loss, self.settings.training))]
+
+    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
+        save_denoiser(folder, teacher.with_network(network), **self.facts(teacher))
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        return one_step_sampler(folder, device)
+
+
+def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
+    """The sampler of a stored student of one evaluation, and its network."""
+    stored, config = load_denoiser(folder, device), read_json(folder / "model_index.json")
+    schedule, timestep = stored.schedule, config["read_timestep"]
+    read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
+    # Folders from before that key have none.
+    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, config.get("raw", False))
+    told = schedule.time(torch.tensor(config["told_timestep"], dtype=torch.float64))
+
+    def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+        return config["signal_scale"] * student(noise, told, condition)
+
+    return sample, stored.network

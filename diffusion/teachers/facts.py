@@ -1,0 +1,35 @@
+"""What must be known of a teacher before anything runs."""
+
+from dataclasses import dataclass
+
+import torch
+
+from diffusion.denoiser import PredictionType
+from diffusion.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a method's settings are checked against before anything runs.
+
+    Attributes:
+        log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
+    """
+
+    prediction_type: PredictionType
+    num_timesteps: int
+    t_min: float
+    t_max: float
+    log_noise_to_signal: tuple[float, float]
+    channels: int
+    resolution: int
+    conditional: bool
+
+
+def facts_of(
+    schedule: Schedule, prediction_type: PredictionType, channels: int, resolution: int, conditional: bool
+) -> TeacherFacts:
+    t_min, t_max = schedule.t_min, schedule.t_max
+    low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
+    timesteps = schedule.num_timesteps
+    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), channels, resolution, conditional)

@@ -1,0 +1,182 @@
+"""A teacher as the YAML describes it: one that the workflow trains, or one that exists."""
+
+import functools
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from diffusion.conditions import ClassLabels, Unconditional
+from diffusion.denoiser import PredictionType
+from diffusion.guidance import Guidance
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
+from diffusion.schedule import Schedule, ScheduleSettings
+from diffusion.teachers.facts import TeacherFacts, facts_of
+from diffusion.teachers.folder import (
+    load_conditions,
+    load_schedule,
+    missing_files,
+    pipeline_problems,
+    stored_picture_shape,
+)
+from diffusion.teachers.hub import model_folder
+from diffusion.teachers.networks.unet import NetworkSettings
+from diffusion.thresholding import STATIC, Thresholding
+from diffusion.times import lognormal_levels, uniform_times
+from diffusion.training.settings import TrainingSettings
+
+
+class _UsedTeacher(Settings):
+    """How a teacher is used, whoever trained it.
+
+    Attributes:
+        seed: of its training; the number that its rows carry in the column ``train_seed``.
+        guidance_scale: w of classifier-free guidance, wherever the teacher is evaluated; 1 is without.
+    """
+
+    seed: int = Field(0, ge=0, lt=2**53)  # as in diffusion.settings.Seeds
+    guidance_scale: float = Field(1.0, ge=0)
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(self.guidance_scale)
+
+
+class TeacherSettings(_UsedTeacher, GrownSettings):
+    """A teacher that the workflow trains on the data set.
+
+    Attributes:
+        noise_levels: the noise levels that it is trained on: "uniform" in t, or "lognormal", for the edm schedule alone
+            (log σ is normal with mean −1.2 and deviation 1.2, as EDM's networks are trained). Null is lognormal for the
+            edm schedule and uniform for others.
+        thresholding: how its estimate is bounded.
+        labels: whether it is told the class of the picture.
+        label_dropout: share of the training pictures of which it is told no class, which guidance needs; 0 leaves that
+            label out.
+    """
+
+    network: NetworkSettings = NetworkSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    prediction_type: PredictionType = "v_prediction"
+    noise_levels: Literal["uniform", "lognormal"] | None = Field(None, validate_default=True)
+    thresholding: Thresholding = STATIC
+    labels: bool = False
+    label_dropout: float = Field(0.1, ge=0, lt=1)
+    training: TrainingSettings
+
+    later: ClassVar[tuple[str, ...]] = ("noise_levels",)
+
+    @model_validator(mode="after")
+    def _prediction_fits_the_schedule(self) -> "TeacherSettings":
+        if (self.prediction_type == "edm") != (self.schedule.kind == "edm"):
+            raise ValueError(
+                f"prediction_type: found {self.prediction_type!r} with the {self.schedule.kind} schedule, expected "
+                f"'edm' with the edm schedule and another with others"
+            )
+        return self
+
+    @field_validator("noise_levels")
+    @classmethod
+    def _noise_levels_of_the_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data["schedule"].kind if "schedule" in info.data else None  # a wrong one is reported already
+        if value == "lognormal" and kind not in ("edm", None):
+            raise ValueError(
+                f"found 'lognormal' with the {kind} schedule, expected 'uniform': those levels are of the edm schedule"
+            )
+        # Written out for edm, so that the results say it; nothing for others, of whose results this changes nothing.
+        return "lognormal" if value is None and kind == "edm" else value
+
+    @model_validator(mode="after")
+    def _can_be_guided(self) -> "TeacherSettings":
+        if self.guidance_scale != 1 and not (self.labels and self.label_dropout):
+            lacks = "label_dropout 0" if self.labels else "labels false"
+            raise ValueError(
+                f"guidance_scale: found {self.guidance_scale} with {lacks}, expected 1: guidance needs labels and, "
+                f"learnt by label_dropout, an unconditional input"
+            )
+        return self
+
+    def draw_times(self, count: int, schedule: Schedule, generator: torch.Generator) -> torch.Tensor:
+        """``count`` times of ``schedule`` to train on, float64, shape (count,), on the generator's device."""
+        if self.noise_levels != "lognormal":
+            return uniform_times(count, schedule.t_min, schedule.t_max, generator)
+        # EDM draws without bounds. Of its levels 16 in a million lie outside 0.002 … 80: they are taken at the ends,
+        # beyond which no sampler and no student asks the network.
+        return schedule.time_of(lognormal_levels(count, generator))
+
+    def facts(self, channels: int, resolution: int) -> TeacherFacts:
+        """What a teacher of the data set's pictures will be."""
+        return facts_of(self.schedule.build(), self.prediction_type, channels, resolution, self.labels)
+
+    def check_pictures(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where the network does not fit the pictures."""
+        try:
+            self.network.check_resolution(resolution)
+        except ValueError as error:
+            raise ValueError(f"network: {error}") from error
+
+
+class StoredTeacher(_UsedTeacher):
+    """A teacher that exists: any `diffusers` pipeline of a ``UNet2DModel`` in pixel space, in safetensors.
+
+    Attributes:
+        path: the pipeline's folder, or a model of the Hugging Face Hub ("google/ddpm-cifar10-32").
+        revision: commit of the Hub's model, so that it stays the same.
+        num_classes: how many of a class-conditional network's labels are classes; where there is one label more, it
+            stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
+    """
+
+    path: UserPath = Field(min_length=1)
+    revision: str | None = None
+    num_classes: int | None = Field(None, ge=1)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """Where it lies, its weights perhaps not yet: a model of the Hub is fetched by the workflow.
+
+        Raises:
+            UserError: there is none.
+        """
+        return model_folder(self.path, self.revision)
+
+    def facts(self, channels: int, resolution: int) -> TeacherFacts:
+        """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
+
+        Raises:
+            UserError: the folder is not such a pipeline, with every reason on a line of its own; or cannot be guided.
+        """
+        # Weights of the Hub are fetched by the job, which looks at them.
+        found = pipeline_problems(self.folder, weights=Path(self.path).is_dir())
+        problems = [f"teacher.path: {problem}" for problem in found]
+        try:
+            conditions = load_conditions(self.folder, self.num_classes)
+        except UserError as error:
+            if str(error) not in found and not missing_files(self.folder):
+                problems.append(f"teacher.{'path' if self.num_classes is None else 'num_classes'}: {error}")
+        if problems:
+            raise UserError("\n".join(problems))
+        schedule, prediction_type, _thresholding = load_schedule(self.folder)
+        if self.guidance_scale != 1 and not conditions.can_be_guided:
+            raise UserError(
+                f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
+                f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
+            )
+        conditional = not isinstance(conditions, Unconditional)
+        return facts_of(schedule, prediction_type, channels, resolution, conditional)
+
+    @property
+    def num_known_classes(self) -> int | None:
+        """How many classes the teacher can be told; None where it is told nothing."""
+        conditions = load_conditions(self.folder, self.num_classes)
+        return conditions.num_classes if isinstance(conditions, ClassLabels) else None
+
+    def check_pictures(self, channels: int, resolution: int) -> None:
+        """Raises ValueError where the network makes other pictures than the data set's."""
+        shape = stored_picture_shape(self.folder)
+        if shape != (channels, resolution, resolution):
+            raise ValueError(
+                f"path: {self.path} makes pictures of shape {shape}, but the data set's are "
+                f"{(channels, resolution, resolution)}"
+            )
