@@ -15,11 +15,12 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 from diffusion.data.kinds import downloads
+from diffusion.distillation.registry import method_modules
 from diffusion.runtime.device import wanted_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import canonical_json, fingerprint
-from diffusion.teachers.folder import deciding_files, own_network_file
 from diffusion.runtime.settings import user_path
+from diffusion.teachers.folder import deciding_files
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.training.delivered import discard_delivered
 from evaluation.measure.protocols import MAIN
@@ -27,8 +28,9 @@ from suite.configuration_file import ConfigurationFiles
 from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD
-from diffusion.distillation.registry import method_files
 from suite.reruns import CHECKOUT, Reruns, RunLock
+from suite.sources import closure
+from suite.sources import files as source_files
 from suite.trackers import wanted_trackers
 
 min_version("9.5")

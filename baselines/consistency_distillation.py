@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -30,8 +30,11 @@ from diffusion.schedule import EdmSchedule, Schedule, per_sample
 from diffusion.solvers import ddim_step, heun_step, karras_levels
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 Solver = Literal["ddim", "heun"]
 PixelDistance = Literal["l2", "l1", "pseudo_huber"]
@@ -140,7 +143,7 @@ class ConsistencyDistillation(Distiller):
                 f"sigma_max: found {settings.sigma_max}, expected more than the teacher's smallest σ/α ({smallest:.6g})"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "consistency distillation trains on the data set"
         settings = self.settings
         pictures = RealPictures(data, run.device)

@@ -1,6 +1,6 @@
 """Direct knowledge distillation (Luhman & Luhman 2021, arXiv 2101.02388): regress the teacher's samples on noise."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -12,8 +12,11 @@ from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 class KnowledgeDistillationSettings(TrainedSettings):
@@ -65,7 +68,7 @@ class KnowledgeDistillation(OneStep):
         told = torch.tensor(teacher.schedule.t_max, dtype=torch.float64)
         return knowledge_distillation_loss(student, noise, samples, told, condition)
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Pairs)
         return [student.with_cost_of(data) for student in super().distil(teacher, run, data)]
 

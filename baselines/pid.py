@@ -1,7 +1,7 @@
 """PID, physics-informed distillation (Tee et al. 2024, arXiv 2411.08378): the student is the teacher's trajectory and
 learns from its differential equation alone, without any data."""
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,8 +18,11 @@ from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 class PidSettings(TrainedSettings, ComparingSettings):
@@ -73,7 +76,7 @@ class Pid(OneStep):
                 f"network puts out is far from an image"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         self._times = time_grid(teacher.schedule, self.settings.num_times, self.settings.rho).to(run.device)
         self._perceptual = self.settings.perceptual(run.device)
         return super().distil(teacher, run, data)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -20,8 +20,11 @@ from diffusion.schedule import per_sample
 from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 class ProgressiveSettings(TrainedSettings):
@@ -88,7 +91,7 @@ class ProgressiveDistillation(Distiller):
                 f"({timesteps}), so that every student's steps fall on the teacher's grid"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "progressive distillation trains on the data set"
         pictures = RealPictures(data, run.device)
         students: list[Student] = []

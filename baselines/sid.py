@@ -8,7 +8,7 @@ generator's pictures are distributed as the teacher's.
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.data.store import Split
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.distillation.distiller import Student, TrainedSettings, student_network
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
@@ -26,11 +26,13 @@ from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import picture_shape
-from diffusion.teachers.train import denoising_loss
 from diffusion.times import lognormal_levels, uniform_times
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.randomness import seed_dropout
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
@@ -97,7 +99,7 @@ class Sid(OneStep):
                 f"{math.exp(low):.4g} to {math.exp(min(high, 700)):.4g}"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         settings, training, schedule = self.settings, self.settings.training, teacher.schedule
         network, fake_network = (student_network(teacher, settings.dropout) for _ in range(2))
         for counted in (teacher.network, network, fake_network):

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,8 +23,11 @@ from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_le
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.training.average import MovingAverage
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 Solver = Literal["ddim", "heun"]
 
@@ -93,7 +96,7 @@ class Tract(Distiller):
         if self.settings.solver == "heun" and math.isinf(teacher.log_noise_to_signal[1]):
             raise ValueError("solver: found 'heun' with a teacher without signal at t_max, expected 'ddim'")
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "TRACT trains on the data set"
         settings = self.settings.training.of_stage(1, len(self.settings.phases))
         pictures = RealPictures(data, run.device)

@@ -28,9 +28,8 @@ def work(configuration: str) -> None:
     import torch
     import yaml
 
-    from diffusion.denoiser import Denoiser
+    from diffusion.denoiser import Denoiser, denoising_loss
     from diffusion.teachers.networks.unet import build_network
-    from diffusion.teachers.train import denoising_loss
     from diffusion.times import uniform_times
     from suite.configuration import parse_experiment
 

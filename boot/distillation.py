@@ -1,8 +1,7 @@
 """BOOT as a method of the suite (Gu et al., arXiv 2306.05544): data-free distillation to one evaluation."""
 
 import math
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,12 +16,14 @@ from diffusion.distillation.distiller import Student, TrainedSettings, student_n
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
-from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import load_denoiser, picture_shape
+from diffusion.teachers.folder import picture_shape
 from diffusion.times import uniform_times
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 class BootSettings(TrainedSettings, ComparingSettings):
@@ -116,7 +117,7 @@ class Boot(OneStep):
                 "larger than what the network's output can be read as"
             )
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         settings, schedule = self.settings, teacher.schedule
         network = student_network(teacher)
         if settings.initialisation == "random":
@@ -148,12 +149,6 @@ class Boot(OneStep):
             return compute(noise, s, t, teacher.conditions.draw(step.batch_size, step.generator))
 
         return [Student(1, *run.fit("boot", network, loss, settings.training))]
-
-
-def load_student(folder: Path, device: torch.device | str = "cpu") -> NoiseStudent:
-    """Reads a stored BOOT student; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
-    stored = load_denoiser(folder, device)
-    return NoiseStudent(stored.network, stored.schedule, stored.prediction_type)
 
 
 def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from boot.signal_ode import bootstrap_target, noisy_state, signal_of
 from diffusion.conditions import ClassLabels, Condition, MixedClasses
 from diffusion.denoiser import Denoiser
 from diffusion.student import NoiseStudent
+from diffusion.teachers.folder import load_denoiser
 
 
 class SignalOfState(torch.nn.Module):
@@ -225,3 +227,9 @@ def between_classes(
         return student.sample(noise, {"class_labels": torch.lerp(start, end, share[:, None])})
     finally:
         student.network.class_embedding = embedding
+
+
+def load_student(folder: Path, device: torch.device | str = "cpu") -> NoiseStudent:
+    """Reads a stored BOOT student; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
+    stored = load_denoiser(folder, device)
+    return NoiseStudent(stored.network, stored.schedule, stored.prediction_type)

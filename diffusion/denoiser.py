@@ -99,3 +99,29 @@ class Denoiser(nn.Module):
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """x̂ = f_φ(x_t, t), bounded as ``thresholding`` says; shape (N, C, H, W)."""
         return self.thresholding(self.estimate(x_t, t, condition))
+
+
+def denoising_loss(
+    denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None
+) -> torch.Tensor:
+    """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
+
+    For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
+    ``sample`` x, and for ``edm`` (x − c_skip x_t) / c_out. That is eq. 8 of Karras et al. 2022 with their weight
+    λ(σ) = (σ² + σ_data²) / (σ σ_data)² of ‖x̂ − x‖² (table 1): it equals 1/c_out², so that the network's own output has
+    weight 1 at every noise level. Mean over batch and pixels; a scalar.
+
+    Args:
+        x, noise: shape (N, C, H, W); t: shape (N,).
+    """
+    schedule = denoiser.schedule
+    alpha, sigma = per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
+    output = denoiser.raw(alpha * x + sigma * noise, t, condition)
+    if denoiser.prediction_type == "edm":
+        assert isinstance(schedule, EdmSchedule)
+        data = schedule.sigma_data
+        # (x − c_skip (x + σ ε)) / c_out, with the cancellation at small σ done by hand.
+        target = (sigma * x - data**2 * noise) / (data * (sigma.square() + data**2).sqrt())
+    else:
+        target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x, "sample": x}[denoiser.prediction_type]
+    return (output - target).square().mean()

@@ -65,12 +65,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--settings", required=True, help="JSON")
     paths(sub, "output")
 
-    sub = command("teacher", "training.train_teacher", "train the teacher")
+    sub = command("teacher", "teacher.train_teacher", "train the teacher")
     training(sub)
     paths(sub, "data")
     flips(sub)
 
-    sub = command("import-teacher", "training.import_teacher", "take a stored teacher into the results")
+    sub = command("import-teacher", "teacher.import_teacher", "take a stored teacher into the results")
     sub.add_argument("--path", required=True, help="a folder, or a model of the Hub")
     sub.add_argument("--revision", help="of the Hub's model")
     paths(sub, "output")
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     paths(sub, "data")
     sub.add_argument("--batch-size", type=int, default=256, help="of the test images")
 
-    sub = command("distil", "training.distil", "train the students of one variant with one seed")
+    sub = command("distil", "distillation.distil", "train the students of one variant with one seed")
     training(sub)
     guidance(sub)
     paths(sub, "teacher")
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     flips(sub)
     sub.add_argument("--pairs", type=_path, help="only for methods that train on an offline set")
 
-    sub = command("pairs", "training.make_pairs", "make an offline set of noises and samples of the teacher")
+    sub = command("pairs", "pairs.make_pairs", "make an offline set of noises and samples of the teacher")
     training(sub)
     guidance(sub)
     paths(sub, "teacher")
@@ -216,7 +216,7 @@ def main() -> None:
     try:
         module, _, function = arguments.stage.partition(".")
         stage = getattr(importlib.import_module(f"suite.stages.{module}"), function)
-        with importlib.import_module("suite.stages.common").sole_maker(arguments):
+        with importlib.import_module("suite.delivery").sole_maker(arguments):
             stage(arguments)
     except UserError as error:
         sys.exit(f"error: {error}")

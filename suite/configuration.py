@@ -21,7 +21,7 @@ from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath, pr
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from evaluation.measure.classifier import ClassifierSettings
-from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, WeightsName
+from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, SpeedSettings, WeightsName
 from suite.external import ExternalSamples, external_problems, reference_problem
 from suite.provenance import RECORD
 
@@ -97,27 +97,6 @@ class EvaluationSettings(Settings):
             )
             for name, one in given.items()
         }
-
-
-class SpeedSettings(Settings):
-    """How sampling is timed.
-
-    Attributes:
-        batch_sizes: each is timed; latency is the time of one such batch.
-        seconds: time budget over all batch sizes and samplers; at least six rounds of each are taken.
-        precision: rounds end before that when every median is known within this share of it, at 95 %.
-    """
-
-    batch_sizes: tuple[int, ...] = Field((1, 128), min_length=1)
-    seconds: float = Field(40.0, gt=0)
-    precision: float = Field(0.02, gt=0, lt=1)
-
-    @field_validator("batch_sizes")
-    @classmethod
-    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if min(value) < 1 or len(set(value)) != len(value):
-            raise ValueError(f"found {list(value)}, expected different numbers ≥ 1")
-        return value
 
 
 class AblationSettings(Settings):
@@ -199,6 +178,7 @@ class Experiment:
         name, results, teacher, train_seeds, evaluation, speed: as in the file, typed.
         data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
         raw: the configuration as it was given.
+        trains_teacher: whether the workflow trains it.
         methods: the selected variants in the file's order, name to configured method.
         unselected: the variants under ``methods`` that ``select`` leaves out: nothing is made of them.
         published_as: the data set of evaluation/results/published.yaml that this experiment reproduces, or None.
@@ -229,6 +209,7 @@ class Experiment:
         self.results = Path(layout.results) / layout.experiment
         self.data: Any = data
         self.teacher = teacher
+        self.trains_teacher = isinstance(teacher, TeacherSettings)
         self.methods = methods
         self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional = facts.conditional

@@ -36,8 +36,9 @@ from diffusion.teachers.folder import load_conditions, load_schedule, network_cl
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from diffusion.teachers.train import train_teacher
-from diffusion.training.loop import Stateful, Step, Trained, TrainingRun
+from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Stateful, Step, Trained
 from evaluation.measure.protocols import DIMENSIONS
 from evaluation.results.stored import load_published
 from suite.configuration import Experiment

@@ -1,42 +1,59 @@
-"""The source files that a job is made of: its module and all that this imports, however deep (HOUSE: never by hand)."""
+"""The source files that a job's result depends on: what its stage imports, however deep; never a list by hand."""
 
 import ast
 import functools
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
+
+from diffusion.runtime.files import canonical_json, sha256_file
 
 CHECKOUT = Path(__file__).parents[1]
+# What decides where, when and by whom a result is made, and what is noted of it, but not what is in it. It computes
+# nothing (tests/test_sources.py); an edit of it makes nothing again.
+FRAME = frozenset(f"suite.{name}" for name in ("delivery", "provenance", "reruns", "sources", "trackers"))
 
 
-def closure(*modules: str) -> frozenset[str]:
-    """The modules of this checkout that ``modules`` import, imports inside functions and the packages above included.
+def closure(*modules: str, shallow: Collection[str] = ()) -> frozenset[str]:
+    """The modules of this checkout that ``modules`` import: imports inside functions, and packages above, included.
 
-    What is imported for types alone (``if TYPE_CHECKING:``) is none, nor is what is imported by a name in a variable:
-    callers name that themselves.
+    Imports for types alone (``if TYPE_CHECKING:``) are none, and neither are those of a name in a variable: callers
+    name these modules themselves.
 
     Args:
         modules: dotted names.
+        shallow: modules whose own imports do not count.
 
     Raises:
-        ModuleNotFoundError: no such module in this checkout.
+        ModuleNotFoundError: one of ``modules`` is not of this checkout.
     """
-    found: set[str] = set()
-    waiting = list(modules)
     for name in modules:
         if file_of(name) is None:
             raise ModuleNotFoundError(f"{name}: no such module in {CHECKOUT}")
+    found: set[str] = set()
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or file_of(name) is None:
+        if name in found or name in FRAME or file_of(name) is None:
             continue
         found.add(name)
-        waiting += [name.rpartition(".")[0], *_imported(name)]
+        waiting.append(name.rpartition(".")[0])
+        if name not in shallow:
+            waiting += _imported(name)
     return frozenset(found)
 
 
 def files(modules: Iterable[str]) -> list[str]:
     """Their files, relative to the checkout, sorted."""
     return sorted(str(file.relative_to(CHECKOUT)) for name in modules if (file := file_of(name)))
+
+
+def state_key(identity: Any, *modules: str) -> str:
+    """Names what an interrupted job has left: by all that decides its result, the code of ``modules`` included, so that
+    a change starts afresh instead of going on."""
+    hashes = [sha256_file(CHECKOUT / file) for file in files(closure(*modules))]
+    return hashlib.sha256(canonical_json([identity, hashes]).encode()).hexdigest()[:16]
 
 
 @functools.cache

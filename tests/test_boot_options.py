@@ -14,7 +14,8 @@ from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.student import NoiseStudent
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher
-from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.loop import TrainingRun
+from diffusion.training.steps import Step
 
 CPU = torch.device("cpu")
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(5))

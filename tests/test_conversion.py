@@ -35,7 +35,7 @@ from diffusion.teachers.conversion.adm import Betas, Order, adm_schedule, load_g
 from diffusion.teachers.conversion.edm import load_edm
 from diffusion.teachers.conversion.published import PUBLISHED, Kind
 from diffusion.teachers.conversion.weights import unet_configuration
-from diffusion.teachers.folder import load_denoiser, own_network_file
+from diffusion.teachers.folder import load_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.networks.song_unet import SongUNet
 from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
@@ -834,8 +834,6 @@ def test_the_configuration_and_the_estimate_know_a_converted_teacher(name, tmp_p
     else:
         with pytest.raises(UserError, match="has no unconditional input"):
             parse_experiment(experiment(folder, size, guidance_scale=2), look_at_files=False)
-    expected = {"ddpmpp": "song_unet", "consistency": "time_scaled_unet"}.get(name)
-    assert own_network_file(folder) == (f"teachers/networks/{expected}.py" if expected else None)
 
 
 def test_a_checkpoint_named_as_a_teacher_is_answered_with_the_command(tmp_path):

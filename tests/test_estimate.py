@@ -23,7 +23,8 @@ from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.noise import initial_noise
 from diffusion.student import NoiseStudent
-from diffusion.training.loop import Trained, TrainingRun
+from diffusion.training.loop import TrainingRun
+from diffusion.training.steps import Trained
 from suite.configuration import parse_experiment
 from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
 from suite.network_cost import LiveBytes, network_activations, network_passing

@@ -30,8 +30,8 @@ from diffusion.teachers.train import drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training.loop import TrainingRun
 from evaluation.measure.neighbours import closeness, nearest
-from suite.stages.common import check_classes
 from suite.stages.data import prepare_data
+from suite.stages.inputs import check_classes
 from suite.stages.measuring import _check_labels
 from suite.stages.neighbours import find_neighbours
 

@@ -331,7 +331,7 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
     """Only the small files are asked for while the experiment is read; the weights by the job."""
     from diffusion.teachers.settings import StoredTeacher
     from suite.cli import build_parser
-    from suite.stages.training import import_teacher
+    from suite.stages.teacher import import_teacher
 
     folder, denoiser = hub_layout
     asked = []

@@ -10,6 +10,7 @@ from gaussian import GaussianTeacher
 from tiny import tiny_conditional, tiny_denoiser
 
 from baselines.sid import Sid, SidSettings, grid_levels, sid_loss, start_time
+from diffusion.denoiser import denoising_loss
 from diffusion.distillation.distiller import student_network
 from diffusion.guidance import Guidance, guided
 from diffusion.runtime.errors import NonFiniteError
@@ -17,7 +18,6 @@ from diffusion.runtime.files import read_json
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
-from diffusion.teachers.train import denoising_loss
 from diffusion.times import lognormal_levels
 from diffusion.training.loop import TrainingRun
 

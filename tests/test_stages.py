@@ -19,10 +19,11 @@ from diffusion.runtime.files import write_json
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.delivered import discard_delivered
 from suite.cli import build_parser
-from suite.stages.common import result_folder, sole_maker
+from suite.delivery import result_folder, sole_maker
+from suite.stages.distillation import distil
 from suite.stages.measuring import check_resolution
 from suite.stages.sampling import sample
-from suite.stages.training import distil, train_teacher
+from suite.stages.teacher import train_teacher
 
 
 def test_samples_of_another_resolution_are_refused(tmp_path):
@@ -148,7 +149,7 @@ def test_what_was_made_of_other_settings_is_not_delivered(tmp_path):
 
 
 def test_one_job_at_a_time_makes_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr("suite.stages.common._WAIT_FOR_OTHERS_S", 0.1)
+    monkeypatch.setattr("suite.delivery._WAIT_FOR_OTHERS_S", 0.1)
     arguments = [argparse.Namespace(output=tmp_path / "student", job=None) for _ in range(2)]
     leftover = tmp_path / ".student.killed"
     leftover.mkdir()

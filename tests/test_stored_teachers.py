@@ -18,7 +18,7 @@ from diffusion.teachers.weights import weights_files
 from suite.cli import build_parser
 from suite.configuration import parse_experiment
 from suite.provenance import RECORD
-from suite.stages.training import import_teacher
+from suite.stages.teacher import import_teacher
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FP16 = WEIGHTS.replace(".safetensors", ".fp16.safetensors")

@@ -11,10 +11,10 @@ from diffusion.data.batches import RealPictures
 from diffusion.data.kinds import parse_settings
 from diffusion.data.samples import to_uint8
 from diffusion.data.store import load_split, write_dataset
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.teachers.train import denoising_loss, train_teacher
+from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.times import uniform_times
 from diffusion.training.loop import TrainingRun

@@ -4,7 +4,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt, TypeAdapter, ValidationError, model_validator
 from torch import nn
@@ -14,8 +14,11 @@ from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method
 from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.runtime.settings import GrownSettings
-from diffusion.training.loop import Snapshot, Trained, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Snapshot, Trained
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Distiller(Method):
         return None
 
     @abstractmethod
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         """Trains :meth:`students`.
 
         Args:

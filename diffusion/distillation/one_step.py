@@ -1,7 +1,7 @@
 """Distillers whose student answers to pure noise with an image, in one evaluation."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
-from diffusion.training.loop import Step, TrainingRun
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:  # a student is sampled without the loop
+    from diffusion.training.loop import TrainingRun
 
 
 class OneStep(Distiller):
@@ -52,7 +55,7 @@ class OneStep(Distiller):
         """How a stored student is sampled: arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`."""
         return {"told_timestep": 0.0}
 
-    def distil(self, teacher: Denoiser, run: TrainingRun, data: Split | Pairs | None) -> list[Student]:
+    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         network = student_network(teacher)
         student = self.student(network, teacher)
         run.count(teacher.network)

@@ -5,7 +5,7 @@ noise of a pair is drawn again from the seed and the pair's number.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import drain, portions_of
 from diffusion.runtime.settings import Settings
 from diffusion.solvers import ddim_sample
-from diffusion.training.loop import TrainingRun
+
+if TYPE_CHECKING:
+    from diffusion.training.loop import TrainingRun
 
 FILES = _IMAGES, _FACTS = "images.npy", "pairs.json"
 # Not among the sampling seeds that anyone would take, so that no student is measured on noise that it was trained on.
@@ -49,7 +51,7 @@ def generate_pairs(
     settings: PairsSettings,
     teacher: Denoiser,
     shape: tuple[int, int, int],
-    run: TrainingRun,
+    run: "TrainingRun",
     folder: Path,
     batch_size: int = 256,
 ) -> None:

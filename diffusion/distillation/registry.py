@@ -94,16 +94,6 @@ class _Scan:
                 return True
         return False
 
-    def files(self, name: str) -> list[Path]:
-        """The files of the packages that a module imports, itself included; of BOOT the whole package."""
-        found, new = set(), {name}
-        while new:
-            found |= new
-            new = {other for one in new for other in self.modules[one].imports if other in self.modules} - found
-        if any(map(_is_of_boot, found)):
-            found |= set(filter(_is_of_boot, self.modules))
-        return sorted(self.modules[one].file for one in found)
-
     def without_method(self, asked: Any) -> str:
         """Which files hold no method and why, as further clauses; not of files that are meant to help others."""
         made = {one.module for classes in self.methods.values() for one in classes}
@@ -243,8 +233,3 @@ def method_class(name: Any) -> type[Method]:
     if lacking := sorted([*lacking, *method.__abstractmethods__]):
         raise UserError(f"found {name!r}, but its class {one.title} in {file} lacks: {', '.join(lacking)}.")
     return method
-
-
-def method_files(name: str) -> list[Path]:
-    """The source files of a method, its bases' included, so that the workflow reruns what depends on them."""
-    return _scan().files(method_modules()[name])

@@ -1,6 +1,5 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +22,8 @@ from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 _EXACT_SCHEDULE = "schedule.json"
 # Both precondition alike; they differ in how they sample.
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-# Networks of published teachers that `diffusers` has not, and the modules of this package that hold them.
-_OWN_NETWORKS = {"SongUNet": "song_unet", "TimeScaledUNet": "time_scaled_unet"}
+# Networks of published teachers that `diffusers` has not (diffusion/teachers/networks).
+_OWN_NETWORKS = ("SongUNet", "TimeScaledUNet")
 _CHANNELS = 3  # of `diffusers`' networks that do not say
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
 _VARIANCE_PRESERVING = (
@@ -270,10 +269,11 @@ def _check_network(folder: Path) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    network, own = _part(folder, "unet"), own_network_file(folder)
+    network, configuration = _part(folder, "unet"), network_configuration(folder)
     weights = described_weights(network)
-    code = sha256_file(Path(__file__).parents[1].joinpath(own)) if own else None
-    key = canonical_json([version_of("diffusers"), code, network_configuration(folder)])
+    own = configuration.get("_class_name") in _OWN_NETWORKS
+    code = [sha256_file(file) for file in sorted(Path(__file__).with_name("networks").glob("*.py"))] if own else None
+    key = canonical_json([version_of("diffusers"), code, configuration])
     with _of_this_network(network):
         check_fit(lambda: _build(network), weights, key)
 
@@ -430,13 +430,10 @@ def network_class(config: Mapping[str, Any]) -> Any:
     name = config.get("_class_name", "")
     if name not in _OWN_NETWORKS:
         return diffusers.UNet2DModel
-    return getattr(importlib.import_module(f"diffusion.teachers.networks.{_OWN_NETWORKS[name]}"), name)
+    from diffusion.teachers.networks.song_unet import SongUNet
+    from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 
-
-def own_network_file(folder: Path) -> str | None:
-    """The file in ``diffusion/`` that holds the network of a pipeline folder; None where it is of `diffusers`."""
-    module = _OWN_NETWORKS.get(network_configuration(folder).get("_class_name", ""))
-    return f"teachers/networks/{module}.py" if module else None
+    return {"SongUNet": SongUNet, "TimeScaledUNet": TimeScaledUNet}[name]
 
 
 def load_network(folder: Path) -> nn.Module:

@@ -5,38 +5,12 @@ import torch
 from diffusion.conditions import ClassLabels, Condition, Unconditional
 from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
-from diffusion.denoiser import Denoiser
+from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.runtime.errors import UserError
-from diffusion.schedule import EdmSchedule, per_sample
 from diffusion.teachers.networks.unet import build_network
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.training.loop import Step, TrainingRun
-
-
-def denoising_loss(
-    denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None
-) -> torch.Tensor:
-    """Mean squared error of the network's own output at x_t = α_t x + σ_t ε.
-
-    For ``v_prediction`` the target is v = α ε − σ x (Salimans & Ho 2022, appendix D), for ``epsilon`` ε, for
-    ``sample`` x, and for ``edm`` (x − c_skip x_t) / c_out. That is eq. 8 of Karras et al. 2022 with their weight
-    λ(σ) = (σ² + σ_data²) / (σ σ_data)² of ‖x̂ − x‖² (table 1): it equals 1/c_out², so that the network's own output has
-    weight 1 at every noise level. Mean over batch and pixels; a scalar.
-
-    Args:
-        x, noise: shape (N, C, H, W); t: shape (N,).
-    """
-    schedule = denoiser.schedule
-    alpha, sigma = per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
-    output = denoiser.raw(alpha * x + sigma * noise, t, condition)
-    if denoiser.prediction_type == "edm":
-        assert isinstance(schedule, EdmSchedule)
-        data = schedule.sigma_data
-        # (x − c_skip (x + σ ε)) / c_out, with the cancellation at small σ done by hand.
-        target = (sigma * x - data**2 * noise) / (data * (sigma.square() + data**2).sqrt())
-    else:
-        target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * x, "sample": x}[denoiser.prediction_type]
-    return (output - target).square().mean()
+from diffusion.training.loop import TrainingRun
+from diffusion.training.steps import Step
 
 
 def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> tuple[Denoiser, dict[str, float]]:

@@ -18,10 +18,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,6 +37,7 @@ from diffusion.training.average import MovingAverage
 from diffusion.training.delivered import mark_delivered
 from diffusion.training.randomness import seed_dropout, seed_of
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import LOG_COLUMNS, Loss, Snapshot, Stateful, Step, Trained
 
 _FORMAT = "boot-reproduction training state 1"
 _LOGGED_POINTS = 200  # of a stage, for the training curves
@@ -48,72 +48,6 @@ _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits
 # device is timed by fewer.
 _UNTIMED_STEPS, _TIMED_STEPS = 5, 10
 _TIMED_SHARE, _UNTIMED_LIMIT, _TIMED_LIMIT = 0.03, 0.15, 0.25
-
-
-LOG_COLUMNS = ("stage", "step", "loss", "learning_rate", "gradient_norm", "wall_clock_s")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the loss of one optimiser step, or of a slice of its batch, may depend on.
-
-    Attributes:
-        generator: the only source of randomness but dropout's, seeded by (seed, stage, step, micro-batch), on the run's
-            device.
-        progress: share of the stage's steps that are done, in [0, 1).
-        batch_size: how many pictures or noises to compute the loss of: the size of the slice.
-        average: the moving average of the weights as the last step left it, without gradient; None without an EMA.
-    """
-
-    generator: torch.Generator
-    progress: float
-    batch_size: int
-    average: nn.Module | None = None
-
-
-Loss = Callable[[Step], torch.Tensor]
-
-
-class Stateful(Protocol):
-    """What a method trains or averages beside its network: a module, or an optimiser."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A result as it was before the end of its training.
-
-    Attributes:
-        step: optimiser steps of its stage that were done.
-        cost: as :meth:`TrainingRun.cost`, of the whole run up to there.
-        path: where the weights are, as long as the run's state exists.
-    """
-
-    step: int
-    cost: dict[str, float]
-    path: Path
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The state dictionary of the network, on the CPU."""
-        weights: dict[str, torch.Tensor] = torch.load(self.path, map_location="cpu", weights_only=True)["result"]
-        return weights
-
-
-class Trained(NamedTuple):
-    """What :meth:`TrainingRun.fit` returns.
-
-    Attributes:
-        network: the network to keep: the average of the trained one's weights where there is one, or itself.
-        cost: as :meth:`TrainingRun.cost`, of the whole run up to here.
-        snapshots: the same network at earlier steps, the earliest first.
-    """
-
-    network: nn.Module
-    cost: dict[str, float]
-    snapshots: tuple[Snapshot, ...] = ()
 
 
 class _EvaluationCounter:

@@ -1,6 +1,7 @@
 """Label accuracy of class-conditional samples, by a classifier that is trained on the real pictures alone."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ from diffusion.runtime.errors import CheckpointError
 from diffusion.runtime.files import read_json, write_json
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.settings import Settings
-from diffusion.training.loop import Step, TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Step
+
+if TYPE_CHECKING:
+    from diffusion.training.loop import TrainingRun
 
 
 class ClassifierSettings(Settings):
@@ -40,7 +44,7 @@ def build_classifier(num_classes: int, channels: int) -> nn.Module:
 
 
 def train_classifier(
-    settings: ClassifierSettings, split: Split, run: TrainingRun
+    settings: ClassifierSettings, split: Split, run: "TrainingRun"
 ) -> tuple[nn.Module, dict[str, float]]:
     """Trains a classifier on ``split``; returns it in evaluation mode, and its cost."""
     run.seed_initialisation("initialisation")

@@ -7,7 +7,7 @@ A protocol says how pictures become features (library, resize, network, quantise
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from diffusion.data.samples import Quantiser
 from diffusion.data.store import PARTS
@@ -117,3 +117,24 @@ def in_words(protocol: Protocol, extractor: Mapping[str, Any], reference: Mappin
         f"{resize_in_words(protocol, extractor)}; samples quantised by {QUANTISERS[protocol.quantiser]}; reference: "
         f"{what} ({count} pictures, sha256 {reference['sha256'][:16]}…{note})."
     )
+
+
+class SpeedSettings(Settings):
+    """How sampling is timed.
+
+    Attributes:
+        batch_sizes: each is timed; latency is the time of one such batch.
+        seconds: time budget over all batch sizes and samplers; at least six rounds of each are taken.
+        precision: rounds end before that when every median is known within this share of it, at 95 %.
+    """
+
+    batch_sizes: tuple[int, ...] = Field((1, 128), min_length=1)
+    seconds: float = Field(40.0, gt=0)
+    precision: float = Field(0.02, gt=0, lt=1)
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _positive_and_distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 1 or len(set(value)) != len(value):
+            raise ValueError(f"found {list(value)}, expected different numbers ≥ 1")
+        return value

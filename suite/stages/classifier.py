@@ -1,17 +1,16 @@
 """The classifier that judges the labels of class-conditional samples."""
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
-import evaluation.measure.classifier
 from diffusion.data.store import PARTS, load_split
 from diffusion.runtime.device import default_device
 from evaluation.measure.classifier import ClassifierSettings, classify, save_classifier
 from evaluation.measure.classifier import train_classifier as fit_classifier
+from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, write_provenance
-from suite.stages.common import asked, checked_data, result_folder
+from suite.stages.inputs import checked_data
 from suite.stages.training import training_run
 
 
@@ -20,8 +19,7 @@ def train_classifier(arguments: argparse.Namespace) -> None:
     settings = ClassifierSettings.model_validate_json(arguments.settings)
     inputs = checked_data(arguments.data, *PARTS)
     train, test = load_split(arguments.data, "train"), load_split(arguments.data, "test")
-    code = [Path(str(evaluation.measure.classifier.__file__))]
-    with training_run(arguments, "classifier", 0, inputs, code) as run:
+    with training_run(arguments, "classifier", 0, inputs, __name__) as run:
         network, cost = fit_classifier(settings, train, run)
         found = classify(network, np.asarray(test.images), arguments.batch_size)
         accuracy = float(np.mean(found == test.labels))

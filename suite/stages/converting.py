@@ -12,8 +12,8 @@ from diffusion.teachers.conversion.edm import load_edm
 from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Published
 from diffusion.teachers.folder import picture_shape, save_denoiser
 from diffusion.thresholding import NO_THRESHOLD, STATIC
+from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, checked, write_provenance
-from suite.stages.common import asked, result_folder
 
 _PAGE = "docs/teachers.md"
 # The options of a kind beside those that all have; those that must be known are first.

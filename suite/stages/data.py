@@ -10,8 +10,9 @@ from diffusion.data.kinds import downloads, parse_settings, prepare
 from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.fetching import fetch as fetch_file
+from suite.delivery import asked
 from suite.provenance import RECORD, checked, write_provenance
-from suite.stages.common import asked, check_classes
+from suite.stages.inputs import check_classes
 
 # A picture and its three nearest neighbours (evaluation.measure.quality.precision_recall).
 _FEWEST_HELD_OUT = 4

@@ -8,8 +8,8 @@ from diffusion.data.samples import load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.processes import join
 from evaluation.measure.reference import write_features
+from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, checked, write_provenance
-from suite.stages.common import asked, result_folder
 from suite.stages.references import extractor_under
 
 

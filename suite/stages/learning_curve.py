@@ -18,11 +18,12 @@ from diffusion.runtime.files import new_array, read_json, sha256_file
 from evaluation.columns import CURVE_COLUMNS
 from evaluation.measure import quality
 from evaluation.measure.reference import load_real
+from suite.delivery import result_file
 from suite.provenance import checked, checked_folder
-from suite.stages.common import checked_network, configured_method, network_folder, result_file
+from suite.stages.inputs import snapshot_name
+from suite.stages.networks import checked_network, configured_method, network_folder
 from suite.stages.references import extractor_under
 from suite.stages.sampling import draw_samples
-from suite.stages.training import snapshot_name
 from suite.trackers import Trackers
 
 _COSTS = ("network_evaluations", "real_images_seen", "wall_clock_s")

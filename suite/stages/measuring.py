@@ -16,8 +16,9 @@ from diffusion.runtime.files import read_json
 from evaluation.measure import quality
 from evaluation.measure.classifier import classify, load_classifier
 from evaluation.measure.reference import drawn, load_features, load_real
+from suite.delivery import result_file
 from suite.provenance import Input, checked, checked_folder
-from suite.stages.common import number_in, result_file
+from suite.stages.inputs import number_in
 
 
 def measure(arguments: argparse.Namespace) -> None:

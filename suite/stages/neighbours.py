@@ -10,8 +10,9 @@ from diffusion.data.samples import load_samples
 from diffusion.data.store import load_split
 from evaluation.measure.neighbours import closeness, nearest
 from evaluation.measure.reference import load_features, load_real
+from suite.delivery import result_file
 from suite.provenance import checked, checked_folder
-from suite.stages.common import checked_data, result_file
+from suite.stages.inputs import checked_data
 
 _SHOWN = 16
 _KINDS = ("samples", "features")

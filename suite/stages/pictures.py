@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from boot.distillation import load_student
-from boot.trajectory import between_classes, interpolate_noise, true_signals
+from boot.trajectory import between_classes, interpolate_noise, load_student, true_signals
 from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.samples import to_uint8
 from diffusion.denoiser import Denoiser
@@ -17,7 +16,8 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import stored_picture_shape
-from suite.stages.common import checked_network, load_teacher, result_file
+from suite.delivery import result_file
+from suite.stages.networks import checked_network, load_teacher
 
 _ROWS, _COLUMNS = 6, 12
 

@@ -14,8 +14,8 @@ from evaluation.measure import quality
 from evaluation.measure.features import metric_name
 from evaluation.measure.protocols import Protocol
 from evaluation.measure.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
+from suite.delivery import result_file
 from suite.provenance import checked, checked_folder
-from suite.stages.common import result_file
 from suite.stages.references import extractor_under
 
 

@@ -13,8 +13,9 @@ from evaluation.measure.extractor import Extractor
 from evaluation.measure.features import load_extractor
 from evaluation.measure.protocols import CleanMode, Protocol
 from evaluation.measure.reference import load_features, write_features, write_moments
+from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, write_provenance
-from suite.stages.common import asked, checked_data, result_folder
+from suite.stages.inputs import checked_data
 
 
 def extract_reference(arguments: argparse.Namespace) -> None:

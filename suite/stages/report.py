@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import read_json
-from diffusion.teachers.settings import TeacherSettings
 from evaluation.report.ablation import Ablation
 from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs, render
 from evaluation.report.protocol_table import words
 from evaluation.results.stored import CostFile
 from suite.configuration import Experiment, parse_experiment
+from suite.delivery import asked
 from suite.plan import Plan
 from suite.provenance import RECORD, checked, read_record, write_provenance
-from suite.stages.common import asked
 
 # More panels than that are drawn for the first training seed only.
 _MOST_CURVES = 12
@@ -35,7 +34,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     trained = [(name, seed) for name, method in methods.items() if method.trains for seed in experiment.train_seeds]
     first_seed = experiment.train_seeds[0]
     several = len(experiment.train_seeds) > 1
-    teacher_is_trained = isinstance(experiment.teacher, TeacherSettings)
+    teacher_is_trained = experiment.trains_teacher
     reference = experiment.evaluation.teacher
     floor = read_record(root / "measures" / "real.json")
     protocols = {name: plan.protocol(name) for name in experiment.evaluation.all_protocols}

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from diffusion.data.samples import Quantiser, load_labels, load_samples, save_samples, to_uint8
+from diffusion.distillation.method import Method
 from diffusion.noise import initial_noise
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device
@@ -25,8 +26,10 @@ from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.teachers.folder import deciding_files, load_conditions, stored_picture_shape
 from diffusion.training.delivered import mark_delivered
+from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, Input, checked, write_provenance
-from suite.stages.common import asked, configured_method, network_folder, result_folder, state_key
+from suite.sources import state_key
+from suite.stages.networks import configured_method, network_folder
 
 # What a stopped job repeats at most.
 _NOTED_EVERY_S = 60.0
@@ -44,7 +47,7 @@ def sample(arguments: argparse.Namespace) -> None:
     inputs = checked(
         {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
     )
-    with _state(arguments, inputs, processes) as state:
+    with _state(arguments, method, inputs, processes) as state:
         for nfe, source in sources.items():
             for seed in arguments.seeds:
                 path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
@@ -74,7 +77,9 @@ def sample(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _state(arguments: argparse.Namespace, inputs: Mapping[str, Input], processes: Processes) -> Iterator[Path]:
+def _state(
+    arguments: argparse.Namespace, method: Method, inputs: Mapping[str, Input], processes: Processes
+) -> Iterator[Path]:
     """The folder of what a stopped job has left, or a fresh one, for this job alone."""
     if arguments.state is None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +88,7 @@ def _state(arguments: argparse.Namespace, inputs: Mapping[str, Input], processes
         return
     told = ("settings", "guidance_scale", "num_samples", "batch_size", "quantiser")
     identity = [getattr(arguments, name) for name in told], {name: one.sha256 for name, one in inputs.items()}
-    folder = arguments.state / f"samples-{state_key(identity, [Path(__file__)])}"
+    folder = arguments.state / f"samples-{state_key(identity, __name__, type(method).__module__)}"
     if not processes.is_main:
         yield folder
         return

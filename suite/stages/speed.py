@@ -13,9 +13,10 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.teachers.folder import load_conditions, stored_picture_shape
 from evaluation.measure import speed
-from suite.configuration import SpeedSettings
+from evaluation.measure.protocols import SpeedSettings
+from suite.delivery import result_file
 from suite.provenance import Input
-from suite.stages.common import checked_network, configured_method, network_folder, result_file
+from suite.stages.networks import checked_network, configured_method, network_folder
 
 
 def time_sampling(arguments: argparse.Namespace) -> None:

@@ -7,8 +7,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from boot.distillation import load_student
-from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
+from boot.trajectory import SignalOfState, TrajectoryErrors, load_student, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
@@ -17,7 +16,8 @@ from diffusion.runtime.processes import portions_of
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import stored_picture_shape
 from evaluation.columns import TRAJECTORY_COLUMNS
-from suite.stages.common import checked_network, load_teacher, result_file
+from suite.delivery import result_file
+from suite.stages.networks import checked_network, load_teacher
 
 _TIMES = 11
 # A student of x_t says nothing of y_t where less signal than that is left.

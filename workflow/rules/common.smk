@@ -39,48 +39,8 @@ def growing(amount):
 # Not so the time of jobs that go on where they were stopped: the next attempt has less to do.
 RESUMED_MINUTES = 24 * 60
 
-# What every network passes through. A stage names the modules that decide its result, so that an edit reruns that stage
-# and what follows, and nothing else.
-CORE = [
-    "denoiser.py",
-    "schedule.py",
-    "teachers/folder.py",
-    "teachers/weights.py",
-    "conditions.py",
-    "thresholding.py",
-    "guidance.py",
-    "runtime/memory.py",
-    "runtime/processes.py",
-]
-
-# The loop that all training stages run in.
-LOOP = [
-    "training/loop.py",
-    "training/settings.py",
-    "training/average.py",
-    "training/randomness.py",
-    "runtime/precision.py",
-    "training/sharding.py",
-]
-
-# How students of one evaluation are read.
-ONE_STEP = ["student.py", "distillation/one_step.py", "distillation/sampler.py"]
-
-# A stored teacher's network may be one of this suite's own; those that the workflow trains are `diffusers`'.
-if isinstance(EXPERIMENT.teacher, StoredTeacher):
-    CORE += filter(None, [own_network_file(EXPERIMENT.teacher.folder)])
-
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
-
-
-def core_code(*files):
-    return [f"diffusion/{file}" for file in [*CORE, *files]]
-
-
-def stage_code(name):
-    """What runs the stage itself."""
-    return [f"suite/stages/{name}.py", "suite/stages/common.py"]
 
 
 def settings(model, leave_out=None):
@@ -92,12 +52,12 @@ def method_settings(wildcards):
     return settings(EXPERIMENT.methods[wildcards.variant].settings)
 
 
-def method_code(wildcards):
-    """The method's own file and, of boot/ and baselines/, what it imports; of BOOT the whole package."""
-    return [os.path.relpath(file, CHECKOUT) for file in method_files(EXPERIMENT.methods[wildcards.variant].name)]
+def method_module(wildcards):
+    """The module of a variant's method, which the stage imports by its name."""
+    return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
 
 
-def job(record, code, files=(), **settings):
+def job(record, *modules, files=(), shallow=(), others=(), **settings):
     """What the job of a rule is asked for, as the rule's input (suite/reruns.py).
 
     All that decides the result is named here, beside the results among the rule's inputs; what is not, as an interval of
@@ -105,8 +65,11 @@ def job(record, code, files=(), **settings):
 
     Args:
         record: of the result, with wildcards.
-        code: source files, relative to the checkout.
+        modules: the stage's, under suite/stages, and what it imports by a name in a variable (the method's); all that
+            they import counts.
         files: that the user brings.
+        shallow: modules whose imports do not count.
+        others: files of the checkout beside modules.
         settings: the rest, under names.
     """
 
@@ -116,11 +79,15 @@ def job(record, code, files=(), **settings):
             # Blocks of the configuration come as JSON; a difference is told by the key.
             return json.loads(of) if isinstance(of, str) and of.startswith("{") else of
 
-        modules = [file for part in code for file in (value(part) if callable(part) else [part])]
+        named = [part(wildcards) if callable(part) else part for part in modules]
+        code = source_files(closure(*(n if "." in n else f"suite.stages.{n}" for n in named), shallow=shallow))
         path = Path(str(record).format(**dict(wildcards.items())))
         try:
             return RERUNS.ask(
-                path, {name: value(of) for name, of in settings.items()}, modules, [str(file) for file in value(files)]
+                path,
+                {name: value(of) for name, of in settings.items()},
+                [*code, *others],
+                [str(file) for file in value(files)],
             )
         except UserError as error:
             sys.exit(f"error: {error}")  # of an exception Snakemake prints the traceback
@@ -203,57 +170,6 @@ def given_reference(wildcards):
     return [protocol.reference] if protocol.reference_is_file else []
 
 
-def measuring_code():
-    modules = [
-        "measure/quality.py",
-        "measure/moments.py",
-        "measure/reference.py",
-        "measure/classifier.py",
-        "measure/neighbours.py",
-    ]
-    shared = ["data/samples.py", "runtime/memory.py", "runtime/packages.py"]
-    return (
-        [f"evaluation/{file}" for file in modules] + [f"diffusion/{file}" for file in shared] + stage_code("measuring")
-    )
-
-
-def extraction_code(stage):
-    """What decides features."""
-    files = [
-        "measure/features.py",
-        "measure/extractor.py",
-        "measure/vision_transformers.py",
-        "measure/reference.py",
-        "measure/moments.py",
-    ]
-    pictures = [
-        "runtime/efficientnet.py",
-        "runtime/memory.py",
-        "runtime/precision.py",
-        "runtime/downloads.py",
-        "runtime/packages.py",
-        "data/samples.py",
-        "runtime/processes.py",
-    ]
-    return (
-        [f"evaluation/{file}" for file in files]
-        + [f"diffusion/{file}" for file in [*pictures, "data/store.py"]]
-        + stage_code(stage)
-        + ["suite/stages/references.py"]
-    )
-
-
-def protocol_code():
-    files = [
-        "measure/features.py",
-        "measure/quality.py",
-        "measure/moments.py",
-        "measure/reference.py",
-        "columns.py",
-    ]
-    return [f"evaluation/{file}" for file in files] + stage_code("protocols")
-
-
 def chosen_nfe(wildcards):
     """The numbers of evaluations to sample with, where they are not all that the method has."""
     if wildcards.variant not in EVALUATION.nfe:
@@ -268,9 +184,6 @@ SAMPLED = {
     "num_samples": EVALUATION.num_samples,
     "batch_size": EVALUATION.batch_size,
 }
-SAMPLING_CODE = (
-    core_code("noise.py", "data/samples.py", "solvers.py", *ONE_STEP) + stage_code("sampling") + [method_code]
-)
 
 
 def quantised(wildcards):

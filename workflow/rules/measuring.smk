@@ -17,7 +17,14 @@ MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
 rule sample:
     input:
         source=source,
-        job=job(ROOT / "samples" / TRAINED / RECORD, SAMPLING_CODE, **SAMPLED, seeds=EVALUATION.seeds, nfe=chosen_nfe),
+        job=job(
+            ROOT / "samples" / TRAINED / RECORD,
+            "sampling",
+            method_module,
+            **SAMPLED,
+            seeds=EVALUATION.seeds,
+            nfe=chosen_nfe,
+        ),
     output:
         directory(ROOT / "samples" / TRAINED),
     log:
@@ -50,7 +57,8 @@ use rule sample as sample_quantised with:
         source=source,
         job=job(
             ROOT / "quantised/{quantiser}" / TRAINED / RECORD,
-            SAMPLING_CODE,
+            "sampling",
+            method_module,
             **SAMPLED,
             seeds=PLAN.first_seed,
             quantised=quantised,
@@ -75,7 +83,7 @@ rule features:
         samples=ROOT / "samples" / TRAINED,
         job=job(
             ROOT / "features" / TRAINED / RECORD,
-            extraction_code("extraction"),
+            "extraction",
             files=WEIGHTS_OF_MAIN,
             options=MAIN_EXTRACTION,
             sets=lambda wildcards: [*PLAN.sets(wildcards.variant, int(wildcards.train_seed))],
@@ -108,7 +116,7 @@ use rule features as features_external with:
         samples=lambda wildcards: ancient([str(file) for file in brought(wildcards).values()]),
         job=job(
             ROOT / "features/external/{name}" / RECORD,
-            extraction_code("extraction"),
+            "extraction",
             files=lambda wildcards: [*brought(wildcards).values(), *WEIGHTS_OF_MAIN],
             options=MAIN_EXTRACTION,
             sets=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
@@ -132,7 +140,7 @@ use rule features as further_features with:
         samples=lambda wildcards: sorted({result_with(path) for path in further_sets(wildcards).values()}),
         job=job(
             ROOT / "further_features/{extraction}/{quantiser}" / RECORD,
-            extraction_code("extraction"),
+            "extraction",
             files=lambda wildcards: [
                 *weights_of(PLAN.extractions()[wildcards.extraction]),
                 *(path for path in further_sets(wildcards).values() if path in BROUGHT),
@@ -159,23 +167,7 @@ rule classifier:
         data=ROOT / "data",
         job=job(
             ROOT / "classifier" / RECORD,
-            [
-                "evaluation/measure/classifier.py",
-                *(
-                    f"diffusion/{file}"
-                    for file in [
-                        *LOOP,
-                        "runtime/memory.py",
-                        "teachers/train.py",
-                        "teachers/settings.py",
-                        "data/batches.py",
-                        "times.py",
-                        "data/samples.py",
-                        "data/store.py",
-                    ]
-                ),
-            ]
-            + stage_code("classifier"),
+            "classifier",
             settings=settings(EVALUATION.classifier),
             batch_size=EVALUATION.batch_size,
         ),
@@ -208,7 +200,7 @@ rule reference:
         data=ROOT / "data",
         job=job(
             ROOT / "references/{extraction}" / RECORD,
-            extraction_code("references"),
+            "references",
             files=lambda wildcards: weights_of(PLAN.extractions()[wildcards.extraction]),
             options=lambda wildcards: extraction_options(wildcards.extraction),
         ),
@@ -244,7 +236,7 @@ rule measure:
         classifier=CLASSIFIER,
         job=job(
             ROOT / "measures" / f"{TRAINED}.json",
-            measuring_code(),
+            "measuring",
             experiment=EXPERIMENT.name,
             method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
             follows=lambda wildcards: EXPERIMENT.methods[wildcards.variant].following(),
@@ -290,7 +282,7 @@ rule measure_external:
         classifier=CLASSIFIER,
         job=job(
             ROOT / "measures/external/{name}.json",
-            measuring_code(),
+            "measuring",
             files=lambda wildcards: [*brought(wildcards).values()],
             seeds=lambda wildcards: {seed: str(file) for seed, file in brought(wildcards).items()},
             nfe=lambda wildcards: EVALUATION.external[wildcards.name].nfe,
@@ -336,7 +328,7 @@ rule measure_floor:
         classifier=CLASSIFIER,
         job=job(
             ROOT / "measures/real.json",
-            measuring_code(),
+            "measuring",
             experiment=EXPERIMENT.name,
             num_samples=EVALUATION.num_samples,
             labels=bool(CLASSIFIER),
@@ -372,7 +364,7 @@ rule protocol:
         given=lambda wildcards: ancient(given_reference(wildcards)),
         job=job(
             ROOT / "protocols/{protocol}.json",
-            protocol_code(),
+            "protocols",
             files=lambda wildcards: [
                 *given_reference(wildcards),
                 *weights_of(EVALUATION.all_protocols[wildcards.protocol]),
@@ -421,10 +413,8 @@ rule learning_curve:
         teacher_samples=ROOT / "samples" / TEACHER,
         job=job(
             ROOT / "learning_curves/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "solvers.py", *ONE_STEP)
-            + extraction_code("learning_curve")
-            + ["evaluation/measure/quality.py", "suite/stages/sampling.py"]
-            + [method_code],
+            "learning_curve",
+            method_module,
             files=WEIGHTS_OF_MAIN,
             options=MAIN_EXTRACTION,
             settings=method_settings,
@@ -467,10 +457,8 @@ rule speed:
         sources=sorted({str(source(unit)) for unit in PLAN.timed_units()}),
         job=job(
             ROOT / "speed/speed.json",
-            core_code("noise.py", "solvers.py", *ONE_STEP)
-            + ["evaluation/measure/speed.py"]
-            + stage_code("speed")
-            + sorted({file for unit in PLAN.timed_units() for file in method_code(unit)}),
+            "speed",
+            *sorted({method_module(unit) for unit in PLAN.timed_units()}),
             units=[
                 [unit.variant, unit.nfe, unit.train_seed, json.loads(method_settings(unit))]
                 for unit in PLAN.timed_units()
@@ -515,9 +503,7 @@ rule pictures:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "pictures/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "student.py", "data/samples.py")
-            + ["boot/trajectory.py", "diffusion/student.py", "boot/signal_ode.py"]
-            + stage_code("pictures"),
+            "pictures",
             seed=PLAN.first_seed,
             batch_size=EVALUATION.batch_size,
             guidance=GUIDANCE,
@@ -552,9 +538,7 @@ rule trajectory:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "trajectory/{variant}/train-{train_seed}.json",
-            core_code("noise.py", "student.py")
-            + ["boot/trajectory.py", "diffusion/student.py", "boot/signal_ode.py"]
-            + stage_code("trajectory"),
+            "trajectory",
             seed=PLAN.first_seed,
             noises=EVALUATION.trajectory_noises,
             batch_size=EVALUATION.batch_size,
@@ -596,7 +580,7 @@ rule neighbours:
         data=ROOT / "data",
         job=job(
             ROOT / "neighbours/neighbours.json",
-            ["evaluation/measure/neighbours.py"] + stage_code("neighbours"),
+            "neighbours",
             files=[row.samples for row in PLAN.shown() if row.own is None],
             rows=[row.identity for row in PLAN.shown()],
             labels=EXPERIMENT.labels,

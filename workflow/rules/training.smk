@@ -48,9 +48,8 @@ rule data:
         downloads=ancient([DOWNLOADS / download.name for download in WANTED]),
         job=job(
             ROOT / "data" / RECORD,
-            ["diffusion/data/store.py", f"diffusion/data/kinds/{EXPERIMENT.data.kind}.py"]
-            + [f"diffusion/data/{file}.py" for file in ("decode", "layout", "listing", "settings")]
-            + stage_code("data"),
+            "data",
+            f"diffusion.data.kinds.{EXPERIMENT.data.kind}",
             settings=STORED_ELSEWHERE,
             pictures=PICTURES,
             classes=TEACHER_CLASSES,
@@ -84,7 +83,7 @@ if isinstance(EXPERIMENT.teacher, StoredTeacher):
         input:
             job=job(
                 ROOT / "teacher" / RECORD,
-                core_code() + stage_code("training"),
+                "teacher",
                 files=deciding_files(TEACHER_FOLDER) if TEACHER_FOLDER.is_dir() else [],
                 # Of a model of the Hub; a folder's files stand for it.
                 path=None if TEACHER_FOLDER.is_dir() else EXPERIMENT.teacher.path,
@@ -121,17 +120,7 @@ else:
             data=ROOT / "data",
             job=job(
                 ROOT / "teacher" / RECORD,
-                core_code(
-                    *LOOP,
-                    "teachers/train.py",
-                    "teachers/settings.py",
-                    "data/batches.py",
-                    "times.py",
-                    "teachers/networks/unet.py",
-                    "data/samples.py",
-                    "data/store.py",
-                )
-                + stage_code("training"),
+                "teacher",
                 settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
                 flip=FLIP,
             ),
@@ -165,22 +154,8 @@ rule distil:
         teacher=ROOT / "teacher",
         job=job(
             STUDENT / RECORD,
-            core_code(
-                *LOOP,
-                "distillation/method.py",
-                "distillation/distiller.py",
-                "distillation/one_step.py",
-                "teachers/train.py",
-                "teachers/settings.py",
-                "data/batches.py",
-                "times.py",
-                "solvers.py",
-                "student.py",
-                "distillation/distances.py",
-                "runtime/efficientnet.py",
-            )
-            + stage_code("training")
-            + [method_code],
+            "distillation",
+            method_module,
             settings=method_settings,
             guidance=GUIDANCE,
         ),
@@ -220,22 +195,8 @@ rule distil_with_data:
         data=ROOT / "data",
         job=job(
             STUDENT / RECORD,
-            core_code(
-                *LOOP,
-                "distillation/method.py",
-                "distillation/distiller.py",
-                "distillation/one_step.py",
-                "teachers/train.py",
-                "teachers/settings.py",
-                "data/batches.py",
-                "times.py",
-                "solvers.py",
-                "data/samples.py",
-                "data/store.py",
-            )
-            + ["diffusion/distillation/distances.py", "diffusion/runtime/efficientnet.py"]
-            + stage_code("training")
-            + [method_code],
+            "distillation",
+            method_module,
             settings=method_settings,
             guidance=GUIDANCE,
             flip=FLIP,
@@ -274,7 +235,7 @@ rule pairs:
         teacher=ROOT / "teacher",
         job=job(
             ROOT / "pairs/{name}" / RECORD,
-            core_code("distillation/pairs.py", "noise.py", "solvers.py", "training/loop.py") + stage_code("training"),
+            "pairs",
             settings=lambda wildcards: settings(PLAN.pairs()[wildcards.name]),
             guidance=GUIDANCE,
             batch_size=EVALUATION.batch_size,
@@ -314,17 +275,8 @@ rule distil_with_pairs:
         pairs=lambda wildcards: PLAN.pairs_of(wildcards.variant),
         job=job(
             STUDENT / RECORD,
-            core_code(
-                *LOOP,
-                "distillation/method.py",
-                "distillation/distiller.py",
-                "distillation/one_step.py",
-                "distillation/pairs.py",
-                "noise.py",
-                "student.py",
-            )
-            + stage_code("training")
-            + [method_code],
+            "distillation",
+            method_module,
             settings=method_settings,
             guidance=GUIDANCE,
         ),
