@@ -246,7 +246,7 @@ class Plan:
         return self.root / "trajectory" / variant / f"train-{train_seed}.csv"
 
     def student_folder(self, variant: str, train_seed: int) -> Path:
-        """What :meth:`diffusion.distillation.method.Method.distil` made, one ``nfe-<n>`` folder a student."""
+        """What :meth:`diffusion.distillation.distiller.Distiller.distil` made, one ``nfe-<n>`` folder a student."""
         return self.root / "students" / variant / f"train-{train_seed}"
 
     def source(self, variant: str, train_seed: int) -> Path:

@@ -36,7 +36,7 @@ class _UsedTeacher(Settings):
         guidance_scale: w of classifier-free guidance, wherever the teacher is evaluated; 1 is without.
     """
 
-    seed: int = Field(0, ge=0, lt=2**53)  # as in diffusion.settings.Seeds
+    seed: int = Field(0, ge=0, lt=2**53)  # as in diffusion.runtime.settings.Seeds
     guidance_scale: float = Field(1.0, ge=0)
 
     @property
