@@ -15,7 +15,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun
 from suite import cli
-from suite.stages import training
+from suite.stages import distillation
 from suite.trackers import VARIABLE, wanted_trackers
 
 SETTINGS = '{"method": "boot", "training": {"steps": 12, "batch_size": 4, "learning_rate": 1e-4, "ema_decay": 0.5}}'
@@ -70,7 +70,7 @@ def distil(root, output="one", settings=SETTINGS, data=False, seconds=1e9):
     told = ["distil", "--settings", settings, "--state", root / "state", "--output", root / "students" / output]
     told += ["--teacher", root / "teacher", "--variant", "mine", "--seed", 0, "--checkpoint-seconds", seconds]
     told += ["--data", root / "data"] if data else []
-    training.distil(cli.build_parser().parse_args([str(one) for one in told]))
+    distillation.distil(cli.build_parser().parse_args([str(one) for one in told]))
     return root / "students" / output
 
 

@@ -12,9 +12,9 @@ from diffusion.denoiser import Denoiser
 from diffusion.distillation.distiller import Distiller, Student, student_network
 from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
-from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
+from diffusion.teachers.local_pipeline import sampling_facts
 from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop
@@ -81,14 +81,13 @@ class OneStep(Distiller):
 
 def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
     """The sampler of a stored student of one evaluation, and its network."""
-    stored, config = load_denoiser(folder, device), read_json(folder / "model_index.json")
-    schedule, timestep = stored.schedule, config["read_timestep"]
+    stored, facts = load_denoiser(folder, device), sampling_facts(folder)
+    schedule, timestep = stored.schedule, facts.get("read_timestep")
     read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
-    # Folders from before that key have none.
-    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, config.get("raw", False))
-    told = schedule.time(torch.tensor(config["told_timestep"], dtype=torch.float64))
+    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, facts.get("raw", False))
+    told = schedule.time(torch.tensor(facts["told_timestep"], dtype=torch.float64))
 
     def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        return config["signal_scale"] * student(noise, told, condition)
+        return facts.get("signal_scale", 1.0) * student(noise, told, condition)
 
     return sample, stored.network
