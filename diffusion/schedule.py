@@ -9,7 +9,7 @@ and start from x = σ_max ε; their t is a clock, not a noise level.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -63,6 +63,13 @@ class ScheduleSettings(Settings):
         return schedule_from_settings(own)
 
 
+class Level(NamedTuple):
+    """The noise level of a time, or of one time an image: α and σ, float64, both of the times' shape."""
+
+    alpha: torch.Tensor
+    sigma: torch.Tensor
+
+
 class Schedule(ABC):
     """α_t and σ_t for t in [t_min, t_max], and the timestep by which a network is told t."""
 
@@ -77,6 +84,10 @@ class Schedule(ABC):
     @abstractmethod
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         """σ_t, shape of ``t``, float64."""
+
+    def at(self, t: torch.Tensor) -> Level:
+        """Both."""
+        return Level(self.alpha(t), self.sigma(t))
 
     def log_noise_to_signal(self, t: torch.Tensor) -> torch.Tensor:
         """λ_t = log(σ_t / α_t), shape of ``t``, float64."""

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition
-from diffusion.denoiser import PredictionType, network_input, signal_from_output
+from diffusion.prediction import PredictionType, Sample, prediction_of
 from diffusion.schedule import Schedule, network_timesteps, per_sample
 
 
@@ -33,7 +33,9 @@ class NoiseStudent(nn.Module):
         raw: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.schedule, self.prediction_type, self.raw = network, schedule, prediction_type, raw
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+        self._feeding = prediction_of(prediction_type, schedule)
+        self._reading = Sample() if raw else self._feeding
         self._at_end = read_at is None
         # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
         device = next((parameter.device for parameter in network.parameters()), None)
@@ -50,16 +52,14 @@ class NoiseStudent(nn.Module):
         Returns:
             shape (N, C, H, W).
         """
-        sigma = self.schedule.sigma(self._read_at)
-        start = self.schedule.start(noise) if self._at_end else per_sample(sigma, noise) * noise
-        fed = network_input(self.schedule, self.prediction_type, start, self._read_at)
+        at = self.schedule.at(self._read_at)
+        start = self.schedule.start(noise) if self._at_end else per_sample(at.sigma, noise) * noise
         told = network_timesteps(self.schedule, t, noise)
+        fed = self._feeding.fed(start, at)
         output = self.network(fed, told, return_dict=False, **(condition or {}))[0].float()
-        if self.raw:
-            return output
-        if self.prediction_type == "epsilon" and self._at_end:
-            return noise - per_sample(sigma, noise) * output
-        return signal_from_output(self.schedule, self.prediction_type, output, start, self._read_at)
+        if self._at_end:
+            return self._reading.read_from_noise(output, start, noise, at)
+        return self._reading.read(output, start, at)
 
     def sample(self, noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """The image of a student that is told the end of its trajectory, g_θ(ε, t_min); shape (N, C, H, W)."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusion.denoiser import PredictionType
+from diffusion.prediction import PredictionType
 from diffusion.schedule import Schedule
 
 

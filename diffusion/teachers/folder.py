@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
-from diffusion.denoiser import Denoiser, PredictionType
+from diffusion.denoiser import Denoiser
+from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
 from diffusion.runtime.files import canonical_json, read_json, read_json_object, sha256_file, write_json
 from diffusion.runtime.packages import version_of

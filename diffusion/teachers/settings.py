@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffusion.conditions import ClassLabels, Unconditional
-from diffusion.denoiser import PredictionType
 from diffusion.guidance import Guidance
+from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings

@@ -1,0 +1,112 @@
+"""What a network's output F means: one class a prediction type.
+
+Everywhere x_t = α_t x + σ_t ε, and x̂ is the estimate of the clean image x.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, get_args
+
+import torch
+
+from diffusion.schedule import EdmSchedule, Level, Schedule, per_sample
+
+# "edm" is the preconditioned output of Karras et al. 2022, which belongs to their schedule.
+PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
+
+
+class Prediction(ABC):
+    """How a network is fed, read and trained.
+
+    Shapes: images, noises and outputs (N, C, H, W); a level's coefficients (N,) or ().
+    """
+
+    def fed(self, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        """What the network is fed for the state x_t: the state itself."""
+        return x_t
+
+    @abstractmethod
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        """x̂ from F at the state x_t, unbounded."""
+
+    @abstractmethod
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        """What F should be at α x + σ ε."""
+
+    def read_from_noise(self, output: torch.Tensor, x_t: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        """x̂ from F at the state x_t of t_max, which is pure noise ε up to its scale: what a one-step student reads."""
+        return self.read(output, x_t, at)
+
+
+class Sample(Prediction):
+    """F = x̂."""
+
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        return output
+
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        return x
+
+
+class Velocity(Prediction):
+    """F = v = α ε − σ x, so x̂ = α x_t − σ F (Salimans & Ho 2022, appendix D)."""
+
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        return per_sample(at.alpha, x_t) * x_t - per_sample(at.sigma, x_t) * output
+
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        return per_sample(at.alpha, x) * noise - per_sample(at.sigma, x) * x
+
+
+class Epsilon(Prediction):
+    """F = ε, so x̂ = (x_t − σ F) / α."""
+
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        return (x_t - per_sample(at.sigma, x_t) * output) / per_sample(at.alpha, x_t)
+
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        return noise
+
+    def read_from_noise(self, output: torch.Tensor, x_t: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        # α is next to nothing there: not divided by.
+        return noise - per_sample(at.sigma, noise) * output
+
+
+class Edm(Prediction):
+    """x̂ = c_skip x_t + c_out F(c_in x_t) with c_skip = σ_d² / (σ² + σ_d²), c_out = σ σ_d / √(σ² + σ_d²) and
+    c_in = 1 / √(σ² + σ_d²) (Karras et al. 2022, table 1).
+
+    Args:
+        sigma_data: σ_d, the data's deviation.
+    """
+
+    def __init__(self, sigma_data: float) -> None:
+        self._data = sigma_data
+
+    def fed(self, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        return x_t / per_sample((at.sigma.square() + self._data**2).sqrt(), x_t)
+
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        total = at.sigma.square() + self._data**2
+        skip, out = self._data**2 / total, at.sigma * self._data / total.sqrt()
+        return per_sample(skip, x_t) * x_t + per_sample(out, x_t) * output
+
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        # (x − c_skip (x + σ ε)) / c_out, with the cancellation at small σ done by hand.
+        sigma = per_sample(at.sigma, x)
+        return (sigma * x - self._data**2 * noise) / (self._data * (sigma.square() + self._data**2).sqrt())
+
+
+def prediction_of(kind: PredictionType, schedule: Schedule) -> Prediction:
+    """The prediction of a name.
+
+    Raises:
+        ValueError: an unknown name, or "edm" with another schedule than EDM's.
+    """
+    if kind == "edm":
+        if not isinstance(schedule, EdmSchedule):
+            raise ValueError("prediction_type: found 'edm', expected another: it belongs to the edm schedule")
+        return Edm(schedule.sigma_data)
+    known: dict[str, type[Prediction]] = {"epsilon": Epsilon, "v_prediction": Velocity, "sample": Sample}
+    if kind not in known:
+        raise ValueError(f"prediction_type: found {kind!r}, expected one of: {', '.join(get_args(PredictionType))}")
+    return known[kind]()
