@@ -25,7 +25,7 @@ from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import picture_shape
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.randomness import seed_dropout
 from diffusion.training.settings import TrainingSettings

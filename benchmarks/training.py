@@ -80,8 +80,8 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.files import write_json
 from diffusion.runtime.precision import float32_products
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import build_scheduler
 from diffusion.teachers.networks.unet import build_network
+from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun

@@ -17,7 +17,7 @@ from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import picture_shape
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.times import uniform_times
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Step

@@ -16,7 +16,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import alphas_cumprod_of
+from diffusion.teachers.schedulers import alphas_cumprod_of
 from diffusion.thresholding import NO_THRESHOLD
 
 NOISE = torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -42,13 +42,13 @@ from diffusion.runtime.memory import within_memory
 from diffusion.runtime.precision import has_short_products
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
-from diffusion.teachers.folder import picture_shape
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
-from evaluation.measure import quality
+from evaluation.measure import distances
 from evaluation.measure.features import load_extractor
 from evaluation.measure.speed import measure_speed
 from suite.configuration import parse_experiment
@@ -380,7 +380,10 @@ def test_features_and_measures_are_the_processors():
         norms = np.linalg.norm(expected, axis=1)
         assert (np.linalg.norm(features - expected, axis=1) < 1e-4 * norms).all()
     # A Fréchet distance of 1,280 features takes seconds.
-    for measure in (lambda a, b: quality.frechet_distance(a[:, ::5], b[:, ::5]), lambda a, b: quality.kid(a, b).mean):
+    for measure in (
+        lambda a, b: distances.frechet_distance(a[:, ::5], b[:, ::5]),
+        lambda a, b: distances.kid(a, b).mean,
+    ):
         expected, value = (measure(*found[device][:2]) for device in (CPU, DEVICE))
         assert expected > 0
         assert value == pytest.approx(expected, rel=1e-4)

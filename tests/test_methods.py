@@ -19,9 +19,10 @@ from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import DeviceMemoryError, UserError
 from diffusion.teachers import pipeline as student_pipeline
-from diffusion.teachers.folder import load_conditions, picture_shape
+from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")

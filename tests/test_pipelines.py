@@ -19,15 +19,10 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule
 from diffusion.solvers import ddim_sample, sampling_times
-from diffusion.teachers.folder import (
-    build_scheduler,
-    deciding_files,
-    load_denoiser,
-    load_network,
-    save_denoiser,
-    stored_picture_shape,
-)
+from diffusion.teachers.folder import deciding_files, load_denoiser, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.schedulers import build_scheduler
+from diffusion.teachers.stored_network import load_network, stored_picture_shape
 
 NOISE = initial_noise(0, range(6), (1, 8, 8))
 

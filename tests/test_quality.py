@@ -12,26 +12,22 @@ import numpy as np
 import pytest
 
 from diffusion.runtime.errors import NonFiniteError, UserError
-from evaluation.measure.features import load_extractor
-from evaluation.measure.moments import Moments, RankWarning, moments
-from evaluation.measure.quality import (
-    COLUMNS,
+from evaluation.measure.distances import (
     KID_SEED,
     classifier_score,
     cleanfid_frechet_distance,
     cleanfid_kid,
-    definitions,
     density_coverage,
     extrapolated_frechet_distance,
     frechet_distance,
     kid,
     leak_share,
     mean_squared_distance,
-    measure,
-    measure_floor,
-    measure_under,
     precision_recall,
 )
+from evaluation.measure.features import load_extractor
+from evaluation.measure.moments import Moments, RankWarning, moments
+from evaluation.measure.quality import COLUMNS, definitions, measure, measure_floor, measure_under
 from evaluation.measure.reference import Reference, drawn
 
 # isort: split
@@ -373,7 +369,7 @@ def test_clean_fid_leaves_its_frechet_distance_out_where_scipy_no_longer_has_its
     known, kernel = Reference("train", b), cleanfid_kid(a, b)
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)
     monkeypatch.setattr(
-        "evaluation.measure.quality.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name]
+        "evaluation.measure.distances.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name]
     )
     sentence = (
         r"clean-fid 0\.1\.35 calls scipy\.linalg\.sqrtm\(…, disp=False\), which SciPy 1\.18\.0 does not take\. Its "

@@ -17,7 +17,8 @@ from diffusion.samplers import sampling_grid, scheduler_on
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import save_denoiser, schedule_of
+from diffusion.teachers.folder import save_denoiser
+from diffusion.teachers.schedulers import schedule_of
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 

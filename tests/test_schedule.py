@@ -11,7 +11,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, schedule_from_settings
 from diffusion.solvers import ddim_sample, ddim_step, noise_levels, sampling_times, trailing_timesteps
-from diffusion.teachers.folder import build_scheduler
+from diffusion.teachers.schedulers import build_scheduler
 
 TIMES = torch.linspace(0.001, 0.999, 57, dtype=torch.float64)
 

@@ -13,8 +13,9 @@ from diffusion.distillation.distiller import Distiller, Student, student_network
 from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import load_denoiser, picture_shape, save_denoiser
+from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.local_pipeline import sampling_facts
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import read_json, write_json
-from diffusion.teachers.folder import build_scheduler, load_denoiser, pipeline_facts
+from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
+from diffusion.teachers.schedulers import build_scheduler
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
 

@@ -14,15 +14,10 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
 from diffusion.teachers.facts import TeacherFacts, facts_of
-from diffusion.teachers.folder import (
-    load_conditions,
-    load_schedule,
-    missing_files,
-    pipeline_problems,
-    stored_picture_shape,
-)
+from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.networks.unet import NetworkSettings
+from diffusion.teachers.stored_network import stored_picture_shape
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.settings import TrainingSettings

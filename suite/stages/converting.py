@@ -10,7 +10,8 @@ from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.teachers.conversion.adm import load_consistency_teacher, load_guided_diffusion
 from diffusion.teachers.conversion.edm import load_edm
 from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Published
-from diffusion.teachers.folder import picture_shape, save_denoiser
+from diffusion.teachers.folder import save_denoiser
+from diffusion.teachers.stored_network import picture_shape
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, checked, write_provenance

@@ -4,9 +4,7 @@ import argparse
 
 from diffusion.distillation.pairs import PairsSettings, generate_pairs
 from diffusion.runtime.device import default_device
-from diffusion.teachers.folder import (
-    stored_picture_shape,
-)
+from diffusion.teachers.stored_network import stored_picture_shape
 from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, write_provenance
 from suite.stages.networks import checked_network, load_teacher

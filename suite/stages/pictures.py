@@ -15,7 +15,7 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import stored_picture_shape
+from diffusion.teachers.stored_network import stored_picture_shape
 from suite.delivery import result_file
 from suite.stages.networks import checked_network, load_teacher
 

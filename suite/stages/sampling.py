@@ -24,7 +24,8 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
-from diffusion.teachers.folder import deciding_files, load_conditions, stored_picture_shape
+from diffusion.teachers.folder import deciding_files, load_conditions
+from diffusion.teachers.stored_network import stored_picture_shape
 from diffusion.training.delivered import mark_delivered
 from suite.delivery import asked, result_folder
 from suite.provenance import RECORD, Input, checked, write_provenance

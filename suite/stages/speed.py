@@ -11,7 +11,8 @@ import torch
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
-from diffusion.teachers.folder import load_conditions, stored_picture_shape
+from diffusion.teachers.folder import load_conditions
+from diffusion.teachers.stored_network import stored_picture_shape
 from evaluation.measure import speed
 from evaluation.measure.protocols import SpeedSettings
 from suite.delivery import result_file

@@ -14,7 +14,7 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.processes import portions_of
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import stored_picture_shape
+from diffusion.teachers.stored_network import stored_picture_shape
 from evaluation.columns import TRAJECTORY_COLUMNS
 from suite.delivery import result_file
 from suite.stages.networks import checked_network, load_teacher

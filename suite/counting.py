@@ -1,0 +1,283 @@
+"""What trainings and samplers cost, counted on networks that do not compute."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
+from diffusion.data.store import Shards, Split
+from diffusion.denoiser import Denoiser
+from diffusion.distillation import distances
+from diffusion.distillation.distances import LpipsDistance, squared_l2
+from diffusion.distillation.distiller import Distiller
+from diffusion.distillation.pairs import Pairs
+from diffusion.guidance import guided
+from diffusion.runtime.files import read_json
+from diffusion.student import NoiseStudent
+from diffusion.teachers.folder import load_conditions, load_schedule
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.stored_network import network_class, network_configuration
+from diffusion.teachers.train import train_teacher
+from diffusion.training.loop import TrainingRun
+from diffusion.training.settings import TrainingSettings
+from diffusion.training.steps import Stateful, Step, Trained
+from suite.configuration import Experiment
+from suite.network_cost import (
+    Kept,
+    network_activations,
+    network_operations,
+    network_passing,
+)
+from suite.plan import Plan
+from suite.stages.pictures import images_of
+from suite.stages.trajectory import errors_of
+
+Precision = Literal["fp32", "tf32", "bf16"]
+# A pass with a gradient takes about three times as long as one without: forward, and twice that backward, once for the
+# weights and once for the input; through frozen weights twice as long.
+WITH_GRADIENT, THROUGH = 3, 2
+_STAND_IN = NetworkSettings(block_out_channels=(4,), norm_num_groups=2, attention_head_dim=4)
+_SIDE = 4
+_CPU = torch.device("cpu")
+
+
+def as_forward(forward: float, through: float, trained: float) -> float:
+    """Evaluations without a gradient that take as long as these."""
+    return forward + THROUGH * through + WITH_GRADIENT * trained
+
+
+class CountingRun(TrainingRun):
+    """A run that computes one loss a stage and counts what all its steps would take.
+
+    Attributes:
+        held: what the device holds in the stage that needs most, in multiples of a network's weights: all networks that
+            are in use by then, the gradient and moments of the one that is trained, its average, and what is changed
+            beside it.
+        compared: pairs of images that LPIPS compares, each as long as ``a_pair`` evaluations without a gradient.
+        compared_at_once: the most of them in a step.
+    """
+
+    def __init__(self, folder: Path, a_pair: float = 0.0) -> None:
+        super().__init__(folder, "estimate", 0, _CPU)
+        self.forward = self.through = self.trained = self.held = 0.0
+        self.a_pair, self.compared, self.compared_at_once, self._pairs = a_pair, 0, 0, 0
+        self.budget_s = self.timed_steps = 0.0
+        self.timed = [0.0, 0.0, 0.0]
+        self.learning = 0
+        self._passed = [0, 0, 0]
+
+    def count(self, network: nn.Module) -> None:
+        def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            learns = any(weight.requires_grad for weight in module.parameters())
+            kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
+            self._passed[kind] += len(arguments[0])
+
+        self._networks.add(network)
+        # A student is a copy of its teacher, hooks included, and may be the next stage's teacher.
+        if not network._forward_pre_hooks:
+            self._cleanup.callback(network.register_forward_pre_hook(hook).remove)
+
+    def compare(self, count: int) -> None:
+        """Notes so many pairs of images."""
+        self._pairs += count
+
+    def fit(
+        self,
+        stage: str,
+        network: nn.Module,
+        loss: Callable[[Step], torch.Tensor],
+        settings: TrainingSettings,
+        *_arguments: Any,
+        before_step: Callable[[Sequence[Step]], None] | None = None,
+        beside: Mapping[str, Stateful] | None = None,
+        **_keywords: Any,
+    ) -> Trained:
+        self._passed, self._pairs = [0, 0, 0], 0
+        average = copy.deepcopy(network).requires_grad_(False)
+        step = Step(self.generator(stage, 0), 0.5, settings.slice_size, average)
+        if before_step is not None:
+            before_step([step])
+        before = sum(self._passed[1:])  # held no longer: the backward passes of before_step are its own
+        loss(step)
+        self.learning = max(self.learning, sum(self._passed[1:]) - before)
+        self.compared_at_once = max(self.compared_at_once, self._pairs)
+        each = [settings.gradient_accumulation_steps * passed for passed in self._passed]
+        if settings.minutes is None:
+            self.forward += settings.num_steps * each[0]
+            self.through += settings.num_steps * each[1]
+            self.trained += settings.num_steps * each[2]
+            self.compared += settings.num_steps * settings.gradient_accumulation_steps * self._pairs
+        else:  # at most, where there are steps too
+            compared = settings.gradient_accumulation_steps * self._pairs * self.a_pair
+            steps = 60 * settings.minutes / (as_forward(*each) + compared)
+            self.budget_s += 60 * settings.minutes
+            self.timed_steps += steps
+            self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
+        averages = [] if settings.ema_decay is None else [average]
+        held = [part.state_dict() for part in (*self._networks, network, *averages, *(beside or {}).values())]
+        numbers = {part.data_ptr(): part.numel() for part in tree_leaves(held) if torch.is_tensor(part) and part.ndim}
+        # Of the network that is trained, the gradient and two moments too.
+        of_one = sum(weight.numel() for weight in network.parameters())
+        self.held = max(self.held, sum(numbers.values()) / of_one + 3)
+        return Trained(averages[0] if averages else network, {})
+
+
+class _Comparing(nn.Module):
+    """Stands for LPIPS's network."""
+
+    def __init__(self, run: CountingRun) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        self.run.compare(len(one))
+        return squared_l2(one, other)
+
+
+class _MadePairs(Pairs):
+    """An offline set that needs no file."""
+
+    def __init__(self, conditions: Conditions, shape: tuple[int, ...]) -> None:
+        self.cost, self._conditions, self._shape = {}, conditions, shape
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+        noise = torch.randn((count, *self._shape), generator=generator)
+        return noise, noise, self._conditions.of_samples(range(count), "cpu")
+
+
+class Made:
+    """Stand-ins of an experiment's teacher and data, of a few weights and numbers."""
+
+    def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
+        self.experiment, self.conditions, self.channels = experiment, conditions, experiment.data.channels
+        self.shape = (self.channels, _SIDE, _SIDE)
+        self.split = Split(
+            Shards([np.zeros((8, _SIDE, _SIDE, self.channels), np.uint8)]),
+            np.zeros(8, np.int64),
+            tuple(map(str, range(conditions.num_classes))) if isinstance(conditions, ClassLabels) else ("all",),
+            "",
+            "train",
+        )
+
+    def teacher_cost(self) -> CountingRun:
+        """What the teacher's training takes."""
+        settings = self.experiment.teacher
+        assert isinstance(settings, TeacherSettings)
+        small = settings.model_copy(update={"network": _STAND_IN, "training": _uncompiled(settings.training)})
+        return self._counted(lambda run: train_teacher(small, self.split, run))
+
+    def cost_of(self, variant: str, a_pair: float) -> CountingRun:
+        """The same of a method that trains, without its offline set.
+
+        Args:
+            a_pair: how many evaluations without a gradient take as long as LPIPS does for a pair of images.
+        """
+        method = copy.copy(self.experiment.methods[variant])
+        assert isinstance(method, Distiller)
+        settings: Any = method.settings
+        method.settings = settings.model_copy(update={"training": _uncompiled(settings.training)})
+        data: Split | Pairs | None = self.split if method.needs_data else None
+        if method.pairs() is not None:
+            data = _MadePairs(self.conditions, self.shape)
+        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+
+        def distil(run: CountingRun) -> None:
+            run.count(teacher.network)  # the device holds it, whether it is evaluated or not
+            # Its own network wants weights, and is none of those that are counted.
+            with mock.patch.object(distances, "load_lpips", return_value=LpipsDistance(_Comparing(run))):
+                method.distil(teacher, run, data)
+
+        return self._counted(distil, a_pair)
+
+    def pictures_cost(self, batch_size: int) -> tuple[int, int]:
+        """Evaluations of a BOOT student's pictures, and how many images are evaluated at once."""
+        return self._passed(lambda student, teacher: images_of(student, teacher, 0, self.shape, batch_size, _CPU))
+
+    def trajectory_cost(self) -> tuple[int, int]:
+        """The same of one noise of a BOOT student's errors along the trajectory."""
+        return self._passed(lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
+
+    def _passed(self, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
+        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+        network = copy.deepcopy(teacher.network)
+        seen: list[int] = []
+        for counted in (network, teacher.network):
+            counted.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+        evaluate(NoiseStudent(network, teacher.schedule, teacher.prediction_type), teacher)
+        return sum(seen), max(seen)
+
+    def _teacher(self) -> Denoiser:
+        teacher = self.experiment.teacher
+        if isinstance(teacher, TeacherSettings):
+            schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
+        else:
+            schedule, prediction, thresholding = load_schedule(teacher.folder)
+        network = build_network(_STAND_IN, self.channels, _SIDE, _labels(self.conditions)).requires_grad_(False)
+        return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
+
+    @staticmethod
+    def _counted(train: Callable[[CountingRun], Any], a_pair: float = 0.0) -> CountingRun:
+        with tempfile.TemporaryDirectory() as folder:
+            counting = CountingRun(Path(folder), a_pair)
+            with counting:
+                train(counting)
+            return counting
+
+
+def _uncompiled(settings: TrainingSettings) -> TrainingSettings:
+    return settings.model_copy(update={"compile": "off"})
+
+
+def pictures_of(experiment: Experiment, plan: Plan) -> Any:
+    """How many pictures the data set has: as prepared, as the settings say, or as its kind always has; 0 if unknown."""
+    if (manifest := plan.root / "data" / "manifest.json").exists():
+        return sum(part["count"] for part in read_json(manifest)["splits"].values())
+    return getattr(experiment.data, "num_pictures", None) or 0
+
+
+def _labels(conditions: Conditions) -> int | None:
+    return conditions.num_classes + conditions.has_null if isinstance(conditions, ClassLabels) else None
+
+
+def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
+    """What the teacher is told. Of a data set that is not prepared the number of classes is not known, and costs
+    nothing: ten."""
+    teacher = experiment.teacher
+    if not isinstance(teacher, TeacherSettings):
+        return load_conditions(teacher.folder, teacher.num_classes)
+    if not teacher.labels:
+        return Unconditional()
+    manifest = plan.root / "data" / "manifest.json"
+    classes = len(read_json(manifest)["class_names"]) if manifest.exists() else 10
+    return ClassLabels(classes, teacher.label_dropout > 0)
+
+
+def real_network(
+    experiment: Experiment, conditions: Conditions, device: torch.device
+) -> tuple[nn.Module, float, dict[Precision, Kept], float]:
+    """The teacher's network with random weights, the operations of one of its evaluations, what it keeps for a backward
+    pass, and what it holds at the most without one."""
+    data, teacher = experiment.data, experiment.teacher
+
+    def build() -> nn.Module:
+        if isinstance(teacher, TeacherSettings):
+            return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
+        configuration = network_configuration(teacher.folder)
+        network: nn.Module = network_class(configuration).from_config(configuration)
+        return network
+
+    shape = (data.channels, data.resolution, data.resolution)
+    operations = network_operations(build, shape, conditions)
+    exact = network_activations(build, shape, conditions)
+    short = network_activations(build, shape, conditions, bf16=True)
+    kept: dict[Precision, Kept] = {"fp32": exact, "tf32": exact, "bf16": short}
+    return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions)
