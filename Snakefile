@@ -24,7 +24,7 @@ from diffusion.teachers.folder import deciding_files
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.training.delivered import discard_delivered
 from evaluation.measure.protocols import MAIN
-from suite.configuration_file import ConfigurationFiles
+from suite.configuration.file import ConfigurationFiles
 from suite.launch import WORKFLOW, print_anything
 from suite.plan import Plan
 from suite.provenance import RECORD

@@ -32,7 +32,7 @@ from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
-from suite.configuration import Experiment, parse_experiment
+from suite.configuration.experiment import Experiment, parse_experiment
 
 
 def synchronised_time(device: torch.device) -> float:

@@ -86,7 +86,7 @@ from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
-from suite.configuration import Experiment, parse_experiment
+from suite.configuration.experiment import Experiment, parse_experiment
 from suite.network_cost import network_operations
 from suite.provenance import commit, hardware, versions
 

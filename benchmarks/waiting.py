@@ -31,7 +31,7 @@ def work(configuration: str) -> None:
     from diffusion.denoiser import Denoiser, denoising_loss
     from diffusion.teachers.networks.unet import build_network
     from diffusion.times import uniform_times
-    from suite.configuration import parse_experiment
+    from suite.configuration.experiment import parse_experiment
 
     experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")), look_at_files=False)
     teacher, data = experiment.teacher, experiment.data

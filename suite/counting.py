@@ -30,7 +30,7 @@ from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Stateful, Step, Trained
-from suite.configuration import Experiment
+from suite.configuration.experiment import Experiment
 from suite.network_cost import (
     Kept,
     network_activations,

@@ -20,7 +20,7 @@ from diffusion.runtime.precision import float32_products
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from evaluation.measure.protocols import DIMENSIONS
 from evaluation.results.stored import load_published
-from suite.configuration import Experiment
+from suite.configuration.experiment import Experiment
 from suite.counting import (
     THROUGH,
     WITH_GRADIENT,

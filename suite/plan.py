@@ -9,7 +9,7 @@ from diffusion.data.samples import Quantiser
 from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.pairs import PairsSettings
 from evaluation.measure.protocols import MAIN, Protocol
-from suite.configuration import Experiment
+from suite.configuration.experiment import Experiment
 
 
 @dataclass(frozen=True)

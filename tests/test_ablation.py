@@ -14,7 +14,7 @@ from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.ablation import Ablation, ablation_figure, ablation_sentences, ablation_summary, ablation_table
 from evaluation.results.results import Results
 from evaluation.results.stored import Method
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 BLOCK = yaml.safe_load("""

@@ -19,7 +19,7 @@ from evaluation.report.comparison import (
     steps_table,
 )
 from evaluation.results.results import Results
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 BLOCK = {

@@ -14,7 +14,8 @@ import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is impor
 from diffusers import DDIMPipeline, DDIMScheduler  # isort: skip
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import save_denoiser
-from suite.configuration import ExtractorName, parse_experiment
+from evaluation.measure.protocols import ExtractorName
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.runtime.errors import UserError
-from suite.configuration_file import ConfigurationFiles
+from suite.configuration.file import ConfigurationFiles
 from suite.stages.estimating import check
 
 ROOT = Path(__file__).parents[1]

@@ -42,7 +42,7 @@ from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
 from suite import cli
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.estimate import estimate
 from suite.stages.converting import convert
 

@@ -51,7 +51,7 @@ from diffusion.training.loop import TrainingRun
 from evaluation.measure import distances
 from evaluation.measure.features import load_extractor
 from evaluation.measure.speed import measure_speed
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.estimate import estimate
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at a process' first product, before any of them asks

@@ -10,7 +10,7 @@ from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.settings import TeacherSettings
 from evaluation.measure.protocols import Protocol
 from evaluation.measure.quality import definitions
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from diffusion.noise import initial_noise
 from diffusion.student import NoiseStudent
 from diffusion.training.loop import TrainingRun
 from diffusion.training.steps import Trained
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
 from suite.network_cost import LiveBytes, network_activations, network_passing
 from suite.stages.pictures import images_of

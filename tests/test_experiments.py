@@ -20,7 +20,7 @@ from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 
 CONFIG = Path(__file__).parents[1] / "config"
 ALL = sorted(path.stem for path in CONFIG.glob("*.yaml"))

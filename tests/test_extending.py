@@ -42,7 +42,7 @@ def test_the_examples_in_the_readme_are_methods_that_keep_the_contract(tmp_path)
     raw.pop("select")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
     script = (
-        "import yaml; from suite.configuration import parse_experiment; "
+        "import yaml; from suite.configuration.experiment import parse_experiment; "
         "print(parse_experiment(yaml.safe_load(open('mine.yaml'))).methods['online'].settings.num_inference_steps)"
     )
     assert run(tmp_path, "-c", script).split()[-1] == "8"

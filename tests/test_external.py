@@ -13,7 +13,7 @@ from test_configuration import ROOT
 from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
 from evaluation.measure import distances
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.external import LEAST_SAMPLES, ExternalSamples
 from suite.plan import Plan
 

@@ -12,7 +12,7 @@ from test_workflow import ROOT, TINY, snakemake
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import user_path
 from suite.cli import build_parser
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 
 NASTY = "o ü'$x;\"[a]*&|#"
 TEXT_CALLS = ("read_text", "write_text", "NamedTemporaryFile")

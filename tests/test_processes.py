@@ -26,7 +26,7 @@ from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.sharding import shard, whole
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 ALONE = [sys.executable, "-m"]

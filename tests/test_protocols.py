@@ -17,7 +17,7 @@ from evaluation.measure.protocols import Protocol, in_words, resize_in_words
 from evaluation.measure.reference import load_features, load_given, write_features, write_moments
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.results.stored import load_metrics
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 EXTRACTOR = {

@@ -16,7 +16,7 @@ from diffusion.teachers.folder import deciding_files, load_denoiser, load_schedu
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.weights import weights_files
 from suite.cli import build_parser
-from suite.configuration import parse_experiment
+from suite.configuration.experiment import parse_experiment
 from suite.provenance import RECORD
 from suite.stages.teacher import import_teacher
 
@@ -541,7 +541,7 @@ def test_what_fits_is_remembered_and_what_has_changed_is_not(folder, tmp_path, m
         return tiny_unet()
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("diffusion.teachers.folder._build", counting)
+    monkeypatch.setattr("diffusion.teachers.stored_network._build", counting)
     assert [pipeline_problems(folder) for _ in range(3)] == [[], [], []]
     assert len(built) == 1
     edit(folder / "unet/config.json", dropout=0.1)

@@ -5,8 +5,8 @@ import json
 from typing import Any
 
 from diffusion.runtime.device import default_device
-from suite.configuration import parse_experiment
-from suite.configuration_file import ConfigurationFiles
+from suite.configuration.experiment import parse_experiment
+from suite.configuration.file import ConfigurationFiles
 from suite.estimate import estimate, table
 
 

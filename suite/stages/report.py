@@ -11,7 +11,7 @@ from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs, render
 from evaluation.report.protocol_table import words
 from evaluation.results.stored import CostFile
-from suite.configuration import Experiment, parse_experiment
+from suite.configuration.experiment import Experiment, parse_experiment
 from suite.delivery import asked
 from suite.plan import Plan
 from suite.provenance import RECORD, checked, read_record, write_provenance

@@ -36,7 +36,7 @@ rule report:
             ROOT / "report" / RECORD,
             "report",
             # What the configuration is checked with decides whether there is a report, not what stands in it.
-            shallow=("suite.configuration", "suite.plan"),
+            shallow=("suite.configuration.experiment", "suite.plan"),
             others=["evaluation/results/published.yaml", "evaluation/report/templates/report.html.j2"],
             files=BROUGHT,
             config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},

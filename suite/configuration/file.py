@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from diffusion.runtime.errors import UserError, some_of
-from suite.configuration import Experiment, parse_experiment
+from suite.configuration.experiment import Experiment, parse_experiment
 
 # By YAML 1.1, which Snakemake reads, 010 is 8 and 1:30 is 90.
 _MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
@@ -61,7 +61,7 @@ class ConfigurationFiles:
 
         Args:
             raw: what Snakemake has made of the files and the command line.
-            look_at_files: as in :func:`suite.configuration.parse_experiment`.
+            look_at_files: as in :func:`suite.configuration.experiment.parse_experiment`.
 
         Raises:
             UserError: listing every problem behind the place of its key.

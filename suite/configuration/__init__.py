@@ -1,0 +1,1 @@
+"""The configuration: its blocks, its variants, the experiment that they make."""
