@@ -87,7 +87,7 @@ def test_micro_batches_must_fit_a_second_network_too(tmp_path):
 
 def test_a_process_tries_alone(tmp_path, monkeypatch):
     """The others wait in the step that failed: what it sums over processes while it tries would meet their sums."""
-    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr("diffusion.training.cost.join", lambda _device: Processes(0, 2))
     monkeypatch.setattr(Processes, "wait", lambda _self: None)
     network, sizes = Small(3), []
     run = TrainingRun(tmp_path / "state", "key", 0, CPU)

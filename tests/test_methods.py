@@ -129,12 +129,12 @@ def test_a_method_that_trains_on_images_flips_them_and_resumes_to_the_same_bits(
 def test_the_timed_steps_of_a_time_budget_leave_no_trace(name, tmp_path, data, monkeypatch):
     """Whatever a method changes while the first steps are timed is taken back: its result is that of so many steps."""
 
-    def time_three(self, stage, settings, take, began):
+    def time_three(run, signals, stage, settings, take, began):
         for step in range(3):
             take(step, settings.model_copy(update={"steps": 10**9}))
         return 4
 
-    monkeypatch.setattr(TrainingRun, "_fitting_steps", time_three)
+    monkeypatch.setattr("diffusion.training.loop.fitting_steps", time_three)
     brief = {"warmup_steps": 0, "ema_decay": None}  # for so few steps methods shorten their own defaults
     timed = distil(build(name, steps=None, minutes=1.0, **brief), tmp_path / "timed", data)
     method = build(name, steps=4, **brief)

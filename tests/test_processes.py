@@ -82,7 +82,7 @@ def test_slices_have_one_size():
 
 
 def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 3))
+    monkeypatch.setattr("diffusion.training.cost.join", lambda _device: Processes(0, 3))
     with pytest.raises(UserError, match="found 2, expected a multiple of the number of processes"):
         train(tmp_path, 2, [])
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_spread_is_refused(tmp_path, monkeypatch):
         TrainingSettings(steps=1, shard=True, compile="default")
     with pytest.raises(ValueError, match="shard: found true with channels_last true"):
         TrainingSettings(steps=1, shard=True, channels_last=True)
-    monkeypatch.setattr("diffusion.training.loop.join", lambda _device: Processes(0, 2))
+    monkeypatch.setattr("diffusion.training.cost.join", lambda _device: Processes(0, 2))
     monkeypatch.setattr(Processes, "wait", lambda _self: None)
     network = torch.nn.Linear(2, 1)
     settings = TrainingSettings(steps=1, batch_size=2, gradient_accumulation_steps=2, shard=True)

@@ -154,7 +154,8 @@ def train_by_time(folder, settings, monkeypatch, per_step=0.5, **options):
     """:func:`train` on a clock on which a step takes ``per_step`` seconds and nothing else takes any."""
     clock, network = Clock(per_step), small_network()
     network.register_forward_pre_hook(lambda *_: setattr(clock, "now", clock.now + per_step))
-    monkeypatch.setattr("diffusion.training.loop.time", clock)
+    for module in ("loop", "budget", "cost"):
+        monkeypatch.setattr(f"diffusion.training.{module}.time", clock)
     return train(folder, settings, network=network, **options)
 
 
@@ -295,7 +296,7 @@ def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
 
 def test_time_counts_what_was_spent_before_the_interruption(tmp_path, monkeypatch):
     clock = Clock(0)
-    monkeypatch.setattr("diffusion.training.loop.time", clock)
+    monkeypatch.setattr("diffusion.training.cost.time", clock)
     with TrainingRun(tmp_path / "state", "key", 0, CPU) as run:
         clock.now += 100.5
         run.note_seconds()
