@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import canonical_json, sha256_file
+from suite.reruns import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[1]
 # What decides where, when and by whom a result is made, and what is noted of it, but not what is in it. It computes
 # nothing (tests/test_sources.py); an edit of it makes nothing again.
 FRAME = frozenset(f"suite.{name}" for name in ("delivery", "provenance", "reruns", "sources", "trackers"))

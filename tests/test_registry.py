@@ -168,6 +168,10 @@ WRONG = {
         mine("from diffusion.distillation.method import Method", "Method"),
         r"class Mine in \S+mine.py lacks: Settings, evaluations, sampler, save\.$",
     ),
+    "a training of its own under the base of samplers": (
+        mine("from diffusion.distillation.method import Method", "Method", FOUND + "    def distil(self): ...\n"),
+        r"class Mine in \S+mine.py trains, and its base is no Distiller; derive it from ",
+    ),
     "no title": (
         mine("from diffusion.distillation.sampler import TeacherSampler", "TeacherSampler", 'name = "mine"\n'),
         r"class Mine in \S+mine.py lacks: Settings, draw, title\.$",

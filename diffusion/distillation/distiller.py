@@ -53,7 +53,7 @@ class TrainedSettings(GrownSettings):
     """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
 
     Steps too few for a default warm-up or average shorten it, see
-    :meth:`diffusion.training.loop.TrainingSettings.defaults_for`.
+    :meth:`diffusion.training.settings.TrainingSettings.defaults_for`.
     """
 
     @model_validator(mode="before")

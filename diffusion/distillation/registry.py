@@ -229,6 +229,11 @@ def method_class(name: Any) -> type[Method]:
         raise UserError(
             f"found {name!r}, but {file} cannot be imported: {type(error).__name__}{where}: {first_line(error)}."
         ) from error
+    if hasattr(method, "distil") and not method.trains:  # it would be sampled as if it were the teacher
+        raise UserError(
+            f"found {name!r}, but its class {one.title} in {file} trains, and its base is no Distiller; derive it from "
+            f"diffusion.distillation.distiller.Distiller or .one_step.OneStep."
+        )
     lacking = [part for part in ("title", "Settings") if not hasattr(method, part)]
     if lacking := sorted([*lacking, *method.__abstractmethods__]):
         raise UserError(f"found {name!r}, but its class {one.title} in {file} lacks: {', '.join(lacking)}.")

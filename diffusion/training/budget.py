@@ -12,9 +12,8 @@ from diffusion.training.cost import Costs
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.signals import Signals
 
-# The first few are not timed (one compiles, the next records CUDA graphs),
-# then at least so many are, for at least that share of the budget. The limits are the shares of it after which a slow
-# device is timed by fewer.
+# The first few are not timed (one compiles, the next records CUDA graphs), then at least so many are, for at least that
+# share of the budget. The limits are the shares of it after which a slow device is timed by fewer.
 _UNTIMED_STEPS, _TIMED_STEPS = 5, 10
 _TIMED_SHARE, _UNTIMED_LIMIT, _TIMED_LIMIT = 0.03, 0.15, 0.25
 
