@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What one GPU shows about this suite, unattended and without a network, each part under its own time limit:
 #
-#   tests     the GPU against the CPU                             tests/test_cuda.py
+#   tests     the GPU against the CPU                             tests/benchmarks/test_cuda.py
 #   suite     CIFAR-10 from nothing to the report                 config/cifar10-minutes.yaml
 #   training  how near a training step comes to the device        benchmarks/training.py --quick
 #
@@ -59,7 +59,7 @@ for name in ${PARTS:-tests suite training}; do
             # Tests that have not begun by then are skipped, and listed as that.
             # shellcheck disable=SC2086  # several words
             BOOT_TEST_SECONDS=$((limit - 10)) part tests "$limit" "$python" -m pytest -o addopts= -ra -m cuda \
-                -p no:cacheprovider tests/test_cuda.py ${TEST_OPTIONS:-} || failed=1
+                -p no:cacheprovider tests/benchmarks/test_cuda.py ${TEST_OPTIONS:-} || failed=1
             grep -E "^(SKIPPED|FAILED|ERROR)|passed|failed" "$folder/tests.log" | tee -a "$folder/summary.txt"
             ;;
         suite)

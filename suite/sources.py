@@ -11,7 +11,7 @@ from diffusion.runtime.files import canonical_json, sha256_file
 from suite.reruns import CHECKOUT
 
 # What decides where, when and by whom a result is made, and what is noted of it, but not what is in it. It computes
-# nothing (tests/test_sources.py); an edit of it makes nothing again.
+# nothing (tests/suite/test_sources.py); an edit of it makes nothing again.
 FRAME = frozenset(f"suite.{name}" for name in ("delivery", "provenance", "reruns", "sources", "trackers"))
 
 

@@ -1,7 +1,7 @@
 """Small checkpoints in the names and layouts of their authors, made without their code.
 
 The numbers in them follow a rule (:func:`fill`), so that the authors' own networks, filled by the same rule, could say
-what these compute (tests/test_conversion.py).
+what these compute (tests/teachers/test_conversion.py).
 """
 
 import sys

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from repository import ROOT, TINY
 
 import diffusion.training.loop
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import training as benchmark
 
-CPU, TINY = torch.device("cpu"), Path(__file__).parent / "tiny.yaml"
+CPU = torch.device("cpu")
 EAGER = ["teacher", "BOOT", "sampling", "progressive", "consistency"]
 
 

@@ -1,7 +1,7 @@
 """The suite on a GPU, against the same computations on the processor.
 
-    pytest -m cuda tests/test_cuda.py                            on a machine with a GPU
-    BOOT_TEST_DEVICE=cpu pytest -m cuda tests/test_cuda.py       a rehearsal: the processor in the GPU's place
+    pytest -m cuda tests/benchmarks/test_cuda.py                          on a machine with a GPU
+    BOOT_TEST_DEVICE=cpu pytest -m cuda tests/benchmarks/test_cuda.py     a rehearsal: the processor in the GPU's place
 
 In a rehearsal the processor stands for the GPU with other kernels than its usual ones (convolutions without oneDNN,
 attention written out) and, where TF32 is meant, with factors cut to TF32's digits. What only a GPU can do is skipped.
@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 import torch
 from draws import DrawnOnHost, Draws, HostGenerator
-from test_methods import METHODS, TRAINED, build
+from methods import METHODS, TRAINED, build
+from peak import peak_bytes
+from repository import ROOT
 from tiny import NETWORK, SCHEDULE, tiny_conditional, tiny_denoiser, tiny_splits
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -140,7 +142,7 @@ class Children:
         environment = os.environ | {"BOOT_TEST_DEVICE": str(DEVICE), CLAIMED_BY_STARTER: "1"}
         if job.startswith("compiled"):  # many at once; the others must have as many threads as the tests
             environment["OMP_NUM_THREADS"] = "1"
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), environment.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")])
         with self.log(job).open("w") as log:
             command = [sys.executable, __file__, job, str(self.folder)]
             self.started[job] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -490,8 +492,6 @@ def peak_of(function):
         before = torch.cuda.memory_allocated(DEVICE)
         function()
         return torch.cuda.max_memory_allocated(DEVICE) - before
-    from test_arithmetic import peak_bytes
-
     return peak_bytes(function)
 
 

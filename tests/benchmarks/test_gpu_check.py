@@ -6,13 +6,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 # On a busy machine a minute holds fewer steps than that.
 SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1, ema_decay: 0.5"
 TOY = (

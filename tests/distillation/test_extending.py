@@ -4,11 +4,10 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import yaml
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
@@ -33,7 +32,7 @@ def test_the_examples_in_the_readme_are_methods_that_keep_the_contract(tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "baselines" / "online_distillation.py").write_text(example)
     (tmp_path / "baselines" / "mine.py").write_text(block("python", "class MyBoot(Boot)"))
-    contract = ("-m", "pytest", "-rA", "-p", "no:cacheprovider", "tests/test_methods.py")
+    contract = ("-m", "pytest", "-rA", "-p", "no:cacheprovider", "tests/distillation/test_methods.py")
     out = run(tmp_path, *contract, "-k", "online_dist or my_boot")
     for name in ("online_distillation", "my_boot"):
         assert len(re.findall(rf"(?m)^PASSED .*\[{name}\]$", out)) >= 8

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import METHODS, TRAINED, build
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation.pairs import Pairs, generate_pairs
-from diffusion.distillation.registry import method_class, method_modules
+from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import DeviceMemoryError, UserError
@@ -27,18 +28,8 @@ from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
 NOISE = initial_noise(0, range(5), (1, 8, 8))
-METHODS = list(method_modules())
-TRAINED = [name for name in METHODS if method_class(name).trains]
 # Compiling takes minutes a method: one stands for all, unless BOOT_TEST_COMPILE=1 asks for every one.
 COMPILED = TRAINED if os.environ.get("BOOT_TEST_COMPILE") else ["progressive_distillation"]
-
-
-def build(name, guidance=None, **training):
-    kind = method_class(name)
-    raw = {"method": name, **kind.TINY}
-    if training:
-        raw["training"] = raw["training"] | training
-    return kind(kind.Settings.model_validate(raw), guidance)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_configuration import TINY
+from repository import tiny_experiment
 
 from diffusion.runtime.errors import UserError
 from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
@@ -27,7 +27,7 @@ axes:
 
 
 def experiment(**changes):
-    raw = copy.deepcopy(TINY) | {"ablation": copy.deepcopy(BLOCK) | changes}
+    raw = tiny_experiment() | {"ablation": copy.deepcopy(BLOCK) | changes}
     return parse_experiment(raw)
 
 
@@ -54,7 +54,7 @@ def test_its_names_words_and_pictures():
 
 
 def test_a_selection_keeps_the_ablation():
-    raw = copy.deepcopy(TINY) | {"ablation": BLOCK, "select": ["ddim", "boot-heun"]}
+    raw = tiny_experiment() | {"ablation": BLOCK, "select": ["ddim", "boot-heun"]}
     assert set(parse_experiment(raw).methods) == {
         "ddim", "boot-heun", "delta-0.02", "delta-0.2", "lambda-lambda_0.5", "length-4",
     }  # fmt: skip

@@ -1,10 +1,8 @@
 """Methods at the same cost: the block of YAML, the tables and the learning curves."""
 
-import copy
-
 import pandas as pd
 import pytest
-from test_configuration import TINY
+from repository import tiny_experiment
 
 from diffusion.runtime.errors import UserError
 from evaluation.columns import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
@@ -29,7 +27,7 @@ BLOCK = {
 
 
 def experiment(block=BLOCK, **changes):
-    return parse_experiment(copy.deepcopy(TINY) | {"comparison": block} | changes)
+    return parse_experiment(tiny_experiment() | {"comparison": block} | changes)
 
 
 def test_a_budget_takes_a_variant_as_it_is_or_changed():

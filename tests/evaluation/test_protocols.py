@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_workflow import TINY
+from repository import TINY
 from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.data.samples import to_uint8

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from draws import Draws
-from test_methods import METHODS, build
+from methods import METHODS, build
 from tiny import tiny_denoiser
 
 from diffusion.noise import further_noise, noise_generators

@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import filelock
 import pytest
 import torch
+from repository import ROOT
 
 from diffusion.runtime import gpus as cards
 from diffusion.runtime.device import default_device, wanted_device
 from diffusion.runtime.errors import UserError
 from suite.launch import visible
-
-ROOT = Path(__file__).parents[1]
 
 # A process that claims cards of a machine with three, says which, and keeps them until its input ends.
 CLAIM = """

@@ -2,11 +2,11 @@
 
 import copy
 import shutil
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
+from repository import CONFIG, ROOT, tiny_experiment
 from tiny import tiny_denoiser
 
 import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
@@ -18,8 +18,7 @@ from evaluation.measure.protocols import ExtractorName
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
-ROOT = Path(__file__).parents[1]
-TINY = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+TINY = tiny_experiment()
 STEPS = TINY["teacher"]["training"]["steps"]
 
 
@@ -259,7 +258,7 @@ def test_noisy_states_are_refused_where_they_make_no_sense(tmp_path):
 
 @pytest.mark.parametrize("name", ["digits", "digits-conditional", "images-example"])
 def test_the_block_of_the_ablation_runs_on_every_other_experiment(name, tmp_path):
-    config = Path(__file__).parents[1] / "config"
+    config = CONFIG
     block = yaml.safe_load((config / "digits-ablation.yaml").read_text())["ablation"]
     raw = yaml.safe_load((config / f"{name}.yaml").read_text())
     block["base"] = next(variant for variant, settings in raw["methods"].items() if settings["method"] == "boot")

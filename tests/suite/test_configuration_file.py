@@ -1,15 +1,14 @@
 """Configuration files as texts: what Snakemake's own reading passes over, and where what is wrong stands."""
 
 import argparse
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from diffusion.runtime.errors import UserError
 from suite.configuration.file import ConfigurationFiles
 from suite.stages.estimating import check
 
-ROOT = Path(__file__).parents[1]
 GOOD = "experiment: x\ndata: {kind: digits}\nteacher:\n  training: {steps: 8, batch_size: 16}\n"
 
 

@@ -1,10 +1,10 @@
 """What the documentation says in YAML is what the suite takes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.settings import TeacherSettings
@@ -13,7 +13,6 @@ from evaluation.measure.quality import definitions
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
-ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
@@ -71,7 +70,7 @@ def test_every_measure_stands_in_the_table_with_tests_that_exist():
     rows = [line.split("|")[1:-1] for line in MEASURES.splitlines() if re.match(r"\| [^|]+ \| `", line)]
     names = {name for row in rows[: len(rows)] for name in re.findall(r"`(\w+)`", row[1])}
     assert names >= set(definitions("efficientnet-lite0-64")) | set(definitions("inception"))
-    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     named = {name for row in rows for name in re.findall(r"`(test_\w+)`", row[-1])}
     assert named
     assert {name for name in named if f"def {name}(" not in tests} == set()

@@ -12,8 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-
-ROOT = Path(__file__).resolve().parents[1]
+from repository import ROOT
 
 # The platform that the lock is resolved for, whatever the tests run on.
 PLATFORM = {

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from test_experiments import CONFIG, PUBLISHED
-from test_workflow import TINY
+from repository import CONFIG, TINY
+from test_experiments import PUBLISHED
 from tiny import tiny_denoiser, tiny_splits
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_workflow import snakemake
+from repository import CONFIG, snakemake
 
 import diffusion.training.loop
 from diffusion.data.kinds import cifar10, fashion_mnist, lsun, parse_settings, prepare
@@ -22,7 +22,6 @@ from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from suite.configuration.experiment import parse_experiment
 
-CONFIG = Path(__file__).parents[1] / "config"
 ALL = sorted(path.stem for path in CONFIG.glob("*.yaml"))
 PUBLISHED = (
     "cifar10",

@@ -7,8 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
-import yaml
-from test_configuration import ROOT
+from repository import tiny_experiment
 
 from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
@@ -55,7 +54,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def parse(external, **changes):
-    raw = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text()) | changes
+    raw = tiny_experiment() | changes
     raw["evaluation"]["external"] = external
     return parse_experiment(json.loads(json.dumps(raw)))
 
@@ -182,7 +181,7 @@ def test_names_that_a_variant_has_are_refused_those_of_a_comparison_included(nam
 def test_labels_are_looked_at_where_they_are_judged(labels, message, folder):
     np.savez("labelled.npz", arr_0=images(6, 8, 8, 1), arr_1=labels)
     assert parse({"mine": "labelled.npz"}).evaluation.external
-    teacher = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())["teacher"] | {"labels": True}
+    teacher = tiny_experiment()["teacher"] | {"labels": True}
     if message is None:
         assert parse({"mine": "labelled.npz"}, teacher=teacher).conditional
         return

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from test_workflow import ROOT, TINY, snakemake
+from repository import ROOT, TINY, snakemake
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import user_path

@@ -4,15 +4,15 @@ import inspect
 import json
 import re
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
+from folders import NOISE, alone, as_earlier, entry_of
 from hub import TOKEN, standing_in
-from test_students import NOISE, alone, as_earlier, entry_of
+from repository import ROOT
 from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.data.kinds import parse_settings
@@ -318,7 +318,7 @@ def test_records_list_the_code_that_travels(delivered):
 
 
 def test_the_documentation_names_every_option_and_argument():
-    text = (Path(__file__).parents[1] / "docs" / "students.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "students.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`(--[a-z-]+|\w+)[ A-Z]*`", text)) | set(re.findall(r"(--[a-z-]+) ", text))
     called = set(inspect.signature(StudentPipeline.__call__).parameters) - {"self"}
     assert called - told == set()

@@ -19,7 +19,7 @@ import original_checkpoints as made
 import pytest
 import torch
 import yaml
-from test_workflow import TINY
+from repository import ROOT, TINY
 
 import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
 
@@ -913,7 +913,7 @@ def test_the_command_line_knows_what_the_converter_does():
 
 
 def test_the_documentation_lists_what_is_published():
-    page = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text()
+    page = (ROOT / "docs" / "teachers.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| [`")]
     listed = {}
     for checkpoint, kind, size, classes, attention, schedule, _ in rows:
@@ -934,7 +934,7 @@ def test_the_documentation_lists_what_is_published():
 
 
 def test_the_experiment_in_the_documentation_is_one(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "teachers.md").read_text()
+    page = (ROOT / "docs" / "teachers.md").read_text()
     blocks = [yaml.safe_load(text.split("```")[0]) for text in page.split("```yaml\n")[1:]]
     (block,) = (found for found in blocks if "path" in found["teacher"])
     commands = page.split("```yaml")[0]

@@ -1,11 +1,11 @@
 """Networks that are trained here: what a configuration makes of `diffusers`' ``UNet2DModel``."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from repository import CONFIG
 
 import diffusion  # noqa: F401 - repairs torchvision before `diffusers` is imported
 
@@ -21,7 +21,6 @@ SMALL = {
     "layers_per_block": 1,
     "attention_resolutions": [4],
 }
-CONFIG = Path(__file__).parents[1] / "config"
 # Weights of the authors' networks without the outputs of the variance (test_conversion.py), and a label for no class.
 PUBLISHED_SIZES = {
     "imagenet64": 295_904_454 - 3 * (9 * 192 + 1) + 4 * 192,

@@ -2,21 +2,19 @@
 
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from folders import EARLIER, NOISE, alone, as_earlier, entry_of
+from repository import ROOT
 from tiny import tiny_conditional, tiny_denoiser
 
 from diffusion.conditions import ClassLabels
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance
-from diffusion.noise import initial_noise
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.networks.song_unet import SongUNet
@@ -24,10 +22,7 @@ from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 CPU = torch.device("cpu")
-NOISE = initial_noise(0, range(4), (1, 8, 8))
 LABELS = [0, 2, 1, 1]
-ALONE = Path(__file__).parent / "alone.py"
-TRUSTED = {"trust_remote_code": True}
 
 
 def linear(prediction_type="epsilon", classes=0):
@@ -112,32 +107,6 @@ CASES = {
 STOCK = {"progressive", "tract", "teacher", "teacher-epsilon"}
 
 
-def alone(folder, entries, **further):
-    """Runs tests/alone.py; its standard output, by source."""
-    (folder / "job.json").write_text(json.dumps(entries))
-    site_packages = str(Path(diffusers.__file__).parents[1])
-    environment = {"HF_HOME": str(folder / "hf"), "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(ALONE), site_packages, str(folder / "job.json")],
-        cwd=folder,
-        env=environment | further,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return dict(line.split(" ", 1) for line in done.stdout.splitlines()), done.stderr
-
-
-def entry_of(folder, source, name, trusted=True, **call):
-    return {
-        "source": str(source),
-        "load": TRUSTED if trusted else {},
-        "call": call,
-        "latents": str(folder / "latents.npy"),
-        "images": str(folder / f"{name}.npy"),
-    }
-
-
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Every case's folder, the suite's samples and those that were drawn without the suite, by name and evaluations."""
@@ -203,7 +172,7 @@ def test_the_code_in_a_folder_imports_nothing_else():
     import ast
 
     for module in ("pipeline", "networks/song_unet", "networks/time_scaled_unet"):
-        source = (Path(__file__).parents[1] / "diffusion" / "teachers" / f"{module}.py").read_text()
+        source = (ROOT / "diffusion" / "teachers" / f"{module}.py").read_text()
         nodes = list(ast.walk(ast.parse(source)))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
@@ -212,29 +181,6 @@ def test_the_code_in_a_folder_imports_nothing_else():
 
 
 # What earlier versions wrote: the class that drew the samples, no code, and the module of an own network.
-EARLIER = {
-    "boot-song": ("BootPipeline", ["told_timestep", "read_timestep", "signal_scale", "raw", "levels", "cosine"]),
-    "boot-classes": ("BootPipeline", ["told_timestep", "read_timestep", "signal_scale", "raw", "levels", "cosine"]),
-    "knowledge": ("OneStepPipeline", ["raw", "levels", "cosine"]),
-    "pid-network": ("OneStepPipeline", ["levels", "cosine"]),
-    "consistency": ("ConsistencyPipeline", ["told_timestep", "read_timestep", "signal_scale", "raw", "cosine"]),
-    "progressive-edm": ("EdmPipeline", ["told_timestep", "signal_scale", "raw", "levels", "thresholding", "cosine"]),
-    "teacher-classes": ("ClassConditionalPipeline", ["told_timestep", "signal_scale", "raw", "levels", "cosine"]),
-}
-
-
-def as_earlier(folder, name):
-    """Makes the folder of a case what an earlier version of the suite would have written."""
-    class_name, without = EARLIER[name]
-    index = json.loads((folder / "model_index.json").read_text())
-    index = {key: value for key, value in index.items() if key not in without} | {"_class_name": class_name}
-    if index["unet"][0] != "diffusers":
-        (folder / "unet" / f"{index['unet'][0]}.py").unlink()
-        index["unet"][0] = f"diffusion.{index['unet'][0]}"
-    (folder / "model_index.json").write_text(json.dumps(index))
-    (folder / "pipeline.py").unlink()
-
-
 @pytest.mark.parametrize("name", EARLIER)
 def test_folders_of_earlier_versions_draw_the_same(drawn, name, tmp_path):
     folder, suites, _, _ = drawn

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from peak import peak_bytes
 from test_training import SETTINGS, train
 from tiny import NETWORK, tiny_denoiser, tiny_splits
 from torch import nn
@@ -96,18 +97,6 @@ def test_boot_trains_the_same_with_recomputed_activations(tmp_path, slices):
     assert_same_weights(student, other)
     assert not other.is_gradient_checkpointing
     assert run.arithmetic == {"boot": "float32, activations recomputed"}
-
-
-def peak_bytes(function):
-    """The most memory that torch's allocator handed out at a time within ``function``, beyond what was there."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    held = peak = 0
-    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def test_recomputed_activations_take_less_memory():

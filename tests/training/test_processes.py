@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 import yaml
+from repository import TINY
 from safetensors.torch import load_file
-from test_workflow import TINY
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from diffusion.data.kinds import parse_settings

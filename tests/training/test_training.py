@@ -11,10 +11,12 @@ import sys
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from repository import ROOT
 from tiny import tiny_denoiser
 from torch import nn
 
@@ -265,7 +267,7 @@ def test_another_seed_gives_other_weights(tmp_path):
 
 def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
     script = (
-        "import sys, time, torch; sys.path.insert(0, sys.argv[1])\n"
+        "import sys, time, torch; sys.path[:0] = sys.argv[1].split()\n"
         "from pathlib import Path; import test_training as t\n"
         "torch.set_num_threads(1)\n"
         "if sys.argv[3] == 'slow':\n"
@@ -274,7 +276,7 @@ def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
         "weights, _, _ = t.train(Path(sys.argv[2]), t.SETTINGS)\n"
         "torch.save(weights, sys.argv[2] + '.pt')\n"
     )
-    here = str(__import__("pathlib").Path(__file__).parent)
+    here = " ".join((str(Path(__file__).parent), str(ROOT / "tests")))
 
     def start(name, pace):
         return subprocess.Popen([sys.executable, "-c", script, here, str(tmp_path / name), pace])

@@ -15,13 +15,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from repository import ROOT, tiny_experiment
 
-ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "workflow" / "profiles" / "kubernetes"
 STEPS = 300
 
@@ -211,7 +210,7 @@ def test_a_student_trains_in_pods_and_a_lost_pod_is_tried_again(cluster, checkou
     text = (PROFILE / "config.yaml").read_text().replace("/mnt/boot", str(checkout.parent))
     profile = yaml.safe_load(text) | {"seconds-between-status-checks": 1, "cores": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile))
-    raw = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    raw = tiny_experiment()
     raw["methods"]["boot-heun"]["training"]["steps"] = STEPS
     (checkout / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     student = "volume/tiny/students/boot-heun/train-0"

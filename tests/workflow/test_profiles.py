@@ -4,12 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROFILES = ROOT / "workflow" / "profiles"
 OTHERS = ("workstation", "slurm", "kubernetes")
 # What decides about cards elsewhere: the classifier's few passes need none, and the estimate runs where Snakemake does.

@@ -13,14 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from repository import ROOT, tiny_experiment
 
 from diffusion.runtime.files import sha256_file
 
-ROOT = Path(__file__).parents[1]
 PROFILE = ROOT / "workflow" / "profiles" / "slurm" / "config.yaml"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 # Enough that nothing is over before it has been interrupted twice.
@@ -172,7 +171,7 @@ def test_a_student_trains_on_slurm_through_time_memory_and_preemption(slurm, tmp
     profile |= {"cores": 2, "slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1}
     profile["set-resources"]["data"] = {"mem_mb": "20 if attempt == 1 else 4000"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(profile))
-    raw = yaml.safe_load((ROOT / "tests" / "tiny.yaml").read_text())
+    raw = tiny_experiment()
     raw["methods"]["boot-heun"]["training"]["steps"] = STEPS
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     student = "results/tiny/students/boot-heun/train-0"

@@ -17,27 +17,12 @@ import pytest
 import yaml
 from corruptions import CORRUPTIONS, consumers, corrupted, records, refusal, result_files
 from PIL import Image
+from repository import ROOT, TINY, snakemake
 
 from diffusion.runtime.files import sha256_file
 from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 
-ROOT = Path(__file__).parents[1]
-TINY = ROOT / "tests" / "tiny.yaml"
 BOOT_RULES = {"boot-euler", "boot-heun"}
-
-
-def snakemake(folder, *arguments, config=TINY, check=True):
-    """Runs the workflow in ``folder``, which gets the results and Snakemake's own state."""
-    command = [
-        *(sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)),
-        # Targets go first: --configfile takes all that follows it.
-        *("--workflow-profile", str(ROOT / "profiles" / "default"), "--cores", "2", *arguments),
-        *("--configfile", str(config)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ | {"BOOT_DEVICE": "cpu"})
-    if check:
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    return done
 
 
 @pytest.fixture(scope="session")
@@ -319,7 +304,7 @@ def test_no_corruption_of_a_stored_file_goes_unnoticed(copy, monkeypatch):
     monkeypatch.setenv("BOOT_DEVICE", "cpu")
     root = copy / "results" / "tiny"
     readers, files = consumers(root, copy), {file for file in result_files(root) if root / "report" not in file.parents}
-    # The code that travels with a student is for those who take it elsewhere: `push` looks at it (tests/test_push.py).
+    # The code that travels with a student is for those who take it elsewhere: `push` looks at it.
     unread = {str(file.relative_to(root)) for file in files - readers.keys() if file.name != "pipeline.py"}
     assert unread == set()
     tried = 0
