@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition, Conditions, Unconditional
+from diffusion.family import UNET, Family
 from diffusion.prediction import PredictionType, prediction_of
 from diffusion.schedule import Level, Schedule, network_timesteps, per_sample
 from diffusion.thresholding import STATIC, Thresholding
@@ -17,6 +18,7 @@ class Denoiser(nn.Module):
     Args:
         thresholding: bounds the estimate.
         conditions: what it can be told beside the picture and the time.
+        family: how the network is called.
     """
 
     evaluations = 1  # of the network, for one estimate
@@ -28,15 +30,22 @@ class Denoiser(nn.Module):
         prediction_type: PredictionType,
         thresholding: Thresholding = STATIC,
         conditions: Conditions | None = None,
+        family: Family = UNET,
     ) -> None:
         super().__init__()
+        self.family = family
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
         self.prediction = prediction_of(prediction_type, schedule)
         self.thresholding, self.conditions = thresholding, conditions or Unconditional()
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """A denoiser, without guidance, that reads ``network`` as this one reads its own."""
-        return Denoiser(network, self.schedule, self.prediction_type, self.thresholding, self.conditions)
+        return Denoiser(network, self.schedule, self.prediction_type, self.thresholding, self.conditions, self.family)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the states that the network is fed."""
+        return self.family.shape(self.network.config)
 
     def raw(
         self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None, at: Level | None = None
@@ -50,7 +59,7 @@ class Denoiser(nn.Module):
         """
         timestep = network_timesteps(self.schedule, t, x_t)
         fed = self.prediction.fed(x_t, at or self.schedule.at(t))
-        return self.network(fed, timestep, return_dict=False, **(condition or {}))[0].float()
+        return self.family.call(self.network, fed, timestep, condition)
 
     def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """x̂ before it is bounded, shape (N, C, H, W): what a training loss compares, with gradients everywhere."""

@@ -38,6 +38,7 @@ class GuidedDenoiser(Denoiser):
             denoiser.prediction_type,
             denoiser.thresholding,
             denoiser.conditions,
+            denoiser.family,
         )
         self.scale, self.evaluations = scale, 2
 

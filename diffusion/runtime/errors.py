@@ -38,3 +38,8 @@ def some_of(names: Collection[str], most: int = 5) -> str:
     """Names for a message, which is not to be a page long: "a, b, c, d, e and 994 more"."""
     shown = ", ".join(list(names)[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def brief(error: BaseException) -> str:
+    """An error's message on one line of at most 200 characters, or its class where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,13 +1,13 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffusion.conditions import ClassLabels, Conditions, Unconditional
+from diffusion.conditions import ClassLabels, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
@@ -20,14 +20,7 @@ from diffusion.teachers.schedulers import (
     schedule_of,
     thresholding_of,
 )
-from diffusion.teachers.stored_network import (
-    OWN_NETWORKS,
-    check_network,
-    check_weights,
-    load_network,
-    network_configuration,
-    part_of,
-)
+from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, stored_network
 from diffusion.teachers.weights import weights_files
 from diffusion.thresholding import Thresholding
 
@@ -60,8 +53,8 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     from diffusion.teachers.pipeline import StudentPipeline
 
     facts = pipeline_facts(denoiser) | facts
-    stock = facts.keys() <= {"thresholding", "cosine"} and type(denoiser.network).__name__ not in OWN_NETWORKS
-    stock = stock and not isinstance(denoiser.schedule, EdmSchedule)
+    stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule)
+    stock = stock and type(denoiser.network).__module__.startswith("diffusers.")
     parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
     pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
     try:
@@ -85,8 +78,7 @@ def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """Reads the network and the schedule of any `diffusers` pipeline folder with a ``UNet2DModel``, or with one of this
-    suite's own networks.
+    """Reads the network and the schedule of any `diffusers` pipeline folder of a known family.
 
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
@@ -94,7 +86,8 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """
     schedule, prediction_type, thresholding = load_schedule(folder)
     conditions = load_conditions(folder)
-    denoiser = Denoiser(load_network(part_of(folder, "unet")), schedule, prediction_type, thresholding, conditions)
+    stored = stored_network(folder)
+    denoiser = Denoiser(stored.load(), schedule, prediction_type, thresholding, conditions, stored.family)
     return denoiser.to(device).eval().requires_grad_(False)
 
 
@@ -108,27 +101,12 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     Raises:
         UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
     """
-    stored = read_json_object(folder / "model_index.json").get("num_classes")
+    known = num_classes or read_json_object(folder / "model_index.json").get("num_classes")
+    stored = stored_network(folder)
     try:
-        return _conditions_of(network_configuration(folder), num_classes or stored)
+        return stored.family.conditions(stored.config, known)
     except ValueError as error:
-        raise UserError(f"{part_of(folder, 'unet') / 'config.json'}: {error}") from error
-
-
-def _conditions_of(config: Mapping[str, Any], num_classes: int | None) -> Conditions:
-    labels = config.get("num_class_embeds")
-    if config.get("class_embed_type") is not None:
-        raise ValueError(f"found class_embed_type {config['class_embed_type']!r}, expected none")
-    if labels is None:
-        if num_classes is not None:
-            raise ValueError(f"the network is not told any class, but num_classes is {num_classes}")
-        return Unconditional()
-    classes = labels if num_classes is None else num_classes
-    if labels - classes not in (0, 1):
-        raise ValueError(
-            f"the network has {labels} labels; expected num_classes {labels}, or {labels - 1} and no class"
-        )
-    return ClassLabels(classes, has_null=labels == classes + 1)
+        raise UserError(f"{stored.folder / 'config.json'}: {error}") from error
 
 
 def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
@@ -137,9 +115,9 @@ def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
     Args:
         weights: whether they are there to be looked at. Their headers alone are read.
     """
-    checks: list[Callable[[Path], Any]] = [_check_parts, check_network, load_schedule]
+    checks: list[Callable[[Path], Any]] = [_check_parts, lambda folder: stored_network(folder).check(), load_schedule]
     if weights:
-        checks.append(check_weights)
+        checks.append(lambda folder: stored_network(folder).check_weights())
     if problems := missing_files(folder):
         return problems
     for check in checks:
@@ -152,8 +130,11 @@ def pipeline_problems(folder: Path, weights: bool = True) -> list[str]:
 
 def missing_files(folder: Path) -> list[str]:
     """What a folder lacks to be a pipeline, one line each."""
-    parts = {"unet": "config.json", "scheduler": "scheduler_config.json"}
-    files = [folder / "model_index.json", *(part_of(folder, part) / name for part, name in parts.items())]
+    files = [
+        folder / "model_index.json",
+        network_folder(folder) / "config.json",
+        _scheduler_file(folder),
+    ]
     return [
         f"{file}: not found; expected a `diffusers` pipeline folder with a UNet2DModel."
         for file in files
@@ -161,12 +142,17 @@ def missing_files(folder: Path) -> list[str]:
     ]
 
 
+def _scheduler_file(folder: Path) -> Path:
+    scheduler = folder / "scheduler"  # in the Hub's oldest folders it lies in the pipeline's own
+    return (scheduler if scheduler.is_dir() else folder) / "scheduler_config.json"
+
+
 def _check_parts(folder: Path) -> None:
     path, problems = folder / "model_index.json", []
     index = read_json_object(path)
     # A part is [library, class]; [null, null] is one that was left out.
     parts = [name for name, value in index.items() if isinstance(value, list) and value and isinstance(value[0], str)]
-    if unread := [name for name in parts if name not in ("unet", "scheduler") and not name.startswith("_")]:
+    if unread := [name for name in parts if name not in (*NETWORK_PARTS, "scheduler") and not name.startswith("_")]:
         problems.append(
             f"found the parts {some_of(unread)}, expected unet and scheduler alone: nothing else is read. Pipelines "
             f"with an autoencoder draw latents, those with a text encoder want a text; neither is supported."
@@ -192,8 +178,8 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     """
     if missing := missing_files(folder):
         raise UserError("\n".join(missing))
-    network_configuration(folder)  # which refuses another network
-    scheduler_file = part_of(folder, "scheduler") / "scheduler_config.json"
+    stored_network(folder)  # which refuses another network
+    scheduler_file = _scheduler_file(folder)
     scheduler = read_scheduler(scheduler_file)
     try:
         schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
@@ -237,13 +223,13 @@ def deciding_files(folder: Path) -> list[Path]:
     """The files of a pipeline folder that decide what it computes: weights, their configuration, the schedule, the
     number of classes."""
     try:
-        weights = weights_files(part_of(folder, "unet"))
+        weights = weights_files(network_folder(folder))
     except CheckpointError:
         weights = []
     files = [
         *weights,
-        part_of(folder, "unet") / "config.json",
-        part_of(folder, "scheduler") / "scheduler_config.json",
+        network_folder(folder) / "config.json",
+        _scheduler_file(folder),
         folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
     ]

@@ -10,10 +10,9 @@ import torch
 
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
-from diffusion.runtime.errors import UserError
+from diffusion.runtime.errors import UserError, brief
 from diffusion.runtime.files import read_json_object
 from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule
-from diffusion.teachers.stored_network import brief
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 # Both precondition alike; they differ in how they sample.

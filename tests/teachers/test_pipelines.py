@@ -22,7 +22,7 @@ from diffusion.solvers import ddim_sample, sampling_times
 from diffusion.teachers.folder import deciding_files, load_denoiser, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.schedulers import build_scheduler
-from diffusion.teachers.stored_network import load_network, stored_picture_shape
+from diffusion.teachers.stored_network import stored_network
 
 NOISE = initial_noise(0, range(6), (1, 8, 8))
 
@@ -186,8 +186,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
     reads = (
         lambda: StoredTeacher(path=str(folder)).facts(1, 8),
         lambda: load_denoiser(folder),
-        lambda: load_network(folder / "unet"),
-        lambda: stored_picture_shape(folder),
+        lambda: stored_network(folder),
     )
     for read in reads:
         with pytest.raises(
@@ -316,7 +315,7 @@ def test_the_hubs_oldest_layout_is_read(hub_layout):
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(found.network(x, 5.0).sample, denoiser.network(x, 5.0).sample)
-    assert stored_picture_shape(folder) == (1, 8, 8)
+    assert stored_network(folder).shape == (1, 8, 8)
     assert {file.name for file in deciding_files(folder)} == {
         "config.json", "scheduler_config.json", "model_index.json", "diffusion_pytorch_model.safetensors"
     }  # fmt: skip

@@ -14,6 +14,7 @@ from boot.distillation import Boot, BootSettings
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import deciding_files, load_denoiser, load_schedule, pipeline_problems
 from diffusion.teachers.settings import StoredTeacher
+from diffusion.teachers.stored_network import StoredNetwork
 from diffusion.teachers.weights import weights_files
 from suite.cli import build_parser
 from suite.configuration.experiment import parse_experiment
@@ -541,7 +542,7 @@ def test_what_fits_is_remembered_and_what_has_changed_is_not(folder, tmp_path, m
         return tiny_unet()
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("diffusion.teachers.stored_network._build", counting)
+    monkeypatch.setattr(StoredNetwork, "build", counting)
     assert [pipeline_problems(folder) for _ in range(3)] == [[], [], []]
     assert len(built) == 1
     edit(folder / "unet/config.json", dropout=0.1)

@@ -1,0 +1,36 @@
+"""How the networks of a family of teachers are called: what differs between them and no formula needs to know."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.conditions import Condition
+
+
+class Family:
+    """Networks that are called, and configured, as `diffusers`' ``UNet2DModel`` is; other families derive from it.
+
+    A subclass is a file of ``diffusion/teachers/families``.
+    """
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The network's output F in float32, shape of ``x``.
+
+        Goes through the module's ``__call__``, so that hooks count it.
+
+        Args:
+            x: what the network is fed, shape (N, C, H, W).
+            told: what it is told for the time, float32, shape (N,).
+        """
+        output: torch.Tensor = network(x, told, return_dict=False, **(condition or {}))[0]
+        return output.float()
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        """(C, H, W) of the states that a network of this configuration is fed."""
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return config.get("out_channels", 3), height, width  # 3: `diffusers`' default
+
+
+UNET = Family()

@@ -1,0 +1,84 @@
+"""U-Nets in pixel space, with classes or without: `diffusers`' ``UNet2DModel``, and two of published teachers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion.conditions import ClassLabels, Conditions, Unconditional
+from diffusion.teachers.families import TeacherFamily
+
+_CHANNELS = 3  # of `diffusers`' networks that do not say
+
+
+class UNet2D(TeacherFamily):
+    networks = ("UNet2DModel", "SongUNet", "TimeScaledUNet")
+    own_networks = ("SongUNet", "TimeScaledUNet")
+
+    def network_class(self, name: str) -> Any:
+        import diffusers  # 3 seconds: not at import
+
+        if name == "UNet2DModel":
+            return diffusers.UNet2DModel
+        from diffusion.teachers.networks.song_unet import SongUNet
+        from diffusion.teachers.networks.time_scaled_unet import TimeScaledUNet
+
+        return {"SongUNet": SongUNet, "TimeScaledUNet": TimeScaledUNet}[name]
+
+    def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
+        labels = config.get("num_class_embeds")
+        if config.get("class_embed_type") is not None:
+            raise ValueError(f"found class_embed_type {config['class_embed_type']!r}, expected none")
+        if labels is None:
+            if num_classes is not None:
+                raise ValueError(f"the network is not told any class, but num_classes is {num_classes}")
+            return Unconditional()
+        classes = labels if num_classes is None else num_classes
+        if labels - classes not in (0, 1):
+            raise ValueError(
+                f"the network has {labels} labels; expected num_classes {labels}, or {labels - 1} and no class"
+            )
+        return ClassLabels(classes, has_null=labels == classes + 1)
+
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
+        return [*self._channels(config), *self._size(config), *self._time(config)]
+
+    def _channels(self, config: Mapping[str, Any]) -> list[str]:
+        inputs, outputs = (config.get(key, _CHANNELS) for key in ("in_channels", "out_channels"))
+        if inputs == outputs:
+            return []
+        found = f"found in_channels {inputs} and out_channels {outputs}, expected both alike"
+        if outputs == 2 * inputs:
+            return [
+                f"{found}: the second half is a learnt variance, which is not read. Store the network with the first "
+                f"half of conv_out alone (of its weight and bias) and out_channels {inputs}."
+            ]
+        return [f"{found}: the network must estimate the image that it is given, and nothing be given beside it."]
+
+    def _size(self, config: Mapping[str, Any]) -> list[str]:
+        side, blocks = config.get("sample_size"), config.get("block_out_channels")
+        if isinstance(side, (list, tuple)) and len(side) == 2 and side[0] == side[1]:
+            side = side[0]
+        levels = len(blocks) if isinstance(blocks, (list, tuple)) else 1
+        if type(side) is not int or side < 1:
+            return [
+                f"found sample_size {config.get('sample_size')!r}, expected the side of the square images that the "
+                f"network was trained on, such as 32; write it into the file."
+            ]
+        if side % 2 ** (levels - 1):
+            return [
+                f"found sample_size {side} with {levels} block_out_channels, expected a multiple of "
+                f"{2 ** (levels - 1)}: every level halves the image."
+            ]
+        return []
+
+    def _time(self, config: Mapping[str, Any]) -> list[str]:
+        embedding = config.get("time_embedding_type", "positional")
+        if embedding == "positional":
+            return []
+        reasons = {
+            "learned": ": it knows whole timesteps only, and methods ask between them",
+            "fourier": ": it takes the logarithm of a noise level, and is given timesteps from 0 on here",
+        }
+        return [f"found time_embedding_type {embedding!r}, expected 'positional'{reasons.get(embedding, '')}."]
+
+
+FAMILY = UNet2D()
