@@ -30,8 +30,8 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import PARTS, Splits
+from diffusion.runtime.downloads import Download
 from diffusion.runtime.errors import UserError, some_of
-from diffusion.runtime.fetching import Download
 from diffusion.runtime.settings import problems_of
 
 _log = logging.getLogger(__name__)
@@ -68,23 +68,24 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
         raise UserError("\n".join(problems_of(error, model, key))) from error
 
 
+def _of(settings: pydantic.BaseModel, name: str) -> Any:
+    """What a kind's module has under a name, None where it leaves that out."""
+    return getattr(kinds()[settings.kind], name, None)  # type: ignore[attr-defined]
+
+
 def downloads(settings: pydantic.BaseModel) -> list[Download]:
     """The files that have to be fetched before the data set can be prepared."""
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    listed = getattr(kinds()[kind], "downloads", None)
-    found: list[Download] = listed(settings) if listed else []
-    return found
+    listed = _of(settings, "downloads")
+    return list(listed(settings)) if listed else []
 
 
 def problems(settings: pydantic.BaseModel) -> list[str]:
     """What can be known at once to be wrong with the user's files: a line each, with the key first."""
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    listed = getattr(kinds()[kind], "problems", None)
+    listed = _of(settings, "problems")
     try:
-        found: list[str] = listed(settings) if listed else []
+        return list(listed(settings)) if listed else []
     except OSError as error:
-        found = [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
-    return found
+        return [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
 
 
 def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Splits:
@@ -96,9 +97,7 @@ def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Spl
     Raises:
         UserError: the source is missing or cannot be used.
     """
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    module = kinds()[kind]
-    splits: Splits = module.prepare(settings, downloaded) if downloads(settings) else module.prepare(settings)
+    splits: Splits = _of(settings, "prepare")(settings, *([downloaded] if downloads(settings) else []))
     for part in PARTS:
         counts = np.bincount(getattr(splits, f"{part}_labels"), minlength=len(splits.class_names))
         each = some_of([f"{name} {count:,}" for name, count in zip(splits.class_names, counts, strict=True)])

@@ -15,8 +15,8 @@ import numpy as np
 
 from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits, holds
+from diffusion.runtime.downloads import Download
 from diffusion.runtime.errors import UserError, some_of
-from diffusion.runtime.fetching import Download
 from diffusion.runtime.pickles import NUMPY, KnownOnly
 from diffusion.runtime.settings import UserPath
 
