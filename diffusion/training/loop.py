@@ -112,17 +112,16 @@ class TrainingRun(Costs):
                 is up to date by then; for whatever else the method updates.
             beside: what the loss, ``before_step`` or ``after_step`` changes beside the network, under names; stored and
                 restored with it.
-            before_step: called before the losses of each step, with the :class:`Step` of every micro-batch that this
-                process owns, in order; each goes on to the loss, so draws made here come first. For a second network
-                that is trained in turn: its gradients are to be summed over micro-batches and processes.
+            before_step: called before the losses of each step, with the :class:`Step` of each of this process's
+                micro-batches, in order; draws made here come before those of the loss. For a second network that is
+                trained in turn: its gradients are to be summed over micro-batches and processes.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
             CheckpointError: the stored state is truncated, or belongs to another run.
             DeviceMemoryError: a slice does not fit the device's memory; the message names a number of slices that does.
             UserError: the settings ask for what the device or the network does not have.
-            SystemExit: SIGTERM came, which schedulers send some seconds before they kill, or Ctrl-C; the state is
-                stored.
+            SystemExit: SIGTERM, which schedulers send some seconds before they kill, or Ctrl-C; the state is stored.
         """
         settings = settings.resolved(self.device, bf16)
         networks = [network, *(other for other in self._networks if other is not network)]
@@ -158,9 +157,10 @@ class TrainingRun(Costs):
         if first:
             print(f"{self.folder}: resuming stage {stage.name} at step {first} of {steps}", file=sys.stderr)
 
-        log_every = max(1, steps // _LOGGED_POINTS)
+        log_every, kept_at = max(1, steps // _LOGGED_POINTS), settings.snapshot_steps()
         look_every = _LOOK_EVERY_ON_GPU if self.device.type == "cuda" else 1
-        readings, good_step = Readings(self.device), first  # the step of the last checkpoint
+        readings = Readings(self.device)
+        good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
         bar = tqdm(range(first, steps), stage.name, total=steps, initial=first, mininterval=5, unit="step")
         stage.network.train()
@@ -175,6 +175,7 @@ class TrainingRun(Costs):
                 self.tick()
                 seen = {"learning_rate": settings.rate(step), "wall_clock_s": round(self.wall_clock_s, 3)}
                 readings.keep({"stage": stage.name, "step": step + 1, **seen}, loss, norm)
+            # Numbers are read where the host waits for the device anyway.
             looks = last or (told and self.processes.size == 1) or step % look_every == look_every - 1
             if looks:
                 if (bad := readings.first_bad()) is not None:
@@ -184,7 +185,7 @@ class TrainingRun(Costs):
                     if self.watch is not None and self.processes.is_main:
                         self.watch(self.log)
                     bar.set_postfix(loss=f"{row['loss']:.3g}", refresh=False)
-            if step + 1 in settings.snapshot_steps():
+            if step + 1 in kept_at:
                 self._save(self._files.snapshot(stage.name, step + 1), {"result": stage.weights(), "cost": self.cost()})
             now = time.perf_counter()
             if now - noted_at > min(5.0, self.checkpoint_seconds):

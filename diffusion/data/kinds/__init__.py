@@ -8,7 +8,8 @@ A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
   ``prepare(settings, downloaded)`` is then told the folder that holds it;
 - where the user's files are named, ``problems(settings) -> list[str]``: what can be known to be wrong with them in
-  much less than a second, one line each with the key first, for the check of the configuration;
+  much less than a second, one line each with the key first, for the check of the configuration; a ``UserError`` is
+  taken for what is wrong with ``data.path``;
 - ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
   written under ``folder``.
 
@@ -84,6 +85,8 @@ def problems(settings: pydantic.BaseModel) -> list[str]:
     listed = _of(settings, "problems")
     try:
         return list(listed(settings)) if listed else []
+    except UserError as error:
+        return [f"data.path: {error}"]
     except OSError as error:
         return [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
 

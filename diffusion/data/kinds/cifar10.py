@@ -86,13 +86,15 @@ def problems(settings: Settings) -> list[str]:
         return []
     place = Path(settings.path)
     if not place.exists():
-        return [f"data.path: {place}: not found. {_FETCH}"]
-    if place.is_dir():
-        return [] if holds(place, _NAMES.__contains__) else [f"data.path: {_lacks(place, _NAMES)}"]
+        raise UserError(f"{place}: not found. {_FETCH}")
+    if place.is_dir() and not holds(place, _NAMES.__contains__):
+        raise UserError(_lacks(place, _NAMES))
     try:
-        return [] if tarfile.is_tarfile(place) else [f"data.path: {place}: is not a tar archive. {_FETCH}"]
+        if not place.is_dir() and not tarfile.is_tarfile(place):
+            raise UserError(f"{place}: is not a tar archive. {_FETCH}")
     except (OSError, EOFError, zlib.error) as error:
-        return [f"data.path: {place}: cannot be read as a tar archive ({error}). {_FETCH}"]
+        raise UserError(f"{place}: cannot be read as a tar archive ({error}). {_FETCH}") from error
+    return []
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:

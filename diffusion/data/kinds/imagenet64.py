@@ -71,13 +71,9 @@ def prepare(settings: Settings) -> Splits:
 
 def problems(settings: Settings) -> list[str]:
     """What is wrong with ``data.path``, without a look into the batches."""
-    try:
-        found = _files(settings)
-    except UserError as error:
-        return [f"data.path: {error}"]
     return [
         f"data.path: {file}: is not a whole .npz file; it may be truncated. Unpack it again."
-        for part in found.values()
+        for part in _files(settings).values()
         for file in part
         if not zipfile.is_zipfile(file)
     ]

@@ -64,15 +64,13 @@ def prepare(settings: Settings) -> Splits:
 def problems(settings: Settings) -> list[str]:
     """What is wrong with ``data.path`` as far as a moment shows; an answer of [] does not mean that all is right."""
     path = Path(settings.path)
-    if path.is_dir():
-        found = holds(path, is_picture, is_left_over)
-    elif not path.exists():
-        return [f"data.path: {path}: not found (looked for it in {Path.cwd()}). {FOLDER_OR_ZIP}"]
-    elif not zipfile.is_zipfile(path):
-        return [f"data.path: {path}: is neither a folder nor a whole zip. {FOLDER_OR_ZIP}"]
-    else:
-        found = zip_holds_a_picture(path)
-    return [] if found else [f"data.path: {path}: holds no pictures. {EXPECTED}"]
+    if not path.exists():
+        raise UserError(f"{path}: not found (looked for it in {Path.cwd()}). {FOLDER_OR_ZIP}")
+    if not path.is_dir() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: is neither a folder nor a whole zip. {FOLDER_OR_ZIP}")
+    if not (holds(path, is_picture, is_left_over) if path.is_dir() else zip_holds_a_picture(path)):
+        raise UserError(f"{path}: holds no pictures. {EXPECTED}")
+    return []
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:
