@@ -28,7 +28,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
 import numpy as np
@@ -133,18 +133,14 @@ class DecodedPictures:
                 result[index - start] = self._decoder.decoded(self._first + index)
 
         with ThreadPoolExecutor(_cores()) as pool:
-            jobs = [pool.submit(work, first) for first in range(start, stop, CHUNK)]
             try:
-                for job in jobs:
-                    job.result()
+                for _ in pool.map(work, range(start, stop, CHUNK)):  # an error cancels what has not begun
+                    pass
             except UserError as error:
-                pool.shutdown(cancel_futures=True)
                 _log.warning(
                     "%s All other pictures are looked at, so that what cannot be used is named at once.", error
                 )
                 raise UserError(self._decoder.all_bad() or str(error)) from error
-            finally:
-                pool.shutdown(cancel_futures=True)
         if stop == len(self):
             self._decoder.warn_of_one_colour(self._first, self._first + stop)
         return result
@@ -208,13 +204,15 @@ def read_picture(file: Encoded, size: Size) -> np.ndarray:
     Raises:
         UserError: the file is truncated, damaged, no picture, too large, or of a kind that is refused.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with file.open() as handle, Image.open(handle, formats=FORMATS) as image:
             _refuse_sizes(file, image)
-            image.load()
-            picture = _to_mode(file, _upright(image), "RGB" if size.channels == 3 else "L")
+            image.load()  # before the EXIF orientation is looked at: Pillow turns TIFFs itself then, and drops the tag
+            with suppress(Exception):  # whatever its reader of TIFF raises: the pixels are whole
+                ImageOps.exif_transpose(image, in_place=True)
+            picture = _to_mode(file, image, "RGB" if size.channels == 3 else "L")
             converted = _resized(picture, size.resolution, size.crop)
     except Image.DecompressionBombError as error:
         raise UserError(f"{file.name}: has too many pixels ({error}). Make it smaller, or take it out.") from error
@@ -273,29 +271,6 @@ def _refuse_sizes(file: Encoded, image: "Image.Image") -> None:
             f"{file.name}: has {width}×{height} pixels, expected sides of at most {MAX_ASPECT} to 1. Crop it, or take "
             f"it out."
         )
-
-
-def _upright(image: "Image.Image") -> "Image.Image":
-    """Applies the EXIF orientation.
-
-    Called after decoding, because Pillow turns TIFFs itself then, and drops the tag.
-    """
-    from PIL import Image
-
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    try:
-        turn = turns.get(image.getexif().get(0x0112, 1))
-    except Exception:  # whatever Pillow's reader of TIFF raises: the pixels are whole, and no orientation is known
-        turn = None
-    return image if turn is None else image.transpose(turn)
 
 
 def _to_mode(file: Encoded, image: "Image.Image", mode: Literal["L", "RGB"]) -> "Image.Image":

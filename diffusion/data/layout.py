@@ -25,6 +25,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,6 @@ def _table_labels(name: str, folder: tuple[str, ...], pairs: Any) -> dict[tuple[
     return labels
 
 
-def _table_of(folder: tuple[str, ...], tables: Tables) -> Table | None:
-    """The table that labels what is in a folder: its own, or that of the nearest folder above."""
-    return next((tables[folder[:depth]] for depth in range(len(folder), -1, -1) if folder[:depth] in tables), None)
-
-
 def warn_of_skipped(path: Path, files: Sequence[PictureFile], tables: "Tables") -> None:
     skipped = Counter(
         os.path.splitext(file.parts[-1])[1].lower() or "no extension"
@@ -137,62 +133,6 @@ class FolderSettings(PictureSettings):
 
 
 _Part = list[tuple[PictureFile, int]]
-
-
-def arrange(
-    path: Path,
-    pictures: Sequence[PictureFile],
-    folders: set[tuple[str, ...]],
-    tables: Tables,
-    settings: FolderSettings,
-) -> tuple[_Part, _Part, tuple[str, ...]]:
-    """Train part, test part (pictures with labels, in the order of names) and the names of the classes."""
-
-    def classes_below(folder: tuple[str, ...]) -> dict[str, list[PictureFile]]:
-        if (table := _table_of(folder, tables)) is not None:
-            return _classes_of_table(table, folder, pictures)
-        return _classes_below(path, folder, pictures, folders, settings.classes)
-
-    root = _enter_wrappers(path, pictures, folders, tables)
-    parts = _find_parts(path, root, pictures, folders)
-    if parts:
-        unused = sum(not any(_is_below(p, part) for part in parts.values()) for p in pictures)
-        where, own = "/".join((str(path), *root)), {part: folder[-1] for part, folder in parts.items()}
-        if unused:
-            _log.warning(
-                "%s: uses %s and %s; %d pictures elsewhere are left out", path, own["train"], own["test"], unused
-            )
-        inner = {part: _enter_repeated(folder, pictures, folders) for part, folder in parts.items()}
-        if settings.classes and not any(_table_of(folder, tables) for folder in inner.values()):
-            _refuse_flat_part(where, {own[part]: folder for part, folder in inner.items()}, pictures, folders)
-        train, test = (classes_below(inner[part]) for part in ("train", "test"))
-        names = tuple(train)
-        if strange := [name for name in test if name not in train]:
-            raise UserError(
-                f"{where}: the classes {some_of(strange)} of '{own['test']}' do not occur in '{own['train']}', which "
-                f"has {some_of(names)}. Both need the same classes."
-            )
-        settings.refuse_other_classes(f"{where}/{own['train']}", names)
-        if settings.num_classes is not None and (absent := [name for name in train if name not in test]):
-            raise UserError(
-                f"{where}/{own['test']}: found {len(test):,} folders of classes, expected {settings.num_classes:,} "
-                f"(data.num_classes), those of '{own['train']}'; it lacks {some_of(absent)}. Unpack it again."
-            )
-        return _labelled(train, names), _labelled(test, names), names
-    classes = classes_below(root)
-    names = tuple(classes)
-    settings.refuse_other_classes(str(path), names)
-    everything = _labelled(classes, names)
-    try:
-        indices = stratified_split(
-            np.array([label for _, label in everything]),
-            round(settings.test_fraction * len(everything)),
-            settings.split_seed,
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    train_part, test_part = ([everything[index] for index in part] for part in indices)
-    return train_part, test_part, names
 
 
 def _part_of(name: str) -> tuple[str, tuple[str, ...]] | None:
@@ -225,157 +165,206 @@ def _parts_among(names: Collection[str]) -> dict[str, list[str]]:
     return {part: folders for part, folders in found.items() if folders}
 
 
-def _find_parts(
-    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
-) -> dict[str, tuple[str, ...]] | None:
-    """The folders of the train and the test part; None where the pictures are in no parts.
+@dataclass(frozen=True)
+class Layout:
+    """The pictures of a folder or a zip, the folders in it, the tables that label them, and how they are to be read."""
 
-    Raises:
-        UserError: what are parts and what are classes is unclear.
-    """
-    where, names = "/".join((str(path), *root)), _children(root, folders)
-    parts = _parts_among(names)
-    for part, several in parts.items():
-        if len(several) > 1:
-            raise UserError(
-                f"{where}: the folders {some_of(several)} may each be the {part} part. Rename what is not, so that "
-                f"no name says '{part}', or keep it elsewhere."
+    path: Path
+    pictures: Sequence[PictureFile]
+    folders: set[tuple[str, ...]]
+    tables: Tables
+    settings: FolderSettings
+
+    def arrange(self) -> tuple[_Part, _Part, tuple[str, ...]]:
+        """Train part, test part (pictures with labels, in the order of names) and the names of the classes.
+
+        Raises:
+            UserError: what are parts and what are classes is unclear, or what the settings ask for is not there.
+        """
+        root = self._enter_wrappers()
+        if (parts := self._find_parts(root)) is not None:
+            return self._arrange_parts(root, parts)
+        classes = self._classes_in(root)
+        names = tuple(classes)
+        self.settings.refuse_other_classes(str(self.path), names)
+        everything = _labelled(classes, names)
+        labels = np.array([label for _, label in everything])
+        held_out = round(self.settings.test_fraction * len(everything))
+        try:
+            indices = stratified_split(labels, held_out, self.settings.split_seed)
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from error
+        train, test = ([everything[index] for index in part] for part in indices)
+        return train, test, names
+
+    def _arrange_parts(
+        self, root: tuple[str, ...], parts: dict[str, tuple[str, ...]]
+    ) -> tuple[_Part, _Part, tuple[str, ...]]:
+        where, own = self._where(root), {part: folder[-1] for part, folder in parts.items()}
+        if unused := len(self.pictures) - sum(len(self._below(part)) for part in parts.values()):
+            _log.warning(
+                "%s: uses %s and %s; %d pictures elsewhere are left out", self.path, own["train"], own["test"], unused
             )
-    training, testing = parts.pop("train", None), [name for several in parts.values() for name in several]
-    if training and testing:
-        return {"train": (*root, training[0]), "test": (*root, testing[0])}
-    others = sorted(names - {*(training or []), *testing})
-    if any(file.parts[:-1] == root for file in pictures):
-        others.append("pictures in no folder")
-    if (training or testing) and (others or len(testing) > 1):
-        found = some_of([*(training or []), *testing])
-        raise UserError(
-            f"{where}: {found} {'are parts' if len(testing) > 1 else 'may be a part or a class'}, and there is no "
-            f"{'test' if training else 'train'} part{f' beside {some_of(others)}' if others else ''}. Name the two "
-            f"parts train and test, with the classes below them; or rename a class that is called so."
-        )
-    inner: dict[str, set[str]] = {}
-    for folder in folders:
-        if len(folder) == len(root) + 2 and folder[:-2] == root:
-            inner.setdefault(folder[-2], set()).add(folder[-1])
-    for name, children in sorted(inner.items()):
-        below = _parts_among(children)
-        if "train" in below and len(below) > 1:
-            inside = [f"{name}/{folder}" for several in below.values() for folder in several]
+        inner = {part: self._enter_repeated(folder) for part, folder in parts.items()}
+        if self.settings.classes and not any(self._table_of(folder) for folder in inner.values()):
+            self._refuse_flat_part(where, {own[part]: folder for part, folder in inner.items()})
+        train, test = self._classes_in(inner["train"]), self._classes_in(inner["test"])
+        names = tuple(train)
+        if strange := [name for name in test if name not in train]:
             raise UserError(
-                f"{where}: the parts {some_of(inside)} lie below '{name}', so that pictures for testing would be "
-                f"trained on. Move the parts to the top, with the classes below them; or name {where}/{name} as "
-                f"data.path."
+                f"{where}: the classes {some_of(strange)} of '{own['test']}' do not occur in '{own['train']}', which "
+                f"has {some_of(names)}. Both need the same classes."
             )
-    return None
-
-
-def _refuse_flat_part(
-    where: str, parts: dict[str, tuple[str, ...]], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
-) -> None:
-    """One part has folders of classes and the other has none, as ImageNet's `val` comes out of its archive."""
-    classes = {name: sorted(_children(folder, folders)) for name, folder in parts.items()}
-    for flat, other in (tuple(parts), tuple(parts)[::-1]):
-        inside = sum(_is_below(file, parts[flat]) for file in pictures)
-        if inside and not classes[flat] and classes[other]:
+        self.settings.refuse_other_classes(f"{where}/{own['train']}", names)
+        wanted = self.settings.num_classes
+        if wanted is not None and (absent := [name for name in train if name not in test]):
             raise UserError(
-                f"{where}/{flat}: has {inside:,} pictures but no folders of classes, and '{other}' has "
-                f"{len(classes[other]):,} ({some_of(classes[other])}). Sort the pictures into the same folders of "
-                f"classes as those of '{other}', as torchvision wants them; or set data.classes to false."
+                f"{where}/{own['test']}: found {len(test):,} folders of classes, expected {wanted:,} "
+                f"(data.num_classes), those of '{own['train']}'; it lacks {some_of(absent)}. Unpack it again."
             )
+        return _labelled(train, names), _labelled(test, names), names
 
+    def _where(self, folder: tuple[str, ...]) -> str:
+        return "/".join((str(self.path), *folder))
 
-def _is_below(file: PictureFile, folder: tuple[str, ...]) -> bool:
-    return len(file.parts) > len(folder) and file.parts[: len(folder)] == folder
+    def _below(self, folder: tuple[str, ...]) -> list[PictureFile]:
+        """The pictures in a folder, at any depth."""
+        return [file for file in self.pictures if file.parts[:-1][: len(folder)] == folder]
 
+    @cached_property
+    def _by_parent(self) -> dict[tuple[str, ...], set[str]]:
+        found: dict[tuple[str, ...], set[str]] = {}
+        for folder in self.folders:
+            found.setdefault(folder[:-1], set()).add(folder[-1])
+        return found
 
-def _children(folder: tuple[str, ...], folders: set[tuple[str, ...]]) -> set[str]:
-    return {other[-1] for other in folders if other[:-1] == folder}
+    def _children(self, folder: tuple[str, ...]) -> set[str]:
+        return self._by_parent.get(folder, set())
 
+    def _table_of(self, folder: tuple[str, ...]) -> Table | None:
+        """The table that labels what is in a folder: its own, or that of the nearest folder above."""
+        above = (folder[:depth] for depth in range(len(folder), -1, -1))
+        return next((self.tables[one] for one in above if one in self.tables), None)
 
-def _enter_wrappers(
-    path: Path, pictures: Sequence[PictureFile], folders: set[tuple[str, ...]], tables: Tables
-) -> tuple[str, ...]:
-    """The folder where classes or parts begin: below single folders that hold only folders, and below a part alone."""
-    root: tuple[str, ...] = ()
-    while root not in tables and len(children := _children(root, folders)) == 1:
-        below = (*root, *children)
-        # With pictures beside the folder it is a class; so it is with pictures in it, unless it is known otherwise.
-        is_class = not _parts_among(children) and below not in tables
-        if min(len(file.parts) for file in pictures) <= len(below) + is_class:
-            break
-        root = below
-    if root:
-        _log.info("%s: everything lies in %s", path, "/".join(root))
-    return root
+    def _enter_wrappers(self) -> tuple[str, ...]:
+        """Where classes or parts begin: below single folders that hold only folders, and below a part alone."""
+        root: tuple[str, ...] = ()
+        while root not in self.tables and len(children := self._children(root)) == 1:
+            below = (*root, *children)
+            # With pictures beside the folder it is a class; so it is with pictures in it, unless it is known otherwise.
+            is_class = not _parts_among(children) and below not in self.tables
+            if min(len(file.parts) for file in self.pictures) <= len(below) + is_class:
+                break
+            root = below
+        if root:
+            _log.info("%s: everything lies in %s", self.path, "/".join(root))
+        return root
 
+    def _enter_repeated(self, part: tuple[str, ...]) -> tuple[str, ...]:
+        """A part's folder, or the one of the same name in it, as archives that are unpacked into themselves have."""
+        again = (*part, part[-1])
+        alone = self._children(part) == {part[-1]} and len(self._below(part)) == len(self._below(again))
+        return again if alone else part
 
-def _enter_repeated(
-    part: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]]
-) -> tuple[str, ...]:
-    """A part's folder, or the one of the same name in it, as archives that are unpacked into themselves have."""
-    again = (*part, part[-1])
-    beside = any(_is_below(file, part) and not _is_below(file, again) for file in pictures)
-    return again if _children(part, folders) == {part[-1]} and not beside else part
+    def _find_parts(self, root: tuple[str, ...]) -> dict[str, tuple[str, ...]] | None:
+        """The folders of the train and the test part; None where the pictures are in no parts.
 
-
-def _classes_of_table(
-    table: Table, folder: tuple[str, ...], pictures: Sequence[PictureFile]
-) -> dict[str, list[PictureFile]]:
-    """The pictures in ``folder`` by the numbers that a table gives them, in the order of the numbers."""
-    inside = [file for file in pictures if _is_below(file, folder)]
-    if table.labels is None:
-        _log.info("%s: has no labels, so that all pictures are one class", table.name)
-        return {"all": inside}
-    _log.info("%s: the labels are read from it", table.name)
-    known = {file.parts for file in inside}
-    for names, what in (
-        ([file.name for file in inside if file.parts not in table.labels], "has no label of {} pictures"),
-        (
-            ["/".join(name) for name in table.labels if name[: len(folder)] == folder and name not in known],
-            "labels {} files that are no pictures in its folder",
-        ),
-    ):
-        if names:
+        Raises:
+            UserError: what are parts and what are classes is unclear.
+        """
+        where, names = self._where(root), self._children(root)
+        parts = _parts_among(names)
+        for part, several in parts.items():
+            if len(several) > 1:
+                raise UserError(
+                    f"{where}: the folders {some_of(several)} may each be the {part} part. Rename what is not, so that "
+                    f"no name says '{part}', or keep it elsewhere."
+                )
+        training, testing = parts.pop("train", None), [name for several in parts.values() for name in several]
+        if training and testing:
+            return {"train": (*root, training[0]), "test": (*root, testing[0])}
+        others = sorted(names - {*(training or []), *testing})
+        if any(file.parts[:-1] == root for file in self.pictures):
+            others.append("pictures in no folder")
+        if (training or testing) and (others or len(testing) > 1):
+            found = some_of([*(training or []), *testing])
             raise UserError(
-                f"{table.name}: {what.format(f'{len(names):,}')} ({some_of(names)}), of {len(inside):,} there are. "
-                f"Expected each picture's name from the folder of {TABLE} on, with its label. Write it anew."
+                f"{where}: {found} {'are parts' if len(testing) > 1 else 'may be a part or a class'}, and there is no "
+                f"{'test' if training else 'train'} part{f' beside {some_of(others)}' if others else ''}. Name the two "
+                f"parts train and test, with the classes below them; or rename a class that is called so."
             )
-    classes: dict[str, list[PictureFile]] = {str(n): [] for n in sorted({table.labels[parts] for parts in known})}
-    for file in inside:
-        classes[str(table.labels[file.parts])].append(file)
-    return classes
+        for name in sorted(names):
+            below = _parts_among(self._children((*root, name)))
+            if "train" in below and len(below) > 1:
+                inside = [f"{name}/{folder}" for several in below.values() for folder in several]
+                raise UserError(
+                    f"{where}: the parts {some_of(inside)} lie below '{name}', so that pictures for testing would be "
+                    f"trained on. Move the parts to the top, with the classes below them; or name {where}/{name} as "
+                    f"data.path."
+                )
+        return None
 
+    def _refuse_flat_part(self, where: str, parts: dict[str, tuple[str, ...]]) -> None:
+        """One part has folders of classes and the other has none, as ImageNet's `val` comes out of its archive."""
+        classes = {name: sorted(self._children(folder)) for name, folder in parts.items()}
+        for flat, other in (tuple(parts), tuple(parts)[::-1]):
+            inside = len(self._below(parts[flat]))
+            if inside and not classes[flat] and classes[other]:
+                raise UserError(
+                    f"{where}/{flat}: has {inside:,} pictures but no folders of classes, and '{other}' has "
+                    f"{len(classes[other]):,} ({some_of(classes[other])}). Sort the pictures into the same folders of "
+                    f"classes as those of '{other}', as torchvision wants them; or set data.classes to false."
+                )
 
-def _classes_below(
-    path: Path, root: tuple[str, ...], pictures: Sequence[PictureFile], folders: set[tuple[str, ...]], has_classes: bool
-) -> dict[str, list[PictureFile]]:
-    """The pictures of every class folder in ``root`` in the order of the names, or all as one class."""
-    where = "/".join((str(path), *root))
-    inside = [file for file in pictures if _is_below(file, root)]
-    if not has_classes:
-        return {"all": inside}
-    names = sorted(_children(root, folders))
-    loose = [file for file in inside if len(file.parts) == len(root) + 1]
-    if not names and inside:
-        return {"all": inside}
-    if loose:
-        raise UserError(
-            f"{loose[0].name}: lies beside folders of classes ({some_of(names)}), so its "
-            f"class is unclear. Move it into one of them, or put all pictures into one folder for a "
-            f"single class."
-        )
-    classes: dict[str, list[PictureFile]] = {name: [] for name in names}
-    for file in inside:
-        classes[file.parts[len(root)]].append(file)
-    empty = [name for name, members in classes.items() if not members]
-    if empty or not classes:
-        culprit = f"{where}/{empty[0]}" if empty else where
-        raise UserError(
-            f"{culprit}: holds no pictures, though every folder in {where} is taken for a class. Fill it, or keep it "
-            f"elsewhere."
-        )
-    return classes
+    def _classes_in(self, folder: tuple[str, ...]) -> dict[str, list[PictureFile]]:
+        """The pictures of every class in a folder, in the order of the names or numbers, or all as one class."""
+        if (table := self._table_of(folder)) is not None:
+            return self._classes_of_table(table, folder)
+        inside, names = self._below(folder), sorted(self._children(folder))
+        if not self.settings.classes or (inside and not names):
+            return {"all": inside}
+        if loose := next((file for file in inside if file.parts[:-1] == folder), None):
+            raise UserError(
+                f"{loose.name}: lies beside folders of classes ({some_of(names)}), so its class is unclear. Move it "
+                f"into one of them, or put all pictures into one folder for a single class."
+            )
+        classes: dict[str, list[PictureFile]] = {name: [] for name in names}
+        for file in inside:
+            classes[file.parts[len(folder)]].append(file)
+        empty = [name for name, members in classes.items() if not members]
+        if empty or not classes:
+            where = self._where(folder)
+            raise UserError(
+                f"{'/'.join([where, *empty[:1]])}: holds no pictures, though every folder in {where} is taken for a "
+                f"class. Fill it, or keep it elsewhere."
+            )
+        return classes
+
+    def _classes_of_table(self, table: Table, folder: tuple[str, ...]) -> dict[str, list[PictureFile]]:
+        """The pictures in a folder by the numbers that a table gives them, in the order of the numbers."""
+        inside = self._below(folder)
+        if table.labels is None:
+            _log.info("%s: has no labels, so that all pictures are one class", table.name)
+            return {"all": inside}
+        _log.info("%s: the labels are read from it", table.name)
+        known = {file.parts for file in inside}
+        labelled = [parts for parts in table.labels if parts[: len(folder)] == folder]
+        for names, what in (
+            ([file.name for file in inside if file.parts not in table.labels], "has no label of {} pictures"),
+            (
+                ["/".join(parts) for parts in labelled if parts not in known],
+                "labels {} files that are no pictures in its folder",
+            ),
+        ):
+            if names:
+                raise UserError(
+                    f"{table.name}: {what.format(f'{len(names):,}')} ({some_of(names)}), of {len(inside):,} there are. "
+                    f"Expected each picture's name from the folder of {TABLE} on, with its label. Write it anew."
+                )
+        classes: dict[str, list[PictureFile]] = {str(n): [] for n in sorted({table.labels[one] for one in known})}
+        for file in inside:
+            classes[str(table.labels[file.parts])].append(file)
+        return classes
 
 
 def _labelled(classes: dict[str, list[PictureFile]], names: Sequence[str]) -> _Part:

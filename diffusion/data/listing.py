@@ -79,24 +79,19 @@ def list_folder(root: Path) -> tuple[list[PictureFile], set[tuple[str, ...]]]:
     files: list[PictureFile] = []
     folders: set[tuple[str, ...]] = set()
 
-    def walk(folder: Path, parts: tuple[str, ...], above: frozenset[str]) -> None:
-        here = os.path.realpath(folder)
-        if here in above:
-            raise UserError(f"{folder}: is a link to a folder above it. Take the link out of {root}.")
-        for entry in os.scandir(folder):
-            if is_left_over(entry.name):
-                continue
-            inside = (*parts, composed(entry.name))
-            if entry.is_dir():
-                folders.add(inside)
-                walk(Path(entry.path), inside, above | {here})
-            else:
-                files.append(PictureFile(inside, entry.path, Path(entry.path)))
-
-    try:
-        walk(root, (), frozenset())
-    except OSError as error:
+    def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename or root}: cannot be listed ({error.strerror}).") from error
+
+    for folder, inside, names in os.walk(root, onerror=refuse, followlinks=True):
+        inside[:] = [name for name in inside if not is_left_over(name)]
+        here = Path(folder)
+        chain = {os.path.realpath(place) for place in (here, *here.parents)}
+        if loop := next((name for name in inside if os.path.realpath(here / name) in chain), None):
+            raise UserError(f"{here / loop}: is a link to a folder above it. Take the link out of {root}.")
+        above = tuple(map(composed, here.relative_to(root).parts))
+        folders.update((*above, composed(name)) for name in inside)
+        places = [(name, os.path.join(folder, name)) for name in names if not is_left_over(name)]
+        files += [PictureFile((*above, composed(name)), place, Path(place)) for name, place in places]
     return files, folders
 
 

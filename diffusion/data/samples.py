@@ -200,15 +200,10 @@ def load_labels(path: Path | str) -> np.ndarray | None:
     Raises:
         UserError: they are not one integer a picture.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "arr_1" not in archive:
-                return None
-            labels = archive["arr_1"]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(
-            f"{path}: 'arr_1' cannot be read ({first_line(error)}); expected one integer a picture."
-        ) from error
+    with _samples_archive(path) as archive:
+        if "arr_1.npy" not in archive.namelist():
+            return None
+        labels = _array_in(archive, "arr_1.npy")
     count = len(load_samples(path))
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{path}: 'arr_1' is {labels.dtype} of shape {labels.shape}; expected {count} integers.")

@@ -6,7 +6,6 @@ indices into the manifest's ``class_names``. ``manifest.json`` holds counts, res
 per class, the SHA-256 of every file, the settings and the source.
 """
 
-import bisect
 import hashlib
 import json
 import os
@@ -14,9 +13,8 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pydantic
@@ -116,64 +114,28 @@ class Shards:
     """
 
     dtype = np.dtype(np.uint8)
-    ndim = 4
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self._arrays = tuple(arrays)
-        self._ends = list(accumulate(map(len, arrays)))
-        self.shape = (self._ends[-1], *arrays[0].shape[1:])
+        self._ends = np.cumsum([len(array) for array in arrays])
+        self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
+        self.nbytes = sum(array.nbytes for array in arrays)
+        self._rows = np.arange(len(self))
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Size of all pictures."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (picture for array in self._arrays for picture in array)
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
-    @overload
-    def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, rows: int) -> np.ndarray: ...
-
     def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
-        if isinstance(rows, slice):
-            wanted = range(*rows.indices(len(self)))
-            if wanted.step == 1 and len(wanted):
-                return np.concatenate([array[part] for array, part in self._pieces(wanted.start, wanted.stop)])
-            return self[np.arange(wanted.start, wanted.stop, wanted.step)]
-        if isinstance(rows, (int, np.integer)):
-            index = int(rows) + len(self) * (rows < 0)
-            if not 0 <= index < len(self):
-                raise IndexError(f"picture {rows} of {len(self)}")
-            shard = bisect.bisect_right(self._ends, index)
-            return np.array(self._arrays[shard][index - self._ends[shard]])
-        index_array = np.asarray(rows, dtype=np.int64)
-        index_array = np.where(index_array < 0, index_array + len(self), index_array)
-        if index_array.size and not 0 <= index_array.min() <= index_array.max() < len(self):
-            raise IndexError(f"pictures {index_array.min()} to {index_array.max()} of {len(self)}")
-        if len(self._arrays) == 1:
-            return np.asarray(self._arrays[0][index_array])
-        found = np.empty((*index_array.shape, *self.shape[1:]), dtype=np.uint8)
-        shards = np.searchsorted(self._ends, index_array, side="right")
+        index = self._rows[np.asarray(rows, np.int64) if isinstance(rows, Sequence) else rows]  # NumPy's own rules
+        found = np.empty((*index.shape, *self.shape[1:]), np.uint8)
+        shards = np.searchsorted(self._ends, index, side="right")
         for shard in np.unique(shards):
-            inside = shards == shard
-            start = self._ends[shard] - len(self._arrays[shard])
-            found[inside] = self._arrays[shard][index_array[inside] - start]
+            inside, array = shards == shard, self._arrays[shard]
+            found[inside] = array[index[inside] - (self._ends[shard] - len(array))]
         return found
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, slice]]:
-        for array, end in zip(self._arrays, self._ends, strict=True):
-            begin = end - len(array)
-            if start < end and stop > begin:
-                yield array, slice(max(start - begin, 0), min(stop, end) - begin)
 
 
 @dataclass(frozen=True)

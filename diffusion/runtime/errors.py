@@ -34,9 +34,9 @@ def first_line(error: BaseException) -> str:
     return line or type(error).__name__
 
 
-def some_of(names: Collection[str], most: int = 5) -> str:
+def some_of(names: Collection[object], most: int = 5) -> str:
     """Names for a message, which is not to be a page long: "a, b, c, d, e and 994 more"."""
-    shown = ", ".join(list(names)[:most])
+    shown = ", ".join(map(str, list(names)[:most]))
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 

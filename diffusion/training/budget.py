@@ -46,7 +46,7 @@ def fitting_steps(
 
     def over(done: bool) -> bool:
         if run.processes.as_main_says(bool(signals.came)):
-            sys.exit(signals.exit_code)  # nothing is lost that a later attempt could use
+            signals.leave()  # nothing is lost that a later attempt could use
         return run.processes.as_main_says(done)
 
     step = 0

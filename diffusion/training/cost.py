@@ -3,7 +3,6 @@
 import math
 import time
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.runtime.errors import CheckpointError, UserError
+from diffusion.runtime.errors import CheckpointError
 from diffusion.runtime.files import atomic_path
 from diffusion.runtime.processes import join
-from diffusion.training.settings import TrainingSettings
 
 
 class _EvaluationCounter:
@@ -63,17 +61,14 @@ class Costs:
     def start_clock(self) -> None:
         """The seconds of a stopped attempt that came after its last checkpoint were spent all the same."""
         if self._spent_file.exists():
-            self.wall_clock_s, self.cpu_s = self._seconds_spent()
+            try:
+                spent = tuple(map(float, self._spent_file.read_text(encoding="utf-8").split()))
+                self.wall_clock_s, self.cpu_s = spent
+                if not all(0 <= seconds < math.inf for seconds in spent):
+                    raise ValueError
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{self._spent_file}: found no numbers of seconds. {self.remedy}") from error
         self._clock = time.perf_counter(), time.process_time()
-
-    def _seconds_spent(self) -> tuple[float, float]:
-        try:
-            wall_clock, cpu = map(float, self._spent_file.read_text(encoding="utf-8").split())
-            if not (0 <= wall_clock < math.inf and 0 <= cpu < math.inf):
-                raise ValueError
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._spent_file}: found no numbers of seconds. {self.remedy}") from error
-        return wall_clock, cpu
 
     def count(self, network: nn.Module) -> None:
         """Counts the pictures that pass through ``network`` from now on, by a hook on its forward call.
@@ -120,45 +115,3 @@ class Costs:
             return
         with atomic_path(self._spent_file) as temporary:
             temporary.write_text(f"{self.wall_clock_s:.3f} {self.cpu_s:.3f}", encoding="utf-8")
-
-    def compiled(
-        self, function: Callable[..., torch.Tensor], settings: TrainingSettings
-    ) -> Callable[..., torch.Tensor]:
-        """``function`` of tensors alone, compiled as ``settings.compile`` says; the evaluations in it stay counted.
-
-        Raises:
-            UserError: CUDA graphs without a CUDA device.
-        """
-        if settings.compile == "off":
-            return function
-        if settings.compile == "cudagraphs" and self.device.type != "cuda":
-            raise UserError(
-                f"training.compile: found 'cudagraphs' on the device {self.device}, expected 'off' or 'default': CUDA "
-                f"graphs need a CUDA device."
-            )
-        mode = "reduce-overhead" if settings.compile == "cudagraphs" else "default"
-        # Stages share their code, and dynamo compiles one piece of code a few times only; earlier stages are done.
-        torch._dynamo.reset()
-        fast = torch.compile(function, mode=mode, dynamic=False)
-        per_call: int | None = None
-
-        def step(*arguments: Any, **keywords: Any) -> torch.Tensor:
-            nonlocal per_call
-            if not self.compiles:
-                return function(*arguments, **keywords)
-            if per_call is None:
-                before = self.evaluations
-                devices = [self.device] if self.device.type == "cuda" else []
-                with torch.no_grad(), torch.random.fork_rng(devices=devices):  # dropout's draws are the step's
-                    function(*arguments, **keywords)  # only counted: a pass of every network, once a process
-                per_call, self.evaluations = self.evaluations - before, before
-            self.counting = False
-            try:
-                value: torch.Tensor = fast(*arguments, **keywords)
-            finally:
-                self.counting = True
-            self.evaluations += per_call
-            # The next replay of a graph overwrites its output.
-            return value.clone() if settings.compile == "cudagraphs" else value
-
-        return step

@@ -7,40 +7,39 @@ at the same number of threads, and on a GPU with BOOT_DETERMINISTIC=1.
 """
 
 import copy
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from diffusion.runtime.errors import NonFiniteError, UserError
+from diffusion.runtime.errors import NonFiniteError
 from diffusion.runtime.files import only_one, remove_leftovers, writing
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.memory import out_of_memory
 from diffusion.runtime.precision import float32_products, repeatable
-from diffusion.training import sharding
-from diffusion.training.average import MovingAverage
 from diffusion.training.budget import fitting_steps
+from diffusion.training.compiled import compile_counted
 from diffusion.training.cost import Costs
 from diffusion.training.delivered import mark_delivered
-from diffusion.training.layout import lay_out, match_layout
+from diffusion.training.layout import lay_out
 from diffusion.training.oversized import too_large
-from diffusion.training.randomness import seed_dropout, seed_of
+from diffusion.training.randomness import seed_of
+from diffusion.training.readings import Readings
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.signals import Signals
+from diffusion.training.stage import Stage
 from diffusion.training.state import StateFiles, use_threads
-from diffusion.training.steps import LOG_COLUMNS, Loss, Snapshot, Stateful, Step, Trained
+from diffusion.training.steps import Loss, Snapshot, Stateful, Step, Trained
 
 # What a state holds of the run itself.
 _TOTALS = ("evaluations", "real_images_seen", "arithmetic", "steps", "steps_done", "log")
 _LOGGED_POINTS = 200  # of a stage, for the training curves
-_CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
+_LOOK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
 
 
 class TrainingRun(Costs):
@@ -53,7 +52,7 @@ class TrainingRun(Costs):
     Attributes:
         arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
         steps: the optimiser steps of each stage: those of the settings, or what a time budget came to.
-        log: one row a logged step, with the keys :data:`LOG_COLUMNS`.
+        log: one row a logged step, with the keys :data:`diffusion.training.steps.LOG_COLUMNS`.
         watch: is handed ``log`` after every new row, of the main process; it must change nothing.
     """
 
@@ -66,7 +65,7 @@ class TrainingRun(Costs):
         self.steps: dict[str, int] = {}
         self.log: list[dict[str, Any]] = []
         self.watch: Callable[[list[dict[str, Any]]], None] | None = None
-        self._files = StateFiles(key, device, self.remedy)
+        self._files = StateFiles(folder, key, device, self.remedy)
         self._signals = Signals()
 
     def __enter__(self) -> "TrainingRun":
@@ -81,17 +80,13 @@ class TrainingRun(Costs):
         self.start_clock()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._cleanup.close()
 
     def deliver(self, result: Path) -> None:
         """Notes that the result is stored (:func:`diffusion.training.delivered.mark_delivered`)."""
         if self.processes.is_main:
             mark_delivered(self.folder, result)
-
-    # -- training -----------------------------------------------------------------------------------------------
 
     def fit(
         self,
@@ -117,24 +112,26 @@ class TrainingRun(Costs):
                 is up to date by then; for whatever else the method updates.
             beside: what the loss, ``before_step`` or ``after_step`` changes beside the network, under names; stored and
                 restored with it.
-            before_step: called before the losses of each step, with the :class:`Step` of every micro-batch that this
-                process owns, in order; each goes on to the loss, so draws made here come first. For a second network
-                that is trained in turn: its gradients are to be summed over micro-batches and processes.
+            before_step: called before the losses of each step, with the :class:`Step` of each of this process's
+                micro-batches, in order; draws made here come before those of the loss. For a second network that is
+                trained in turn: its gradients are to be summed over micro-batches and processes.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite; nothing of that step is stored.
             CheckpointError: the stored state is truncated, or belongs to another run.
             DeviceMemoryError: a slice does not fit the device's memory; the message names a number of slices that does.
             UserError: the settings ask for what the device or the network does not have.
-            SystemExit: SIGTERM came, which schedulers send some seconds before they kill, or Ctrl-C; the state is
-                stored.
+            SystemExit: SIGTERM, which schedulers send some seconds before they kill, or Ctrl-C; the state is stored.
         """
         settings = settings.resolved(self.device, bf16)
         networks = [network, *(other for other in self._networks if other is not network)]
         lay_out(networks, settings, on=True)
         try:
             with float32_products(self.device, tf32=settings.precision != "fp32"), self._signals.noted():
-                trained = self._fit(stage, network, loss, settings, real_images, after_step, beside or {}, before_step)
+                # What is handed over is let go when an error leaves it: the memory is needed to try what fits.
+                trained = self._fit(
+                    Stage(self, stage, network, loss, settings, after_step, beside or {}, before_step), real_images
+                )
                 networks.append(trained.network)  # the average is a copy of the network as it is now
                 return trained
         except RuntimeError as error:
@@ -144,194 +141,52 @@ class TrainingRun(Costs):
         finally:
             lay_out(networks, settings, on=False)
 
-    def _fit(
-        self,
-        stage: str,
-        network: nn.Module,
-        loss: Loss,
-        settings: TrainingSettings,
-        real_images: bool,
-        after_step: Callable[[Step], None] | None,
-        beside: Mapping[str, Stateful],
-        before_step: Callable[[Sequence[Step]], None] | None,
-    ) -> Trained:
-        """:meth:`fit` with resolved settings."""
+    def _fit(self, stage: Stage, real_images: bool) -> Trained:
+        """The stage to its end: from its beginning, or from where it was stopped."""
         began = time.perf_counter()
-        slices = settings.gradient_accumulation_steps
-        if slices % self.processes.size:
-            raise UserError(
-                f"training.gradient_accumulation_steps: found {slices}, expected a multiple of the number of processes "
-                f"({self.processes.size}), which share the slices."
-            )
-        own_slices = range(self.processes.rank, slices, self.processes.size)
         self.processes.wait()  # until the one that writes has stored what the others look for
-        average = None
-        if settings.ema_decay is not None:
-            average = MovingAverage(network, settings.ema_decay)
-        averaged = None if average is None else average.module.eval()
-        result = network if averaged is None else averaged
-
-        finished = self.folder / f"finished-{stage}.pt"
-        if finished.exists():
-            state = self._files.load(finished)
-            with self._files.reading(finished):
-                self._restore_totals(state)
-                use_threads(state["threads"])
-                result.load_state_dict(state["result"])
-                settings = self._with_known_steps(stage, settings)
-                return Trained(result.eval(), state["cost"], self._snapshots(stage, settings))
-
-        plain = None
-        if settings.shard and self.processes.size > 1:
-            if beside:
-                raise UserError(
-                    f"training.shard: found true, expected false: beside the network this method changes "
-                    f"{', '.join(beside)}, which is not spread over processes."
-                )
-            plain = copy.deepcopy(network).cpu()
-            for module in (network, *([] if averaged is None else [averaged])):
-                sharding.shard(module, self.processes)
-        optimiser = settings.optimiser_of(network)
-        checkpoint = self.folder / "checkpoint.pt"
-        self.clear_gradients(network, settings)
-
-        def save(step: int) -> None:
-            self._save(
-                checkpoint,
-                sharding.whole(
-                    {
-                        "stage": stage,
-                        "step": step,
-                        "network": network.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                        "average": None if average is None else average.state_dict(),
-                        "beside": {name: part.state_dict() for name, part in beside.items()},
-                    }
-                ),
-            )
-
-        def restore() -> int:
-            """Loads what was stored of this stage; returns the step that it goes on with, 0 where nothing was."""
-            if not checkpoint.exists():
-                return 0
-            state = self._files.load(checkpoint)
-            if state["stage"] != stage:
-                return 0
-            with self._files.reading(checkpoint):
-                self._restore_totals(state)
-                sharding.load_whole(network, state["network"])
-                sharding.load_whole_optimiser(optimiser, state["optimiser"])
-                if average is not None:
-                    sharding.load_whole(average, state["average"])
-                for name, part in beside.items():
-                    part.load_state_dict(state["beside"][name])
-                for part in (optimiser, *beside.values()):
-                    if isinstance(part, torch.optim.Optimizer):
-                        match_layout(part)
-                use_threads(state["threads"])
-                first = int(state["step"])
-            return first
-
-        alone = self.processes.size == 1
-
-        def take(step: int, settings: TrainingSettings, told: bool) -> tuple[torch.Tensor, torch.Tensor, Any]:
-            """One step of the optimiser: the loss, the norm of its gradient, and whether a process was told to stop."""
-            for group in optimiser.param_groups:
-                group["lr"] = settings.rate(step)
-            value = torch.zeros((), device=self.device)
-            # Several must leave after the same step: they tell one another with the gradients.
-            tellings = [] if alone else [torch.full((), float(told), device=self.device)]
-            own_steps = [
-                Step(self.generator(stage, step, number), step / settings.num_steps, settings.slice_size, averaged)
-                for number in own_slices
-            ]
-            if before_step is not None:
-                with self.autocast(settings):
-                    before_step(own_steps)
-            for this in own_steps:
-                seed_dropout(this.generator)  # of each micro-batch anew
-                with self.autocast(settings):
-                    share = loss(this) / slices
-                share.backward()
-                value += share.detach()
-            if plain is None:
-                self.processes.sum_gradients(network, value, *tellings)
-            else:
-                self.processes.sum([value, *tellings])  # the gradients are summed already
-            norm = sharding.whole(nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip))
-            optimiser.step()
-            self.clear_gradients(network, settings)
-            if average is not None:
-                average.update_parameters(network)
-            if after_step is not None:
-                with self.autocast(settings):
-                    after_step(this)
-            return value, norm, told if alone else tellings[0]
-
-        first = restore()
-        if settings.minutes is not None and stage not in self.steps:
-            network.train()
-            save(0)  # what the timed steps change is taken back
-            self.processes.wait()  # until it is stored
-            steps = fitting_steps(
-                self, self._signals, stage, settings, lambda step, long: take(step, long, told=False), began
-            )
-            restore()
-            self.steps[stage] = steps
-            save(0)
-        settings = self._with_known_steps(stage, settings)
+        if self._files.finished(stage.name).exists():
+            return self._load_finished(stage)
+        stage.prepare()
+        first = self._restore(stage)
+        if stage.settings.minutes is not None and stage.name not in self.steps:
+            self._find_steps(stage, began)
+        self._set_steps(stage)
+        self._note_arithmetic(stage)
+        settings, steps = stage.settings, stage.settings.num_steps
         if first:
-            print(f"{self.folder}: resuming stage {stage} at step {first} of {settings.steps}", file=sys.stderr)
-        # An interrupted run may go on on another device.
-        known = self.arithmetic[stage].split("; then ") if stage in self.arithmetic else []
-        arithmetic = settings.arithmetic + ", deterministic" * torch.are_deterministic_algorithms_enabled()
-        if known[-1:] != [arithmetic]:
-            self.arithmetic[stage] = "; then ".join([*known, arithmetic])
+            print(f"{self.folder}: resuming stage {stage.name} at step {first} of {steps}", file=sys.stderr)
 
-        steps = settings.num_steps
-        log_every = max(1, steps // _LOGGED_POINTS)
-        check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
-        kept_at = set(settings.snapshot_steps())
-        unread: list[tuple[dict[str, Any], torch.Tensor, torch.Tensor]] = []
-        first_bad = torch.full((), -1, device=self.device)
+        log_every, kept_at = max(1, steps // _LOGGED_POINTS), settings.snapshot_steps()
+        look_every = _LOOK_EVERY_ON_GPU if self.device.type == "cuda" else 1
+        readings = Readings(self.device)
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
-        network.train()
-        for step in (bar := tqdm(range(first, steps), stage, total=steps, initial=first, mininterval=5, unit="step")):
+        bar = tqdm(range(first, steps), stage.name, total=steps, initial=first, mininterval=5, unit="step")
+        stage.network.train()
+        for step in bar:
             told = bool(self._signals.came)
-            value, norm, all_told = take(step, settings, told)
-            first_bad = torch.where(
-                (first_bad < 0) & ~torch.isfinite(value + norm), torch.full_like(first_bad, step), first_bad
-            )
-            last = step + 1 == steps
-            looks = last or (alone and told) or step % check_every == check_every - 1
-            if looks and (bad := int(first_bad)) >= 0:
-                self.note_seconds()
-                where = f"{checkpoint} (step {good_step})" if good_step else "none yet"
-                raise NonFiniteError(
-                    f"stage {stage}: the loss or its gradient became non-finite at step {bad}, learning rate "
-                    f"{settings.rate(bad):.3g}; last good checkpoint: {where}. Lower the learning rate or the "
-                    f"precision's risk (training.precision: fp32)."
-                )
+            loss, norm, all_told = stage.take(step, settings, told)
             self.steps_done += 1
-            if real_images:
-                self.real_images_seen += settings.batch_size
+            self.real_images_seen += settings.batch_size if real_images else 0
+            last = step + 1 == steps
+            readings.note(step, loss, norm)
             if last or step % log_every == 0:
                 self.tick()
                 seen = {"learning_rate": settings.rate(step), "wall_clock_s": round(self.wall_clock_s, 3)}
-                unread.append(({"stage": stage, "step": step + 1, **seen}, value.clone(), norm.clone()))
+                readings.keep({"stage": stage.name, "step": step + 1, **seen}, loss, norm)
             # Numbers are read where the host waits for the device anyway.
-            if unread and looks:
-                for row, loss_value, norm_value in unread:
-                    values = {"loss": float(loss_value), "gradient_norm": float(norm_value)}
-                    self.log.append({column: (row | values)[column] for column in LOG_COLUMNS})
+            looks = last or (told and self.processes.size == 1) or step % look_every == look_every - 1
+            if looks:
+                if (bad := readings.first_bad()) is not None:
+                    raise self._non_finite(stage, bad, good_step)
+                for row in readings.kept_rows():
+                    self.log.append(row)
                     if self.watch is not None and self.processes.is_main:
                         self.watch(self.log)
-                unread.clear()
-                bar.set_postfix(loss=f"{self.log[-1]['loss']:.3g}", refresh=False)
+                    bar.set_postfix(loss=f"{row['loss']:.3g}", refresh=False)
             if step + 1 in kept_at:
-                content = {"result": sharding.whole(result.state_dict()), "cost": self.cost()}
-                self._save(self._snapshot_file(stage, step + 1), content)
+                self._save(self._files.snapshot(stage.name, step + 1), {"result": stage.weights(), "cost": self.cost()})
             now = time.perf_counter()
             if now - noted_at > min(5.0, self.checkpoint_seconds):
                 self.note_seconds()
@@ -340,29 +195,54 @@ class TrainingRun(Costs):
             leaves = looks and not last and bool(all_told)
             due = now - saved_at > self.checkpoint_seconds
             if leaves or (looks and not last and self.processes.as_main_says(due)):
-                save(step + 1)
+                self._save(self._files.checkpoint, stage.state(step + 1))
                 good_step, saved_at = step + 1, time.perf_counter()
             if leaves:
                 self.processes.wait()  # until the state is stored
-                name = signal.Signals(self._signals.exit_code - 128).name
-                print(f"{self.folder}: {name}; stage {stage} is stored at step {step + 1}", file=sys.stderr)
-                sys.exit(self._signals.exit_code)
-        network.zero_grad(set_to_none=True)
-        cost = self.cost()
-        weights = sharding.whole(result.state_dict())
-        if plain is not None:
-            result = plain.to(self.device)
-            result.load_state_dict(weights)
-        self._save(finished, {"stage": stage, "result": weights, "cost": cost})
+                self._signals.leave(self.folder, f"stage {stage.name} is stored at step {step + 1}")
+        cost, weights = self.cost(), stage.finish()
+        self._save(self._files.finished(stage.name), {"stage": stage.name, "result": weights, "cost": cost})
         if self.processes.is_main:
-            checkpoint.unlink(missing_ok=True)
+            self._files.checkpoint.unlink(missing_ok=True)
         self.processes.wait()
-        return Trained(result.eval(), cost, self._snapshots(stage, settings))
+        return Trained(stage.result.eval(), cost, self._snapshots(stage))
 
-    def _with_known_steps(self, stage: str, settings: TrainingSettings) -> TrainingSettings:
-        """The settings with the stage's number of steps in place of a time budget."""
-        steps = self.steps.setdefault(stage, settings.steps or 0)
-        return settings.model_copy(update={"steps": steps, "minutes": None})
+    def _find_steps(self, stage: Stage, began: float) -> None:
+        """How many steps fit into the time budget, found by steps that are taken back."""
+        stage.network.train()
+        self._save(self._files.checkpoint, stage.state(0))
+        self.processes.wait()  # until it is stored
+        steps = fitting_steps(self, self._signals, stage.name, stage.settings, stage.take, began)
+        self._restore(stage)
+        self.steps[stage.name] = steps
+        self._save(self._files.checkpoint, stage.state(0))
+
+    def _set_steps(self, stage: Stage) -> None:
+        """Puts the stage's number of steps in place of a time budget."""
+        steps = self.steps.setdefault(stage.name, stage.settings.steps or 0)
+        stage.settings = stage.settings.model_copy(update={"steps": steps, "minutes": None})
+
+    def _note_arithmetic(self, stage: Stage) -> None:
+        # An interrupted run may go on on another device.
+        known = self.arithmetic[stage.name].split("; then ") if stage.name in self.arithmetic else []
+        arithmetic = stage.settings.arithmetic + ", deterministic" * torch.are_deterministic_algorithms_enabled()
+        if known[-1:] != [arithmetic]:
+            self.arithmetic[stage.name] = "; then ".join([*known, arithmetic])
+
+    def _non_finite(self, stage: Stage, bad: int, good_step: int) -> NonFiniteError:
+        self.note_seconds()
+        where = f"{self._files.checkpoint} (step {good_step})" if good_step else "none yet"
+        return NonFiniteError(
+            f"stage {stage.name}: the loss or its gradient became non-finite at step {bad}, learning rate "
+            f"{stage.settings.rate(bad):.3g}; last good checkpoint: {where}. Lower the learning rate or the "
+            f"precision's risk (training.precision: fp32)."
+        )
+
+    def compiled(
+        self, function: Callable[..., torch.Tensor], settings: TrainingSettings
+    ) -> Callable[..., torch.Tensor]:
+        """:func:`diffusion.training.compiled.compile_counted` for this run."""
+        return compile_counted(self, function, settings)
 
     def clear_gradients(self, network: nn.Module, settings: TrainingSettings) -> None:
         """Makes a network ready for the gradients of a step's micro-batches."""
@@ -372,19 +252,6 @@ class TrainingRun(Costs):
         for weight in network.parameters():
             if weight.requires_grad:
                 weight.grad = torch.zeros_like(weight) if adds_up else None
-
-    def autocast(self, settings: TrainingSettings) -> torch.autocast:
-        """The precision of the settings, around what computes a loss."""
-        # Uncached: some versions of torch lose the gradient of weights that were first cast where there was none.
-        bf16 = settings.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False)
-
-    def _snapshot_file(self, stage: str, step: int) -> Path:
-        return self.folder / f"snapshot-{stage}-{step}.pt"
-
-    def _snapshots(self, stage: str, settings: TrainingSettings) -> tuple[Snapshot, ...]:
-        files = {step: self._snapshot_file(stage, step) for step in settings.snapshot_steps()}
-        return tuple(Snapshot(step, self._files.load(file)["cost"], file) for step, file in files.items())
 
     def generator(self, stage: str, step: int, number: int = 0) -> torch.Generator:
         """The random generator of one micro-batch of a step."""
@@ -399,13 +266,35 @@ class TrainingRun(Costs):
         """
         torch.manual_seed(seed_of(f"{self.seed}/{stream}/0"))
 
-    # -- the state ----------------------------------------------------------------------------------------------
-
     def _save(self, path: Path, content: dict[str, Any]) -> None:
         self.note_seconds()
         if self.processes.is_main:
             self._files.write(path, content | {name: copy.deepcopy(getattr(self, name)) for name in _TOTALS})
 
-    def _restore_totals(self, state: dict[str, Any]) -> None:
+    def _take_over(self, state: dict[str, Any]) -> None:
         for name in _TOTALS:
             setattr(self, name, state[name])
+        use_threads(state["threads"])
+
+    def _restore(self, stage: Stage) -> int:
+        """Loads what was stored of the stage; returns the step that it goes on with, 0 where nothing was."""
+        first = 0
+        if self._files.checkpoint.exists():
+            with self._files.reading(self._files.checkpoint) as state:
+                if state["stage"] == stage.name:
+                    self._take_over(state)
+                    stage.load(state)
+                    first = int(state["step"])
+        return first
+
+    def _load_finished(self, stage: Stage) -> Trained:
+        """The stage as an earlier attempt has trained it."""
+        with self._files.reading(self._files.finished(stage.name)) as state:
+            self._take_over(state)
+            self._set_steps(stage)
+            stage.result.load_state_dict(state["result"])
+        return Trained(stage.result.eval(), state["cost"], self._snapshots(stage))
+
+    def _snapshots(self, stage: Stage) -> tuple[Snapshot, ...]:
+        files = {step: self._files.snapshot(stage.name, step) for step in stage.settings.snapshot_steps()}
+        return tuple(Snapshot(step, self._files.load(file)["cost"], file) for step, file in files.items())

@@ -47,10 +47,10 @@ def too_large(
         # Two: from the second slice on there is a gradient beside the activations.
         steps = [Step(run.generator(stage, 0, number), 0.0, size, *averages) for number in range(2)]
         if before_step is not None:
-            with run.autocast(settings):
+            with settings.autocast(run.device):
                 before_step(steps)
         for step in steps:
-            with run.autocast(settings):
+            with settings.autocast(run.device):
                 value = loss(step)
             value.backward()
 

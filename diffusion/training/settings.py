@@ -20,34 +20,31 @@ class TrainingSettings(GrownSettings):
         minutes: wall-clock time of the whole training, all stages of a method together, compilation included. How many
             steps fit is fixed once, from the rate of the first ones, and stored: a resumed run keeps the number, and
             ``steps`` with that number trains the same weights. Where both are given, whichever ends first.
-        batch_size: pictures or noises a step, however many GPUs share it.
-        gradient_accumulation_steps: in how many slices of equal size a step's batch is computed, one after the other;
-            several processes share them. Every slice has its own random draws, so that a run gives the same weights, up
-            to the order of float32 sums, whatever the number of processes that share its slices.
+        batch_size: images or noises a step, however many GPUs share it.
+        gradient_accumulation_steps: in how many micro-batches of equal size a step's batch is computed; processes share
+            them. Each has its own random draws, so that a run gives the same weights, up to the order of float32 sums,
+            whatever the number of processes.
         learning_rate: the peak value, after ``warmup_steps`` of linear warm-up.
         decay: how the rate falls to zero over ``steps`` ("constant": it does not).
-        ema_decay: decay of the exponential moving average of the weights that is kept as the result; null keeps
-            the last weights themselves.
+        ema_decay: decay of the moving average of the weights that is kept as the result; null keeps the last weights.
         gradient_clip: largest L2 norm of the gradient.
         optimiser: "adamw", or "radam" (Liu et al. 2020), which consistency models were published with.
         betas: decay of the two moments of the gradient.
         weight_decay: the optimiser's decoupled decay.
-        snapshots: how many times the result so far is kept aside, for learning curves: after 1/2 of the steps, 1/4,
-            1/8, ….
+        snapshots: how many times the result so far is kept aside, for learning curves: after 1/2 of the steps, 1/4, ….
         compile: "default" compiles the loss and its gradient with torch.compile; "cudagraphs" captures them as CUDA
-            graphs too, which spares a small network the time of launching its kernels. Both give the same losses up to
-            the order of float32 sums. The draws and the optimiser stay outside.
+            graphs too, which spares a small network the time of launching its kernels. The draws and the optimiser stay
+            outside; the losses are the same up to the order of float32 sums.
         shard: spreads the weights, their gradients, moments and average over the processes (FSDP), for networks that do
-            not fit one card otherwise; alone, a process has all of them. The same training up to the order of sums.
-        precision: "fp32" computes in float32 throughout; "tf32" lets a card shorten the factors of matrix products and
+            not fit one GPU otherwise. The same training up to the order of sums.
+        precision: "fp32" computes in float32 throughout; "tf32" lets a GPU shorten the factors of matrix products and
             convolutions to TF32 (10 bits of mantissa); "bf16" runs the networks under bfloat16 autocast (7 bits).
-            "auto" is "bf16" for a teacher and "tf32" for all else on a card that has them in hardware, and "fp32"
-            elsewhere: the targets of distillation are differences of estimates, which their weights amplify, and all
-            distillers shall have the same precision.
+            "auto" is "bf16" for a teacher and "tf32" for all else on a GPU that has them in hardware, and "fp32"
+            elsewhere: the targets of distillation are differences of estimates, which their weights amplify.
         activation_checkpointing: the backward pass computes the activations within the network's blocks again instead
-            of keeping them. The same gradients for less memory and about a third more time.
+            of keeping them: the same gradients for less memory and about a third more time.
         channels_last: whether the channels of weights and activations lie beside each other in memory, as tensor cores
-            want them; "auto": under bfloat16 on a card. The same values up to the order of sums.
+            want them; "auto": under bfloat16 on a GPU. The same values up to the order of sums.
     """
 
     later: ClassVar[tuple[str, ...]] = ("minutes",)
@@ -214,6 +211,12 @@ class TrainingSettings(GrownSettings):
         words += ["activations recomputed"] if self.activation_checkpointing else []
         words += [f"compiled ({self.compile})"] if self.compile != "off" else []
         return ", ".join(words)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of resolved settings, around what computes a loss."""
+        # Uncached: some versions of torch lose the gradient of weights that were first cast where there was none.
+        bf16 = self.precision == "bf16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     def optimiser_of(self, network: nn.Module) -> torch.optim.Optimizer:
         """A new optimiser of the network's trainable weights."""

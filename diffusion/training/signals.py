@@ -1,10 +1,13 @@
 """SIGTERM and Ctrl-C, which end a training after the present step, not at once."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 
 class Signals:
@@ -16,10 +19,12 @@ class Signals:
 
     came = 0
 
-    @property
-    def exit_code(self) -> int:
-        """What a process ends with that a signal ended; SIGTERM's where only another process was told."""
-        return 128 + (self.came or signal.SIGTERM)
+    def leave(self, folder: Path | None = None, stored: str = "") -> NoReturn:
+        """Ends the process as the signal would, SIGTERM where only another process was told; says what is stored."""
+        number = self.came or signal.SIGTERM
+        if stored:
+            print(f"{folder}: {signal.Signals(number).name}; {stored}", file=sys.stderr)
+        sys.exit(128 + number)
 
     @contextmanager
     def noted(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ _FORMAT = "boot-reproduction training state 1"
 
 
 class StateFiles:
-    """The files of one training.
+    """The files of one training, in its folder.
 
     Args:
         key: of the training; a file with another is refused.
@@ -27,8 +27,15 @@ class StateFiles:
         remedy: what to do about a file that is refused.
     """
 
-    def __init__(self, key: str, device: torch.device, remedy: str) -> None:
-        self.key, self.device, self.remedy = key, device, remedy
+    def __init__(self, folder: Path, key: str, device: torch.device, remedy: str) -> None:
+        self.folder, self.key, self.device, self.remedy = folder, key, device, remedy
+        self.checkpoint = folder / "checkpoint.pt"
+
+    def finished(self, stage: str) -> Path:
+        return self.folder / f"finished-{stage}.pt"
+
+    def snapshot(self, stage: str, step: int) -> Path:
+        return self.folder / f"snapshot-{stage}-{step}.pt"
 
     def write(self, path: Path, content: dict[str, Any]) -> None:
         """Writes a file whole, or not at all.
@@ -72,14 +79,15 @@ class StateFiles:
         return state
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[None]:
-        """Says of a state that lacks a part, or has one of another network, that it does.
+    def reading(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The content of a file; while it is taken over, a part that it lacks, or has of another network, is refused.
 
         Raises:
-            CheckpointError: instead of what torch raised.
+            CheckpointError: as :meth:`load`, and instead of what torch raised.
         """
+        state = self.load(path)
         try:
-            yield
+            yield state
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if out_of_memory(error):
                 raise

@@ -8,8 +8,8 @@ from pathlib import Path
 from diffusion.conditions import ClassLabels
 from diffusion.data.kinds import downloads, parse_settings, prepare
 from diffusion.data.store import write_dataset
+from diffusion.runtime.downloads import fetch as fetch_file
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.fetching import fetch as fetch_file
 from suite.delivery import asked
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.inputs import check_classes

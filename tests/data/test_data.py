@@ -781,6 +781,11 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
     picture(tmp_path / "p" / "a" / "0.png")
     (tmp_path / "p" / "a" / "loop").symlink_to(tmp_path / "p")
     refuses(tmp_path / "p", "loop: is a link to a folder above it")
+    (tmp_path / "p" / "a" / "loop").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "p" / "a" / "out").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "p")
+    refuses(tmp_path / "p", "out/back: is a link to a folder above it")
 
 
 def test_linked_folders_are_followed(tmp_path: Path) -> None:
@@ -1135,6 +1140,13 @@ def test_exif_orientation_is_applied(orientation: int, suffix: str, tmp_path: Pa
 )
 def test_an_orientation_that_cannot_be_read_is_none(exif: bytes, tmp_path: Path) -> None:
     np.testing.assert_array_equal(converted(tmp_path, png(QUADRANTS, 2, 8, eXIf=exif), "png"), QUADRANTS)
+
+
+def test_an_orientation_beside_a_tag_that_cannot_be_written_again_is_applied(tmp_path: Path) -> None:
+    rotated = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    float_as_text = b"\x0e\x01\x0b\0\x01\0\0\0\xff\xff\xff\xff"
+    content = png(np.rot90(QUADRANTS), 2, 8, eXIf=b"II*\0\x08\0\0\0\x02\0" + float_as_text + rotated + b"\0\0\0\0")
+    np.testing.assert_array_equal(converted(tmp_path, content, "png"), QUADRANTS)
 
 
 def test_colour_profiles_are_ignored(tmp_path: Path) -> None:

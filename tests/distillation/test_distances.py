@@ -114,7 +114,7 @@ def no_network(tmp_path, monkeypatch):
     def offline(*_, **__):
         raise URLError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
 
 
 @pytest.mark.usefixtures("no_network")

@@ -39,7 +39,7 @@ def empty_cache(tmp_path, monkeypatch):
     def offline(*_args, **_kwargs):
         raise OSError("network is unreachable")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
 
 
 def pictures(count=37, channels=1, size=8, seed=0):

@@ -1,5 +1,6 @@
 """What is said when a batch does not fit the device's memory: which one does, found by trying."""
 
+import gc
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from diffusion.runtime.processes import Processes
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
+from diffusion.training.stage import Stage
 from evaluation.measure.speed import measure_speed
 from suite.stages.sampling import draw_samples
 
@@ -65,6 +67,19 @@ def test_training_names_the_slices_that_fit(tmp_path, room, slices, ema_decay):
     network.tried.clear()
     train(tmp_path / "other", network, ema_decay=ema_decay, gradient_accumulation_steps=slices)
     assert network.tried == 2 * slices * [24 // slices]
+
+
+def test_optimiser_and_average_are_let_go_before_smaller_slices_are_tried(tmp_path):
+    class Watching(Small):
+        def forward(self, x):
+            if len(x) < 24:
+                held.append(sum(type(one) is Stage for one in gc.get_objects()))
+            return super().forward(x)
+
+    held = []
+    with pytest.raises(DeviceMemoryError):
+        train(tmp_path / "state", Watching(12), ema_decay=0.5)
+    assert held == [0, 0]
 
 
 def test_slices_that_are_not_small_enough(tmp_path):

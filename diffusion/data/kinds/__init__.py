@@ -8,7 +8,8 @@ A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
   ``prepare(settings, downloaded)`` is then told the folder that holds it;
 - where the user's files are named, ``problems(settings) -> list[str]``: what can be known to be wrong with them in
-  much less than a second, one line each with the key first, for the check of the configuration;
+  much less than a second, one line each with the key first, for the check of the configuration; a ``UserError`` is
+  taken for what is wrong with ``data.path``;
 - ``tiny_settings(folder) -> dict``, settings of a small case for the contract tests, with whatever it needs
   written under ``folder``.
 
@@ -30,8 +31,8 @@ import numpy as np
 import pydantic
 
 from diffusion.data.store import PARTS, Splits
+from diffusion.runtime.downloads import Download
 from diffusion.runtime.errors import UserError, some_of
-from diffusion.runtime.fetching import Download
 from diffusion.runtime.settings import problems_of
 
 _log = logging.getLogger(__name__)
@@ -68,23 +69,26 @@ def parse_settings(raw: Mapping[str, Any], key: str = "data") -> pydantic.BaseMo
         raise UserError("\n".join(problems_of(error, model, key))) from error
 
 
+def _of(settings: pydantic.BaseModel, name: str) -> Any:
+    """What a kind's module has under a name, None where it leaves that out."""
+    return getattr(kinds()[settings.kind], name, None)  # type: ignore[attr-defined]
+
+
 def downloads(settings: pydantic.BaseModel) -> list[Download]:
     """The files that have to be fetched before the data set can be prepared."""
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    listed = getattr(kinds()[kind], "downloads", None)
-    found: list[Download] = listed(settings) if listed else []
-    return found
+    listed = _of(settings, "downloads")
+    return list(listed(settings)) if listed else []
 
 
 def problems(settings: pydantic.BaseModel) -> list[str]:
     """What can be known at once to be wrong with the user's files: a line each, with the key first."""
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    listed = getattr(kinds()[kind], "problems", None)
+    listed = _of(settings, "problems")
     try:
-        found: list[str] = listed(settings) if listed else []
+        return list(listed(settings)) if listed else []
+    except UserError as error:
+        return [f"data.path: {error}"]
     except OSError as error:
-        found = [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
-    return found
+        return [f"data.path: {error.filename}: cannot be read ({error.strerror})."]
 
 
 def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Splits:
@@ -96,9 +100,7 @@ def prepare(settings: pydantic.BaseModel, downloaded: Path | None = None) -> Spl
     Raises:
         UserError: the source is missing or cannot be used.
     """
-    kind: str = settings.kind  # type: ignore[attr-defined]
-    module = kinds()[kind]
-    splits: Splits = module.prepare(settings, downloaded) if downloads(settings) else module.prepare(settings)
+    splits: Splits = _of(settings, "prepare")(settings, *([downloaded] if downloads(settings) else []))
     for part in PARTS:
         counts = np.bincount(getattr(splits, f"{part}_labels"), minlength=len(splits.class_names))
         each = some_of([f"{name} {count:,}" for name, count in zip(splits.class_names, counts, strict=True)])

@@ -16,8 +16,8 @@ import pydantic
 
 from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits
+from diffusion.runtime.downloads import Download
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.fetching import Download
 from diffusion.runtime.settings import UserPath
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -28,18 +28,12 @@ _FILES = {
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
 _URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-# The hashes that the authors publish beside the files.
-_MD5 = {
-    "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-    "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
-    "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
-    "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
-}
-_SIZE = {
-    "train-images-idx3-ubyte": 26_421_880,
-    "train-labels-idx1-ubyte": 29_515,
-    "t10k-images-idx3-ubyte": 4_422_102,
-    "t10k-labels-idx1-ubyte": 5_148,
+# The MD5 that the authors publish beside each file, and its size, gzipped.
+_PUBLISHED = {
+    "train-images-idx3-ubyte": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26_421_880),
+    "train-labels-idx1-ubyte": ("25c81989df183df01b3e8a0aad5dffbe", 29_515),
+    "t10k-images-idx3-ubyte": ("bef4ecab320f06d8554ea6380940ec79", 4_422_102),
+    "t10k-labels-idx1-ubyte": ("bb300cfdad3c16e7a12a480ee83cd310", 5_148),
 }
 _CLOTHES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
@@ -63,7 +57,7 @@ def downloads(settings: Settings) -> list[Download]:
     """What has to be fetched; nothing where the files are at hand."""
     if settings.path is not None or DEBIAN.is_dir():
         return []
-    return [Download(f"{name}.gz", f"{_URL}{name}.gz", md5=_MD5[name], size=_SIZE[name]) for name in _FILES.values()]
+    return [Download(f"{name}.gz", f"{_URL}{name}.gz", md5=md5, size=size) for name, (md5, size) in _PUBLISHED.items()]
 
 
 def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
@@ -95,10 +89,8 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
     # Of a set of the user's, the numbers that occur: EMNIST's letters are from 1.
     numbers = np.arange(len(_CLOTHES)) if settings.path is None else np.unique(np.concatenate([*labels.values()]))
     return Splits(
-        train_images=images["train"][..., np.newaxis],
-        train_labels=np.searchsorted(numbers, labels["train"]),
-        test_images=images["test"][..., np.newaxis],
-        test_labels=np.searchsorted(numbers, labels["test"]),
+        *(images["train"][..., np.newaxis], np.searchsorted(numbers, labels["train"])),
+        *(images["test"][..., np.newaxis], np.searchsorted(numbers, labels["test"])),
         class_names=_CLOTHES if settings.path is None else tuple(map(str, numbers.tolist())),
         source="Fashion-MNIST (Xiao et al. 2017)" if settings.path is None else f"idx files in {folder.name}",
         fingerprint=fingerprint.hexdigest(),
@@ -107,13 +99,9 @@ def prepare(settings: Settings, downloaded: Path | None = None) -> Splits:
 
 def problems(settings: Settings) -> list[str]:
     """Which of the four files are missing in ``data.path``."""
-    if settings.path is None:
-        return []
-    try:
+    if settings.path is not None:
         for name in _FILES.values():
             _find(Path(settings.path), name)
-    except UserError as error:
-        return [f"data.path: {error}"]
     return []
 
 

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import logging
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -14,6 +13,7 @@ import numpy as np
 import pydantic
 
 from diffusion.data.decode import decoded_parts
+from diffusion.data.listing import composed
 from diffusion.data.settings import PictureSettings
 from diffusion.data.store import Splits, holds, stratified_split
 from diffusion.runtime.errors import UserError, some_of
@@ -168,11 +168,11 @@ def _labels(settings: Settings, parts: dict[str, "datasets.Dataset"]) -> tuple[d
     for name, classes in named.items():
         if strange := sorted(set(classes) - set(occurring)):
             raise UserError(
-                f"{settings.name}: the classes {_some(strange)} of '{name}' do not occur in '{settings.train}', which "
-                f"has {_some(occurring)}. Choose another part (data.test)."
+                f"{settings.name}: the classes {some_of(strange)} of '{name}' do not occur in '{settings.train}', "
+                f"which has {some_of(occurring)}. Choose another part (data.test)."
             )
     # Declared names keep their numbers, which a stored teacher may know, whether they occur or not.
-    declared = [_composed(name) for name in getattr(column, "names", None) or ()]
+    declared = [composed(name) for name in getattr(column, "names", None) or ()]
     if not declared and 2 * len(occurring) > len(train):
         raise UserError(
             f"{settings.name}: the column '{settings.label}' (data.label) holds {len(occurring):,} different values in "
@@ -180,7 +180,7 @@ def _labels(settings: Settings, parts: dict[str, "datasets.Dataset"]) -> tuple[d
         )
     order = {label: index for index, label in enumerate(declared or occurring)}
     if absent := [label for label in order if label not in occurring]:
-        _log.warning("%s: '%s' has no picture of %s", settings.name, settings.train, _some(absent))
+        _log.warning("%s: '%s' has no picture of %s", settings.name, settings.train, some_of(absent))
     labels = {name: np.array([order[label] for label in classes], np.int64) for name, classes in named.items()}
     return labels, tuple(map(str, order))
 
@@ -206,22 +206,14 @@ def _classes(settings: Settings, name: str, part: "datasets.Dataset") -> list[An
             f"to null, so that all pictures are one class."
         )
     if declared := getattr(feature, "names", None):
-        return [_composed(declared[value]) for value in values]
-    return values if kinds == {int} else [_composed(str(value)) for value in values]
+        return [composed(declared[value]) for value in values]
+    return values if kinds == {int} else [composed(str(value)) for value in values]
 
 
 _ONE_CLASS = (
     "Expected one class a row: a class number, a text or a truth value. Name another column, or set data.label to "
     "null, so that all pictures are one class."
 )
-
-
-def _some(labels: list[Any]) -> str:
-    return some_of([str(label) for label in labels])
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True)

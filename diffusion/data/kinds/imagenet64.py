@@ -71,13 +71,9 @@ def prepare(settings: Settings) -> Splits:
 
 def problems(settings: Settings) -> list[str]:
     """What is wrong with ``data.path``, without a look into the batches."""
-    try:
-        found = _files(settings)
-    except UserError as error:
-        return [f"data.path: {error}"]
     return [
         f"data.path: {file}: is not a whole .npz file; it may be truncated. Unpack it again."
-        for part in found.values()
+        for part in _files(settings).values()
         for file in part
         if not zipfile.is_zipfile(file)
     ]
@@ -128,12 +124,10 @@ class _Batches:
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _step = rows.indices(len(self))
         pieces = [np.empty((0, *self.shape[1:]), np.uint8)]
-        while start < stop:
-            number = int(np.searchsorted(self._ends, start, side="right"))
-            begin = int(self._ends[number]) - self._counts[number]
-            end = min(stop, int(self._ends[number]))
-            pieces.append(self._batch(number)[start - begin : end - begin])
-            start = end
+        for number, end in enumerate(self._ends):
+            begin = end - self._counts[number]
+            if start < end and begin < stop:
+                pieces.append(self._batch(number)[max(start - begin, 0) : stop - begin])
         return np.concatenate(pieces)
 
     def _batch(self, number: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pydantic
 
 from diffusion.data.decode import decoded_parts
-from diffusion.data.layout import EXPECTED, FolderSettings, arrange, label_tables, warn_of_skipped
+from diffusion.data.layout import EXPECTED, FolderSettings, Layout, label_tables, warn_of_skipped
 from diffusion.data.listing import FOLDER_OR_ZIP, fingerprint_of, is_picture, list_folder, list_zip, zip_holds_a_picture
 from diffusion.data.store import Splits, holds
 from diffusion.runtime.errors import UserError
@@ -42,7 +42,7 @@ def prepare(settings: Settings) -> Splits:
         pictures = sorted((file for file in files if is_picture(file.parts[-1])), key=lambda f: (f.parts, f.name))
         if not pictures:
             raise UserError(f"{path}: holds no pictures ({len(files)} other files). {EXPECTED}")
-        train, test, class_names = arrange(path, pictures, folders, tables, settings)
+        train, test, class_names = Layout(path, pictures, folders, tables, settings).arrange()
         settings.refuse_other_number(str(path), {"train": len(train), "test": len(test)})
         for name, part in (("train", train), ("test", test)):
             if len(part) < 2:
@@ -52,12 +52,9 @@ def prepare(settings: Settings) -> Splits:
                 )
         opened = stack.pop_all()  # a zip stays open for as long as its pictures may be read
     train_images, test_images = decoded_parts([file for file, _ in train], [file for file, _ in test], settings, opened)
+    train_labels, test_labels = (np.array([label for _, label in part], dtype=np.int64) for part in (train, test))
     return Splits(
-        train_images=train_images,
-        train_labels=np.array([label for _, label in train], dtype=np.int64),
-        test_images=test_images,
-        test_labels=np.array([label for _, label in test], dtype=np.int64),
-        class_names=class_names,
+        *(train_images, train_labels, test_images, test_labels, class_names),
         source=f"pictures in {path.name}",
         # Folders of classes are in the pictures' paths; a table is not.
         fingerprint=fingerprint_of([*train, *test], class_names if tables else ()),
@@ -67,15 +64,13 @@ def prepare(settings: Settings) -> Splits:
 def problems(settings: Settings) -> list[str]:
     """What is wrong with ``data.path`` as far as a moment shows; an answer of [] does not mean that all is right."""
     path = Path(settings.path)
-    if path.is_dir():
-        found = holds(path, is_picture, is_left_over)
-    elif not path.exists():
-        return [f"data.path: {path}: not found (looked for it in {Path.cwd()}). {FOLDER_OR_ZIP}"]
-    elif not zipfile.is_zipfile(path):
-        return [f"data.path: {path}: is neither a folder nor a whole zip. {FOLDER_OR_ZIP}"]
-    else:
-        found = zip_holds_a_picture(path)
-    return [] if found else [f"data.path: {path}: holds no pictures. {EXPECTED}"]
+    if not path.exists():
+        raise UserError(f"{path}: not found (looked for it in {Path.cwd()}). {FOLDER_OR_ZIP}")
+    if not path.is_dir() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: is neither a folder nor a whole zip. {FOLDER_OR_ZIP}")
+    if not (holds(path, is_picture, is_left_over) if path.is_dir() else zip_holds_a_picture(path)):
+        raise UserError(f"{path}: holds no pictures. {EXPECTED}")
+    return []
 
 
 def tiny_settings(folder: Path) -> dict[str, Any]:

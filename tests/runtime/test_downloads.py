@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from diffusion.runtime import fetching
+from diffusion.runtime import downloads
+from diffusion.runtime.downloads import Download, fetch
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.fetching import Download, fetch
 
 CONTENT = bytes(range(256)) * 400
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -82,7 +82,7 @@ def test_another_content_is_refused_and_not_kept(server, tmp_path):
         fetch(Download("file.bin", url, md5=MD5), tmp_path / "file.bin", pause_s=0)
     assert "is kept" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-    assert len(handler.asked) == fetching.ATTEMPTS
+    assert len(handler.asked) == downloads.ATTEMPTS
 
 
 def test_without_an_answer_what_has_arrived_is_kept(server, tmp_path):
@@ -98,7 +98,7 @@ def test_without_an_answer_what_has_arrived_is_kept(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "asked"), [(403, 1), (404, 1), (410, 1), (408, fetching.ATTEMPTS), (429, fetching.ATTEMPTS)]
+    ("status", "asked"), [(403, 1), (404, 1), (410, 1), (408, downloads.ATTEMPTS), (429, downloads.ATTEMPTS)]
 )
 def test_a_refusal_is_final_unless_it_passes(server, tmp_path, status, asked):
     handler, url = server
