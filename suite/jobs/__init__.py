@@ -1,5 +1,5 @@
-"""The stages of the workflow, one module each: read files, call one package, write the result with its provenance.
+"""The jobs of the workflow, a module a stage: read files, call one package, write the result with its record.
 
-Nothing here decides what depends on what: that is the Snakefile's, whose rules name the stage's module among their
-inputs, so that an edit here makes that stage's results out of date.
+Nothing here decides what depends on what: that is the rules', of whose source inputs the stage's module is one, so that
+an edit here makes that stage's results out of date.
 """

@@ -1,8 +1,9 @@
 """Published teachers."""
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from diffusion.conditions import ClassLabels
 from diffusion.denoiser import Denoiser
@@ -13,73 +14,87 @@ from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Publish
 from diffusion.teachers.folder import save_denoiser
 from diffusion.teachers.stored_network import picture_shape
 from diffusion.thresholding import NO_THRESHOLD, STATIC
-from suite.delivery import asked, result_folder
-from suite.provenance import RECORD, checked, write_provenance
+from suite.job import GivenPath, Job
+from suite.provenance import checked
 
 _PAGE = "docs/teachers.md"
+Kind = Literal["edm", "guided-diffusion", "consistency"]
+Order = Literal["heads-first", "qkv-first"]
+Betas = Literal["linear", "cosine"]
 # The options of a kind beside those that all have; those that must be known are first.
 _NEEDED = {"edm": (), "guided-diffusion": ("attention", "schedule"), "consistency": ("attention",)}
 _OPTIONAL = {"edm": (), "guided-diffusion": ("resolution",), "consistency": ("resolution",)}
 
 
-def convert(arguments: argparse.Namespace) -> None:
-    """Makes a folder, as ``teacher.path`` names one, of a published checkpoint; executes nothing in it.
+class Convert(Job):
+    """Make a teacher of a checkpoint that its authors publish; nothing in it is executed."""
 
-    Raises:
-        UserError: the file is missing or not what it is said to be, an option is missing or of another kind, or the
-            output exists.
-    """
-    file, output = arguments.checkpoint, arguments.output
-    if not file.is_file():
-        raise UserError(f"--checkpoint: {file} is no file. {_PAGE} says where the published ones are fetched.")
-    if output.exists():
-        raise UserError(f"--output: {output} exists; expected a new folder. Remove it, or name another.")
-    published = _published(arguments, file)
-    settings = _settings(arguments, published)
-    denoiser = _load(file, settings)
-    if published is not None:
-        _check(denoiser, published, file)
-    inputs = checked({"checkpoint": file})
-    with result_folder(arguments) as folder:
-        save_denoiser(folder, denoiser)
-        facts = settings | {"network": type(denoiser.network).__name__}
-        write_provenance(folder / RECORD, inputs, asked(arguments), conversion=facts)
-    print(f"{output}: {_described(denoiser)}. In the YAML:\n\nteacher: {{path: {output}}}")
+    checkpoint: GivenPath
+    output: GivenPath = Field(description="a new folder, which teacher.path can name")
+    published: str | None = Field(None, description="its authors' name for it, where yours is another")
+    kind: Kind | None = Field(None, description="of a checkpoint that docs/teachers.md does not list")
+    attention: Order | None = Field(None, description="of OpenAI's U-Net; its weights do not tell")
+    schedule: Betas | None = Field(None, description="of guided-diffusion; its weights do not tell")
+    resolution: int | None = Field(None, description="of OpenAI's U-Net, where its levels do not tell")
+    thresholding: Literal["static", "none"] = Field("static", description="how x̂ is bounded")
 
+    def run(self) -> None:
+        """Writes the folder.
 
-def _published(arguments: argparse.Namespace, file: Path) -> Published | None:
-    name = arguments.published or file.name
-    if name in UNUSABLE:
-        raise UserError(f"{file}: cannot be a teacher here: {UNUSABLE[name]}. {_PAGE} lists those that can.")
-    if arguments.published is not None and name not in PUBLISHED:
-        raise UserError(f"--published: found {name!r}, expected one of: {', '.join(PUBLISHED)}.")
-    return PUBLISHED.get(name)
+        Raises:
+            UserError: the file is missing or not what it is said to be, an option is missing or of another kind, or the
+                output exists.
+        """
+        file, output = self.checkpoint, self.output
+        if not file.is_file():
+            raise UserError(f"--checkpoint: {file} is no file. {_PAGE} says where the published ones are fetched.")
+        if output.exists():
+            raise UserError(f"--output: {output} exists; expected a new folder. Remove it, or name another.")
+        published = self._published()
+        settings = self._settings(published)
+        denoiser = _load(file, settings)
+        if published is not None:
+            _check(denoiser, published, file)
+        inputs = checked({"checkpoint": file})
+        with self.result_folder() as folder:
+            save_denoiser(folder, denoiser)
+            self.write_record(folder, inputs, conversion=settings | {"network": type(denoiser.network).__name__})
+        print(f"{output}: {_described(denoiser)}. In the YAML:\n\nteacher: {{path: {output}}}")
 
-
-def _settings(arguments: argparse.Namespace, published: Published | None) -> dict[str, str | int | None]:
-    """Kind and options, those that are not given taken from what is published."""
-    kind = arguments.kind or (published.kind if published else None)
-    if kind is None:
-        raise UserError(
-            f"--kind: not given, and {_PAGE} lists no {arguments.checkpoint.name}; expected {', '.join(_NEEDED)}, or "
-            f"--published with the name of a listed one."
-        )
-    settings: dict[str, str | int | None] = {"kind": kind, "thresholding": arguments.thresholding}
-    for option in ("attention", "schedule", "resolution"):
-        value = getattr(arguments, option)
-        if option not in _NEEDED[kind] + _OPTIONAL[kind]:
-            if value is not None:
-                raise UserError(f"--{option}: not an option of --kind {kind}; remove it.")
-            continue
-        if value is None and published is not None and published.kind == kind:
-            value = getattr(published, option)
-        if value is None and option in _NEEDED[kind]:
+    def _published(self) -> Published | None:
+        name = self.published or self.checkpoint.name
+        if name in UNUSABLE:
             raise UserError(
-                f"--{option}: not given, and the weights do not tell; say how the network was trained, or name the "
-                f"listed checkpoint that this is (--published)."
+                f"{self.checkpoint}: cannot be a teacher here: {UNUSABLE[name]}. {_PAGE} lists those that can."
             )
-        settings[option] = value
-    return settings
+        if self.published is not None and name not in PUBLISHED:
+            raise UserError(f"--published: found {name!r}, expected one of: {', '.join(PUBLISHED)}.")
+        return PUBLISHED.get(name)
+
+    def _settings(self, published: Published | None) -> dict[str, str | int | None]:
+        """Kind and options, those that are not given taken from what is published."""
+        kind = self.kind or (published.kind if published else None)
+        if kind is None:
+            raise UserError(
+                f"--kind: not given, and {_PAGE} lists no {self.checkpoint.name}; expected {', '.join(_NEEDED)}, or "
+                f"--published with the name of a listed one."
+            )
+        settings: dict[str, str | int | None] = {"kind": kind, "thresholding": self.thresholding}
+        for option in ("attention", "schedule", "resolution"):
+            value = getattr(self, option)
+            if option not in _NEEDED[kind] + _OPTIONAL[kind]:
+                if value is not None:
+                    raise UserError(f"--{option}: not an option of --kind {kind}; remove it.")
+                continue
+            if value is None and published is not None and published.kind == kind:
+                value = getattr(published, option)
+            if value is None and option in _NEEDED[kind]:
+                raise UserError(
+                    f"--{option}: not given, and the weights do not tell; say how the network was trained, or name the "
+                    f"listed checkpoint that this is (--published)."
+                )
+            settings[option] = value
+        return settings
 
 
 def _load(file: Path, settings: dict[str, str | int | None]) -> Denoiser:

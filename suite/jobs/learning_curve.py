@@ -1,6 +1,5 @@
 """How good a student was while it was trained."""
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,69 +17,82 @@ from diffusion.runtime.files import new_array, read_json, sha256_file
 from evaluation.columns import CURVE_COLUMNS
 from evaluation.measure import quality
 from evaluation.measure.reference import load_real
-from suite.delivery import result_file
+from suite.job import NumSamples, SamplingSeed, TeacherNfe, TrainingSeed
+from suite.jobs.extraction import UnderProtocol
+from suite.jobs.inputs import snapshot_name
+from suite.jobs.networks import VariantJob, checked_network, network_folder
+from suite.jobs.sampling import draw_samples
 from suite.provenance import checked, checked_folder
-from suite.stages.inputs import snapshot_name
-from suite.stages.networks import checked_network, configured_method, network_folder
-from suite.stages.references import extractor_under
-from suite.stages.sampling import draw_samples
 from suite.trackers import Trackers
 
 _COSTS = ("network_evaluations", "real_images_seen", "wall_clock_s")
 
 
-def measure_learning_curve(arguments: argparse.Namespace) -> None:
+class Measure(VariantJob, UnderProtocol):
     """Measures a variant's last student at its snapshots and at the end, at its fewest evaluations.
 
     The samples, of one sampling seed, and their features are not kept.
+
+    Attributes:
+        students: the variant's folder.
+        real: the real pictures' features.
+        teacher_samples: of the variant that stands for the teacher, below which ``teacher_nfe`` names a folder.
     """
-    method, device = configured_method(arguments.settings), default_device()
-    nfe = min(method.evaluations())
-    inputs = checked({name: arguments.students / name for name in ("cost.json", "training.csv")})
-    facts = read_json(arguments.students / "cost.json")
-    end = next(student for student in facts["students"] if student["nfe"] == method.student_for(nfe))
-    # Of the last stage, which may be longer than the settings' steps.
-    last_step = int(pd.read_csv(arguments.students / "training.csv")["step"].iloc[-1])
-    points = [
-        *((snapshot, arguments.students / snapshot_name(snapshot["step"])) for snapshot in facts["snapshots"]),
-        (end | {"step": last_step}, network_folder(method, arguments.students, nfe)),
-    ]
-    teacher_samples = arguments.teacher_samples / f"seed-{arguments.seed}.npz"
-    inputs |= checked_folder("real", arguments.real)
-    for cost, folder in points:
-        inputs |= checked_network(f"step {cost['step']}", folder)
-    if nfe in method.following():
-        inputs |= checked({"teacher's samples": teacher_samples})
-    extractor, mode = extractor_under(arguments)
-    # Without the measures that need held-out pictures.
-    reference = replace(load_real(arguments.real), held_out=None)
-    teacher = None
-    if nfe in method.following():
-        teacher = {arguments.seed: load_samples(teacher_samples)}
-    rows: list[dict[str, Any]] = []
-    for cost, folder in points:
-        at = {"variant": arguments.variant, "nfe": nfe, "train_seed": arguments.train_seed, "step": cost["step"]}
-        at |= {key: cost[key] for key in _COSTS}
-        drawn = draw_samples(method, folder, nfe, arguments.seed, arguments.num_samples, arguments.batch_size, device)
-        with _on_disk(drawn, arguments.num_samples, arguments.output.parent) as images:
-            measured = quality.measure(
-                at | {"experiment": None, "method": method.name},
-                {arguments.seed: extractor.extract_in(mode, images, arguments.batch_size)},
-                {arguments.seed: images},
-                reference,
-                extractor=extractor.name,
-                fewer=(),
-                teacher_samples=teacher,
-            )
-        rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
-    name, root = f"{arguments.variant}/quality-{arguments.train_seed}", arguments.output.parents[2]
-    with Trackers(root, name, sha256_file(arguments.students / "cost.json")[:8]) as trackers:
-        for cost, _ in points:
-            here = [row for row in rows if row["step"] == cost["step"]]
-            trackers.log({f"quality/{row['metric']}": row["value"] for row in here}, cost["step"])
-    about = {"extractor": extractor.describe(mode), "seed": arguments.seed, "num_samples": arguments.num_samples}
-    with result_file(arguments, inputs, **about) as temporary:
-        pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)
+
+    train_seed: TrainingSeed
+    seed: SamplingSeed
+    num_samples: NumSamples
+    students: Path
+    real: Path
+    teacher_samples: Path
+    teacher_nfe: TeacherNfe
+
+    def run(self) -> None:
+        method, device = self.method, default_device()
+        nfe = min(method.evaluations())
+        inputs = checked({name: self.students / name for name in ("cost.json", "training.csv")})
+        costs = read_json(self.students / "cost.json")
+        end = next(student for student in costs["students"] if student["nfe"] == method.student_for(nfe))
+        # Of the last stage, which may be longer than the settings' steps.
+        last_step = int(pd.read_csv(self.students / "training.csv")["step"].iloc[-1])
+        points = [
+            *((snapshot, self.students / snapshot_name(snapshot["step"])) for snapshot in costs["snapshots"]),
+            (end | {"step": last_step}, network_folder(method, self.students, nfe)),
+        ]
+        inputs |= checked_folder("real", self.real)
+        for cost, folder in points:
+            inputs |= checked_network(f"step {cost['step']}", folder)
+        teacher = None
+        if nfe in method.following():
+            file = self.teacher_samples / f"nfe-{self.teacher_nfe}" / f"seed-{self.seed}.npz"
+            inputs |= checked({"teacher's samples": file})
+            teacher = {self.seed: load_samples(file)}
+        extractor, mode = self.extractor()
+        # Without the measures that need held-out pictures.
+        reference = replace(load_real(self.real), held_out=None)
+        rows: list[dict[str, Any]] = []
+        for cost, folder in points:
+            at = {"variant": self.variant, "nfe": nfe, "train_seed": self.train_seed, "step": cost["step"]}
+            at |= {key: cost[key] for key in _COSTS}
+            drawn = draw_samples(method, folder, nfe, self.seed, self.num_samples, self.batch_size, device)
+            with _on_disk(drawn, self.num_samples, self.output.parent) as images:
+                measured = quality.measure(
+                    at | {"experiment": None, "method": method.name},
+                    {self.seed: extractor.extract_in(mode, images, self.batch_size)},
+                    {self.seed: images},
+                    reference,
+                    extractor=extractor.name,
+                    fewer=(),
+                    teacher_samples=teacher,
+                )
+            rows += [at | {"metric": row["metric"], "value": row["value"]} for row in measured]
+        name, root = f"{self.variant}/quality-{self.train_seed}", self.output.parents[2]
+        with Trackers(root, name, sha256_file(self.students / "cost.json")[:8]) as trackers:
+            for cost, _ in points:
+                here = [row for row in rows if row["step"] == cost["step"]]
+                trackers.log({f"quality/{row['metric']}": row["value"] for row in here}, cost["step"])
+        with self.result_file(inputs, extractor=extractor.describe(mode)) as temporary:
+            pd.DataFrame(rows, columns=list(CURVE_COLUMNS)).to_csv(temporary, index=False)
 
 
 @contextmanager

@@ -1,32 +1,32 @@
 """An offline set of noises and samples of the teacher."""
 
-import argparse
+from pathlib import Path
+from typing import Annotated
 
 from diffusion.distillation.pairs import PairsSettings, generate_pairs
 from diffusion.runtime.device import default_device
 from diffusion.teachers.stored_network import stored_picture_shape
-from suite.delivery import asked, result_folder
-from suite.provenance import RECORD, write_provenance
-from suite.stages.networks import checked_network, load_teacher
-from suite.stages.training import training_run
+from suite.job import BatchSize, GuidanceScale, Key
+from suite.jobs.networks import checked_network, load_teacher
+from suite.jobs.training import TrainingJob
 
 
-def make_pairs(arguments: argparse.Namespace) -> None:
+class Make(TrainingJob):
     """Makes an offline set of noises and samples of the teacher, for the methods that train on one."""
-    settings = PairsSettings.model_validate_json(arguments.settings)
-    inputs = checked_network("teacher", arguments.teacher)
-    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, default_device())
-    with training_run(arguments, f"pairs-{settings.name}", 0, inputs, __name__) as run:
-        with result_folder(arguments, run.processes) as folder:
-            shape = stored_picture_shape(arguments.teacher)
-            generate_pairs(settings, teacher, shape, run, folder, arguments.batch_size)
-            if not run.processes.is_main:
-                return
-            write_provenance(
-                folder / RECORD,
-                inputs,
-                asked(arguments),
-                settings=settings.model_dump(mode="json"),
-                guidance_scale=arguments.guidance_scale,
-            )
-        run.deliver(arguments.output)
+
+    settings: Annotated[PairsSettings, Key("methods.*.pairs")]
+    teacher: Path
+    guidance_scale: GuidanceScale = 1.0
+    batch_size: BatchSize = 256
+
+    def run(self) -> None:
+        inputs = checked_network("teacher", self.teacher)
+        teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
+        with self.training_run(f"pairs-{self.settings.name}", 0, inputs) as run:
+            with self.result_folder(run.processes) as folder:
+                shape = stored_picture_shape(self.teacher)
+                generate_pairs(self.settings, teacher, shape, run, folder, self.batch_size)
+                if not run.processes.is_main:
+                    return
+                self.write_record(folder, inputs)
+            run.deliver(self.output)

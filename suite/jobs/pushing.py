@@ -1,6 +1,5 @@
 """A student with its model card, as a folder and on the Hugging Face Hub."""
 
-import argparse
 import re
 import shutil
 import tempfile
@@ -8,92 +7,107 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json, sha256_file
 from diffusion.teachers.weights import weights_files
+from suite.job import GivenPath, Task
 from suite.model_card import CardFacts, model_card
 from suite.provenance import RECORD, checked, checked_folder, read_record
 
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
-def push(arguments: argparse.Namespace) -> None:
-    """Writes a student's folder with its model card to ``--output``, and pushes it to ``--repo``.
+class Push(Task):
+    """Write a student with its model card, and put it on the Hugging Face Hub."""
 
-    Raises:
-        UserError: there is no such student, a file of it was changed, or the Hub does not take it.
-    """
-    repo, output = arguments.repo, arguments.output
-    if repo is None and output is None:
-        raise UserError("--repo: missing; expected a name on the Hub (user/name), or --output with a new folder.")
-    if repo is not None and not _NAME.fullmatch(repo):
-        raise UserError(f"--repo: found {repo!r}, expected user/name.")
-    if output is not None and output.exists():
-        raise UserError(f"--output: {output} exists; expected a new folder. Remove it, or name another.")
-    token = None if repo is None or arguments.dry_run else _token()
-    with tempfile.TemporaryDirectory(prefix="student-") as passing:
-        folder = output or Path(passing, "student")
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            export(arguments, temporary)
-        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-            print(f"{file.relative_to(folder)}: {file.stat().st_size:,} bytes")
-        if arguments.dry_run:
-            print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")
-        elif token is not None:
-            print(_upload(folder, repo, token, arguments.private, arguments.update))
+    experiment_folder: GivenPath
+    variant: str
+    train_seed: int
+    nfe: int
+    repo: str | None = Field(None, description="USER/NAME on the Hub; without it nothing is pushed")
+    output: GivenPath | None = Field(None, description="a new folder that keeps what is pushed")
+    private: bool = Field(False, description="the repository, where it is made")
+    update: bool = Field(False, description="add a commit to a repository that exists")
+    dry_run: bool = Field(False, description="show the files and the card, push nothing")
+    license: str = Field("other", description="of the student, as the Hub names it, such as mit")
 
+    def run(self) -> None:
+        """Writes the folder to ``output``, and pushes it to ``repo``.
 
-def export(arguments: argparse.Namespace, folder: Path) -> None:
-    """Writes the student and its card to ``folder``, which exists and is empty. The weights stay bit for bit."""
-    root, variant, seed, nfe = arguments.experiment_folder, arguments.variant, arguments.train_seed, arguments.nfe
-    if not (root / "students").is_dir():
-        raise UserError(f"--experiment-folder: {root} holds no students; expected a folder of results.")
-    trained = root / "students" / variant / f"train-{seed}"
-    if not trained.is_dir():
-        there = sorted(str(path.relative_to(root / "students")) for path in root.glob("students/*/train-*"))
-        raise UserError(f"--variant, --train-seed: {trained} not found; there are: {', '.join(there) or 'none'}.")
-    record = read_record(trained / RECORD)
-    kind = method_class(record["settings"]["method"])
-    method = kind(kind.Settings.model_validate(record["settings"]))
-    if nfe not in method.evaluations():
-        raise UserError(f"--nfe: found {nfe}, expected one of {', '.join(map(str, method.evaluations()))}.")
-    name = f"nfe-{method.student_for(nfe)}"
-    inputs = checked_folder("student", trained, name)
-    checked({"cost": trained / "cost.json", "manifest": root / "data" / "manifest.json"})
-    for one in inputs.values():
-        copy = folder / one.path.relative_to(trained / name)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(one.path, copy)
-    if (
-        read_json(folder / "model_index.json")["_class_name"] != "DDIMPipeline"
-        and not (folder / "pipeline.py").exists()
-    ):
-        from diffusion.teachers.local_pipeline import bring_up_to_date  # of `diffusers`, 3 seconds
+        Raises:
+            UserError: there is no such student, a file of it was changed, or the Hub does not take it.
+        """
+        repo, output = self.repo, self.output
+        if repo is None and output is None:
+            raise UserError("--repo: missing; expected a name on the Hub (user/name), or --output with a new folder.")
+        if repo is not None and not _NAME.fullmatch(repo):
+            raise UserError(f"--repo: found {repo!r}, expected user/name.")
+        if output is not None and output.exists():
+            raise UserError(f"--output: {output} exists; expected a new folder. Remove it, or name another.")
+        token = None if repo is None or self.dry_run else _token()
+        with tempfile.TemporaryDirectory(prefix="student-") as passing:
+            folder = output or Path(passing, "student")
+            with atomic_path(folder) as temporary:
+                temporary.mkdir()
+                self.export(temporary)
+            for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+                print(f"{file.relative_to(folder)}: {file.stat().st_size:,} bytes")
+            if self.dry_run:
+                print(f"\n{(folder / 'README.md').read_text(encoding='utf-8')}")
+            elif repo is not None and token is not None:
+                print(_upload(folder, repo, token, self.private, self.update))
 
-        bring_up_to_date(folder)
-    costs = read_json(trained / "cost.json")["students"]
-    measures, definitions = _measures(root / "measures" / variant / f"train-{seed}.csv", nfe)
-    facts = CardFacts(
-        repo=arguments.repo or str(arguments.output),
-        method=method,
-        variant=variant,
-        train_seed=seed,
-        nfe=nfe,
-        index=read_json(folder / "model_index.json"),
-        guidance_scale=record["guidance_scale"],
-        teacher=read_record(root / "teacher" / RECORD),
-        data=read_json(root / "data" / "manifest.json"),
-        cost=next(cost for cost in costs if cost["nfe"] == method.student_for(nfe)),
-        record=record,
-        measures=measures,
-        definitions=definitions,
-        sha256=sha256_file(weights_files(folder / "unet")[0]),
-        licence=arguments.license,
-    )
-    (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
+    def export(self, folder: Path) -> None:
+        """Writes student and card to ``folder``, which exists and is empty. The weights stay bit for bit."""
+        root, variant, seed, nfe = self.experiment_folder, self.variant, self.train_seed, self.nfe
+        if not (root / "students").is_dir():
+            raise UserError(f"--experiment-folder: {root} holds no students; expected a folder of results.")
+        trained = root / "students" / variant / f"train-{seed}"
+        if not trained.is_dir():
+            there = sorted(str(path.relative_to(root / "students")) for path in root.glob("students/*/train-*"))
+            raise UserError(f"--variant, --train-seed: {trained} not found; there are: {', '.join(there) or 'none'}.")
+        record = read_record(trained / RECORD)
+        kind = method_class(record["settings"]["method"])
+        method = kind(kind.Settings.model_validate(record["settings"]))
+        if nfe not in method.evaluations():
+            raise UserError(f"--nfe: found {nfe}, expected one of {', '.join(map(str, method.evaluations()))}.")
+        name = f"nfe-{method.student_for(nfe)}"
+        inputs = checked_folder("student", trained, name)
+        checked({"cost": trained / "cost.json", "manifest": root / "data" / "manifest.json"})
+        for one in inputs.values():
+            copy = folder / one.path.relative_to(trained / name)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(one.path, copy)
+        if (
+            read_json(folder / "model_index.json")["_class_name"] != "DDIMPipeline"
+            and not (folder / "pipeline.py").exists()
+        ):
+            from diffusion.teachers.local_pipeline import bring_up_to_date  # of `diffusers`, 3 seconds
+
+            bring_up_to_date(folder)
+        costs = read_json(trained / "cost.json")["students"]
+        measures, definitions = _measures(root / "measures" / variant / f"train-{seed}.csv", nfe)
+        facts = CardFacts(
+            repo=self.repo or str(self.output),
+            method=method,
+            variant=variant,
+            train_seed=seed,
+            nfe=nfe,
+            index=read_json(folder / "model_index.json"),
+            guidance_scale=record["guidance_scale"],
+            teacher=read_record(root / "teacher" / RECORD),
+            data=read_json(root / "data" / "manifest.json"),
+            cost=next(cost for cost in costs if cost["nfe"] == method.student_for(nfe)),
+            record=record,
+            measures=measures,
+            definitions=definitions,
+            sha256=sha256_file(weights_files(folder / "unet")[0]),
+            licence=self.license,
+        )
+        (folder / "README.md").write_text(model_card(facts), encoding="utf-8")
 
 
 def _measures(file: Path, nfe: int) -> tuple[pd.DataFrame, dict[str, str]]:

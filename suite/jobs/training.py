@@ -1,47 +1,55 @@
-"""What the stages that train have in common: a resumable run, its log."""
+"""What the jobs that train have in common: a resumable run, its log."""
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import Field
 
 from diffusion.runtime.device import default_device
 from diffusion.training.loop import TrainingRun
 from diffusion.training.steps import LOG_COLUMNS
+from suite.job import Job
 from suite.provenance import Input
 from suite.sources import state_key
 from suite.trackers import Trackers
 
 
-@contextmanager
-def training_run(
-    arguments: argparse.Namespace, name: str, seed: int, inputs: Mapping[str, Input], *modules: str
-) -> Iterator[TrainingRun]:
-    """A resumable run of the stage whose command line ``arguments`` is.
+class TrainingJob(Job):
+    """A job whose training can be resumed.
 
-    Args:
-        modules: of the stage and of what it trains; a state from other code is never reused.
+    Attributes:
+        settings: of what is trained.
+        state: where interrupted runs are kept.
+        checkpoint_seconds: between two stored states.
     """
-    identity = [
-        name,
-        arguments.settings,
-        getattr(arguments, "guidance_scale", None),
-        getattr(arguments, "flip", False),
-        seed,
-        {role: one.sha256 for role, one in inputs.items()},
-    ]
-    key = state_key(identity, *modules)
-    folder = arguments.state / f"{name}-seed-{seed}-{key}"
-    with (
-        Trackers(arguments.state.parent, f"{name}/train-{seed}", key[:8], json.loads(arguments.settings)) as trackers,
-        TrainingRun(folder, key, seed, default_device(), arguments.checkpoint_seconds) as run,
-    ):
-        run.watch = trackers.log_row if trackers.names else None
-        yield run
+
+    settings: Any
+    state: Path
+    checkpoint_seconds: float = Field(30.0, exclude=True)
+
+    @contextmanager
+    def training_run(
+        self, name: str, seed: int, inputs: Mapping[str, Input], module: str | None = None
+    ) -> Iterator[TrainingRun]:
+        """The run.
+
+        Args:
+            module: of what is trained, where the job's own does not import it; a state of other code is never reused.
+        """
+        facts = self.facts()
+        identity = [name, facts, seed, {role: one.sha256 for role, one in inputs.items()}]
+        key = state_key(identity, type(self).__module__, *filter(None, [module]))
+        folder = self.state / f"{name}-seed-{seed}-{key}"
+        with (
+            Trackers(self.state.parent, f"{name}/train-{seed}", key[:8], facts["settings"]) as trackers,
+            TrainingRun(folder, key, seed, default_device(), self.checkpoint_seconds) as run,
+        ):
+            run.watch = trackers.log_row if trackers.names else None
+            yield run
 
 
 def write_log(folder: Path, run: TrainingRun) -> None:

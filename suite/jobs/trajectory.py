@@ -1,57 +1,59 @@
 """Errors of a BOOT student along the teacher's trajectory."""
 
-import argparse
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from boot.trajectory import SignalOfState, TrajectoryErrors, load_student, trajectory_errors
+from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.runtime.processes import portions_of
 from diffusion.student import NoiseStudent
-from diffusion.teachers.stored_network import stored_picture_shape
 from evaluation.columns import TRAJECTORY_COLUMNS
-from suite.delivery import result_file
-from suite.stages.networks import checked_network, load_teacher
+from suite.job import Key
+from suite.jobs.student import StudentJob
 
 _TIMES = 11
 # A student of x_t says nothing of y_t where less signal than that is left.
 _LEAST_ALPHA = 0.1
 
 
-def measure_trajectory(arguments: argparse.Namespace) -> None:
-    """A long table: the student's error, what one step adds, the vanishing increments, and DDIM's errors."""
-    device = default_device()
-    folder = arguments.student / "nfe-1"
-    inputs = checked_network("student", folder) | checked_network("teacher", arguments.teacher)
-    loaded = load_student(folder, device)
-    student = SignalOfState(loaded) if arguments.target == "state" else loaded
-    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
-    shape, count = stored_picture_shape(folder), arguments.noises
-    errors = errors_of(student, teacher, arguments.seed, count, shape, arguments.batch_size, device)
-    times = errors.times
-    every = torch.ones(_TIMES, dtype=torch.bool)
-    readable = every if arguments.target == "signal" else teacher.schedule.alpha(times) >= _LEAST_ALPHA
-    stepped = readable & torch.cat([~every[:1], readable[:-1]])  # a step starts in the time before
-    series: list[tuple[str, int | None, torch.Tensor, torch.Tensor]] = [
-        ("student", 1, errors.student, readable),
-        ("one_step", 1, errors.one_step, stepped),
-        ("near_zero", 1, errors.near_zero, readable),
-        *(("ddim", count, values, every) for count, values in errors.ddim.items()),
-    ]
-    rows: list[dict[str, Any]] = [
-        {"quantity": quantity, "nfe": nfe, "t": float(t), "value": float(value)}
-        for quantity, nfe, values, where in series
-        for t, value, shown in zip(errors.times, values, where, strict=True)
-        if shown
-    ]
-    with result_file(arguments, inputs, seed=arguments.seed, noises=count) as temporary:
-        pd.DataFrame(rows, columns=list(TRAJECTORY_COLUMNS)).to_csv(temporary, index=False)
+class Measure(StudentJob):
+    """A long table: the student's error, what one step adds, the vanishing increments, and DDIM's errors.
+
+    Attributes:
+        target: what the student predicts.
+    """
+
+    target: Literal["signal", "state"] = "signal"
+    noises: Annotated[int, Key("evaluation.trajectory_noises")]
+
+    def run(self) -> None:
+        loaded, teacher, inputs = self.networks()
+        student = SignalOfState(loaded) if self.target == "state" else loaded
+        errors = errors_of(student, teacher, self.seed, self.noises, self.shape, self.batch_size, default_device())
+        times = errors.times
+        every = torch.ones(_TIMES, dtype=torch.bool)
+        readable = every if self.target == "signal" else teacher.schedule.alpha(times) >= _LEAST_ALPHA
+        stepped = readable & torch.cat([~every[:1], readable[:-1]])  # a step starts in the time before
+        series: list[tuple[str, int | None, torch.Tensor, torch.Tensor]] = [
+            ("student", 1, errors.student, readable),
+            ("one_step", 1, errors.one_step, stepped),
+            ("near_zero", 1, errors.near_zero, readable),
+            *(("ddim", count, values, every) for count, values in errors.ddim.items()),
+        ]
+        rows: list[dict[str, Any]] = [
+            {"quantity": quantity, "nfe": nfe, "t": float(t), "value": float(value)}
+            for quantity, nfe, values, where in series
+            for t, value, shown in zip(errors.times, values, where, strict=True)
+            if shown
+        ]
+        with self.result_file(inputs) as temporary:
+            pd.DataFrame(rows, columns=list(TRAJECTORY_COLUMNS)).to_csv(temporary, index=False)
 
 
 def errors_of(

@@ -16,7 +16,7 @@ from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from evaluation.measure.speed import measure_speed
-from suite.stages.sampling import draw_samples
+from suite.jobs.sampling import draw_samples
 
 CPU = torch.device("cpu")
 
