@@ -23,7 +23,7 @@ def parser_of(command: str, task: type[Task]) -> argparse.ArgumentParser:
     """The options of a command: a field each; a tuple stands without a name."""
     parser = argparse.ArgumentParser(prog=f"python -m suite.cli {command}", description=task.__doc__)
     for name, field in task.model_fields.items():
-        if not field.exclude:
+        if name != "asked":
             option = f"--{name.replace('_', '-')}"
             if get_origin(field.annotation) is tuple:
                 parser.add_argument(name, nargs="+", metavar="FILE", help=field.description)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
@@ -66,13 +66,14 @@ class Job(Task):
     """
 
     output: Path
-    asked: Path | None = Field(None, exclude=True)
+    asked: Path | None = None
     _began_with: dict[str, Any] | None = PrivateAttr(None)
 
     def facts(self) -> dict[str, Any]:
         """All that the job was told but paths, for the record and for what an interrupted job has left."""
-        told = self.model_dump(mode="json")
-        return {name: value for name, value in told.items() if not isinstance(getattr(self, name), Path)}
+        fields = type(self).model_fields.items()
+        places = {name for name, field in fields if Path in (field.annotation, *get_args(field.annotation))}
+        return self.model_dump(mode="json", exclude=places)
 
     @contextmanager
     def sole_maker(self) -> Iterator[None]:

@@ -102,8 +102,7 @@ class MeasuringSamples(Measuring):
     def measured(
         self,
         nfe: int | None,
-        features: Samples,
-        samples: Samples,
+        folder: Path,
         files: Mapping[int, Path],
         follows_teacher: bool = False,
         fewer: tuple[int, ...] = (),
@@ -111,24 +110,24 @@ class MeasuringSamples(Measuring):
         """The rows of one number of evaluations.
 
         Args:
-            features, samples, files: by sampling seed.
+            folder: of the features.
+            files: of the samples, by sampling seed.
             follows_teacher: whether the samples follow the teacher's noise.
             fewer: further numbers of samples to measure at.
         """
         assert self.reference.held_out is not None
-        targets = None
-        if follows_teacher:
-            targets = {seed: load_samples(self.samples_of_teacher / f"seed-{seed}.npz") for seed in features}
+        samples = {seed: load_samples(path) for seed, path in files.items()}
+        targets = {seed: self.samples_of_teacher / f"seed-{seed}.npz" for seed in files if follows_teacher}
         return quality.measure(
             {"experiment": self.experiment, "method": self.method, "variant": self.variant}
             | {"nfe": nfe, "train_seed": self.train_seed},
-            features,
+            _by_seed(folder),
             samples,
             self.reference,
             extractor=self.extractor["name"],
             fewer=sorted({len(self.reference.held_out), *fewer}),
             teacher_features=self.features_of_teacher,
-            teacher_samples=targets,
+            teacher_samples={seed: load_samples(path) for seed, path in targets.items()} or None,
             teacher_name=f"teacher-{self.teacher_nfe}",
             labels=self._judged(files, samples) if self.classifier else {},
         )
@@ -156,10 +155,9 @@ class Measure(MeasuringSamples):
         inputs = self.all_inputs() | checked_folder("samples", self.samples)
         rows = []
         for folder in sorted(self.features.glob("nfe-*"), key=lambda path: number_in(path.name)):
-            features, nfe = _by_seed(folder), number_in(folder.name)
-            files = {seed: self.samples / folder.name / f"seed-{seed}.npz" for seed in features}
-            samples = {seed: load_samples(path) for seed, path in files.items()}
-            rows += self.measured(nfe, features, samples, files, nfe in self.follows_teacher)
+            files = {seed: self.samples / folder.name / f"seed-{seed}.npz" for seed in _by_seed(folder)}
+            nfe = number_in(folder.name)
+            rows += self.measured(nfe, folder, files, nfe in self.follows_teacher)
         self.write_rows(rows, inputs)
 
 
@@ -181,10 +179,8 @@ class MeasureExternal(MeasuringSamples):
     def run(self) -> None:
         files = dict(zip(self.seeds, self.samples, strict=True))
         inputs = self.all_inputs() | checked({f"samples of seed {seed}": file for seed, file in files.items()})
-        samples = {seed: load_samples(path) for seed, path in files.items()}
-        check_resolution(self.samples_of_teacher, files, samples)
-        rows = self.measured(self.nfe, _by_seed(self.features), samples, files, fewer=(self.num_samples,))
-        self.write_rows(rows, inputs)
+        check_resolution(self.samples_of_teacher, files, {seed: load_samples(path) for seed, path in files.items()})
+        self.write_rows(self.measured(self.nfe, self.features, files, fewer=(self.num_samples,)), inputs)
 
 
 class MeasureFloor(Measuring):
