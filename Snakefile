@@ -18,7 +18,7 @@ from diffusion.data.kinds import downloads
 from diffusion.distillation.registry import method_modules
 from diffusion.runtime.device import wanted_device
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.files import canonical_json, fingerprint
+from diffusion.runtime.files import fingerprint
 from diffusion.runtime.settings import user_path
 from diffusion.teachers.folder import deciding_files
 from diffusion.teachers.settings import StoredTeacher
@@ -84,6 +84,7 @@ rule all:
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/training.smk"
+include: "workflow/rules/sampling.smk"
 include: "workflow/rules/measuring.smk"
 include: "workflow/rules/report.smk"
 

@@ -31,6 +31,8 @@ from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Stateful, Step, Trained
 from suite.configuration.experiment import Experiment
+from suite.jobs.pictures import images_of
+from suite.jobs.trajectory import errors_of
 from suite.network_cost import (
     Kept,
     network_activations,
@@ -38,8 +40,6 @@ from suite.network_cost import (
     network_passing,
 )
 from suite.plan import Plan
-from suite.stages.pictures import images_of
-from suite.stages.trajectory import errors_of
 
 Precision = Literal["fp32", "tf32", "bf16"]
 # A pass with a gradient takes about three times as long as one without: forward, and twice that backward, once for the

@@ -1,4 +1,4 @@
-"""Starts a job and stays beside it: ``python -m suite.launch 1 suite.cli teacher …``.
+"""Starts a job and stays beside it: ``python -m suite.launch 1 suite '{…}'``.
 
 The job is one process, or several that share their batches (``python -m suite.launch 4 …``, one a GPU where the machine
 has GPUs). This one says in the job's log why the job was killed, ends it when the Snakemake that started it has gone,

@@ -123,12 +123,11 @@ def _remedy(record: Path | None) -> str:
     result = record.parent if record.name == RECORD else record
     try:
         content = read_json(record)
-        by_hand, command = content.get("job") is None, content.get("command", [])
-    except (UserError, AttributeError):
-        by_hand, command = False, []
+        by_hand, output = content.get("job") is None, Path(content.get("output", result))
+    except (UserError, AttributeError, TypeError):
+        by_hand, output = False, result
     if by_hand:  # a teacher that the user has converted, for instance, and may have changed on purpose
-        return f"If the change is yours, delete {record}; else make it again: {' '.join(command)}"
-    output = Path(*command[command.index("--output") + 1 :][:1]) if "--output" in command else result
+        return f"If the change is yours, delete {record}; else make it again: {' '.join(content.get('command', []))}"
     if not result.absolute().with_suffix("").match(str(output.with_suffix(""))):
         # Snakemake makes nothing here.
         return f"If the change is yours, delete {record}; else copy the result again, from {output}."

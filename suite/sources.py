@@ -12,7 +12,7 @@ from suite.reruns import CHECKOUT
 
 # What decides where, when and by whom a result is made, and what is noted of it, but not what is in it. It computes
 # nothing (tests/suite/test_sources.py); an edit of it makes nothing again.
-FRAME = frozenset(f"suite.{name}" for name in ("delivery", "provenance", "reruns", "sources", "trackers"))
+FRAME = frozenset(f"suite.{name}" for name in ("job", "provenance", "reruns", "sources", "trackers"))
 
 
 def closure(*modules: str, shallow: Collection[str] = ()) -> frozenset[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from suite.cli import main
+from suite.__main__ import main
 
 
 def flipped(content: bytes) -> bytes:

@@ -148,7 +148,7 @@ def load_real(folder: Path, part: str = "train") -> Reference:
     """A part of the experiment's own pictures, with the other part held out.
 
     Args:
-        folder: what :func:`suite.stages.references.extract_reference` made: for each part its features
+        folder: what :func:`suite.jobs.references.Extract` made: for each part its features
             (``<part>.npy``) and moments (``<part>.npz``), the extractor's own classifier, where it has one
             (``classifier.npz``), and ``facts.json``.
     """

@@ -1,6 +1,5 @@
 """Class conditions, classifier-free guidance and thresholding."""
 
-import argparse
 import dataclasses
 import json
 
@@ -30,10 +29,10 @@ from diffusion.teachers.train import drop_labels, train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training.loop import TrainingRun
 from evaluation.measure.neighbours import closeness, nearest
-from suite.stages.data import prepare_data
-from suite.stages.inputs import check_classes
-from suite.stages.measuring import _check_labels
-from suite.stages.neighbours import find_neighbours
+from suite.jobs.data import Prepare
+from suite.jobs.inputs import check_classes
+from suite.jobs.measuring import check_labels
+from suite.jobs.neighbours import Find
 
 SCHEDULE = CosineSchedule(num_timesteps=200)
 NOISE = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -328,9 +327,9 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
     for label, pictures in (("z", train.images[::-1]), ("a", test.images)):
         np.savez(tmp_path / f"{label}.npz", arr_0=pictures)
         np.save(tmp_path / f"{label}.npy", np.asarray(pictures).reshape(len(pictures), -1).astype(np.float32))
-        rows.append([label, str(tmp_path / f"{label}.npz"), str(tmp_path / f"{label}.npy")])
+        rows.append([label, tmp_path / f"{label}.npz", tmp_path / f"{label}.npy"])
     output = tmp_path / "neighbours.npz"
-    find_neighbours(argparse.Namespace(rows=json.dumps(rows), real=real, data=tmp_path / "data", output=output))
+    Find(rows=rows, real=real, data=tmp_path / "data", output=output).run()
     facts = json.loads(output.with_suffix(".json").read_text())["rows"]
     assert [row["label"] for row in facts] == ["z", "a"]
     assert [row["relative"] for row in facts] == [0.0, 1.0]
@@ -342,14 +341,13 @@ def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
 
 def test_labels_that_the_classifier_does_not_know_are_refused(tmp_path):
     (tmp_path / "classifier.json").write_text(json.dumps({"class_names": ["a", "b"], "channels": 1}))
-    arguments = argparse.Namespace(classifier=tmp_path)
     files = {seed: tmp_path / f"seed-{seed}.npz" for seed in (0, 1)}
     grey, colour = np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 3))
-    _check_labels(arguments, files, {0: grey, 1: colour}, {0: np.array([0, 1]), 1: None})
+    check_labels(tmp_path, files, {0: grey, 1: colour}, {0: np.array([0, 1])})
     with pytest.raises(UserError, match="classes 0 to 2, but the data set has 2"):
-        _check_labels(arguments, files, {0: grey}, {0: np.array([0, 2])})
+        check_labels(tmp_path, files, {0: grey}, {0: np.array([0, 2])})
     with pytest.raises(UserError, match="3 channels; expected the data set's 1"):
-        _check_labels(arguments, files, {0: colour}, {0: np.array([0, 1])})
+        check_labels(tmp_path, files, {0: colour}, {0: np.array([0, 1])})
 
 
 def test_too_few_held_out_pictures_are_refused_before_anything_is_trained(tmp_path):
@@ -358,19 +356,18 @@ def test_too_few_held_out_pictures_are_refused_before_anything_is_trained(tmp_pa
     for index in range(40):
         pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
-    told = {"downloads": None, "state": None, "teacher_classes": None, "output": tmp_path / "data"}
     data = {"kind": "images", "path": str(tmp_path / "pictures"), "resolution": 8}
     with pytest.raises(UserError, match=r"3 pictures held out, expected 4 or more"):
-        prepare_data(argparse.Namespace(settings=json.dumps(data | {"test_fraction": 0.075}), **told))
-    prepare_data(argparse.Namespace(settings=json.dumps(data | {"test_fraction": 0.1}), **told))
+        Prepare(settings=data | {"test_fraction": 0.075}, output=tmp_path / "data").run()
+    Prepare(settings=data | {"test_fraction": 0.1}, output=tmp_path / "data").run()
 
 
 def test_data_of_other_classes_than_a_stored_teachers_are_refused_before_they_are_prepared(tmp_path):
-    told = {"settings": json.dumps({"kind": "digits"}), "downloads": None, "state": None, "output": tmp_path / "data"}
+    told = {"settings": {"kind": "digits"}, "output": tmp_path / "data"}
     with pytest.raises(UserError, match=r"digits.*: 10 classes, but the teacher is told one of 7"):
-        prepare_data(argparse.Namespace(**told, teacher_classes=7))
+        Prepare(**told, teacher_classes=7).run()
     assert not (tmp_path / "data").exists()
-    prepare_data(argparse.Namespace(**told, teacher_classes=10))
+    Prepare(**told, teacher_classes=10).run()
     assert (tmp_path / "data" / "manifest.json").exists()
 
 

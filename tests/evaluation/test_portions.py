@@ -17,13 +17,11 @@ from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import save_denoiser
 from evaluation.measure.classifier import build_classifier, classify
 from evaluation.measure.features import load_extractor
-from suite.cli import build_parser
-from suite.stages.learning_curve import _on_disk
-from suite.stages.pictures import draw_pictures
-from suite.stages.trajectory import measure_trajectory
+from suite.jobs.learning_curve import _on_disk
+from suite.jobs.pictures import Draw
+from suite.jobs.trajectory import Measure
 
 CPU = torch.device("cpu")
-GUIDED = ["--guidance-scale", "2"]
 
 
 @contextmanager
@@ -58,10 +56,8 @@ def stored(tmp_path_factory):
     return folder
 
 
-def job(command, folder, output, *options):
-    places = ["--student", str(folder / "student"), "--teacher", str(folder / "teacher"), "--output", str(output)]
-    arguments = build_parser().parse_args([command, *places, "--seed", "3", *map(str, options)])
-    {"trajectory": measure_trajectory, "pictures": draw_pictures}[command](arguments)
+def run(job, folder, output, **fields):
+    job(student=folder / "student", teacher=folder / "teacher", output=output, seed=3, **fields).run()
 
 
 def test_the_errors_along_the_trajectory_are_the_same_in_portions(stored, tmp_path):
@@ -69,7 +65,7 @@ def test_the_errors_along_the_trajectory_are_the_same_in_portions(stored, tmp_pa
     for size in (7, 3):
         output = tmp_path / f"{size}.csv"
         with batches_seen() as seen:
-            job("trajectory", stored / "classes", output, "--noises", 7, "--batch-size", size, *GUIDED)
+            run(Measure, stored / "classes", output, noises=7, batch_size=size, guidance_scale=2)
         tables.append(pd.read_csv(output))
         largest.append(max(seen))
     # Guidance asks the teacher of every image twice.
@@ -81,7 +77,7 @@ def test_the_errors_along_the_trajectory_are_the_same_in_portions(stored, tmp_pa
 
 def test_the_number_of_noises_is_what_is_asked_for(stored, tmp_path):
     for count in (2, 5):
-        job("trajectory", stored / "plain", tmp_path / f"{count}.csv", "--noises", count, "--batch-size", 64)
+        run(Measure, stored / "plain", tmp_path / f"{count}.csv", noises=count, batch_size=64)
     two, five = (pd.read_csv(tmp_path / f"{count}.csv")["value"] for count in (2, 5))
     assert not np.allclose(two, five)
 
@@ -110,7 +106,7 @@ def test_pictures_are_the_same_in_portions(stored, tmp_path):
     files = [tmp_path / f"{size}.npz" for size in (72, 5)]
     for size, file in zip((72, 5), files, strict=True):
         with batches_seen() as seen:
-            job("pictures", stored / "classes", file, "--batch-size", size, *GUIDED)
+            run(Draw, stored / "classes", file, batch_size=size, guidance_scale=2)
         assert max(seen) == max(size, 2 * min(size, 6))  # the teacher draws the trajectories of six rows
     at_once, in_fives = (dict(np.load(file)) for file in files)
     assert set(at_once) == {"times", "all_times", "trajectory", "interpolation", "classes", "class_pairs"}
@@ -121,13 +117,13 @@ def test_pictures_are_the_same_in_portions(stored, tmp_path):
         assert np.abs(in_fives[key].astype(float) - expected).max() <= (expected.dtype == np.uint8)
 
 
-@pytest.mark.parametrize(("command", "options"), [("trajectory", ["--noises", 9]), ("pictures", [])])
-def test_a_batch_that_does_not_fit_is_named_with_one_that_does(stored, tmp_path, command, options):
+@pytest.mark.parametrize(("job", "fields"), [(Measure, {"noises": 9}), (Draw, {})])
+def test_a_batch_that_does_not_fit_is_named_with_one_that_does(stored, tmp_path, job, fields):
     with (
         batches_seen(room=3),
         pytest.raises(DeviceMemoryError, match=r"evaluation\.batch_size: found [68], .* expected at most [234]\."),
     ):
-        job(command, stored / "plain", tmp_path / "out", *options, "--batch-size", 8)
+        run(job, stored / "plain", tmp_path / "out", **fields, batch_size=8)
     assert not (tmp_path / "out").exists()
 
 

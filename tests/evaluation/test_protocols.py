@@ -1,6 +1,5 @@
 """Protocols as data, and what they are measured against."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -293,32 +292,27 @@ def test_files_that_are_no_reference_are_refused(tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    """Runs the three commands of a protocol on made pictures, as the rules do."""
+    """Runs the three jobs of a protocol on made pictures, as the rules do."""
     from tiny import tiny_splits
 
     from diffusion.data.kinds import parse_settings
     from diffusion.data.store import write_dataset
-    from suite.cli import build_parser
-    from suite.stages import extraction, protocols, references
+    from suite.jobs import extraction, protocols, references
 
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=images)
 
-    def call(stage, name, *options):
-        stage(build_parser().parse_args([name, *map(str, options)]))
-
     def run(raw, *further):
         protocol = Protocol.model_validate({"features": "efficientnet-lite0-32", **raw})
-        text = ["--protocol", protocol.model_dump_json()]
         reference, output = tmp_path / "reference", tmp_path / "out.csv"
-        call(references.extract_reference, "reference", *text, "--data", tmp_path / "data", "--output", reference)
-        sets = json.dumps({"boot/a": str(tmp_path / "samples.npz")})
-        call(extraction.extract_features, "features", *text, "--sets", sets, "--output", tmp_path / "features")
-        features = str(tmp_path / "features" / "boot" / "a.npy")
-        rows = json.dumps([["boot", "boot", 1, 0, 0, features], *([*row, features] for row in further)])
-        options = [*text, "--experiment", "e", "--name", "p", "--rows", rows, "--seed", 0]
-        call(protocols.measure_protocol, "protocol", *options, "--reference", reference, "--output", output)
+        references.Extract(protocol=protocol, data=tmp_path / "data", output=reference).run()
+        sets = {"boot/a": tmp_path / "samples.npz"}
+        extraction.Extract(protocol=protocol, sets=sets, output=tmp_path / "features").run()
+        features = tmp_path / "features" / "boot" / "a.npy"
+        rows = [["boot", "boot", 1, 0, 0, features], *([*row, features] for row in further)]
+        about = {"experiment": "e", "name": "p", "rows": rows, "seed": 0}
+        protocols.Measure(protocol=protocol, reference=reference, output=output, **about).run()
         return output
 
     return run

@@ -3,6 +3,7 @@
 import errno
 import gc
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -81,8 +82,8 @@ def small_device(tmp_path):
 
 def test_a_rule_on_a_full_device(small_device):
     """A message, an exit code, no half result."""
-    command = [sys.executable, "-m", "suite.cli", "data", "--settings", '{"kind": "digits"}']
-    done = subprocess.run([*command, "--output", str(small_device / "data")], capture_output=True, text=True)
+    job = {"stage": "data.Prepare", "settings": {"kind": "digits"}, "output": str(small_device / "data")}
+    done = subprocess.run([sys.executable, "-m", "suite", json.dumps(job)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "data: cannot be written" in done.stderr
     assert "Free space" in done.stderr

@@ -18,7 +18,7 @@ from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.stage import Stage
 from evaluation.measure.speed import measure_speed
-from suite.stages.sampling import draw_samples
+from suite.jobs.sampling import draw_samples
 
 CPU = torch.device("cpu")
 

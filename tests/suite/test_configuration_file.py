@@ -1,13 +1,11 @@
 """Configuration files as texts: what Snakemake's own reading passes over, and where what is wrong stands."""
 
-import argparse
-
 import pytest
 from repository import ROOT
 
 from diffusion.runtime.errors import UserError
 from suite.configuration.file import ConfigurationFiles
-from suite.stages.estimating import check
+from suite.jobs.estimating import Check
 
 GOOD = "experiment: x\ndata: {kind: digits}\nteacher:\n  training: {steps: 8, batch_size: 16}\n"
 
@@ -228,8 +226,8 @@ def test_variants_that_are_not_selected_are_said():
 
 
 def test_the_command_says_that_a_file_can_be_used(capsys, tmp_path):
-    check(argparse.Namespace(files=[ROOT / "config/digits.yaml"]))
+    Check(files=[ROOT / "config/digits.yaml"]).run()
     assert capsys.readouterr().out.endswith("can be used. Variants: boot-heun, ddim, progressive.\n")
     (tmp_path / "broken.yaml").write_text("a: [\n")
     with pytest.raises(UserError, match=r"broken\.yaml:2:1: is not YAML"):
-        check(argparse.Namespace(files=[tmp_path / "broken.yaml"]))
+        Check(files=[tmp_path / "broken.yaml"]).run()

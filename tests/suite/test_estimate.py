@@ -27,9 +27,9 @@ from diffusion.training.loop import TrainingRun
 from diffusion.training.steps import Trained
 from suite.configuration.experiment import parse_experiment
 from suite.estimate import CARDS, SHARE_OF_PEAK, estimate, table
+from suite.jobs.pictures import images_of
+from suite.jobs.trajectory import errors_of
 from suite.network_cost import LiveBytes, network_activations, network_passing
-from suite.stages.pictures import images_of
-from suite.stages.trajectory import errors_of
 
 CPU = torch.device("cpu")
 TRAINED = [name for name in method_modules() if method_class(name).trains]

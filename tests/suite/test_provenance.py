@@ -93,14 +93,13 @@ def test_a_users_own_file_is_never_advised_to_be_deleted(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["results/digits/teacher", "{}/results/digits/teacher"])
-def test_a_copy_of_a_result_is_its_owners(tmp_path, monkeypatch, output):
+def test_a_copy_of_a_result_is_its_owners(tmp_path, output):
     """Weights that were trained further in a copy of the teacher: no run of Snakemake makes that folder."""
     output = output.format(tmp_path)
-    monkeypatch.setattr("sys.argv", ["cli.py", "teacher", "--output", output])
     made = tmp_path / "results/digits/teacher"
     made.mkdir(parents=True)
     (made / "weights").write_bytes(b"1")
-    write_provenance(made / RECORD, {}, {})
+    write_provenance(made / RECORD, {}, {}, output=output)
     mine = shutil.copytree(made, tmp_path / "mine/teacher")
     for folder in (made, mine):
         (folder / "weights").write_bytes(b"2")

@@ -24,8 +24,8 @@ from diffusion.teachers.folder import save_denoiser
 from diffusion.teachers.pipeline import StudentPipeline
 from evaluation.measure.quality import COLUMNS, definitions
 from suite import cli
+from suite.jobs.pushing import Push
 from suite.provenance import RECORD, checked_folder, write_provenance
-from suite.stages.pushing import push
 
 CPU = torch.device("cpu")
 # variant: method, settings, teacher, guidance
@@ -74,9 +74,9 @@ def delivered(tmp_path_factory):
     return root
 
 
-def arguments(root, variant="boot", nfe=1, *further, seed=0):
+def push(root, variant="boot", nfe=1, *further, seed=0):
     told = ["push", "--experiment-folder", root, "--variant", variant, "--train-seed", seed, "--nfe", nfe, *further]
-    return cli.build_parser().parse_args([str(one) for one in told])
+    cli.parse([str(one) for one in told]).run()
 
 
 def files_in(folder):
@@ -100,7 +100,7 @@ def card_of(folder):
 )
 def test_the_card_of_every_kind_of_student(delivered, tmp_path, variant, nfe, call, monkeypatch):
     output = tmp_path / "out"
-    push(arguments(delivered, variant, nfe, "--output", output))
+    push(delivered, variant, nfe, "--output", output)
     front, text = card_of(output)
     assert front["library_name"] == "diffusers"
     assert (front["license"], front["license_name"]) == ("other", "unknown")
@@ -132,7 +132,7 @@ def test_the_card_of_every_kind_of_student(delivered, tmp_path, variant, nfe, ca
 
 
 def test_the_card_has_the_measures_with_their_protocol(delivered, tmp_path):
-    push(arguments(delivered, "boot", 1, "--output", tmp_path / "out", "--license", "mit"))
+    push(delivered, "boot", 1, "--output", tmp_path / "out", "--license", "mit")
     front, text = card_of(tmp_path / "out")
     assert front["license"] == "mit"
     assert "license_name" not in front
@@ -140,7 +140,7 @@ def test_the_card_has_the_measures_with_their_protocol(delivered, tmp_path):
         assert f"| frechet_distance | {value} | main | efficientnet-lite0-64 | train | torch-fidelity 0.4.0 |" in text
     assert "over 2 sampling seeds" in text
     assert f"- `kid`: {definitions('efficientnet-lite0-64')['kid']}" in text
-    push(arguments(delivered, "guided", 1, "--output", tmp_path / "other"))
+    push(delivered, "guided", 1, "--output", tmp_path / "other")
     assert "Not measured." in card_of(tmp_path / "other")[1]
 
 
@@ -156,7 +156,7 @@ def test_the_card_names_a_stored_teacher_and_not_where_it_lies(delivered, tmp_pa
     root = tmp_path / "mine"
     shutil.copytree(delivered, root)
     write_provenance(root / "teacher" / RECORD, {}, None, stored=stored, revision="abc")
-    push(arguments(root, "boot", 1, "--output", tmp_path / "out"))
+    push(root, "boot", 1, "--output", tmp_path / "out")
     front, text = card_of(tmp_path / "out")
     assert expected in text
     assert "secret" not in text
@@ -167,7 +167,7 @@ def test_the_card_names_a_stored_teacher_and_not_where_it_lies(delivered, tmp_pa
 def test_a_dry_run_shows_files_and_card_and_writes_nothing(delivered, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
-    push(arguments(delivered, "boot", 1, "--repo", "user/digits", "--dry-run"))
+    push(delivered, "boot", 1, "--repo", "user/digits", "--dry-run")
     out = capsys.readouterr().out
     assert "unet/diffusion_pytorch_model.safetensors: " in out
     assert 'from_pretrained("user/digits", trust_remote_code=True)' in out
@@ -190,7 +190,7 @@ def test_what_cannot_be_pushed_is_said(delivered, tmp_path, changes, expected):
     given = {"root": delivered, "variant": "boot", "nfe": 1, "further": ("--output", tmp_path / "out"), "seed": 0}
     given |= changes
     with pytest.raises(UserError, match=expected):
-        push(arguments(given["root"], given["variant"], given["nfe"], *given["further"], seed=given["seed"]))
+        push(given["root"], given["variant"], given["nfe"], *given["further"], seed=given["seed"])
     assert not (tmp_path / "out").exists()
 
 
@@ -203,7 +203,7 @@ def test_a_changed_file_is_not_pushed(delivered, tmp_path, name):
     shutil.copytree(delivered, root)
     (root / name).write_text((root / name).read_text().replace("0", "1", 1))
     with pytest.raises(UserError, match=r"changed after it was|is not the record of a result"):
-        push(arguments(root, "boot", 1, "--output", tmp_path / "out"))
+        push(root, "boot", 1, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -215,7 +215,7 @@ def test_a_student_of_an_earlier_version_gets_the_code_it_needs(delivered, tmp_p
     record = json.loads((folder / RECORD).read_text())
     told = {name: record[name] for name in ("settings", "guidance_scale", "seed")}
     write_provenance(folder / RECORD, {}, {"settings": {}}, **told)
-    push(arguments(root, "guided", 1, "--output", tmp_path / "out"))
+    push(root, "guided", 1, "--output", tmp_path / "out")
     now = delivered / "students" / "guided" / "train-0" / "nfe-1"
     for file in (file for file in now.rglob("*") if file.is_file()):
         ours = tmp_path / "out" / file.relative_to(now)
@@ -243,9 +243,7 @@ def hub(monkeypatch):
 
 def test_what_is_pushed_loads_by_name_where_the_suite_is_not(delivered, tmp_path, hub, capsys):
     for variant, nfe in (("boot", 1), ("progressive", 2)):
-        push(
-            arguments(delivered, variant, nfe, "--repo", f"user/{variant}", "--output", tmp_path / variant, "--private")
-        )
+        push(delivered, variant, nfe, "--repo", f"user/{variant}", "--output", tmp_path / variant, "--private")
         files = {
             str(file.relative_to(tmp_path / variant)): file.read_bytes()
             for file in (tmp_path / variant).rglob("*")
@@ -275,13 +273,13 @@ def test_what_is_pushed_loads_by_name_where_the_suite_is_not(delivered, tmp_path
 
 
 def test_a_repository_that_exists_is_updated_only_where_that_is_asked_for(delivered, hub):
-    push(arguments(delivered, "boot", 1, "--repo", "user/digits", "--private"))
+    push(delivered, "boot", 1, "--repo", "user/digits", "--private")
     assert hub.settings["user/digits"].get("private") or hub.settings["user/digits"].get("visibility") == "private"
     before = dict(hub.repos["user/digits"])
     with pytest.raises(UserError, match=r"user/digits exists at http.*expected a new name, or --update"):
-        push(arguments(delivered, "consistency", 3, "--repo", "user/digits"))
+        push(delivered, "consistency", 3, "--repo", "user/digits")
     assert hub.repos["user/digits"] == before
-    push(arguments(delivered, "consistency", 3, "--repo", "user/digits", "--update"))
+    push(delivered, "consistency", 3, "--repo", "user/digits", "--update")
     assert hub.repos["user/digits"]["README.md"] != before["README.md"]
 
 
@@ -289,13 +287,13 @@ def test_what_the_hub_does_not_take_is_one_sentence(delivered, tmp_path, hub, mo
     given = ("boot", 1, "--repo", "user/digits", "--output", tmp_path / "out")
     monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
     with pytest.raises(UserError, match=r"does not let this token write user/digits \(401\)"):
-        push(arguments(delivered, *given))
+        push(delivered, *given)
     assert (tmp_path / "out" / "README.md").exists()
     shutil.rmtree(tmp_path / "out")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(UserError, match="no token of the Hub was found; log in"):
-        push(arguments(delivered, *given))
+        push(delivered, *given)
     assert hub.repos == {}
 
 
@@ -303,13 +301,13 @@ def test_a_network_that_is_down_is_one_sentence(delivered, hub, monkeypatch):
     hub.server_close()
     hub.shutdown()
     with pytest.raises(UserError, match=r"cannot be reached .*Check the network; with --output the folder is kept"):
-        push(arguments(delivered, "boot", 1, "--repo", "user/digits"))
+        push(delivered, "boot", 1, "--repo", "user/digits")
 
 
 def test_offline_is_one_sentence(delivered, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(UserError, match=r"cannot be reached \(OfflineModeIsEnabled"):
-        push(arguments(delivered, "boot", 1, "--repo", "user/digits"))
+        push(delivered, "boot", 1, "--repo", "user/digits")
 
 
 def test_records_list_the_code_that_travels(delivered):
@@ -322,6 +320,5 @@ def test_the_documentation_names_every_option_and_argument():
     told = set(re.findall(r"`(--[a-z-]+|\w+)[ A-Z]*`", text)) | set(re.findall(r"(--[a-z-]+) ", text))
     called = set(inspect.signature(StudentPipeline.__call__).parameters) - {"self"}
     assert called - told == set()
-    (commands,) = cli.build_parser()._subparsers._group_actions
-    options = {option for action in commands.choices["push"]._actions for option in action.option_strings}
-    assert options - told - {"-h", "--help", "--job"} == set()
+    options = {option for action in cli.parser_of("push", Push)._actions for option in action.option_strings}
+    assert options - told - {"-h", "--help"} == set()

@@ -109,7 +109,7 @@ CLOSURES = {
 def test_a_stage_depends_on_little(stage):
     most, forbidden = CLOSURES[stage]
     shallow = ("suite.configuration.experiment", "suite.plan") if stage == "report" else ()
-    found = closure(f"suite.stages.{stage}", shallow=shallow)
+    found = closure(f"suite.jobs.{stage}", shallow=shallow)
     lines = sum(len(file_of(name).read_text(encoding="utf-8").splitlines()) for name in found)
     print(f"{stage}: {len(found)} modules, {lines:,} lines")
     assert lines <= most, sorted(found)
@@ -124,10 +124,10 @@ def test_a_sampler_of_the_teacher_knows_no_training_and_no_offline_set():
 
 def test_every_student_depends_on_how_it_is_read_and_on_the_loop():
     for name, module in method_modules().items():
-        found = closure("suite.stages.distillation", module)
+        found = closure("suite.jobs.distillation", module)
         assert LOOP in found
         if name in ("boot", "sid", "pid", "knowledge_distillation"):
-            assert "diffusion.student" in closure("suite.stages.sampling", module), name
+            assert "diffusion.student" in closure("suite.jobs.sampling", module), name
 
 
 def test_the_frame_of_a_job_computes_nothing():
@@ -191,9 +191,9 @@ def test_a_state_belongs_to_the_code_that_made_it(house):
 def test_what_a_stage_imports_when_it_runs_is_in_its_closure():
     """The interpreter's own account: of the suite's modules, a stage loads none that its closure lacks."""
     code = (
-        "import sys, importlib; importlib.import_module('suite.stages.sampling'); "
+        "import sys, importlib; importlib.import_module('suite.jobs.sampling'); "
         "importlib.import_module('baselines.consistency_distillation'); print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     own = {name for name in loaded if file_of(name)}
-    assert own - closure("suite.stages.sampling", "baselines.consistency_distillation") <= FRAME
+    assert own - closure("suite.jobs.sampling", "baselines.consistency_distillation") <= FRAME

@@ -14,15 +14,14 @@ from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.folder import save_denoiser
 from diffusion.training.loop import TrainingRun
-from suite import cli
-from suite.stages import distillation
+from suite.jobs.distillation import Distil
 from suite.trackers import VARIABLE, wanted_trackers
 
-SETTINGS = '{"method": "boot", "training": {"steps": 12, "batch_size": 4, "learning_rate": 1e-4, "ema_decay": 0.5}}'
-STAGES = (
-    '{"method": "progressive_distillation", "start_steps": 4, "last_stages_factor": 1, '
-    '"training": {"steps": 4, "batch_size": 4}}'
-)
+TRAINING = {"steps": 12, "batch_size": 4, "learning_rate": 1e-4, "ema_decay": 0.5}
+SETTINGS = {"method": "boot", "training": TRAINING}
+STAGES = {"method": "progressive_distillation", "start_steps": 4, "last_stages_factor": 1} | {
+    "training": {"steps": 4, "batch_size": 4}
+}
 TAGS = {f"boot/{name}" for name in ("loss", "learning_rate", "gradient_norm")}
 
 
@@ -67,11 +66,10 @@ def root(tmp_path):
 
 
 def distil(root, output="one", settings=SETTINGS, data=False, seconds=1e9):
-    told = ["distil", "--settings", settings, "--state", root / "state", "--output", root / "students" / output]
-    told += ["--teacher", root / "teacher", "--variant", "mine", "--seed", 0, "--checkpoint-seconds", seconds]
-    told += ["--data", root / "data"] if data else []
-    distillation.distil(cli.build_parser().parse_args([str(one) for one in told]))
-    return root / "students" / output
+    told = {"settings": settings, "state": root / "state", "output": root / "students" / output}
+    told |= {"teacher": root / "teacher", "variant": "mine", "train_seed": 0, "checkpoint_seconds": seconds}
+    Distil(**told, data=root / "data" if data else None).run()
+    return told["output"]
 
 
 def stop_after(monkeypatch, steps):
@@ -148,7 +146,7 @@ def test_a_stopped_run_goes_on_in_the_same_curve(root, monkeypatch, wandb):
     ((first, second),) = wandb.runs.values()
     assert first.finished
     assert [step for step, _ in first.rows + second.rows] == list(range(1, 13))
-    other = SETTINGS.replace('"steps": 12', '"steps": 13')
+    other = SETTINGS | {"training": TRAINING | {"steps": 13}}
     distil(root, "two", other)
     assert len(wandb.runs) == 2  # other settings, another curve
 

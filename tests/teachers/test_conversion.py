@@ -44,7 +44,6 @@ from diffusion.training.loop import TrainingRun
 from suite import cli
 from suite.configuration.experiment import parse_experiment
 from suite.estimate import estimate
-from suite.stages.converting import convert
 
 CPU = torch.device("cpu")
 SIGMA = torch.tensor([0.01, 0.4, 20.0])
@@ -328,7 +327,7 @@ def write(content, path):
 
 def run(file, output, options=""):
     arguments = ["convert", "--checkpoint", str(file), "--output", str(output), *options.split()]
-    convert(cli.build_parser().parse_args(arguments))
+    cli.parse(arguments).run()
     return output
 
 

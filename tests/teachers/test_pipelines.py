@@ -199,7 +199,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
         read()
 
 
-@pytest.mark.parametrize("module", ["boot.pipeline", "baselines.ddim", "evaluation.measure.features", "suite.cli"])
+@pytest.mark.parametrize("module", ["boot.pipeline", "baselines.ddim", "evaluation.measure.features", "suite.__main__"])
 def test_every_entry_imports_in_a_fresh_interpreter(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -324,8 +324,7 @@ def test_the_hubs_oldest_layout_is_read(hub_layout):
 def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch):
     """Only the small files are asked for while the experiment is read; the weights by the job."""
     from diffusion.teachers.settings import StoredTeacher
-    from suite.cli import build_parser
-    from suite.stages.teacher import import_teacher
+    from suite.jobs.teacher import Import
 
     folder, denoiser = hub_layout
     asked = []
@@ -343,8 +342,7 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
     with pytest.raises(ValueError, match=r"google/ddpm-tiny makes pictures of shape \(1, 8, 8\), but the data"):
         teacher.check_pictures(3, 32)
     assert asked == [("google/ddpm-tiny", "abc", False)]
-    command = ["import-teacher", "--path", "google/ddpm-tiny", "--revision", "abc", "--output", str(tmp_path / "t")]
-    import_teacher(build_parser().parse_args(command))
+    Import(stored="google/ddpm-tiny", revision="abc", output=tmp_path / "t").run()
     assert asked[1:] == [("google/ddpm-tiny", "abc", True)]
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():

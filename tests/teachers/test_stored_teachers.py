@@ -16,10 +16,9 @@ from diffusion.teachers.folder import deciding_files, load_denoiser, load_schedu
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.stored_network import StoredNetwork
 from diffusion.teachers.weights import weights_files
-from suite.cli import build_parser
 from suite.configuration.experiment import parse_experiment
+from suite.jobs.teacher import Import
 from suite.provenance import RECORD
-from suite.stages.teacher import import_teacher
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 FP16 = WEIGHTS.replace(".safetensors", ".fp16.safetensors")
@@ -406,8 +405,7 @@ def test_weights_are_read_and_arrive_in_the_suites_own_form(plain, folder, tmp_p
     change, dtype = READ[name]
     change(folder)
     StoredTeacher(path=str(folder)).facts(1, 8)
-    command = ["import-teacher", "--path", str(folder), "--output", str(tmp_path / "results/teacher")]
-    import_teacher(build_parser().parse_args(command))
+    Import(stored=str(folder), output=tmp_path / "results/teacher").run()
     written = load_file(tmp_path / "results/teacher" / WEIGHTS)
     expected = load_file(plain / WEIGHTS)
     assert written.keys() == expected.keys()
@@ -622,12 +620,12 @@ def test_weights_of_a_hub_model_are_looked_at_by_the_job(folder, tmp_path, monke
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     StoredTeacher(path="someone/model").facts(1, 8)
     assert not any("safetensors" in pattern for pattern in asked[0])
-    command = ["import-teacher", "--path", "someone/model", "--output", str(tmp_path / "teacher")]
-    import_teacher(build_parser().parse_args(command))
+    job = Import(stored="someone/model", output=tmp_path / "teacher")
+    job.run()
     assert torch.equal(
         load_file(tmp_path / "teacher" / WEIGHTS)["conv_in.bias"], weights["conv_in.bias"].half().float()
     )
     (folder / FP16).unlink()
     (tmp_path / "remote").write_bytes(POINTER)
     with pytest.raises(UserError, match="is a pointer of git-LFS"):
-        import_teacher(build_parser().parse_args(command))
+        job.run()

@@ -96,18 +96,17 @@ def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
     training = {"batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
     # Every step is stored here, and gathering what is spread takes its time.
     settings = TEACHER | {"training": training | {"shard": spread, "steps": 12 if spread else 40}}
-    command = ["teacher", "--data", str(tmp_path / "data"), "--settings", json.dumps(settings)]
+    job = {"stage": "teacher.Train", "data": str(tmp_path / "data"), "settings": settings, "checkpoint_seconds": 0}
     if in_turn:
         save_denoiser(tmp_path / "teacher", tiny_denoiser())
         settings = {"method": "sid", "fake_updates": 2, "dropout": 0.2, "training": training | {"steps": 20}}
-        command = ["distil", "--variant", "sid", "--seed", "0", "--teacher", str(tmp_path / "teacher")]
-        command += ["--settings", json.dumps(settings)]
+        job = {"stage": "distillation.Distil", "variant": "sid", "train_seed": 0, "settings": settings}
+        job |= {"teacher": str(tmp_path / "teacher"), "checkpoint_seconds": 0}
 
     def start(name, launch):
-        places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
-        options = [*launch, "suite.cli", *command, *places]
+        places = {"state": str(tmp_path / name / "state"), "output": str(tmp_path / name / "out")}
         return subprocess.Popen(
-            [*options, "--checkpoint-seconds", "0"],
+            [*launch, "suite", json.dumps(job | places)],
             env=ENVIRONMENT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -152,10 +151,10 @@ def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
     weights = {}
     ends = {"minutes": 0.05}
     for name, launch in (("two", TOGETHER), ("one", ALONE)):
-        settings = json.dumps(TEACHER | {"training": training | ends})
-        command = [*launch, "suite.cli", "teacher", "--data", tmp_path / "data", "--settings", settings]
-        places = ["--state", tmp_path / name, "--output", tmp_path / f"{name}-out"]
-        subprocess.run([*command, *places], env=ENVIRONMENT, check=True, timeout=300)
+        job = {"stage": "teacher.Train", "settings": TEACHER | {"training": training | ends}}
+        places = {"data": "data", "state": name, "output": f"{name}-out"}
+        job |= {field: str(tmp_path / place) for field, place in places.items()}
+        subprocess.run([*launch, "suite", json.dumps(job)], env=ENVIRONMENT, check=True, timeout=300)
         facts = json.loads((tmp_path / f"{name}-out" / "provenance.json").read_text())
         cost = json.loads((tmp_path / f"{name}-out" / "cost.json").read_text())["students"][0]
         ends = {"steps": facts["steps"]["teacher"]}
@@ -268,23 +267,29 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
     """Bit for bit, with the same counts; the last turn leaves one of them without work."""
     save_denoiser(tmp_path / "teacher", tiny_denoiser())
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    ddim = json.dumps({"method": "ddim", "num_inference_steps": [2]})
-    protocol = ["--protocol", json.dumps({"features": "efficientnet-lite0-32"}), "--batch-size", "2"]
+    ddim = {"variant": "ddim", "settings": {"method": "ddim", "num_inference_steps": [2]}, "batch_size": 2}
+    protocol = {"protocol": {"features": "efficientnet-lite0-32"}, "batch_size": 2}
+    teacher, data = str(tmp_path / "teacher"), str(tmp_path / "data")
 
-    def commands(root):
-        samples, sets = root / "samples", json.dumps({"a": str(root / "samples/nfe-2/seed-0.npz")})
-        source = ["--source", str(tmp_path / "teacher")]
-        drawn = ["--seeds", "0", "--num-samples", "5", "--batch-size", "2", "--output", str(samples)]
-        yield ["sample", "--settings", ddim, *source, *drawn]
-        yield ["features", *protocol, "--sets", sets, "--output", str(root / "features")]
-        yield ["reference", *protocol, "--data", str(tmp_path / "data"), "--output", str(root / "reference")]
-        pairs = ["--settings", json.dumps({"count": 5, "num_inference_steps": 3}), "--batch-size", "2"]
-        places = ["--state", str(root / "state"), "--output", str(root / "pairs")]
-        yield ["pairs", *pairs, "--teacher", str(tmp_path / "teacher"), *places]
+    def jobs(root):
+        yield ddim | {
+            "stage": "sampling.Sample",
+            "source": teacher,
+            "seeds": [0],
+            "num_samples": 5,
+            "output": "samples",
+        }
+        sets = {"a": str(root / "samples/nfe-2/seed-0.npz")}
+        yield protocol | {"stage": "extraction.Extract", "sets": sets, "output": "features"}
+        yield protocol | {"stage": "references.Extract", "data": data, "output": "reference"}
+        pairs = {"settings": {"count": 5, "num_inference_steps": 3}, "batch_size": 2, "state": str(root / "state")}
+        yield pairs | {"stage": "pairs.Make", "teacher": teacher, "output": "pairs"}
 
     for name, launch in (("one", ALONE), ("two", TOGETHER)):
-        for command in commands(tmp_path / name):
-            done = subprocess.run([*launch, "suite.cli", *command], env=ENVIRONMENT, capture_output=True, text=True)
+        for job in jobs(tmp_path / name):
+            job["output"] = str(tmp_path / name / job["output"])
+            command = [*launch, "suite", json.dumps(job)]
+            done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     arrays = {
         name: {
@@ -306,11 +311,11 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
 def test_processes_that_are_told_to_stop_leave_together_with_a_state(tmp_path):
     write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
     training = {"steps": 100_000, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
-    command = [sys.executable, "-m", "suite.launch", "2", "suite.cli", "teacher", "--data", str(tmp_path / "data")]
-    settings = ["--settings", json.dumps(TEACHER | {"training": training})]
-    places = ["--state", str(tmp_path / "state"), "--output", str(tmp_path / "out"), "--checkpoint-seconds", "1e6"]
+    job = {"stage": "teacher.Train", "settings": TEACHER | {"training": training}, "checkpoint_seconds": 1e6}
+    job |= {field: str(tmp_path / place) for field, place in (("data", "data"), ("state", "state"), ("output", "out"))}
     with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen([*command, *settings, *places], env=ENVIRONMENT, stdout=log, stderr=log)
+        command = [*TOGETHER, "suite", json.dumps(job)]
+        running = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
     # Written from within the loop, after some seconds.
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("state/*/seconds")) and time.monotonic() < deadline:

@@ -12,7 +12,7 @@ from repository import ROOT
 PROFILES = ROOT / "workflow" / "profiles"
 OTHERS = ("workstation", "slurm", "kubernetes")
 # What decides about cards elsewhere: the classifier's few passes need none, and the estimate runs where Snakemake does.
-WITHOUT_OWN_CARD = {"measure", "measure_external", "estimate"}
+WITHOUT_OWN_CARD = {"measure", "measure_external", "measure_floor", "estimate"}
 
 
 def profile(name):
@@ -33,10 +33,9 @@ def rules():
 def test_every_rule_says_what_it_asks_of_a_cluster():
     assert len(rules()) > 20
     for name, text in rules().items():
-        assert "mem_mb=growing(" in text, name
-        assert re.search(r"runtime=(growing\(|RESUMED_MINUTES)", text), name
-    resumed = {name for name, text in rules().items() if "runtime=RESUMED_MINUTES" in text}
-    with_state = {name for name, text in rules().items() if 'state=ROOT / "state"' in text}
+        assert re.search(r"\*\*(asks|shared)\(\s*[\d_]+,\s*([\d *]+|RESUMED)[,)]", text), name
+    resumed = {name for name, text in rules().items() if re.search(r"\*\*(asks|shared)\(\s*[\d_]+,\s*RESUMED", text)}
+    with_state = {name for name, text in rules().items() if "state=STATE" in text}
     assert resumed == with_state
 
 
@@ -44,7 +43,9 @@ def test_every_job_is_started_by_the_launcher():
     """Which says why it was killed, ends it with its workflow, and sets how its threads wait."""
     for name, text in rules().items():
         command = text.split("shell:")[1]
-        assert re.match(r'\s*"python -m suite.launch ', command), name
+        assert re.match(r'\s*(ALONE|TOGETHER|"python -m suite.launch 1 suite {params.job:q})', command), name
+    common = (ROOT / "workflow" / "rules" / "common.smk").read_text()
+    assert re.findall(r"^(\w+) = .python -m suite.launch ", common, re.M) == ["ALONE", "TOGETHER"]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -58,7 +59,9 @@ def test_profiles_keep_what_the_default_one_says(name):
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_a_cluster_gives_cards_to_the_rules_that_use_them(name):
-    claiming = {rule for rule, text in rules().items() if re.search(r"\bgpu=(lambda wildcards: )?GPU", text)}
+    claiming = {
+        rule for rule, text in rules().items() if re.search(r"\bgpu=(lambda wildcards: )?GPU|\*\*shared\(", text)
+    }
     assert claiming > WITHOUT_OWN_CARD
     given = {rule for rule, resources in profile(name)["set-resources"].items() if resources.get("gpu")}
     assert given == claiming - WITHOUT_OWN_CARD

@@ -229,11 +229,11 @@ def test_a_student_trains_on_slurm_through_time_memory_and_preemption(slurm, tmp
     said = [file.read_text() for file in (tmp_path / ".snakemake/slurm_logs/rule_data").glob("*.log")]
     assert any("exceeded memory limit" in text for text in said), said
 
-    undisturbed = [sys.executable, "-m", "suite.cli", "distil", "--variant", "boot-heun", "--seed", "0"]
     settings = json.loads((tmp_path / student / "provenance.json").read_text())["settings"]
-    undisturbed += ["--settings", json.dumps(settings), "--teacher", "results/tiny/teacher"]
+    job = {"stage": "distillation.Distil", "variant": "boot-heun", "train_seed": 0, "settings": settings}
+    job |= {"teacher": "results/tiny/teacher", "state": "whole/state", "output": "whole/out"}
     subprocess.run(
-        [*undisturbed, "--state", "whole/state", "--output", "whole/out"],
+        [sys.executable, "-m", "suite", json.dumps(job)],
         cwd=tmp_path,
         env=environment | {"OMP_NUM_THREADS": "1"},
         check=True,

@@ -339,15 +339,16 @@ def test_every_stored_file_that_a_job_opens_is_checked(copy, monkeypatch):
 
     sys.addaudithook(listen)
     found = {}
+    dear = {"teacher.Train", "distillation.Distil", "speed.Time", "references.Extract", "pairs.Make", "data.Prepare"}
     for record, content in sorted(records(root).items()):
-        command = content["command"][1]
-        if command in found or command in ("teacher", "distil", "speed", "reference", "pairs", "data"):
+        stage = content["job"]["settings"]["stage"]
+        if stage in dear | found.keys():
             continue  # seconds each; they read through the same functions as the others
         opened.clear()
         assert refusal(content["command"], monkeypatch) == "", content["command"]
         inputs = {copy / one["path"] for one in content["inputs"].values()}
         own = record.parent if record.name == "provenance.json" else record.with_suffix("")
-        found[command] = {
+        found[stage] = {
             file
             for file in opened
             if root in file.parents
@@ -358,8 +359,9 @@ def test_every_stored_file_that_a_job_opens_is_checked(copy, monkeypatch):
             and "record_sha256" not in (file.read_text() if file.suffix == ".json" else "")
         }
     listening = False
-    assert {"sample", "features", "measure", "measure-floor", "protocol", "neighbours", "report"} <= found.keys()
-    assert {command: files for command, files in found.items() if files} == {}
+    quick = {"sampling.Sample", "extraction.Extract", "measuring.Measure", "measuring.MeasureFloor"}
+    assert quick | {"protocols.Measure", "neighbours.Find", "report.Write"} <= found.keys()
+    assert {stage: files for stage, files in found.items() if files} == {}
 
 
 @pytest.mark.slow
@@ -418,13 +420,9 @@ def test_a_change_of_the_flips_retrains_but_prepares_and_measures_no_images_agai
     assert {"teacher", "distil_with_data progressive", "distil boot-heun", "report"} <= rules
     assert not {"data", "reference", "measure_floor"} & rules
     # With another teacher the methods that see no image would be left alone: nothing tells them of flips.
-    done = snakemake(finished, "--dry-run", "--printshellcmds", "--forceall", config=finished / "changed.yaml")
-    commands = re.findall(r"suite\.cli (\S+) (.*)", done.stdout + done.stderr)
-    told = {command for command, rest in commands if "--flip" in rest.split()}
-    assert told == {"teacher", "distil"}
-    assert all(("--flip" in rest) == ("--data" in rest) for command, rest in commands if command == "distil")
-    assert {"data", "reference"} <= {command for command, _ in commands}
-    assert all("flip" not in rest for command, rest in commands if command in ("data", "reference"))
+    jobs = finished / "results/tiny/jobs"
+    flips = {str(file.relative_to(jobs)) for file in jobs.rglob("*.json") if '"flip": true' in file.read_text()}
+    assert flips == {"teacher.json", "students/progressive/train-0.json", "report.json"}
 
 
 @pytest.mark.slow
@@ -476,18 +474,17 @@ def test_a_killed_job_resumes_to_the_same_weights(finished, tmp_path, job):
     raw = yaml.safe_load(TINY.read_text())
     settings = raw["teacher"] if job == "teacher" else raw["methods"][job]
     settings["training"]["steps"] = steps
-    options = ["teacher", "--data", str(root / "data")]
+    told = {"stage": "teacher.Train", "settings": settings, "checkpoint_seconds": 0}
     if job != "teacher":
-        options = ["distil", "--variant", job, "--seed", "0", "--teacher", str(root / "teacher")]
-        options += ["--data", str(root / "data")] if job == "progressive" else []
+        told |= {"stage": "distillation.Distil", "variant": job, "train_seed": 0, "teacher": str(root / "teacher")}
+    if job in ("teacher", "progressive"):
+        told["data"] = str(root / "data")
 
     def start(name):
-        command = [sys.executable, "-m", "suite.cli", *options, "--settings", json.dumps(settings)]
-        places = ["--state", str(tmp_path / name / "state"), "--output", str(tmp_path / name / "out")]
+        places = {"state": str(tmp_path / name / "state"), "output": str(tmp_path / name / "out")}
+        command = [sys.executable, "-m", "suite", json.dumps(told | places)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
-        return subprocess.Popen(
-            [*command, *places, "--checkpoint-seconds", "0"], env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     whole = start("whole")
     assert whole.wait(200) == 0, whole.stderr.read()

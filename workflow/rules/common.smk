@@ -1,4 +1,4 @@
-"""Helpers of the rules."""
+"""What rules share: how a job is described, started, and what it asks of a machine."""
 
 # Jobs end when this process has gone. `python` in the rules is the interpreter that runs Snakemake, also where its
 # environment has not been activated.
@@ -7,6 +7,10 @@ if shutil.which("python") != sys.executable:
     PREFIX += f"PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
 # Snakemake reads {name} in it.
 shell.prefix(PREFIX.replace("{", "{{").replace("}", "}}"))
+
+# A job is told all in one JSON (suite/job.py). It is one process, or several that share their batches.
+ALONE = "python -m suite.launch 1 suite {params.job:q} > {log:q} 2>&1"
+TOGETHER = "python -m suite.launch {resources.processes} suite {params.job:q} > {log:q} 2>&1"
 
 # A job that runs a network claims the accelerator; without one, the cores alone decide what runs side by side.
 GPU = int(DEVICE.type == "cuda")
@@ -37,57 +41,59 @@ def growing(amount):
 
 
 # Not so the time of jobs that go on where they were stopped: the next attempt has less to do.
-RESUMED_MINUTES = 24 * 60
-
-# How the teacher is guided wherever it is evaluated.
-GUIDANCE = "" if EXPERIMENT.teacher.guidance_scale == 1 else f"--guidance-scale {EXPERIMENT.teacher.guidance_scale}"
+RESUMED = 24 * 60
 
 
-def settings(model, leave_out=None):
-    """A block of the configuration as one canonical text: params are compared as text."""
-    return canonical_json(model.model_dump(mode="json", exclude=leave_out))
+def asks(mem_mb, minutes, **others):
+    """A rule's resources."""
+    return {"mem_mb": growing(mem_mb), "runtime": minutes if minutes == RESUMED else growing(minutes), **others}
 
 
-def method_settings(wildcards):
-    return settings(EXPERIMENT.methods[wildcards.variant].settings)
+def shared(mem_mb, minutes):
+    """Of a job that shares its batches over all processes, each with a card."""
+    return asks(mem_mb, minutes, gpu=GPU * PROCESSES, processes=PROCESSES)
 
 
-def method_module(wildcards):
-    """The module of a variant's method, which the stage imports by its name."""
-    return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
+def table(*path):
+    """A result of two files: a table, and its record."""
+    return multiext(str(ROOT.joinpath(*path)), ".csv", ".json")
 
 
-def job(record, *modules, files=(), shallow=(), others=(), **settings):
-    """What the job of a rule is asked for, as the rule's input (suite/reruns.py).
+def of(value, wildcards):
+    return value(wildcards) if callable(value) else value
+
+
+def wildcard(name):
+    return lambda wildcards: wildcards[name]
+
+
+def job(record, stage, *modules, files=(), shallow=(), others=(), several=(), **settings):
+    """What the job of a rule is asked for, as the rule's input `asked` (suite/reruns.py).
 
     All that decides the result is named here, beside the results among the rule's inputs; what is not, as an interval of
     logging, can change without making anything again. Each may be a function of the wildcards.
 
     Args:
         record: of the result, with wildcards.
-        modules: the stage's, under suite/stages, and what it imports by a name in a variable (the method's); all that
-            they import counts.
+        stage: "module.Class" in suite/jobs; all that the module imports counts.
+        modules: what it imports by a name in a variable (the method's).
         files: that the user brings.
         shallow: modules whose imports do not count.
         others: files of the checkout beside modules.
-        settings: the rest, under names.
+        settings: fields of the job, by name.
+        several: more of them at once.
     """
 
     def asked(wildcards):
-        def value(of):
-            of = of(wildcards) if callable(of) else of
-            # Blocks of the configuration come as JSON; a difference is told by the key.
-            return json.loads(of) if isinstance(of, str) and of.startswith("{") else of
-
-        named = [part(wildcards) if callable(part) else part for part in modules]
-        code = source_files(closure(*(n if "." in n else f"suite.stages.{n}" for n in named), shallow=shallow))
+        named = [f"suite.jobs.{stage.partition('.')[0]}", *(of(module, wildcards) for module in modules)]
         path = Path(str(record).format(**dict(wildcards.items())))
+        fields = {name: of(value, wildcards) for name, value in settings.items()}
         try:
             return RERUNS.ask(
                 path,
-                {name: value(of) for name, of in settings.items()},
-                [*code, *others],
-                [str(file) for file in value(files)],
+                {"stage": stage, **fields, **dict(of(several, wildcards))},
+                [*source_files(closure(*named, shallow=shallow)), *others],
+                [str(file) for file in of(files, wildcards)],
             )
         except UserError as error:
             sys.exit(f"error: {error}")  # of an exception Snakemake prints the traceback
@@ -95,17 +101,43 @@ def job(record, *modules, files=(), shallow=(), others=(), **settings):
     return asked
 
 
-def rows_of(wildcards):
-    """The rows that a protocol is measured of, without the paths of their files."""
-    return [row.identity for row in PLAN.shown(wildcards.protocol)]
+def told(**rest):
+    """The one JSON of a rule's command: `asked`, and where the files of the rule's named inputs and its output lie.
+
+    Args:
+        rest: further fields that do not decide the result, or those of `job` with the paths that they lack there; each
+            may be a function of the wildcards. None is left out.
+    """
+
+    def text(wildcards, input, output):
+        fields = {name: files if isinstance(files, str) else [*files] for name, files in input.items()}
+        fields |= {"output": output[0]} if output else {}
+        fields |= {name: found for name, value in rest.items() if (found := of(value, wildcards)) is not None}
+        return json.dumps(fields, default=str)  # not sorted: the order of variants is that of the report
+
+    return text
 
 
+def settings(model, leave_out=None):
+    """A block of the configuration."""
+    return model.model_dump(mode="json", exclude=leave_out)
+
+
+def method_settings(wildcards):
+    return settings(EXPERIMENT.methods[wildcards.variant].settings)
+
+
+def method_module(wildcards):
+    """The module of a variant's method, which the job imports by its name."""
+    return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
+
+
+# How the teacher is guided wherever it is evaluated.
+GUIDANCE = EXPERIMENT.teacher.guidance_scale
+# Where the user's images are: of them the content counts.
 BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.files.values()]
-
-
-def result_with(samples):
-    """What has a file of samples: a whole folder, which rules make; the user's are as they are."""
-    return ancient(str(samples)) if samples in BROUGHT else str(samples.parents[1])
+# Where jobs leave what an interrupted one goes on with.
+STATE = ROOT / "state"
 
 
 def one_of(names):
@@ -117,6 +149,16 @@ def source(wildcards):
     return PLAN.source(wildcards.variant, int(wildcards.train_seed))
 
 
+def result_with(samples):
+    """What has a file of samples: a whole folder, which rules make; the user's are as they are."""
+    return ancient(str(samples)) if samples in BROUGHT else str(samples.parents[1])
+
+
+def brought(wildcards):
+    """The user's samples of a row: sampling seed to file."""
+    return {seed: str(file) for seed, file in EVALUATION.external[wildcards.name].files.items()}
+
+
 def own_weights(protocol):
     """Where the user's weights of a protocol's extractor lie."""
     return {
@@ -124,67 +166,20 @@ def own_weights(protocol):
     }
 
 
-def weights_of(protocol):
-    return [*own_weights(protocol).values()]
+def under(protocol):
+    """The fields of a job that sees images as a protocol has it."""
+    return {
+        "protocol": settings(protocol),
+        "batch_size": EVALUATION.batch_size,
+        "weights": own_weights(protocol),
+    }
 
 
-def protocol_options(protocol):
-    """A protocol and what its extractor needs."""
-    options = ["--protocol", settings(protocol), "--batch-size", str(EVALUATION.batch_size)]
-    own = own_weights(protocol)
-    return [*options, "--weights", canonical_json(own)] if own else options
-
-
-def extraction_options(extraction):
-    """The same for features alone, in which the rest of a protocol has no part."""
+def extraction(name):
+    """A protocol for features alone, in which the rest of it has no part."""
     rest = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
-    return protocol_options(PLAN.extractions()[extraction].model_copy(update=rest))
+    return PLAN.extractions()[name].model_copy(update=rest)
 
 
-MAIN_EXTRACTION = extraction_options(EVALUATION.all_protocols[MAIN].extraction)
-WEIGHTS_OF_MAIN = weights_of(EVALUATION.all_protocols[MAIN])
-
-
-def sets(named):
-    """Samples by the names of their features."""
-    return canonical_json({name: str(path) for name, path in named.items()})
-
-
-def brought(wildcards):
-    """The user's samples of a row: sampling seed to file."""
-    return EVALUATION.external[wildcards.name].files
-
-
-def further_sets(wildcards):
-    return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
-
-
-def protocol_features(wildcards):
-    """The folders of the features that a protocol measures."""
-    return sorted({str(PLAN.features_folder(row, wildcards.protocol)) for row in PLAN.shown(wildcards.protocol)})
-
-
-def given_reference(wildcards):
-    """The file that a protocol measures against, where it does."""
-    protocol = EVALUATION.all_protocols[wildcards.protocol]
-    return [protocol.reference] if protocol.reference_is_file else []
-
-
-def chosen_nfe(wildcards):
-    """The numbers of evaluations to sample with, where they are not all that the method has."""
-    if wildcards.variant not in EVALUATION.nfe:
-        return ""
-    return ["--nfe", *EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant])]
-
-
-SAMPLED = {
-    "settings": method_settings,
-    # A student has learnt it.
-    "guidance": lambda wildcards: "" if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
-    "num_samples": EVALUATION.num_samples,
-    "batch_size": EVALUATION.batch_size,
-}
-
-
-def quantised(wildcards):
-    return ["--quantiser", wildcards.quantiser, "--nfe", *PLAN.quantised_evaluations(wildcards.variant)]
+MAIN_EXTRACTION = extraction(EVALUATION.all_protocols[MAIN].extraction)
+WEIGHTS_OF_MAIN = [*own_weights(MAIN_EXTRACTION).values()]

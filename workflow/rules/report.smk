@@ -3,45 +3,28 @@
 
 rule report:
     input:
-        measures=PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
-        external=expand(ROOT / "measures/external/{name}.csv", name=EVALUATION.external),
-        floor=rules.measure_floor.output.table,
-        speed=rules.speed.output.table,
-        teacher=ROOT / "teacher",
-        students=expand(
-            ROOT / "students/{variant}/train-{train_seed}",
-            variant=PLAN.trained_variants(),
-            train_seed=EXPERIMENT.train_seeds,
-        ),
-        samples=PLAN.per_training("samples/{variant}/train-{train_seed}"),
-        pictures=expand(
-            ROOT / "pictures/{variant}/train-{train_seed}.npz",
-            variant=PLAN.pictured_variants(),
-            train_seed=EXPERIMENT.train_seeds[0],
-        ),
-        trajectory=expand(
-            ROOT / "trajectory/{variant}/train-{train_seed}.csv",
-            variant=PLAN.boot_variants(),
-            train_seed=EXPERIMENT.train_seeds[0],
-        ),
-        curves=expand(
-            ROOT / "learning_curves/{variant}/train-{train_seed}.csv",
-            variant=PLAN.curve_variants(),
-            train_seed=EXPERIMENT.train_seeds,
-        ),
-        neighbours=rules.neighbours.output.pictures,
-        protocols=[PLAN.protocol(name) for name in EVALUATION.all_protocols],
-        data=ROOT / "data",
-        job=job(
+        PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
+        PLAN.per_training("samples/{variant}/train-{train_seed}"),
+        expand(ROOT / "measures/external/{name}.csv", name=EVALUATION.external),
+        rules.measure_floor.output[0],
+        rules.speed.output[0],
+        rules.neighbours.output.pictures,
+        ROOT / "teacher",
+        ROOT / "data",
+        expand(STUDENT, variant=PLAN.trained_variants(), train_seed=EXPERIMENT.train_seeds),
+        expand(rules.pictures.output.pictures, variant=PLAN.pictured_variants(), train_seed=EXPERIMENT.train_seeds[0]),
+        expand(rules.trajectory.output[0], variant=PLAN.boot_variants(), train_seed=EXPERIMENT.train_seeds[0]),
+        expand(rules.learning_curve.output[0], variant=PLAN.curve_variants(), train_seed=EXPERIMENT.train_seeds),
+        [PLAN.protocol(name) for name in EVALUATION.all_protocols],
+        asked=job(
             ROOT / "report" / RECORD,
-            "report",
+            "report.Write",
             # What the configuration is checked with decides whether there is a report, not what stands in it.
             shallow=("suite.configuration.experiment", "suite.plan"),
             others=["evaluation/results/published.yaml", "evaluation/report/templates/report.html.j2"],
             files=BROUGHT,
-            config={name: part for name, part in EXPERIMENT.raw.items() if name != "results"},
-            # Of the report's rows.
-            order=[*EXPERIMENT.methods],
+            # With the order of the report's rows, and without where they lie.
+            config=EXPERIMENT.raw | {"results": None, "methods in order": [*EXPERIMENT.methods]},
         ),
     # Without a shared file system (profiles/kubernetes), `local` makes Snakemake render the report where it runs itself.
     output:
@@ -65,22 +48,19 @@ rule report:
         ROOT / "benchmarks/report/report.tsv"
     conda:
         "../../environment.yml"
-    threads: 1
     resources:
-        mem_mb=growing(8_000),
-        runtime=growing(60),
+        **asks(8_000, 60),
     params:
-        # Not sorted: the file's order is the order of the report's rows.
-        config=json.dumps(EXPERIMENT.raw),
+        job=told(output=ROOT / "report", config=EXPERIMENT.raw),
     shell:
-        "python -m suite.launch 1 suite.cli report --job {input.job:q} --config {params.config:q} > {log:q} 2>&1"
+        ALONE
 
 
 # Quality alone, for a search of settings: no speed, no pictures, no page.
 rule measures:
     input:
         PLAN.per_training("measures/{variant}/train-{train_seed}.csv"),
-        rules.measure_floor.output.table,
+        rules.measure_floor.output[0],
 
 
 # `snakemake estimate --configfile …`: what the experiment will cost, before anything runs. It makes no file.
@@ -93,10 +73,8 @@ rule estimate:
         "../../environment.yml"
     threads: workflow.cores
     resources:
-        gpu=GPU,
-        mem_mb=growing(8_000),
-        runtime=growing(60),
+        **asks(8_000, 60, gpu=GPU),
     params:
-        config=canonical_json(EXPERIMENT.raw),
+        job=told(stage="estimating.Estimate", config=EXPERIMENT.raw),
     shell:
-        "python -m suite.launch 1 suite.cli estimate --config {params.config:q} 2> {log:q}"
+        "python -m suite.launch 1 suite {params.job:q} 2> {log:q}"

@@ -1,7 +1,5 @@
 """The report, from what the other stages have left in the results folder."""
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,30 @@ from evaluation.report.page import ReportInputs, render
 from evaluation.report.protocol_table import words
 from evaluation.results.stored import CostFile
 from suite.configuration.experiment import Experiment, parse_experiment
-from suite.delivery import asked
+from suite.job import Job
 from suite.plan import Plan
-from suite.provenance import RECORD, checked, read_record, write_provenance
+from suite.provenance import checked, read_record
 
 # More panels than that are drawn for the first training seed only.
 _MOST_CURVES = 12
-_RULES_PER_TRAINING = (
-    *("distil", "distil_with_data", "distil_with_pairs", "sample", "features", "measure", "pictures", "trajectory"),
-    "learning_curve",
-)
+_RULES_PER_TRAINING = ("distil", "sample", "features", "measure", "pictures", "trajectory", "learning_curve")
 
 
-def write_report(arguments: argparse.Namespace) -> None:
+class Write(Job):
     """Renders the report from what the other rules have left in the results folder."""
-    experiment = parse_experiment(json.loads(arguments.config), look_at_files=False)
-    plan = Plan(experiment)
+
+    config: dict[str, Any]
+
+    def run(self) -> None:
+        plan = Plan(parse_experiment(self.config, look_at_files=False))
+        given = _inputs(plan)
+        inputs = checked({str(file): file for file in [*given.files(), plan.root / "data" / "manifest.json"]})
+        render(given, self.output)
+        self.write_record(self.output, inputs, commits_of_the_results=_commits(plan))
+
+
+def _inputs(plan: Plan) -> ReportInputs:
+    experiment = plan.experiment
     root, methods = plan.root, experiment.methods
     external = experiment.evaluation.external
     labels = experiment.labels
@@ -41,7 +47,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     speed_facts = read_record(root / "speed" / "speed.json")
     manifest = read_json(root / "data" / "manifest.json")
     train_count = manifest["splits"]["train"]["count"]
-    given = ReportInputs(
+    return ReportInputs(
         experiment=experiment.name,
         dataset=experiment.published_as or experiment.data.kind,
         metrics=[
@@ -103,15 +109,6 @@ def write_report(arguments: argparse.Namespace) -> None:
         dimensions=floor["extractor"].get("dimensions"),
         reference_count=train_count,
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
-    )
-    inputs = checked({str(file): file for file in [*given.files(), root / "data" / "manifest.json"]})
-    render(given, root / "report")
-    write_provenance(
-        root / "report" / RECORD,
-        inputs,
-        asked(arguments),
-        configuration=experiment.raw,
-        commits_of_the_results=_commits(plan),
     )
 
 

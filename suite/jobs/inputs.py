@@ -1,4 +1,4 @@
-"""What stages read: parts of the data set, names of results."""
+"""What jobs read: parts of the data set, names of results."""
 
 from pathlib import Path
 from typing import Literal

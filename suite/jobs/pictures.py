@@ -1,13 +1,12 @@
 """The pictures of a BOOT student that the paper shows."""
 
-import argparse
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from boot.trajectory import between_classes, interpolate_noise, load_student, true_signals
+from boot.trajectory import between_classes, interpolate_noise, true_signals
 from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.samples import to_uint8
 from diffusion.denoiser import Denoiser
@@ -15,22 +14,19 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.student import NoiseStudent
-from diffusion.teachers.stored_network import stored_picture_shape
-from suite.delivery import result_file
-from suite.stages.networks import checked_network, load_teacher
+from suite.jobs.student import StudentJob
 
 _ROWS, _COLUMNS = 6, 12
 
 
-def draw_pictures(arguments: argparse.Namespace) -> None:
+class Draw(StudentJob):
     """The images of :func:`images_of`, and ``times``, in one file."""
-    device, folder = default_device(), arguments.student / "nfe-1"
-    inputs = checked_network("student", folder) | checked_network("teacher", arguments.teacher)
-    student = load_student(folder, device)
-    teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
-    arrays = images_of(student, teacher, arguments.seed, stored_picture_shape(folder), arguments.batch_size, device)
-    with result_file(arguments, inputs, seed=arguments.seed) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, **arrays)  # type: ignore[arg-type]  # see _extract
+
+    def run(self) -> None:
+        student, teacher, inputs = self.networks()
+        arrays = images_of(student, teacher, self.seed, self.shape, self.batch_size, default_device())
+        with self.result_file(inputs) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, **arrays)  # type: ignore[arg-type]  # see neighbours.py
 
 
 def images_of(

@@ -1,7 +1,5 @@
 """Samples."""
 
-import argparse
-import json
 import os
 import shutil
 import sys
@@ -10,13 +8,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from diffusion.data.samples import Quantiser, load_labels, load_samples, save_samples, to_uint8
-from diffusion.distillation.method import Method
 from diffusion.noise import initial_noise
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device
@@ -27,75 +24,79 @@ from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_
 from diffusion.teachers.folder import deciding_files, load_conditions
 from diffusion.teachers.stored_network import stored_picture_shape
 from diffusion.training.delivered import mark_delivered
-from suite.delivery import asked, result_folder
-from suite.provenance import RECORD, Input, checked, write_provenance
+from suite.job import BatchSize, Key, NumSamples
+from suite.jobs.networks import VariantJob, network_folder
+from suite.provenance import Input, checked
 from suite.sources import state_key
-from suite.stages.networks import configured_method, network_folder
 
 # What a stopped job repeats at most.
 _NOTED_EVERY_S = 60.0
 
 
-def sample(arguments: argparse.Namespace) -> None:
+class Sample(VariantJob):
     """Draws the samples of a variant: every number of evaluations, every sampling seed.
 
     Sets that are whole, and batches of one that is not, are kept until all are there: a job that was stopped goes on.
+
+    Attributes:
+        source: the teacher, or the folder of the variant's students.
+        nfe: evaluations to sample with; all that the method has, if none is named.
+        quantiser: how samples become uint8.
+        state: where interrupted sampling is kept; None starts anew.
     """
-    method, device = configured_method(arguments.settings, arguments.guidance_scale), default_device()
-    processes = join(device)
-    wanted = arguments.nfe or method.evaluations()
-    sources = {nfe: network_folder(method, arguments.source, nfe) for nfe in wanted}
-    inputs = checked(
-        {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
-    )
-    with _state(arguments, method, inputs, processes) as state:
-        for nfe, source in sources.items():
-            for seed in arguments.seeds:
-                path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
-                is_there = path.exists() and _is_whole(path)
-                processes.wait()  # until all have looked
-                if not is_there:
-                    count, size = arguments.num_samples, arguments.batch_size
-                    told = (method, source, nfe, seed, count, size, device, arguments.quantiser, processes)
-                    _store(path, source, count, size, partial(draw_samples, *told), processes)
-        if not processes.is_main:
+
+    source: Path
+    num_samples: NumSamples
+    batch_size: BatchSize
+    seeds: Annotated[tuple[int, ...], Key("evaluation.seeds")]
+    nfe: Annotated[tuple[int, ...], Key("evaluation.nfe.{variant}")] = ()
+    quantiser: Quantiser = "round"
+    state: Path | None = None
+
+    def run(self) -> None:
+        method, device = self.method, default_device()
+        processes = join(device)
+        sources = {nfe: network_folder(method, self.source, nfe) for nfe in self.nfe or method.evaluations()}
+        inputs = checked(
+            {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
+        )
+        with self._kept(inputs, processes) as state:
+            for nfe, source in sources.items():
+                for seed in self.seeds:
+                    path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
+                    is_there = path.exists() and _is_whole(path)
+                    processes.wait()  # until all have looked
+                    if not is_there:
+                        count, size = self.num_samples, self.batch_size
+                        told = (method, source, nfe, seed, count, size, device, self.quantiser, processes)
+                        _store(path, source, count, size, partial(draw_samples, *told), processes)
+            if not processes.is_main:
+                return
+            with self.result_folder() as folder:
+                for nfe in sources:
+                    shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=_linked)
+                facts = {"network_evaluations_per_sample": list(sources), "device": str(device)}
+                self.write_record(folder, inputs, **facts)
+            mark_delivered(state, self.output)
+
+    @contextmanager
+    def _kept(self, inputs: Mapping[str, Input], processes: Processes) -> Iterator[Path]:
+        """The folder of what a stopped job has left, or a fresh one, for this job alone."""
+        if self.state is None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=".samples-", dir=self.output.parent, ignore_cleanup_errors=True) as passing:
+                yield Path(passing)
             return
-        with result_folder(arguments) as folder:
-            for nfe in sources:
-                shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=_linked)
-            write_provenance(
-                folder / RECORD,
-                inputs,
-                asked(arguments),
-                settings=json.loads(arguments.settings),
-                seeds=arguments.seeds,
-                num_samples=arguments.num_samples,
-                quantiser=arguments.quantiser,
-                network_evaluations_per_sample=list(sources),
-                device=str(device),
-            )
-        mark_delivered(state, arguments.output)
-
-
-@contextmanager
-def _state(
-    arguments: argparse.Namespace, method: Method, inputs: Mapping[str, Input], processes: Processes
-) -> Iterator[Path]:
-    """The folder of what a stopped job has left, or a fresh one, for this job alone."""
-    if arguments.state is None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".samples-", dir=arguments.output.parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
-        return
-    told = ("settings", "guidance_scale", "num_samples", "batch_size", "quantiser")
-    identity = [getattr(arguments, name) for name in told], {name: one.sha256 for name, one in inputs.items()}
-    folder = arguments.state / f"samples-{state_key(identity, __name__, type(method).__module__)}"
-    if not processes.is_main:
-        yield folder
-        return
-    with only_one(folder / "lock", f"{folder} (samples that are being drawn)"):
-        remove_leftovers(folder)
-        yield folder
+        # Which sets are wanted is no part of it: those that are there are what they were.
+        facts = {name: fact for name, fact in self.facts().items() if name not in ("seeds", "nfe")}
+        identity = facts, {name: one.sha256 for name, one in inputs.items()}
+        folder = self.state / f"samples-{state_key(identity, __name__, type(self.method).__module__)}"
+        if not processes.is_main:
+            yield folder
+            return
+        with only_one(folder / "lock", f"{folder} (samples that are being drawn)"):
+            remove_leftovers(folder)
+            yield folder
 
 
 def _store(

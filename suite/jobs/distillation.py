@@ -1,0 +1,74 @@
+"""The students of one variant with one seed."""
+
+import copy
+from pathlib import Path
+from typing import Annotated
+
+from diffusion.data.store import Split, load_split
+from diffusion.distillation.pairs import FILES as PAIRS_FILES
+from diffusion.distillation.pairs import Pairs
+from diffusion.runtime.device import default_device
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import write_json
+from suite.job import Key, TrainingSeed
+from suite.jobs.inputs import check_classes, checked_data, snapshot_name
+from suite.jobs.networks import VariantJob, checked_network, load_teacher
+from suite.jobs.training import TrainingJob, parameters_of, write_log
+from suite.provenance import checked
+
+
+class Distil(VariantJob, TrainingJob):
+    """Trains the students of one variant with one seed.
+
+    Attributes:
+        data: only for methods that need it; what a student trains on is read only if its method says so.
+        flip: whether half of the images that are drawn from ``data`` are mirrored.
+        pairs: only for methods that train on an offline set.
+    """
+
+    teacher: Path
+    train_seed: TrainingSeed
+    data: Path | None = None
+    flip: Annotated[bool, Key("data.flip")] = False
+    pairs: Path | None = None
+
+    def run(self) -> None:
+        method = self.method
+        for name, wanted in (("data", method.needs_data), ("pairs", method.pairs() is not None)):
+            if wanted != (getattr(self, name) is not None):
+                needs = "needs" if wanted else "must not see"
+                raise UserError(f"methods.{self.variant}: the method {method.name} {needs} {name}.")
+        if self.flip and self.data is None:
+            raise UserError(f"data.flip: given, but the method {method.name} draws no images of a data set.")
+        inputs = checked_network("teacher", self.teacher)
+        teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
+        given: Split | Pairs | None = None
+        if self.data is not None:
+            inputs |= checked_data(self.data, "train")
+            given = load_split(self.data, "train", self.flip)
+            check_classes(teacher.conditions, self.data / "manifest.json", len(given.class_names))
+        if self.pairs is not None:
+            inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})
+            given = Pairs(self.pairs, teacher.conditions)
+        with self.training_run(self.variant, self.train_seed, inputs, type(method).__module__) as run:
+            students = method.distil(teacher, run, given)
+            if not run.processes.is_main:
+                return
+            last = min(students, key=lambda student: student.nfe)
+            with self.result_folder() as folder:
+                for student in students:
+                    method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
+                for snapshot in last.snapshots:
+                    earlier = copy.deepcopy(last.network)
+                    earlier.load_state_dict(snapshot.weights())
+                    method.save(folder / snapshot_name(snapshot.step), earlier, teacher)
+                costs = [
+                    {"nfe": student.nfe, **student.cost, "parameters": parameters_of(student.network)}
+                    for student in students
+                ]
+                snapshots = [{"step": snapshot.step, **snapshot.cost} for snapshot in last.snapshots]
+                facts = {"method": method.name, "variant": self.variant, "students": costs, "snapshots": snapshots}
+                write_json(folder / "cost.json", facts)
+                write_log(folder, run)
+                self.write_record(folder, inputs, arithmetic=run.arithmetic, steps=run.steps)
+            run.deliver(self.output)

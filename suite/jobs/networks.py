@@ -1,0 +1,64 @@
+"""Stored networks as jobs use them: checked, under the teacher's guidance, with the method that samples."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ValidationError
+
+from diffusion.denoiser import Denoiser
+from diffusion.distillation.registry import method_class
+from diffusion.guidance import Guidance, guided
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.settings import problems_of
+from diffusion.teachers.folder import deciding_files, load_denoiser
+from suite.job import GuidanceScale, Job, Key
+from suite.provenance import Input, checked
+
+
+class VariantJob(Job):
+    """A job of one variant of a method.
+
+    Attributes:
+        variant: its name in the configuration.
+        settings: its block, with the name of the ``method``.
+        guidance_scale: of the teacher, where the method evaluates it; 1 is without.
+    """
+
+    variant: str
+    settings: Annotated[dict[str, Any], Key("methods.{variant}")]
+    guidance_scale: GuidanceScale = 1.0
+
+    @cached_property
+    def method(self) -> Any:
+        """The method, ready to train or to sample."""
+        return configured_method(self.variant, self.settings, self.guidance_scale)
+
+
+def configured_method(variant: str, settings: dict[str, Any], guidance_scale: float) -> Any:
+    """The method that a variant's block describes, for a teacher under that guidance.
+
+    Raises:
+        UserError: the block does not fit the method; each problem is named by its key.
+    """
+    method_type = method_class(settings["method"])
+    try:
+        return method_type(method_type.Settings.model_validate(settings), Guidance(guidance_scale))
+    except ValidationError as error:
+        raise UserError("\n".join(problems_of(error, method_type.Settings, f"methods.{variant}"))) from error
+
+
+def checked_network(role: str, folder: Path) -> dict[str, Input]:
+    """The files that decide what a stored network computes, as :func:`suite.provenance.checked`."""
+    return checked({f"{role}, {file.name}": file for file in deciding_files(folder)})
+
+
+def network_folder(method: Any, source: Path, nfe: int) -> Path:
+    """The `diffusers` folder that a method samples from with ``nfe`` evaluations: a student of its, or the teacher."""
+    return source / f"nfe-{method.student_for(nfe)}" if method.trains else source
+
+
+def load_teacher(folder: Path, guidance_scale: float, device: torch.device) -> Denoiser:
+    """The experiment's teacher as its methods see it."""
+    return guided(load_denoiser(folder, device), Guidance(guidance_scale))

@@ -1,0 +1,32 @@
+"""An offline set of noises and samples of the teacher."""
+
+from pathlib import Path
+from typing import Annotated
+
+from diffusion.distillation.pairs import PairsSettings, generate_pairs
+from diffusion.runtime.device import default_device
+from diffusion.teachers.stored_network import stored_picture_shape
+from suite.job import BatchSize, GuidanceScale, Key
+from suite.jobs.networks import checked_network, load_teacher
+from suite.jobs.training import TrainingJob
+
+
+class Make(TrainingJob):
+    """Makes an offline set of noises and samples of the teacher, for the methods that train on one."""
+
+    settings: Annotated[PairsSettings, Key("methods.*.pairs")]
+    teacher: Path
+    guidance_scale: GuidanceScale = 1.0
+    batch_size: BatchSize = 256
+
+    def run(self) -> None:
+        inputs = checked_network("teacher", self.teacher)
+        teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
+        with self.training_run(f"pairs-{self.settings.name}", 0, inputs) as run:
+            with self.result_folder(run.processes) as folder:
+                shape = stored_picture_shape(self.teacher)
+                generate_pairs(self.settings, teacher, shape, run, folder, self.batch_size)
+                if not run.processes.is_main:
+                    return
+                self.write_record(folder, inputs)
+            run.deliver(self.output)

@@ -1,0 +1,81 @@
+"""Wall-clock speed of sampling."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+
+from diffusion.noise import initial_noise
+from diffusion.runtime.device import default_device
+from diffusion.runtime.gpus import gpu_lock
+from diffusion.runtime.settings import Settings
+from diffusion.teachers.folder import load_conditions
+from diffusion.teachers.stored_network import stored_picture_shape
+from evaluation.measure import speed
+from evaluation.measure.protocols import SpeedSettings
+from suite.job import GuidanceScale, Job, Key
+from suite.jobs.networks import checked_network, configured_method, network_folder
+from suite.provenance import Input
+
+
+class TimedUnit(Settings):
+    """A variant at one number of evaluations, with the variant's block."""
+
+    variant: str
+    nfe: int
+    train_seed: int
+    settings: dict[str, Any]
+
+
+class Time(Job):
+    """Speed of every unit, interleaved on this machine; the job must have it to itself.
+
+    Attributes:
+        sources: of each variant the folder of its students, or the teacher.
+    """
+
+    experiment: str
+    units: tuple[TimedUnit, ...]
+    sources: dict[str, Path]
+    settings: Annotated[SpeedSettings, Key("speed")]
+    guidance_scale: GuidanceScale = 1.0
+
+    def run(self) -> None:
+        settings, device = self.settings, default_device()
+        samplers, networks, identities = {}, {}, {}
+        inputs: dict[str, Input] = {}
+        for unit in self.units:
+            key, nfe = f"{unit.variant}:{unit.nfe}", unit.nfe
+            method = configured_method(unit.variant, unit.settings, self.guidance_scale)
+            folder = network_folder(method, self.sources[unit.variant], nfe)
+            inputs |= checked_network(key, folder)
+            sampler, networks[key] = method.sampler(folder, nfe, device)
+            conditions = load_conditions(folder)
+            samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
+                noise, conditions.of_samples(range(len(noise)), device)
+            )
+            identities[key] = {"experiment": self.experiment, "method": method.name}
+            identities[key] |= {"variant": unit.variant, "nfe": nfe}
+        shape = stored_picture_shape(folder)
+        drawn = 0
+
+        def make_noise(batch_size: int) -> torch.Tensor:
+            nonlocal drawn
+            drawn += batch_size
+            return initial_noise(0, range(drawn - batch_size, drawn), shape).to(device)
+
+        with gpu_lock(device) if device.type == "cuda" else nullcontext():
+            result = speed.measure_speed(
+                samplers,
+                make_noise,
+                settings.batch_sizes,
+                device,
+                networks=networks,
+                seconds=settings.seconds,
+                precision=settings.precision,
+            )
+        rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
+        with self.result_file(inputs, timings=result.raw) as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)

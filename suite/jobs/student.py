@@ -1,0 +1,33 @@
+"""What the jobs that look into a BOOT student have in common."""
+
+from pathlib import Path
+
+from boot.trajectory import load_student
+from diffusion.denoiser import Denoiser
+from diffusion.runtime.device import default_device
+from diffusion.student import NoiseStudent
+from diffusion.teachers.stored_network import stored_picture_shape
+from suite.job import BatchSize, GuidanceScale, Job, SamplingSeed
+from suite.jobs.networks import checked_network, load_teacher
+from suite.provenance import Input
+
+
+class StudentJob(Job):
+    """A job that reads a BOOT student beside its teacher."""
+
+    student: Path
+    teacher: Path
+    guidance_scale: GuidanceScale = 1.0
+    seed: SamplingSeed
+    batch_size: BatchSize
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return stored_picture_shape(self.student / "nfe-1")
+
+    def networks(self) -> tuple[NoiseStudent, Denoiser, dict[str, Input]]:
+        """The student, the teacher, and the files of both."""
+        folder, device = self.student / "nfe-1", default_device()
+        inputs = checked_network("student", folder) | checked_network("teacher", self.teacher)
+        return load_student(folder, device), load_teacher(self.teacher, self.guidance_scale, device), inputs

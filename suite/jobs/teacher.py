@@ -1,0 +1,70 @@
+"""The teacher: trained, or taken from a folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+from diffusion.data.store import load_split
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import write_json
+from diffusion.teachers.folder import (
+    deciding_files,
+    load_conditions,
+    load_denoiser,
+    pipeline_problems,
+    save_denoiser,
+)
+from diffusion.teachers.hub import model_folder
+from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.train import train_teacher
+from suite.job import Job, Key
+from suite.jobs.inputs import checked_data
+from suite.jobs.training import TrainingJob, parameters_of, write_log
+from suite.provenance import checked
+
+
+class Train(TrainingJob):
+    """Trains the teacher; ``flip`` mirrors half of the images that are drawn."""
+
+    settings: Annotated[TeacherSettings, Key("teacher")]
+    data: Path
+    flip: Annotated[bool, Key("data.flip")] = False
+
+    def run(self) -> None:
+        split = load_split(self.data, "train", self.flip)
+        inputs = checked_data(self.data, "train")
+        with self.training_run("teacher", self.settings.seed, inputs) as run:
+            denoiser, cost = train_teacher(self.settings, split, run)
+            if not run.processes.is_main:
+                return
+            with self.result_folder() as folder:
+                save_denoiser(folder, denoiser)
+                students = [{"nfe": None, **cost, "parameters": parameters_of(denoiser.network)}]
+                write_json(folder / "cost.json", {"method": "teacher", "variant": "teacher", "students": students})
+                write_log(folder, run)
+                self.write_record(folder, inputs, arithmetic=run.arithmetic, steps=run.steps)
+            run.deliver(self.output)
+
+
+class Import(Job):
+    """Takes a stored teacher into the results. What its own training cost is unknown, so it has no cost file.
+
+    Attributes:
+        stored: a folder, or a model of the Hub.
+        revision: of the Hub's model.
+        num_classes: how many of the network's labels are classes.
+    """
+
+    stored: Annotated[str, Key("teacher.path")]
+    revision: Annotated[str | None, Key("teacher.revision")] = None
+    num_classes: Annotated[int | None, Key("teacher.num_classes")] = None
+
+    def run(self) -> None:
+        source = model_folder(self.stored, self.revision, weights=True)
+        if problems := pipeline_problems(source):
+            raise UserError("\n".join(problems))
+        inputs = checked({file.name: file for file in deciding_files(source)})
+        denoiser = load_denoiser(source)
+        denoiser.conditions = load_conditions(source, self.num_classes)
+        with self.result_folder() as folder:
+            save_denoiser(folder, denoiser)
+            self.write_record(folder, inputs)
