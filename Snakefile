@@ -20,6 +20,7 @@ from diffusion.runtime.device import wanted_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import fingerprint
 from diffusion.runtime.settings import user_path
+from diffusion.teachers import families
 from diffusion.teachers.folder import deciding_files
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.training.delivered import discard_delivered

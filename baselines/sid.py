@@ -25,7 +25,6 @@ from diffusion.schedule import Schedule, per_sample
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.randomness import seed_dropout
 from diffusion.training.settings import TrainingSettings
@@ -111,7 +110,7 @@ class Sid(OneStep):
         fake_training = training.model_copy(update=changes | {"warmup_steps": 0})
         fake_optimiser = fake_training.optimiser_of(fake_network)
         told = torch.full((training.batch_size,), start, dtype=torch.float64, device=run.device)
-        shape = picture_shape(network.config)
+        shape = teacher.shape
 
         def fake_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             with torch.no_grad():

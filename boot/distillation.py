@@ -17,7 +17,6 @@ from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.times import uniform_times
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Step
@@ -126,7 +125,7 @@ class Boot(OneStep):
         student = self.student(network, teacher)
         run.count(teacher.network)
         run.count(network)
-        shape = picture_shape(network.config)
+        shape = teacher.shape
         distance = settings.perceptual(run.device) or squared_l2
         objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
 

@@ -25,7 +25,7 @@ from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_conditions, load_schedule
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.teachers.stored_network import network_class, network_configuration
+from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
@@ -271,9 +271,7 @@ def real_network(
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
             return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
-        configuration = network_configuration(teacher.folder)
-        network: nn.Module = network_class(configuration).from_config(configuration)
-        return network
+        return stored_network(teacher.folder).build()
 
     shape = (data.channels, data.resolution, data.resolution)
     operations = network_operations(build, shape, conditions)

@@ -15,7 +15,6 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.local_pipeline import sampling_facts
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop
@@ -61,7 +60,7 @@ class OneStep(Distiller):
         student = self.student(network, teacher)
         run.count(teacher.network)
         run.count(network)
-        shape = picture_shape(network.config)
+        shape = teacher.shape
 
         def compute(*batch: Any) -> torch.Tensor:
             return self.loss(student, teacher, *batch)

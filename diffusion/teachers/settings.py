@@ -14,10 +14,11 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
 from diffusion.teachers.facts import TeacherFacts, facts_of
+from diffusion.teachers.families import TeacherFamily, families
 from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.networks.unet import NetworkSettings
-from diffusion.teachers.stored_network import stored_picture_shape
+from diffusion.teachers.stored_network import stored_network
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.settings import TrainingSettings
@@ -93,6 +94,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
             )
         return self
 
+    @property
+    def family(self) -> TeacherFamily:
+        """How its network is called."""
+        return families()["unet2d"]
+
     def draw_times(self, count: int, schedule: Schedule, generator: torch.Generator) -> torch.Tensor:
         """``count`` times of ``schedule`` to train on, float64, shape (count,), on the generator's device."""
         if self.noise_levels != "lognormal":
@@ -162,6 +168,11 @@ class StoredTeacher(_UsedTeacher):
         return facts_of(schedule, prediction_type, channels, resolution, conditional)
 
     @property
+    def family(self) -> TeacherFamily:
+        """How its network is called and read."""
+        return stored_network(self.folder).family
+
+    @property
     def num_known_classes(self) -> int | None:
         """How many classes the teacher can be told; None where it is told nothing."""
         conditions = load_conditions(self.folder, self.num_classes)
@@ -169,7 +180,7 @@ class StoredTeacher(_UsedTeacher):
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""
-        shape = stored_picture_shape(self.folder)
+        shape = stored_network(self.folder).shape
         if shape != (channels, resolution, resolution):
             raise ValueError(
                 f"path: {self.path} makes pictures of shape {shape}, but the data set's are "

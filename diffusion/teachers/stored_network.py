@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.family import UNET
 from diffusion.runtime.errors import CheckpointError, UserError, brief
 from diffusion.runtime.files import canonical_json, read_json_object, sha256_file
 from diffusion.runtime.packages import version_of
@@ -120,23 +119,3 @@ def stored_network(pipeline: Path) -> StoredNetwork:
 def network_folder(pipeline: Path) -> Path:
     """Where a pipeline's network is."""
     return next((pipeline / part for part in NETWORK_PARTS if (pipeline / part).is_dir()), pipeline)
-
-
-def picture_shape(config: dict[str, Any]) -> tuple[int, int, int]:
-    """(C, H, W) of the states of a ``UNet2DModel`` of this configuration."""
-    return UNET.shape(config)
-
-
-def stored_picture_shape(folder: Path) -> tuple[int, int, int]:
-    """(C, H, W) of the states of a pipeline folder's network."""
-    return stored_network(folder).shape
-
-
-def network_configuration(folder: Path) -> dict[str, Any]:
-    """The configuration of a pipeline folder's network."""
-    return stored_network(folder).config
-
-
-def network_class(config: dict[str, Any]) -> Any:
-    """The class of a U-Net of this configuration."""
-    return families()["unet2d"].network_class(config.get("_class_name") or UNNAMED)

@@ -12,7 +12,6 @@ from diffusion.teachers.conversion.adm import load_consistency_teacher, load_gui
 from diffusion.teachers.conversion.edm import load_edm
 from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Published
 from diffusion.teachers.folder import save_denoiser
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.job import GivenPath, Job
 from suite.provenance import checked
@@ -109,11 +108,10 @@ def _load(file: Path, settings: dict[str, str | int | None]) -> Denoiser:
 
 
 def _check(denoiser: Denoiser, published: Published, file: Path) -> None:
-    network: Any = denoiser.network
     classes = denoiser.conditions.num_classes if isinstance(denoiser.conditions, ClassLabels) else None
     for what, found, expected in (
         ("classes", classes or "no", published.classes or "no"),
-        ("pixels a side", picture_shape(network.config)[1], published.resolution),
+        ("pixels a side", denoiser.shape[1], published.resolution),
     ):
         if found != expected:
             raise CheckpointError(
@@ -124,7 +122,7 @@ def _check(denoiser: Denoiser, published: Published, file: Path) -> None:
 
 def _described(denoiser: Denoiser) -> str:
     network: Any = denoiser.network
-    shape = "×".join(map(str, picture_shape(network.config)))
+    shape = "×".join(map(str, denoiser.shape))
     weights = sum(weight.numel() for weight in network.parameters()) / 1e6
     conditions = denoiser.conditions
     told = f"{conditions.num_classes} classes" if isinstance(conditions, ClassLabels) else "no classes"

@@ -50,7 +50,7 @@ class Distil(VariantJob, TrainingJob):
         if self.pairs is not None:
             inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})
             given = Pairs(self.pairs, teacher.conditions)
-        with self.training_run(self.variant, self.train_seed, inputs, type(method).__module__) as run:
+        with self.training_run(self.variant, self.train_seed, inputs, method, teacher.family) as run:
             students = method.distil(teacher, run, given)
             if not run.processes.is_main:
                 return

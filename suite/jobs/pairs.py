@@ -5,7 +5,6 @@ from typing import Annotated
 
 from diffusion.distillation.pairs import PairsSettings, generate_pairs
 from diffusion.runtime.device import default_device
-from diffusion.teachers.stored_network import stored_picture_shape
 from suite.job import BatchSize, GuidanceScale, Key
 from suite.jobs.networks import checked_network, load_teacher
 from suite.jobs.training import TrainingJob
@@ -22,10 +21,9 @@ class Make(TrainingJob):
     def run(self) -> None:
         inputs = checked_network("teacher", self.teacher)
         teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
-        with self.training_run(f"pairs-{self.settings.name}", 0, inputs) as run:
+        with self.training_run(f"pairs-{self.settings.name}", 0, inputs, teacher.family) as run:
             with self.result_folder(run.processes) as folder:
-                shape = stored_picture_shape(self.teacher)
-                generate_pairs(self.settings, teacher, shape, run, folder, self.batch_size)
+                generate_pairs(self.settings, teacher, teacher.shape, run, folder, self.batch_size)
                 if not run.processes.is_main:
                     return
                 self.write_record(folder, inputs)

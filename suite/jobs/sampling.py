@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from diffusion.runtime.files import only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.teachers.folder import deciding_files, load_conditions
-from diffusion.teachers.stored_network import stored_picture_shape
+from diffusion.teachers.stored_network import stored_network
 from diffusion.training.delivered import mark_delivered
 from suite.job import BatchSize, Key, NumSamples
 from suite.jobs.networks import VariantJob, network_folder
@@ -60,7 +60,7 @@ class Sample(VariantJob):
         inputs = checked(
             {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
         )
-        with self._kept(inputs, processes) as state:
+        with self._kept(sources.values(), inputs, processes) as state:
             for nfe, source in sources.items():
                 for seed in self.seeds:
                     path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
@@ -80,7 +80,7 @@ class Sample(VariantJob):
             mark_delivered(state, self.output)
 
     @contextmanager
-    def _kept(self, inputs: Mapping[str, Input], processes: Processes) -> Iterator[Path]:
+    def _kept(self, sources: Iterable[Path], inputs: Mapping[str, Input], processes: Processes) -> Iterator[Path]:
         """The folder of what a stopped job has left, or a fresh one, for this job alone."""
         if self.state is None:
             self.output.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,8 @@ class Sample(VariantJob):
         # Which sets are wanted is no part of it: those that are there are what they were.
         facts = {name: fact for name, fact in self.facts().items() if name not in ("seeds", "nfe")}
         identity = facts, {name: one.sha256 for name, one in inputs.items()}
-        folder = self.state / f"samples-{state_key(identity, __name__, type(self.method).__module__)}"
+        parts = self.method, *(stored_network(source).family for source in sources)
+        folder = self.state / f"samples-{state_key(identity, __name__, *(type(part).__module__ for part in parts))}"
         if not processes.is_main:
             yield folder
             return
@@ -115,7 +116,7 @@ def _store(
     if not processes.is_main:
         drain(batches)
         return
-    channels, height, width = stored_picture_shape(source)
+    channels, height, width = stored_network(source).shape
     images = begun.fill(
         (count, height, width, channels),
         np.uint8,
@@ -179,7 +180,7 @@ def draw_samples(
 
     sampler, network = method.sampler(source, nfe, device)
     network.register_forward_pre_hook(count)
-    shape, conditions = stored_picture_shape(source), load_conditions(source)
+    shape, conditions = stored_network(source).shape, load_conditions(source)
 
     def draw(indices: range) -> np.ndarray:
         noise = initial_noise(seed, indices, shape).to(device)

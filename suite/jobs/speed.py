@@ -12,7 +12,7 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.settings import Settings
 from diffusion.teachers.folder import load_conditions
-from diffusion.teachers.stored_network import stored_picture_shape
+from diffusion.teachers.stored_network import stored_network
 from evaluation.measure import speed
 from evaluation.measure.protocols import SpeedSettings
 from suite.job import GuidanceScale, Job, Key
@@ -58,7 +58,7 @@ class Time(Job):
             )
             identities[key] = {"experiment": self.experiment, "method": method.name}
             identities[key] |= {"variant": unit.variant, "nfe": nfe}
-        shape = stored_picture_shape(folder)
+        shape = stored_network(folder).shape
         drawn = 0
 
         def make_noise(batch_size: int) -> torch.Tensor:

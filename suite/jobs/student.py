@@ -6,7 +6,7 @@ from boot.trajectory import load_student
 from diffusion.denoiser import Denoiser
 from diffusion.runtime.device import default_device
 from diffusion.student import NoiseStudent
-from diffusion.teachers.stored_network import stored_picture_shape
+from diffusion.teachers.stored_network import stored_network
 from suite.job import BatchSize, GuidanceScale, Job, SamplingSeed
 from suite.jobs.networks import checked_network, load_teacher
 from suite.provenance import Input
@@ -24,7 +24,7 @@ class StudentJob(Job):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return stored_picture_shape(self.student / "nfe-1")
+        return stored_network(self.student / "nfe-1").shape
 
     def networks(self) -> tuple[NoiseStudent, Denoiser, dict[str, Input]]:
         """The student, the teacher, and the files of both."""

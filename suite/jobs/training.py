@@ -32,17 +32,16 @@ class TrainingJob(Job):
     checkpoint_seconds: float = Field(30.0, exclude=True)
 
     @contextmanager
-    def training_run(
-        self, name: str, seed: int, inputs: Mapping[str, Input], module: str | None = None
-    ) -> Iterator[TrainingRun]:
+    def training_run(self, name: str, seed: int, inputs: Mapping[str, Input], *parts: object) -> Iterator[TrainingRun]:
         """The run.
 
         Args:
-            module: of what is trained, where the job's own does not import it; a state of other code is never reused.
+            parts: objects whose modules the job's own does not import: the method, the teacher's family. A state of
+                other code is never reused.
         """
         facts = self.facts()
         identity = [name, facts, seed, {role: one.sha256 for role, one in inputs.items()}]
-        key = state_key(identity, type(self).__module__, *filter(None, [module]))
+        key = state_key(identity, *(type(part).__module__ for part in (self, *parts)))
         folder = self.state / f"{name}-seed-{seed}-{key}"
         with (
             Trackers(self.state.parent, f"{name}/train-{seed}", key[:8], facts["settings"]) as trackers,

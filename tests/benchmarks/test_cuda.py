@@ -46,7 +46,6 @@ from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
@@ -119,7 +118,7 @@ def pairs(folder):
         if (settings := build(name).pairs()) is not None:
             (folder / "pairs" / name).mkdir(parents=True)
             with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
-                generate_pairs(settings, teacher, picture_shape(teacher.network.config), run, folder / "pairs" / name)
+                generate_pairs(settings, teacher, teacher.shape, run, folder / "pairs" / name)
     return folder / "pairs"
 
 

@@ -23,7 +23,6 @@ from diffusion.teachers import pipeline as student_pipeline
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.teachers.stored_network import picture_shape
 from diffusion.training.loop import TrainingRun
 
 CPU = torch.device("cpu")
@@ -46,7 +45,7 @@ def inputs_of(method, folder, data, teacher):
     if not stored.exists():
         stored.mkdir(parents=True)
         with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
-            generate_pairs(method.pairs(), teacher, picture_shape(teacher.network.config), run, stored)
+            generate_pairs(method.pairs(), teacher, teacher.shape, run, stored)
     return Pairs(stored, teacher.conditions)
 
 

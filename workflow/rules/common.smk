@@ -89,10 +89,12 @@ def job(record, stage, *modules, files=(), shallow=(), others=(), several=(), **
         path = Path(str(record).format(**dict(wildcards.items())))
         fields = {name: of(value, wildcards) for name, value in settings.items()}
         try:
+            code = closure(*named, shallow=shallow)
+            code |= closure(FAMILY) if families.__name__ in code else set()
             return RERUNS.ask(
                 path,
                 {"stage": stage, **fields, **dict(of(several, wildcards))},
-                [*source_files(closure(*named, shallow=shallow)), *others],
+                [*source_files(code), *others],
                 [str(file) for file in of(files, wildcards)],
             )
         except UserError as error:
@@ -132,6 +134,8 @@ def method_module(wildcards):
     return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
 
 
+# The module of the teacher's family, which jobs find by the name of its network.
+FAMILY = type(EXPERIMENT.teacher.family).__module__
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = EXPERIMENT.teacher.guidance_scale
 # Where the user's images are: of them the content counts.
