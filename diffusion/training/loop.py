@@ -39,7 +39,7 @@ from diffusion.training.steps import Loss, Snapshot, Stateful, Step, Trained
 # What a state holds of the run itself.
 _TOTALS = ("evaluations", "real_images_seen", "arithmetic", "steps", "steps_done", "log")
 _LOGGED_POINTS = 200  # of a stage, for the training curves
-_LOOK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
+_CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
 
 
 class TrainingRun(Costs):
@@ -158,7 +158,7 @@ class TrainingRun(Costs):
             print(f"{self.folder}: resuming stage {stage.name} at step {first} of {steps}", file=sys.stderr)
 
         log_every, kept_at = max(1, steps // _LOGGED_POINTS), settings.snapshot_steps()
-        look_every = _LOOK_EVERY_ON_GPU if self.device.type == "cuda" else 1
+        check_every = _CHECK_EVERY_ON_GPU if self.device.type == "cuda" else 1
         readings = Readings(self.device)
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
@@ -176,7 +176,7 @@ class TrainingRun(Costs):
                 seen = {"learning_rate": settings.rate(step), "wall_clock_s": round(self.wall_clock_s, 3)}
                 readings.keep({"stage": stage.name, "step": step + 1, **seen}, loss, norm)
             # Numbers are read where the host waits for the device anyway.
-            looks = last or (told and self.processes.size == 1) or step % look_every == look_every - 1
+            looks = last or (told and self.processes.size == 1) or step % check_every == check_every - 1
             if looks:
                 if (bad := readings.first_bad()) is not None:
                     raise self._non_finite(stage, bad, good_step)
