@@ -5,7 +5,7 @@ from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.prediction import PredictionType, Sample, prediction_of
-from diffusion.schedule import Schedule, network_timesteps, per_sample
+from diffusion.schedule import Schedule, network_timesteps
 
 
 class NoiseStudent(nn.Module):
@@ -42,18 +42,18 @@ class NoiseStudent(nn.Module):
         level = schedule.t_max if read_at is None else read_at
         self._read_at = torch.tensor(level, dtype=torch.float64, device=device)
 
-    def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+    def forward(self, noise: torch.Tensor, t: torch.Tensor | float, condition: Condition = None) -> torch.Tensor:
         """The picture y, unclipped.
 
         Args:
             noise: ε, shape (N, C, H, W).
-            t: the times that the network is told, shape (N,) or ().
+            t: the times that the network is told, shape (N,) or (), or a number.
 
         Returns:
             shape (N, C, H, W).
         """
         at = self.schedule.at(self._read_at)
-        start = self.schedule.start(noise) if self._at_end else per_sample(at.sigma, noise) * noise
+        start = self.schedule.start(noise) if self._at_end else at.sigma * noise
         told = network_timesteps(self.schedule, t, noise)
         fed = self._feeding.fed(start, at)
         output = self.network(fed, told, return_dict=False, **(condition or {}))[0].float()
@@ -63,4 +63,4 @@ class NoiseStudent(nn.Module):
 
     def sample(self, noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """The image of a student that is told the end of its trajectory, g_θ(ε, t_min); shape (N, C, H, W)."""
-        return self(noise, torch.tensor(self.schedule.t_min, dtype=torch.float64), condition)
+        return self(noise, self.schedule.t_min, condition)

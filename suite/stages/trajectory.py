@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from boot.trajectory import SignalOfState, TrajectoryErrors, load_student, trajectory_errors
+from boot.trajectory import TrajectoryErrors, load_student, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
@@ -29,8 +29,7 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
     device = default_device()
     folder = arguments.student / "nfe-1"
     inputs = checked_network("student", folder) | checked_network("teacher", arguments.teacher)
-    loaded = load_student(folder, device)
-    student = SignalOfState(loaded) if arguments.target == "state" else loaded
+    student = load_student(folder, device, arguments.target)
     teacher = load_teacher(arguments.teacher, arguments.guidance_scale, device)
     shape, count = stored_picture_shape(folder), arguments.noises
     errors = errors_of(student, teacher, arguments.seed, count, shape, arguments.batch_size, device)
@@ -55,7 +54,7 @@ def measure_trajectory(arguments: argparse.Namespace) -> None:
 
 
 def errors_of(
-    student: NoiseStudent | SignalOfState,
+    student: NoiseStudent,
     teacher: Denoiser,
     seed: int,
     count: int,
