@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distiller import Student, TrainedSettings
@@ -64,9 +63,10 @@ class KnowledgeDistillation(OneStep):
         return data.draw(step.batch_size, step.generator)
 
     def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
+        """E ‖x − g_θ(ε)‖²: the divergence of two Gaussians of one deviation, up to its constant factor (sec. 3); mean
+        over batch and pixels. The network is told t_max."""
         noise, samples, condition = batch
-        told = torch.tensor(teacher.schedule.t_max, dtype=torch.float64)
-        return knowledge_distillation_loss(student, noise, samples, told, condition)
+        return (student(noise, student.schedule.t_max, condition) - samples).square().mean()
 
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Pairs)
@@ -74,17 +74,3 @@ class KnowledgeDistillation(OneStep):
 
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
         return {"told_timestep": float(teacher.schedule.num_timesteps - 1)}
-
-
-def knowledge_distillation_loss(
-    student: NoiseStudent, noise: torch.Tensor, samples: torch.Tensor, told: torch.Tensor, condition: Condition = None
-) -> torch.Tensor:
-    """E ‖x − g_θ(ε)‖²: the divergence of two Gaussians of one deviation, up to its constant factor (sec. 3).
-
-    Mean over batch and pixels, a scalar. One evaluation of the student a picture.
-
-    Args:
-        noise: ε; samples: the teacher's pictures from it; shape (N, C, H, W).
-        told: the one time that the network is told, shape ().
-    """
-    return (student(noise, told, condition) - samples).square().mean()

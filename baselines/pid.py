@@ -14,7 +14,8 @@ from diffusion.distillation.distances import ComparingSettings, Distance
 from diffusion.distillation.distiller import Student, TrainedSettings
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
-from diffusion.schedule import Schedule, per_sample
+from diffusion.level import decay, gain
+from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
@@ -83,7 +84,7 @@ class Pid(OneStep):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         raw = self.settings.output == "network"
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw)
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw, family=teacher.family)
 
     def batch(
         self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
@@ -101,16 +102,15 @@ class Pid(OneStep):
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
         # The sample is x(z, τ_min) without its noise τ_min ε: every sampler's last step goes to the clean picture.
         schedule = teacher.schedule
-        first = torch.tensor(schedule.t_min, dtype=torch.float64)
-        scale = float(signal_share(schedule, first, start_time(schedule)))
+        scale = float(gain(schedule.at(schedule.t_min), schedule.at(start_time(schedule))).value)
         return {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
 
 
 def start_time(schedule: Schedule) -> torch.Tensor:
     """The latest time with a finite τ = σ/α: t_max, or one timestep before; float64, shape ()."""
-    end = torch.tensor(schedule.t_max, dtype=torch.float64)
-    if torch.isfinite(schedule.log_noise_to_signal(end)):
-        return end
+    end = schedule.at(schedule.t_max)
+    if torch.isfinite(end.log_noise_to_signal):
+        return end.time
     return schedule.time(torch.tensor(schedule.num_timesteps - 2.0))
 
 
@@ -120,7 +120,7 @@ def time_grid(schedule: Schedule, num_times: int, rho: float) -> torch.Tensor:
     Returns:
         float64, shape (num_times,).
     """
-    ends = torch.stack([start_time(schedule), torch.tensor(schedule.t_min, dtype=torch.float64)])
+    ends = torch.stack([start_time(schedule), schedule.at(schedule.t_min).time])
     share = torch.linspace(0, 1, num_times, dtype=torch.float64)
     first, last = schedule.log_noise_to_signal(ends)
     times = schedule.time_of(karras_levels(first, last, share, rho))
@@ -132,11 +132,6 @@ def neighbour(index: torch.Tensor, num_times: int) -> torch.Tensor:
     """The grid point that the difference quotient takes beside ``index``: the next lower noise level; for the lowest,
     the one above."""
     return torch.where(index == num_times - 1, num_times - 2, index + 1)
-
-
-def signal_share(schedule: Schedule, t: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """1 − τ_t/T with T = τ at ``start``: what F has of x(z, τ); shape of ``t``, float64."""
-    return -torch.expm1(schedule.log_noise_to_signal(t) - schedule.log_noise_to_signal(start))
 
 
 def pid_loss(
@@ -168,17 +163,12 @@ def pid_loss(
         distance: d; None is the squared difference, mean over the pixels.
     """
     schedule = student.schedule
-    told = torch.cat([t, s])
-    signal = per_sample(signal_share(schedule, told, start), noise) * student(
-        torch.cat([noise, noise]), told, join(condition, condition)
-    )
-    y_t, y_s = signal.chunk(2)
-    gap = schedule.log_noise_to_signal(s) - schedule.log_noise_to_signal(t)  # log k
-    k, gain = per_sample(torch.exp(gap), noise), per_sample(-torch.expm1(gap), noise)
+    told, at_s, at_t = torch.cat([t, s]), schedule.at(s), schedule.at(t)
+    answers = student(torch.cat([noise, noise]), told, join(condition, condition))
+    y_t, y_s = (gain(schedule.at(told), schedule.at(start)) * answers).chunk(2)
     with torch.no_grad():
-        state = per_sample(schedule.alpha(t), noise) * y_t + per_sample(schedule.sigma(t), noise) * noise
-        target = teacher(state, t, condition)
-    estimate = (y_s - k * y_t) / gain
+        target = teacher(at_t.noised(y_t, noise), at_t, condition)
+    estimate = (y_s - decay(at_s, at_t) * y_t) / gain(at_s, at_t)
     if distance is None:
         return (estimate - target).square().mean()
     return distance(estimate, target).mean()

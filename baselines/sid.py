@@ -21,7 +21,7 @@ from diffusion.distillation.distiller import Student, TrainedSettings, student_n
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.settings import GrownSettings
-from diffusion.schedule import Schedule, per_sample
+from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
@@ -104,7 +104,7 @@ class Sid(OneStep):
         for counted in (teacher.network, network, fake_network):
             run.count(counted)
         start = start_time(schedule, settings.sigma_init)
-        student = NoiseStudent(network, schedule, teacher.prediction_type, start)
+        student = NoiseStudent(network, schedule, teacher.prediction_type, start, family=teacher.family)
         fake = teacher.with_network(fake_network)
         changes = {"learning_rate": settings.fake_learning_rate, "betas": settings.fake_betas or training.betas}
         fake_training = training.model_copy(update=changes | {"warmup_steps": 0})
@@ -211,9 +211,9 @@ def sid_loss(
         alpha: α of the paper, which is not α_t.
         condition: of the pictures; the teacher's may be guided, the fake score takes the condition alone.
     """
-    schedule = teacher.schedule
-    x_t = per_sample(schedule.alpha(t), generated) * generated + per_sample(schedule.sigma(t), generated) * noise
-    real, faked = teacher.estimate(x_t, t, condition), fake.estimate(x_t, t, condition)
+    at = teacher.schedule.at(t)
+    x_t = at.noised(generated, noise)
+    real, faked = teacher.estimate(x_t, at, condition), fake.estimate(x_t, at, condition)
     error = (generated - real).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_ERROR)
     difference = real - faked
     return (difference * ((1 - alpha) * difference + (faked - generated)) / error).mean()

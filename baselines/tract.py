@@ -3,33 +3,24 @@ shorter jumps."""
 
 import functools
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
 
 from diffusion.conditions import Condition
-from diffusion.data.batches import RealPictures
-from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.distiller import Distiller, Student, TrainedSettings, finished_student, student_network
-from diffusion.distillation.method import Sampler
-from diffusion.distillation.pairs import Pairs
-from diffusion.schedule import EdmSchedule, Schedule, per_sample
-from diffusion.solvers import ddim_sample, ddim_step, ddim_target, grid_noise_level, heun_step
+from diffusion.distillation.distiller import TrainedSettings
+from diffusion.distillation.staged import Stage, Staged
+from diffusion.level import Coefficient, Level
+from diffusion.schedule import EdmSchedule, Schedule
+from diffusion.solvers import Solver, ddim_step, ddim_target, grid_level, solver_step
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.training.average import MovingAverage
 from diffusion.training.settings import TrainingSettings
-from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
-
-Solver = Literal["ddim", "heun"]
 
 
 class TractSettings(TrainedSettings):
@@ -69,13 +60,12 @@ class TractSettings(TrainedSettings):
         return self
 
 
-class Tract(Distiller):
+class Tract(Staged):
     """In each phase the student learns to jump from every step of a group to the group's start."""
 
     name = "tract"
     title = "TRACT"
     Settings = TractSettings
-    needs_data = True
     TINY = {  # noqa: RUF012
         "start_steps": 8,
         "phases": [4, 1],
@@ -88,79 +78,29 @@ class Tract(Distiller):
         return self.settings.phases
 
     def check(self, teacher: TeacherFacts) -> None:
-        if teacher.num_timesteps % self.settings.start_steps:
-            raise ValueError(
-                f"start_steps: found {self.settings.start_steps}, expected a divisor of the teacher's num_timesteps "
-                f"({teacher.num_timesteps}), so that every student's steps fall on the teacher's grid"
-            )
+        super().check(teacher)
         if self.settings.solver == "heun" and math.isinf(teacher.log_noise_to_signal[1]):
             raise ValueError("solver: found 'heun' with a teacher without signal at t_max, expected 'ddim'")
 
-    def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
-        assert isinstance(data, Split), "TRACT trains on the data set"
-        settings = self.settings.training.of_stage(1, len(self.settings.phases))
-        pictures = RealPictures(data, run.device)
-        students: list[Student] = []
-        teacher_steps = self.settings.start_steps
-        for num_steps in self.settings.phases:
-            network = student_network(teacher)
-            average = MovingAverage(network, self.settings.self_teacher_decay).eval()
-            for evaluated in (teacher.network, network, average.module):
-                run.count(evaluated)
-            student = teacher.with_network(network)
-            compute = run.compiled(
-                functools.partial(
-                    tract_loss,
-                    student,
-                    teacher,
-                    student.with_network(average.module).eval(),
-                    group=teacher_steps // num_steps,
-                    num_steps=teacher_steps,
-                    solver="ddim" if students else self.settings.solver,
-                ),
-                settings,
-            )
-
-            def loss(
-                step: Step,
-                compute: Callable[..., torch.Tensor] = compute,
-                source: Denoiser = teacher,  # bound now: `teacher` moves on, and so does the number of its steps
-                teacher_steps: int = teacher_steps,
-            ) -> torch.Tensor:
-                x, labels = pictures.draw(step.batch_size, step.generator)
-                condition = source.conditions.of_labels(labels)
-                noise = torch.randn(x.shape, generator=step.generator, device=x.device)
-                point = torch.randint(1, teacher_steps + 1, (len(x),), generator=step.generator, device=x.device)
-                return compute(x, noise, point, condition=condition)
-
-            def follow(_step: Step, average: MovingAverage = average, network: nn.Module = network) -> None:
-                average.update_parameters(network)
-
-            trained = run.fit(
-                f"{num_steps}-steps",
-                network,
-                loss,
-                settings,
-                real_images=True,
-                after_step=follow,
-                beside={"self_teacher": average},
-            )
-            students.append(finished_student(num_steps, trained))
-            # Without guidance from here on: the first student has learnt the guided teacher (Meng et al. 2023, sec. 3).
-            teacher = student.with_network(trained.network.requires_grad_(False)).eval()
-            teacher_steps = num_steps
-        return students
-
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, teacher.with_network(network))
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        denoiser = load_denoiser(folder, device)
-
-        def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return ddim_sample(denoiser, noise, nfe, condition)
-
-        return sample, denoiser.network
+    def stage(self, number: int, student: Denoiser, teacher: Denoiser, run: "TrainingRun") -> Stage:
+        settings = self.settings
+        before, after = (settings.start_steps, *settings.phases)[number : number + 2]
+        average = MovingAverage(student.network, settings.self_teacher_decay).eval()
+        run.count(average.module)
+        loss = functools.partial(
+            tract_loss,
+            student,
+            teacher,
+            student.with_network(average.module).eval(),
+            group=before // after,
+            num_steps=before,
+            solver="ddim" if number else settings.solver,
+        )
+        options = {
+            "after_step": lambda _step: average.update_parameters(student.network),
+            "beside": {"self_teacher": average},
+        }
+        return Stage(loss, before, settings.training.of_stage(1, len(settings.phases)), options)
 
 
 @torch.no_grad()
@@ -178,7 +118,6 @@ def tract_target(
 
     The teacher takes one step from t to t', and the self-teacher jumps from t' to the group's start s:
     x̃ = (z_s − (σ_s/σ_t) z_t) / (α_s − α_t σ_s/σ_t). Where t' is the group's start, the teacher's step is all there is.
-    Its last step, to the clean picture, is DDIM's with either solver.
 
     Args:
         z_t: noisy pictures at grid point ``step``, shape (N, C, H, W).
@@ -187,23 +126,13 @@ def tract_target(
         num_steps: the teacher's number of steps.
         solver: of the teacher's step.
     """
-    schedule = teacher.schedule
-    start = torch.div(step - 1, group, rounding_mode="floor") * group
-    t, alpha_t, sigma_t = grid_noise_level(schedule, step, num_steps)
-    middle, alpha_middle, sigma_middle = grid_noise_level(schedule, step - 1, num_steps)
-    _, alpha_start, sigma_start = grid_noise_level(schedule, start, num_steps)
-    levels = alpha_t, sigma_t, alpha_middle, sigma_middle
-    estimate = teacher(z_t, t, condition)
-    z_middle = ddim_step(z_t, estimate, *levels)
-    if solver == "heun":
-        z_heun = heun_step(z_t, estimate, z_middle, teacher(z_middle, middle, condition), *levels)
-        z_middle = torch.where(per_sample(sigma_middle, z_t) > 0, z_heun, z_middle)
-    estimate = self_teacher(z_middle, middle, condition)
+    first = torch.div(step - 1, group, rounding_mode="floor") * group
+    t, middle, start = (grid_level(teacher.schedule, point, num_steps) for point in (step, step - 1, first))
+    z_middle = solver_step(teacher, z_t, t, middle, solver, condition)
     # Not a number where it starts in the clean picture, at which no network is asked; the next line drops it there.
-    jumped = ddim_step(z_middle, estimate, alpha_middle, sigma_middle, alpha_start, sigma_start)
-    arrived = (step - 1 == start).reshape(-1, *[1] * (z_t.ndim - 1))
-    z_start = torch.where(arrived, z_middle, jumped)
-    return ddim_target(z_t, z_start, alpha_t, sigma_t, alpha_start, sigma_start)
+    jumped = ddim_step(z_middle, self_teacher(z_middle, middle, condition), middle, start)
+    arrived = (step - 1 == first).reshape(-1, *[1] * (z_t.ndim - 1))
+    return ddim_target(z_t, torch.where(arrived, z_middle, jumped), t, start)
 
 
 def tract_loss(
@@ -228,20 +157,14 @@ def tract_loss(
         step: grid points 1 … num_steps of the teacher, shape (N,).
         group, num_steps, solver: as in :func:`tract_target`.
     """
-    t, alpha, sigma = grid_noise_level(student.schedule, step, num_steps)
-    z_t = per_sample(alpha, x) * x + per_sample(sigma, x) * noise
+    t = grid_level(student.schedule, step, num_steps)
+    z_t = t.noised(x, noise)
     target = tract_target(teacher, self_teacher, z_t, step, group, num_steps, condition, solver)
-    weight = per_sample(loss_weight(student.schedule, alpha, sigma), x)
-    return (weight * (student.estimate(z_t, t, condition) - target).square()).mean()
+    error = student.estimate(z_t, t, condition) - target
+    return (loss_weight(student.schedule, t) * error.square()).mean()
 
 
-def loss_weight(schedule: Schedule, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+def loss_weight(schedule: Schedule, t: Level) -> Coefficient:
     """w of the squared error of x̂, as published: max(α²/σ², 1); for EDM's schedule 1/σ² + 1/σ_d² = 1/c_out², which
-    makes it the squared error of the network's own output.
-
-    Args:
-        alpha, sigma: shape (N,).
-    """
-    if isinstance(schedule, EdmSchedule):
-        return sigma**-2 + schedule.sigma_data**-2
-    return (alpha / sigma).square().clamp(min=1)
+    makes it the squared error of the network's own output."""
+    return t.sigma**-2 + schedule.sigma_data**-2 if isinstance(schedule, EdmSchedule) else t.truncated_snr

@@ -1,21 +1,23 @@
 """BOOT as a method of the suite (Gu et al., arXiv 2306.05544): data-free distillation to one evaluation."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
-from boot.losses import BootObjective, Target, Weight, boot_losses
+from boot.losses import Weight, boot_losses
 from boot.signal_ode import Solver
-from diffusion.conditions import Condition
+from boot.state_student import StateStudent
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, squared_l2
-from diffusion.distillation.distiller import Student, TrainedSettings, student_network
+from diffusion.distillation.distiller import Student, TrainedSettings
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
+from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.times import uniform_times
 from diffusion.training.settings import TrainingSettings
@@ -55,7 +57,7 @@ class BootSettings(TrainedSettings, ComparingSettings):
     boundary_fraction: float = Field(0.25, gt=0, le=1)
     weight: Weight = "inverse_square"
     distance: Literal["l2", "lpips"] = "l2"
-    target: Target = "signal"
+    target: Literal["signal", "state"] = "signal"
     times: Literal["uniform", "progressive"] = "uniform"
     progressive_share: float = Field(0.5, gt=0, le=1)
     bootstrap_from: Literal["online", "average"] = "online"
@@ -117,37 +119,37 @@ class Boot(OneStep):
             )
 
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
-        settings, schedule = self.settings, teacher.schedule
-        network = student_network(teacher)
-        if settings.initialisation == "random":
+        self._distance = self.settings.perceptual(run.device) or squared_l2
+        self._source: NoiseStudent | None = None
+        return super().distil(teacher, run, data)
+
+    def network(self, teacher: Denoiser, run: "TrainingRun") -> Any:
+        network = super().network(teacher, run)
+        if self.settings.initialisation == "random":
             run.seed_initialisation("initialisation of the student")  # not of the teacher, whose seed may be the same
             network.load_state_dict(type(network).from_config(network.config).state_dict())
-        student = self.student(network, teacher)
-        run.count(teacher.network)
-        run.count(network)
-        shape = teacher.shape
-        distance = settings.perceptual(run.device) or squared_l2
-        objective = BootObjective(settings.solver, settings.weight, settings.target, distance)
+        return network
 
-        source = None
+    def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
+        kind = StateStudent if self.settings.target == "state" else NoiseStudent
+        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
 
-        def compute(noise: torch.Tensor, s: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
-            boundary_count = math.ceil(len(noise) * settings.boundary_fraction) if settings.boundary_weight else 0
-            terms = boot_losses(student, teacher, noise, s, t, objective, boundary_count, source, condition)
-            return terms.bootstrap + settings.boundary_weight * terms.boundary
+    def batch(
+        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
+    ) -> tuple[Any, ...]:
+        if self.settings.bootstrap_from == "average" and self._source is None:
+            assert step.average is not None
+            self._source = self.student(step.average, teacher)
+        noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
+        s, t = draw_times(self.settings, teacher.schedule, step)
+        return noise, s, t, teacher.conditions.draw(step.batch_size, step.generator)
 
-        compute = run.compiled(compute, settings.training)
-
-        def loss(step: Step) -> torch.Tensor:
-            nonlocal source
-            if settings.bootstrap_from == "average" and source is None:
-                assert step.average is not None
-                source = self.student(step.average, teacher)
-            noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
-            s, t = draw_times(settings, schedule, step)
-            return compute(noise, s, t, teacher.conditions.draw(step.batch_size, step.generator))
-
-        return [Student(1, *run.fit("boot", network, loss, settings.training))]
+    def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
+        settings, (noise, s, t, condition) = self.settings, batch
+        count = math.ceil(len(noise) * settings.boundary_fraction) if settings.boundary_weight else 0
+        how = settings.solver, settings.weight, self._distance
+        bootstrap, boundary = boot_losses(student, teacher, noise, s, t, count, *how, self._source, condition)
+        return bootstrap + settings.boundary_weight * boundary
 
 
 def draw_times(settings: BootSettings, schedule: Schedule, step: Step) -> tuple[torch.Tensor, torch.Tensor]:

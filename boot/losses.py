@@ -1,45 +1,19 @@
 """The losses of BOOT (sec. 3.2 and 3.3)."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_gain, signal_of
+from boot.signal_ode import Solver, signal_step
+from boot.state_student import StateStudent
 from diffusion.conditions import Condition, first_of, join
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import Distance, squared_l2
+from diffusion.level import gain
 from diffusion.student import NoiseStudent
 
 Weight = Literal["inverse_square", "inverse", "uniform"]
-Target = Literal["signal", "state"]
-
-
-@dataclass(frozen=True)
-class BootObjective:
-    """What is compared, how, and with which weight.
-
-    Attributes:
-        solver: of the teacher's Signal-ODE over one step.
-        weight: of the bootstrap loss, a power of the step's gain 1 − k. "inverse_square" 1/(1 − k)² makes the residual
-            of the ODE itself the loss, so that it does not depend on the step; "inverse" 1/(1 − k); "uniform" 1.
-        target: "signal": the student is y_t. "state" (the paper's ablation): it is x_t = α_t y_t + σ_t ε, noise
-            included, and its sample at t_min is x itself but for σ(t_min).
-        distance: between a batch of outputs and a batch of targets.
-    """
-
-    solver: Solver = "heun"
-    weight: Weight = "inverse_square"
-    target: Target = "signal"
-    distance: Distance = squared_l2
-
-
-@dataclass(frozen=True)
-class BootLosses:
-    """The two terms, scalars; the training loss is ``bootstrap + β boundary``."""
-
-    bootstrap: torch.Tensor
-    boundary: torch.Tensor
+_POWER = {"inverse_square": -2, "inverse": -1, "uniform": 0}
 
 
 def boot_losses(
@@ -48,12 +22,14 @@ def boot_losses(
     noise: torch.Tensor,
     s: torch.Tensor,
     t: torch.Tensor,
-    objective: BootObjective,
     boundary_count: int,
+    solver: Solver = "heun",
+    weight: Weight = "inverse_square",
+    distance: Distance = squared_l2,
     source: NoiseStudent | None = None,
     condition: Condition = None,
-) -> BootLosses:
-    """The bootstrap loss and the boundary loss on one batch of noise; no picture of any data set enters.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bootstrap loss and the boundary loss on one batch of noise, scalars; no picture of any data set enters.
 
     Bootstrap: E w(1 − k) d(g_θ(ε, s), sg[target]), the target being one solver step of the teacher from sg[g_θ(ε, t)].
     Boundary: E d(g_θ(ε, t_max), f_φ(x_M, t_max)), the start of the trajectory. Both are means over batch and pixels.
@@ -66,30 +42,27 @@ def boot_losses(
         noise: ε, shape (N, C, H, W).
         s, t: times, s < t, shape (N,).
         boundary_count: how many of the N noises also enter the boundary loss.
+        solver: of the teacher's Signal-ODE over one step.
+        weight: w, a power of the step's gain: "inverse_square" 1/(1 − k)² makes the residual of the ODE itself the
+            loss, so that it does not depend on the step; "inverse" 1/(1 − k); "uniform" 1.
+        distance: d.
         source: what is bootstrapped from, a student with the averaged weights; the student itself if None.
         condition: of all N pictures, tensors of length N.
     """
-    schedule = student.schedule
-    at_start = torch.full((boundary_count,), schedule.t_max, dtype=torch.float64, device=t.device)
-    start_noise = noise[:boundary_count]
-    at_both = join(condition, first_of(condition, boundary_count))
+    at_s, at_t = student.schedule.at(s), student.schedule.at(t)
+    count, first = len(noise), noise[:boundary_count]
+    t_max = torch.full((boundary_count,), student.schedule.t_max, dtype=torch.float64, device=t.device)
+    both = join(condition, first_of(condition, boundary_count))
     with torch.no_grad():
-        output_t = (source or student)(noise, t, condition)
-        y_t = output_t if objective.target == "signal" else signal_of(schedule, output_t, noise, t)
-        states = torch.cat([noisy_state(schedule, y_t, noise, t), schedule.start(start_noise)])
-        estimates = teacher(states, torch.cat([t, at_start]), at_both)
-        estimate_t, target_start = estimates[: len(noise)], estimates[len(noise) :]
-        target = bootstrap_target(teacher, y_t, estimate_t, noise, s, t, objective.solver, condition)
-        if objective.target == "state":
-            target = noisy_state(schedule, target, noise, s)
-            target_start = noisy_state(schedule, target_start, start_noise, at_start)
-    output = student(torch.cat([noise, start_noise]), torch.cat([s, at_start]), at_both)
-    distances = objective.distance(output, torch.cat([target, target_start]))
-    bootstrap, boundary = distances[: len(noise)], distances[len(noise) :]
-    power = {"inverse_square": 2, "inverse": 1, "uniform": 0}[objective.weight]
-    weight = (signal_gain(schedule, s, t) ** -power).to(bootstrap.device, bootstrap.dtype)
-    return BootLosses(
-        bootstrap=(weight * bootstrap).mean(),
-        # An empty mean is NaN; β = 0 then asks for no boundary sample at all.
-        boundary=boundary.mean() if boundary_count else bootstrap.new_zeros(()),
-    )
+        y_t = (source or student)(noise, t, condition)
+        states = torch.cat([at_t.noised(y_t, noise), student.schedule.start(first)])
+        f_t, start = teacher(states, torch.cat([t, t_max]), both).split([count, boundary_count])
+        target = signal_step(teacher, y_t, noise, at_s, at_t, solver, condition, f_t)
+    answers = student(torch.cat([noise, first]), torch.cat([s, t_max]), both)
+    distances = distance(answers, torch.cat([target, start]))
+    if isinstance(student, StateStudent):
+        distances = student.schedule.at(torch.cat([s, t_max])).alpha ** 2 * distances
+    bootstrap, boundary = distances.split([count, boundary_count])
+    bootstrap = gain(at_s, at_t) ** _POWER[weight] * bootstrap
+    # An empty mean is NaN; β = 0 then asks for no boundary sample at all.
+    return bootstrap.mean(), boundary.mean() if boundary_count else bootstrap.new_zeros(())

@@ -7,26 +7,12 @@ from pathlib import Path
 
 import torch
 
-from boot.signal_ode import bootstrap_target, noisy_state, signal_of
+from boot.signal_ode import signal_step
+from boot.state_student import StateStudent
 from diffusion.conditions import ClassLabels, Condition, MixedClasses
 from diffusion.denoiser import Denoiser
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
-
-
-class SignalOfState(torch.nn.Module):
-    """A student of the noisy state x_t, read as the signal that its state has.
-
-    The division by α_t multiplies its error by 1/α_t, so that little can be read next to t_max.
-    """
-
-    def __init__(self, student: NoiseStudent) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        """y_t, shape (N, C, H, W)."""
-        return signal_of(self.student.schedule, self.student(noise, t, condition), noise, t)
 
 
 def true_signals(
@@ -65,9 +51,8 @@ def carried(
         t, s: times, s < t, shape ().
     """
     grid = torch.linspace(float(t), float(s), substeps + 1, dtype=torch.float64)
-    for upper, lower in itertools.pairwise(grid):
-        estimate = teacher(noisy_state(teacher.schedule, signal, noise, upper), upper, condition)
-        signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "heun", condition)
+    for upper, lower in itertools.pairwise(map(teacher.schedule.at, grid)):
+        signal = signal_step(teacher, signal, noise, lower, upper, "heun", condition)
     return signal
 
 
@@ -88,10 +73,9 @@ def ddim_signal(
     schedule = teacher.schedule
     grid = torch.linspace(schedule.t_max, float(t), num_steps + 1, dtype=torch.float64)
     signal = teacher(schedule.start(noise), grid[0], condition)
-    for upper, lower in itertools.pairwise(grid[1:]):
-        if upper > lower:  # at t_max itself there is nowhere to go
-            estimate = teacher(noisy_state(schedule, signal, noise, upper), upper, condition)
-            signal = bootstrap_target(teacher, signal, estimate, noise, lower, upper, "euler", condition)
+    for upper, lower in itertools.pairwise(map(schedule.at, grid[1:])):
+        if upper.time > lower.time:  # at t_max itself there is nowhere to go
+            signal = signal_step(teacher, signal, noise, lower, upper, "euler", condition)
     return signal
 
 
@@ -139,7 +123,7 @@ class TrajectoryErrors:
 
 
 def trajectory_errors(
-    student: NoiseStudent | SignalOfState,
+    student: NoiseStudent,
     teacher: Denoiser,
     noise: torch.Tensor,
     times: torch.Tensor,
@@ -151,14 +135,13 @@ def trajectory_errors(
     """Compares a student with the teacher's true trajectory from the same noise, one time after the other.
 
     Args:
-        student: of the signal y_t, or read as one.
+        student: of the signal, or a :class:`boot.state_student.StateStudent`.
         noise: ε, shape (N, C, H, W); no batch is larger, and a few tensors of that shape are held, for any T.
         times: decreasing, times[0] = t_max, shape (T,).
         ddim_steps: DDIM's numbers of steps.
         substeps: Heun steps between two times, of the true trajectory and of ``one_step``.
         advance: called after each of the times.
     """
-    schedule = teacher.schedule
 
     def error(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b).square().mean(dtype=torch.float64).cpu()
@@ -172,7 +155,8 @@ def trajectory_errors(
         of_student.append(error(read, truth))
         for count, errors in ddim.items():
             errors.append(error(ddim_signal(teacher, noise, t, count, condition), truth))
-        increment = teacher(noisy_state(schedule, read, noise, t), t, condition) - read
+        at = teacher.schedule.at(t)
+        increment = teacher(at.noised(read, noise), at, condition) - read
         near_zero.append((increment.abs() < NEAR_ZERO).mean(dtype=torch.float64).cpu())
         if index + 1 < len(times):
             s = times[index + 1]
@@ -229,7 +213,12 @@ def between_classes(
         student.network.class_embedding = embedding
 
 
-def load_student(folder: Path, device: torch.device | str = "cpu") -> NoiseStudent:
-    """Reads a stored BOOT student; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
-    stored = load_denoiser(folder, device)
-    return NoiseStudent(stored.network, stored.schedule, stored.prediction_type)
+def load_student(folder: Path, device: torch.device | str = "cpu", target: str = "signal") -> NoiseStudent:
+    """A stored BOOT student, to be read as y_t at every time; errors as
+    :func:`diffusion.teachers.folder.load_denoiser`.
+
+    Args:
+        target: what it predicts, "signal", or "state" x_t.
+    """
+    stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
+    return kind(stored.network, stored.schedule, stored.prediction_type, family=stored.family)

@@ -5,8 +5,9 @@ from torch import nn
 
 from diffusion.conditions import Condition, Conditions, Unconditional
 from diffusion.family import UNET, Family
+from diffusion.level import Level, Times
 from diffusion.prediction import PredictionType, prediction_of
-from diffusion.schedule import Level, Schedule, network_timesteps, per_sample
+from diffusion.schedule import Schedule, network_timesteps
 from diffusion.thresholding import STATIC, Thresholding
 
 
@@ -47,26 +48,31 @@ class Denoiser(nn.Module):
         """(C, H, W) of the states that the network is fed."""
         return self.family.shape(self.network.config)
 
-    def raw(
-        self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None, at: Level | None = None
-    ) -> torch.Tensor:
+    def raw(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
         """The network's own output F in float32: ε, v = α ε − σ x, x, or EDM's, as ``prediction_type`` says.
 
         Args:
             x_t: noisy pictures, shape (N, C, H, W).
-            t: times, shape (N,) or ().
-            at: their level, where it is known already.
+            t: times, one an image or one for all.
         """
-        timestep = network_timesteps(self.schedule, t, x_t)
-        fed = self.prediction.fed(x_t, at or self.schedule.at(t))
-        return self.family.call(self.network, fed, timestep, condition)
+        at = self.schedule.at(t)
+        return self.call(self.prediction.fed(x_t, at), at, condition)
 
-    def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+    def call(self, fed: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
+        """F, from what the network is fed, not from the state; nothing else calls the network.
+
+        Args:
+            fed: shape (N, C, H, W); t: the times that it is told.
+        """
+        told = network_timesteps(self.schedule, t.time if isinstance(t, Level) else t, fed)
+        return self.family.call(self.network, fed, told, condition)
+
+    def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
         """x̂ before it is bounded, shape (N, C, H, W): what a training loss compares, with gradients everywhere."""
         at = self.schedule.at(t)
-        return self.prediction.read(self.raw(x_t, t, condition, at), x_t, at)
+        return self.prediction.read(self.raw(x_t, at, condition), x_t, at)
 
-    def forward(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+    def forward(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
         """x̂ = f_φ(x_t, t), bounded as ``thresholding`` says; shape (N, C, H, W)."""
         return self.thresholding(self.estimate(x_t, t, condition))
 
@@ -84,6 +90,5 @@ def denoising_loss(
         x, noise: shape (N, C, H, W); t: shape (N,).
     """
     at = denoiser.schedule.at(t)
-    x_t = per_sample(at.alpha, x) * x + per_sample(at.sigma, x) * noise
-    output = denoiser.raw(x_t, t, condition, at)
+    output = denoiser.raw(at.noised(x, noise), at, condition)
     return (output - denoiser.prediction.target(x, noise, at)).square().mean()

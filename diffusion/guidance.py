@@ -6,6 +6,7 @@ import torch
 
 from diffusion.conditions import Condition, join
 from diffusion.denoiser import Denoiser
+from diffusion.level import Times
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class GuidedDenoiser(Denoiser):
         )
         self.scale, self.evaluations = scale, 2
 
-    def estimate(self, x_t: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+    def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
         both = join(condition, self.conditions.unconditional(len(x_t), x_t.device))
-        conditional, unconditional = (
-            super().estimate(torch.cat([x_t, x_t]), t if t.ndim == 0 else torch.cat([t, t]), both).chunk(2)
-        )
+        times = self.schedule.at(t).time
+        times = times if times.ndim == 0 else torch.cat([times, times])
+        conditional, unconditional = super().estimate(torch.cat([x_t, x_t]), times, both).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
 
 

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 
 import torch
 
-from diffusion.schedule import EdmSchedule, Level, Schedule, per_sample
+from diffusion.level import Level
+from diffusion.schedule import EdmSchedule, Schedule
 
 # "edm" is the preconditioned output of Karras et al. 2022, which belongs to their schedule.
 PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
@@ -17,7 +18,7 @@ PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
 class Prediction(ABC):
     """How a network is fed, read and trained.
 
-    Shapes: images, noises and outputs (N, C, H, W); a level's coefficients (N,) or ().
+    Shapes: images, noises and outputs (N, C, H, W).
     """
 
     def fed(self, x_t: torch.Tensor, at: Level) -> torch.Tensor:
@@ -51,24 +52,24 @@ class Velocity(Prediction):
     """F = v = α ε − σ x, so x̂ = α x_t − σ F (Salimans & Ho 2022, appendix D)."""
 
     def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
-        return per_sample(at.alpha, x_t) * x_t - per_sample(at.sigma, x_t) * output
+        return at.alpha * x_t - at.sigma * output
 
     def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
-        return per_sample(at.alpha, x) * noise - per_sample(at.sigma, x) * x
+        return at.alpha * noise - at.sigma * x
 
 
 class Epsilon(Prediction):
     """F = ε, so x̂ = (x_t − σ F) / α."""
 
     def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
-        return (x_t - per_sample(at.sigma, x_t) * output) / per_sample(at.alpha, x_t)
+        return at.signal(x_t, output)
 
     def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
         return noise
 
     def read_from_noise(self, output: torch.Tensor, x_t: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
         # α is next to nothing there: not divided by.
-        return noise - per_sample(at.sigma, noise) * output
+        return noise - at.sigma * output
 
 
 class Edm(Prediction):
@@ -83,16 +84,15 @@ class Edm(Prediction):
         self._data = sigma_data
 
     def fed(self, x_t: torch.Tensor, at: Level) -> torch.Tensor:
-        return x_t / per_sample((at.sigma.square() + self._data**2).sqrt(), x_t)
+        return x_t / (at.sigma**2 + self._data**2).sqrt()
 
     def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
-        total = at.sigma.square() + self._data**2
-        skip, out = self._data**2 / total, at.sigma * self._data / total.sqrt()
-        return per_sample(skip, x_t) * x_t + per_sample(out, x_t) * output
+        total = at.sigma**2 + self._data**2
+        return self._data**2 / total * x_t + at.sigma * self._data / total.sqrt() * output
 
     def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
         # (x − c_skip (x + σ ε)) / c_out, with the cancellation at small σ done by hand.
-        sigma = per_sample(at.sigma, x)
+        sigma = at.sigma.like(x)
         return (sigma * x - self._data**2 * noise) / (self._data * (sigma.square() + self._data**2).sqrt())
 
 

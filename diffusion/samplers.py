@@ -17,7 +17,8 @@ import torch
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule, per_sample
+from diffusion.level import Coefficient
+from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels, sampling_times
 
 # How the steps are spread; the step after the last ends in the clean picture.
@@ -117,15 +118,17 @@ def sample_with(
         shape (N, C, H, W).
     """
     schedule = denoiser.schedule
-    sizes = (schedule.alpha(times).square() + schedule.sigma(times).square()).sqrt()
+    levels = [*map(schedule.at, times)]
+    sizes = [(at.alpha**2 + at.sigma**2).sqrt() for at in levels]
     first = scheduler.timesteps[0]
     # Heun's scheduler keeps x/α rather than z; it says so by how it scales the network's input.
     unit = scheduler.scale_model_input(torch.ones((), dtype=torch.float64), first)
     at_end = schedule.t_max - float(times[0]) < 1e-9  # the first time may be a rounding error before t_max
-    start = schedule.start(noise) if at_end else per_sample(schedule.sigma(times[0]), noise) * noise
-    x = start / per_sample(sizes[0] * unit, noise)
+    start = schedule.start(noise) if at_end else levels[0].sigma * noise
+    x = start / (sizes[0] * Coefficient(unit))
     for timestep in scheduler.timesteps:
         step = len(times) - 1 - int(timestep)
-        x_t = scheduler.scale_model_input(x, timestep) * per_sample(sizes[step], x)
-        x = scheduler.step(denoiser(x_t, times[step], condition), timestep, x, return_dict=False, **step_options)[0]
+        x_t = scheduler.scale_model_input(x, timestep) * sizes[step]
+        estimate = denoiser(x_t, levels[step], condition)
+        x = scheduler.step(estimate, timestep, x, return_dict=False, **step_options)[0]
     return x

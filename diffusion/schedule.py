@@ -9,12 +9,13 @@ and start from x = σ_max ε; their t is a clock, not a noise level.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from diffusion.level import Coefficient, Level, Times
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import Settings
 
@@ -63,13 +64,6 @@ class ScheduleSettings(Settings):
         return schedule_from_settings(own)
 
 
-class Level(NamedTuple):
-    """The noise level of a time, or of one time an image: α and σ, float64, both of the times' shape."""
-
-    alpha: torch.Tensor
-    sigma: torch.Tensor
-
-
 class Schedule(ABC):
     """α_t and σ_t for t in [t_min, t_max], and the timestep by which a network is told t."""
 
@@ -85,9 +79,12 @@ class Schedule(ABC):
     def sigma(self, t: torch.Tensor) -> torch.Tensor:
         """σ_t, shape of ``t``, float64."""
 
-    def at(self, t: torch.Tensor) -> Level:
-        """Both."""
-        return Level(self.alpha(t), self.sigma(t))
+    def at(self, t: Times, device: torch.device | str = "cpu") -> Level:
+        """The noise level of times; of a number on ``device``."""
+        if isinstance(t, Level):
+            return t
+        t = t if isinstance(t, torch.Tensor) else torch.tensor(t, dtype=torch.float64, device=device)
+        return Level(t, Coefficient(self.alpha(t)), Coefficient(self.sigma(t)))
 
     def log_noise_to_signal(self, t: torch.Tensor) -> torch.Tensor:
         """λ_t = log(σ_t / α_t), shape of ``t``, float64."""
@@ -150,12 +147,7 @@ class CosineSchedule(Schedule):
         return t.clamp(self.t_min, self.t_max)
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "kind": "cosine",
-            "t_min": self.t_min,
-            "t_max": self.t_max,
-            "num_timesteps": self.num_timesteps,
-        }
+        return {"kind": "cosine", "t_min": self.t_min, "t_max": self.t_max, "num_timesteps": self.num_timesteps}
 
 
 class DiscreteSchedule(Schedule):
@@ -263,14 +255,8 @@ class EdmSchedule(Schedule):
         return torch.log(self.sigma(t)) / 4
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "kind": "edm",
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "sigma_data": self.sigma_data,
-            "rho": self.rho,
-            "num_timesteps": self.num_timesteps,
-        }
+        names = ("sigma_min", "sigma_max", "sigma_data", "rho", "num_timesteps")
+        return {"kind": "edm", **{name: getattr(self, name) for name in names}}
 
 
 def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
@@ -290,20 +276,13 @@ def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
     raise UserError(f"schedule: found kind {kind!r}, expected 'cosine', 'discrete' or 'edm'.")
 
 
-def per_sample(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A per-sample coefficient, shape (N,) or (), shaped and typed to multiply ``like``, shape (N, C, H, W)."""
-    if value.ndim == 0:
-        # Stays on the CPU: a scalar travels with the kernel, a copy would make the host wait for the device.
-        return value.to(like.dtype)
-    return value.to(device=like.device, dtype=like.dtype).reshape(-1, *[1] * (like.ndim - 1))
-
-
-def network_timesteps(schedule: Schedule, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """What a network is told for times ``t``, shape (N,) or (): float32, shape (N,), beside ``like``.
+def network_timesteps(schedule: Schedule, t: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    """What a network is told for times ``t``, shape (N,) or (), or a number: float32, shape (N,), beside ``like``.
 
     A tensor, because `diffusers` networks truncate Python floats to integers.
     """
+    t = torch.as_tensor(t, dtype=torch.float64)
     timestep = schedule.network_time(t)
     if t.ndim == 0 and not t.is_cuda:
-        return torch.full((len(like),), float(timestep), device=like.device)  # no copy, see per_sample
+        return torch.full((len(like),), float(timestep), device=like.device)  # no copy, see Coefficient
     return timestep.to(like.device, torch.float32).expand(len(like))

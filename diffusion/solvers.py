@@ -1,75 +1,73 @@
 """DDIM in closed form, on the same time grid as `diffusers`' trailing spacing."""
 
+import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
+from diffusion.level import Coefficient, Level
 from diffusion.runtime.errors import UserError
-from diffusion.schedule import Schedule, per_sample
+from diffusion.schedule import Schedule
+
+Solver = Literal["ddim", "heun"]
 
 
-def ddim_step(
-    x_t: torch.Tensor,
-    x0: torch.Tensor,
-    alpha_t: torch.Tensor,
-    sigma_t: torch.Tensor,
-    alpha_s: torch.Tensor,
-    sigma_s: torch.Tensor,
-) -> torch.Tensor:
-    """x_s = (σ_s/σ_t) x_t + (α_s − α_t σ_s/σ_t) x̂ (Song et al. 2021, eq. 12 with η = 0).
+def ddim_step(x_t: torch.Tensor, x0: torch.Tensor, t: Level, s: Level) -> torch.Tensor:
+    """x_s = (σ_s/σ_t) x_t + (α_s − α_t σ_s/σ_t) x̂ (Song et al. 2021, eq. 12 with η = 0); σ_s = 0 gives x̂ itself.
 
     Args:
         x_t, x0: noisy pictures and the estimate x̂ of the clean ones, shape (N, C, H, W).
-        alpha_t … sigma_s: schedule values, shape (N,) or (); σ_s = 0 gives x̂ itself (with α_s = 1).
     """
-    ratio = sigma_s / sigma_t
-    return per_sample(ratio, x_t) * x_t + per_sample(alpha_s - alpha_t * ratio, x_t) * x0
+    ratio = s.sigma / t.sigma
+    return ratio * x_t + (s.alpha - t.alpha * ratio) * x0
 
 
 def heun_step(
-    x_t: torch.Tensor,
-    x0_t: torch.Tensor,
-    x_s: torch.Tensor,
-    x0_s: torch.Tensor,
-    alpha_t: torch.Tensor,
-    sigma_t: torch.Tensor,
-    alpha_s: torch.Tensor,
-    sigma_s: torch.Tensor,
+    x_t: torch.Tensor, x0_t: torch.Tensor, x_s: torch.Tensor, x0_s: torch.Tensor, t: Level, s: Level
 ) -> torch.Tensor:
     """x_s by Heun's step of dz/dτ = ε̂ with z = x/α and τ = σ/α (Karras et al. 2022, alg. 1), ε̂ averaged over its ends.
 
     Args:
         x_t, x0_t: noisy images and the estimate of the clean ones, shape (N, C, H, W).
         x_s, x0_s: where Euler's step, :func:`ddim_step`, leads with that, and the estimate there.
-        alpha_t … sigma_s: schedule values, shape (N,) or (); σ_s and α_t > 0.
+        t, s: their levels; σ_s and α_t > 0.
     """
-    noise_t = (x_t - per_sample(alpha_t, x_t) * x0_t) / per_sample(sigma_t, x_t)
-    noise_s = (x_s - per_sample(alpha_s, x_s) * x0_s) / per_sample(sigma_s, x_s)
+    noise_t, noise_s = (x_t - t.alpha * x0_t) / t.sigma, (x_s - s.alpha * x0_s) / s.sigma
     # Euler's step has taken ε̂_t all the way; half the difference, α_s (τ_s − τ_t) (ε̂_s − ε̂_t)/2, corrects it.
-    return x_s + per_sample((sigma_s - alpha_s * sigma_t / alpha_t) / 2, x_s) * (noise_s - noise_t)
+    return x_s + (s.sigma - s.alpha * t.sigma / t.alpha) / 2 * (noise_s - noise_t)
 
 
-def ddim_target(
-    x_t: torch.Tensor,
-    x_s: torch.Tensor,
-    alpha_t: torch.Tensor,
-    sigma_t: torch.Tensor,
-    alpha_s: torch.Tensor,
-    sigma_s: torch.Tensor,
+def solver_step(
+    teacher: Denoiser, x_t: torch.Tensor, t: Level, s: Level, solver: Solver, condition: Condition = None
 ) -> torch.Tensor:
+    """x_s on the teacher's trajectory through x_t, by one step of its ODE dz/dτ = (z − x̂)/τ = ε̂ with z = x/α, τ = σ/α.
+
+    Args:
+        x_t: shape (N, C, H, W).
+        solver: "ddim", Euler's step; or "heun", which takes one more estimate. Steps to the clean picture are DDIM's.
+    """
+    estimate = teacher(x_t, t, condition)
+    x_s = ddim_step(x_t, estimate, t, s)
+    if solver == "ddim":
+        return x_s
+    corrected = heun_step(x_t, estimate, x_s, teacher(x_s, s, condition), t, s)
+    return torch.where(s.sigma.like(x_t) > 0, corrected, x_s)
+
+
+def ddim_target(x_t: torch.Tensor, x_s: torch.Tensor, t: Level, s: Level) -> torch.Tensor:
     """The estimate x̂ with which one DDIM step leads from x_t to x_s: x̂ = (x_s − (σ_s/σ_t) x_t) / (α_s − α_t σ_s/σ_t).
 
     The inverse of :func:`ddim_step`, which several distillers regress on; where σ_s = 0 (and α_s = 1) it is x_s itself.
 
     Args:
-        x_t, x_s: shape (N, C, H, W).
-        alpha_t … sigma_s: schedule values, shape (N,) or (); s before t.
+        x_t, x_s: shape (N, C, H, W), s before t.
     """
-    ratio = sigma_s / sigma_t
-    return (x_s - per_sample(ratio, x_t) * x_t) / per_sample(alpha_s - alpha_t * ratio, x_t)
+    ratio = s.sigma / t.sigma
+    return (x_s - ratio * x_t) / (s.alpha - t.alpha * ratio)
 
 
 def trailing_timesteps(num_timesteps: int, num_inference_steps: int) -> np.ndarray:
@@ -108,33 +106,24 @@ def karras_levels(
     return rho * torch.log(torch.lerp(start, end, share.double()))
 
 
-def grid_noise_level(
-    schedule: Schedule, step: torch.Tensor, num_steps: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Time, α and σ at point ``step`` of the sampler's grid with ``num_steps`` steps.
+def grid_level(schedule: Schedule, step: torch.Tensor, num_steps: int) -> Level:
+    """The level at point ``step`` of the sampler's grid with ``num_steps`` steps.
 
     Point num_steps is t_max, point 0 the clean picture (α = 1, σ = 0, where no network is ever evaluated).
 
     Args:
         step: integers or halves in [0, num_steps], shape (N,).
-
-    Returns:
-        three float64 tensors of shape (N,).
     """
     timestep = step.double() * (schedule.num_timesteps / num_steps) - 1
-    t = schedule.time(timestep.clamp(min=0))
-    clean = timestep < 0
-    return t, torch.where(clean, 1.0, schedule.alpha(t)), torch.where(clean, 0.0, schedule.sigma(t))
+    at, clean = schedule.at(schedule.time(timestep.clamp(min=0))), timestep < 0
+    alpha, sigma = torch.where(clean, 1.0, at.alpha.value), torch.where(clean, 0.0, at.sigma.value)
+    return Level(at.time, Coefficient(alpha), Coefficient(sigma))
 
 
-def noise_levels(schedule: Schedule, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(α, σ) at ``times`` followed by (1, 0): every sampler's last step goes to the clean picture.
-
-    Returns:
-        two float64 tensors of shape (N + 1,).
-    """
-    one, zero = times.new_ones(1), times.new_zeros(1)
-    return torch.cat([schedule.alpha(times), one]), torch.cat([schedule.sigma(times), zero])
+def sampling_levels(schedule: Schedule, times: torch.Tensor) -> list[Level]:
+    """The level of each of the ``times``, shape (N,), and the clean picture's: every sampler's last step goes there."""
+    one, zero = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    return [*map(schedule.at, times), Level(times[-1], Coefficient(one), Coefficient(zero))]
 
 
 def ddim_trajectory(
@@ -149,10 +138,9 @@ def ddim_trajectory(
     Yields:
         tensors of shape (N, C, H, W), one a step, one estimate of the denoiser each.
     """
-    alpha, sigma = noise_levels(denoiser.schedule, times)
     x = denoiser.schedule.start(noise)
-    for i, t in enumerate(times):
-        x = ddim_step(x, denoiser(x, t, condition), alpha[i], sigma[i], alpha[i + 1], sigma[i + 1])
+    for t, s in itertools.pairwise(sampling_levels(denoiser.schedule, times)):
+        x = ddim_step(x, denoiser(x, t, condition), t, s)
         yield x
 
 

@@ -4,8 +4,10 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition
-from diffusion.prediction import PredictionType, Sample, prediction_of
-from diffusion.schedule import Schedule, network_timesteps, per_sample
+from diffusion.denoiser import Denoiser
+from diffusion.family import UNET, Family
+from diffusion.prediction import PredictionType, Sample
+from diffusion.schedule import Schedule
 
 
 class NoiseStudent(nn.Module):
@@ -22,6 +24,7 @@ class NoiseStudent(nn.Module):
     Args:
         read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
         raw: whether F is y itself, whatever the prediction type, which then says only how the network is fed.
+        family: how the network is called.
     """
 
     def __init__(
@@ -31,36 +34,39 @@ class NoiseStudent(nn.Module):
         prediction_type: PredictionType,
         read_at: float | None = None,
         raw: bool = False,
+        family: Family = UNET,
     ) -> None:
         super().__init__()
-        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
-        self._feeding = prediction_of(prediction_type, schedule)
-        self._reading = Sample() if raw else self._feeding
+        self.denoiser = Denoiser(network, schedule, prediction_type, family=family)
+        self.schedule = schedule
+        self._reading = Sample() if raw else self.denoiser.prediction
         self._at_end = read_at is None
         # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
         device = next((parameter.device for parameter in network.parameters()), None)
         level = schedule.t_max if read_at is None else read_at
         self._read_at = torch.tensor(level, dtype=torch.float64, device=device)
 
-    def forward(self, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+    def forward(self, noise: torch.Tensor, t: torch.Tensor | float, condition: Condition = None) -> torch.Tensor:
         """The picture y, unclipped.
 
         Args:
             noise: ε, shape (N, C, H, W).
-            t: the times that the network is told, shape (N,) or ().
+            t: the times that the network is told, shape (N,) or (), or a number.
 
         Returns:
             shape (N, C, H, W).
         """
         at = self.schedule.at(self._read_at)
-        start = self.schedule.start(noise) if self._at_end else per_sample(at.sigma, noise) * noise
-        told = network_timesteps(self.schedule, t, noise)
-        fed = self._feeding.fed(start, at)
-        output = self.network(fed, told, return_dict=False, **(condition or {}))[0].float()
+        start = self.schedule.start(noise) if self._at_end else at.sigma * noise
+        output = self.denoiser.call(self.denoiser.prediction.fed(start, at), t, condition)
         if self._at_end:
             return self._reading.read_from_noise(output, start, noise, at)
         return self._reading.read(output, start, at)
 
+    @property
+    def network(self) -> nn.Module:
+        return self.denoiser.network
+
     def sample(self, noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
         """The image of a student that is told the end of its trajectory, g_θ(ε, t_min); shape (N, C, H, W)."""
-        return self(noise, torch.tensor(self.schedule.t_min, dtype=torch.float64), condition)
+        return self(noise, self.schedule.t_min, condition)

@@ -212,7 +212,7 @@ class Made:
         seen: list[int] = []
         for counted in (network, teacher.network):
             counted.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-        evaluate(NoiseStudent(network, teacher.schedule, teacher.prediction_type), teacher)
+        evaluate(NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family), teacher)
         return sum(seen), max(seen)
 
     def _teacher(self) -> Denoiser:

@@ -3,7 +3,7 @@
 import torch
 
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import Schedule, per_sample
+from diffusion.schedule import Schedule
 from diffusion.thresholding import NO_THRESHOLD
 
 
@@ -18,7 +18,8 @@ class GaussianTeacher(Denoiser):
         self.mean, self.scale = mean, scale
 
     def estimate(self, x_t, t, condition=None):
-        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
+        at = self.schedule.at(t)
+        alpha, sigma = at.alpha.like(x_t), at.sigma.like(x_t)
         gain = alpha * self.scale**2 / (alpha**2 * self.scale**2 + sigma**2)
         return self.mean + gain * (x_t - alpha * self.mean)
 
@@ -26,18 +27,17 @@ class GaussianTeacher(Denoiser):
         """x_t of the trajectory through ``start`` at ``t_start``, exactly."""
 
         def spread(time):
-            alpha, sigma = per_sample(self.schedule.alpha(time), start), per_sample(self.schedule.sigma(time), start)
-            return alpha, (alpha**2 * self.scale**2 + sigma**2).sqrt()
+            at = self.schedule.at(time)
+            alpha = at.alpha.like(start)
+            return alpha, (alpha**2 * self.scale**2 + at.sigma.like(start) ** 2).sqrt()
 
         (alpha_start, spread_start), (alpha, spread_t) = spread(t_start), spread(t)
         return alpha * self.mean + (start - alpha_start * self.mean) * spread_t / spread_start
 
     def signal(self, noise, t_start, t):
         """y_t = (x_t − σ_t ε) / α_t of the trajectory through x = α y(t_start) + σ ε, y(t_start) = f(x_M, t_start)."""
-        alpha, sigma = self.schedule.alpha(t_start), self.schedule.sigma(t_start)
-        start = per_sample(alpha, noise) * self(self.schedule.start(noise), t_start) + per_sample(sigma, noise) * noise
-        state = self.state(start, t_start, t)
-        return (state - per_sample(self.schedule.sigma(t), noise) * noise) / per_sample(self.schedule.alpha(t), noise)
+        start = self.schedule.at(t_start).noised(self(self.schedule.start(noise), t_start), noise)
+        return self.schedule.at(t).signal(self.state(start, t_start, t), noise)
 
 
 class MixtureTeacher(Denoiser):
@@ -48,7 +48,8 @@ class MixtureTeacher(Denoiser):
         self.mean, self.scale = mean, scale
 
     def estimate(self, x_t, t, condition=None):
-        alpha, sigma = per_sample(self.schedule.alpha(t), x_t), per_sample(self.schedule.sigma(t), x_t)
+        at = self.schedule.at(t)
+        alpha, sigma = at.alpha.like(x_t), at.sigma.like(x_t)
         variance = alpha**2 * self.scale**2 + sigma**2
         gain = alpha * self.scale**2 / variance
         means = torch.stack([torch.full_like(x_t, self.mean), torch.full_like(x_t, -self.mean)])
@@ -67,13 +68,13 @@ class Reads(torch.nn.Module):
         schedule = self.exact.schedule
         if self.kind == "edm":
             t = schedule.time_of(4 * told.double())
-            sigma, data = per_sample(schedule.sigma(t), fed), schedule.sigma_data
+            sigma, data = schedule.at(t).sigma.like(fed), schedule.sigma_data
             x_t = fed.double() * (sigma.double() ** 2 + data**2).sqrt()
             estimate = self.exact(x_t, t)
             skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
             return ((estimate - skip * x_t) / out,)
         x_t, t = fed.double(), schedule.time(told)
-        alpha, sigma = per_sample(schedule.alpha(t), x_t), per_sample(schedule.sigma(t), x_t)
-        estimate = self.exact(x_t, t)
-        noise = (x_t - alpha * estimate) / sigma
-        return ({"sample": estimate, "epsilon": noise, "v_prediction": alpha * noise - sigma * estimate}[self.kind],)
+        at, estimate = schedule.at(t), self.exact(x_t, t)
+        noise = (x_t - at.alpha * estimate) / at.sigma
+        velocity = at.alpha * noise - at.sigma * estimate
+        return ({"sample": estimate, "epsilon": noise, "v_prediction": velocity}[self.kind],)

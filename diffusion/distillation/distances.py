@@ -13,6 +13,8 @@ from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+PixelDistance = Literal["l2", "l1", "pseudo_huber"]
+_PSEUDO_HUBER = 0.00054  # c / √D, Song & Dhariwal 2023 (arXiv 2310.14189), sec. 3.3
 Backbone = Literal["vgg", "alex", "squeeze", "efficientnet-lite0"]
 
 # torchvision's ImageNet weights: the file, and the first digits of its SHA-256, which its name ends in.
@@ -204,3 +206,18 @@ def _average_pooling(backbone: nn.Module) -> None:
         for name, module in part.named_children():
             if isinstance(module, nn.MaxPool2d):
                 setattr(part, name, nn.AvgPool2d(module.kernel_size, module.stride))
+
+
+def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDistance | LpipsDistance) -> torch.Tensor:
+    """The distance of two batches of pictures, shape (N, C, H, W); mean over batch and pixels, a scalar.
+
+    "pseudo_huber" is √(‖x − y‖² + c²) − c of a picture of D numbers with c = 0.00054 √D, divided by √D.
+    """
+    if isinstance(distance, LpipsDistance):
+        return distance(one, other).mean()
+    if distance == "l1":
+        return (one - other).abs().mean()
+    if distance == "l2":
+        return (one - other).square().mean()
+    mean_square = (one - other).square().flatten(1).mean(dim=1)
+    return ((mean_square + _PSEUDO_HUBER**2).sqrt() - _PSEUDO_HUBER).mean()

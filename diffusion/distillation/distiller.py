@@ -4,18 +4,22 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import PositiveInt, TypeAdapter, ValidationError, model_validator
 from torch import nn
 
+from diffusion.conditions import Condition, Conditions
+from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method
+from diffusion.distillation.method import Method, Sampler
 from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.runtime.settings import GrownSettings
 from diffusion.training.settings import TrainingSettings
-from diffusion.training.steps import Snapshot, Trained
+from diffusion.training.steps import Snapshot, Step, Trained
 
 if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
@@ -89,6 +93,14 @@ def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
     return network
 
 
+def real_batch(
+    pictures: RealPictures, conditions: Conditions, step: Step
+) -> tuple[torch.Tensor, torch.Tensor, Condition]:
+    """Real images and noise, shape (N, C, H, W), and the images' conditions."""
+    x, labels = pictures.draw(step.batch_size, step.generator)
+    return x, torch.randn(x.shape, generator=step.generator, device=x.device), conditions.of_labels(labels)
+
+
 class Distiller(Method):
     """A method that trains students: a subclass says how, and how they are stored and sampled."""
 
@@ -109,3 +121,15 @@ class Distiller(Method):
             teacher: frozen, guided, in evaluation mode, on the run's device.
             data: the training part of the data set, or the offline set; None for methods that need neither.
         """
+
+    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+        """The folder's own pipeline, which samples where this project is not."""
+        # Here: a configuration is read without `diffusers`' pipelines.
+        from diffusion.teachers.local_pipeline import LocalPipeline
+
+        pipeline = LocalPipeline.read(folder, device)
+
+        def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
+            return pipeline.drawn(noise, nfe, (condition or {}).get("class_labels"))
+
+        return sample, pipeline.unet

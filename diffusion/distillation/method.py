@@ -1,7 +1,7 @@
 """What a method is: one way to draw pictures from a teacher's knowledge with few network evaluations.
 
-A method is one file in ``boot/`` or ``baselines/`` with a subclass of :class:`Method` or of another method there; the
-registry finds it.
+A method is a subclass of :class:`Method`, or of another method, in a file of ``boot/`` or ``baselines/``; the registry
+finds it.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +18,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance
 from diffusion.runtime.settings import Settings
 from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.folder import save_denoiser
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
@@ -81,9 +82,14 @@ class Method(ABC):
         """Raises ValueError where these settings make no sense with that teacher."""
         return None
 
-    @abstractmethod
+    def facts(self, teacher: Denoiser) -> dict[str, Any]:
+        """How a stored network is sampled: arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`; none for
+        DDIM steps."""
+        return {}
+
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        """Writes a student as a folder that `diffusers` loads."""
+        """Writes a student, or the teacher, as a folder that `diffusers` loads."""
+        save_denoiser(folder, teacher.with_network(network), **self.facts(teacher))
 
     @abstractmethod
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:

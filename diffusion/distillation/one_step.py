@@ -1,20 +1,15 @@
 """Distillers whose student answers to pure noise with an image, in one evaluation."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from diffusion.conditions import Condition
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distiller import Distiller, Student, student_network
-from diffusion.distillation.method import Sampler
 from diffusion.distillation.pairs import Pairs
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import load_denoiser, save_denoiser
-from diffusion.teachers.local_pipeline import sampling_facts
 from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop
@@ -49,14 +44,17 @@ class OneStep(Distiller):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         """How the student feeds and reads its network."""
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type)
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
 
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
-        """How a stored student is sampled: arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`."""
         return {"told_timestep": 0.0}
 
+    def network(self, teacher: Denoiser, run: "TrainingRun") -> Any:
+        """The network that training starts from."""
+        return student_network(teacher)
+
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
-        network = student_network(teacher)
+        network = self.network(teacher, run)
         student = self.student(network, teacher)
         run.count(teacher.network)
         run.count(network)
@@ -71,23 +69,3 @@ class OneStep(Distiller):
             return compute(*self.batch(step, teacher, shape, data))
 
         return [Student(1, *run.fit(self.name.replace("_", "-"), network, loss, self.settings.training))]
-
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, teacher.with_network(network), **self.facts(teacher))
-
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        return one_step_sampler(folder, device)
-
-
-def one_step_sampler(folder: Path, device: torch.device) -> tuple[Sampler, nn.Module]:
-    """The sampler of a stored student of one evaluation, and its network."""
-    stored, facts = load_denoiser(folder, device), sampling_facts(folder)
-    schedule, timestep = stored.schedule, facts.get("read_timestep")
-    read_at = None if timestep is None else float(schedule.time(torch.tensor(timestep)))
-    student = NoiseStudent(stored.network, schedule, stored.prediction_type, read_at, facts.get("raw", False))
-    told = schedule.time(torch.tensor(facts["told_timestep"], dtype=torch.float64))
-
-    def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-        return facts.get("signal_scale", 1.0) * student(noise, told, condition)
-
-    return sample, stored.network

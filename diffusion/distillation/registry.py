@@ -17,9 +17,8 @@ PACKAGES = ("boot", "baselines")
 RESERVED = ("real", "external", "teacher")
 # By name: to list the methods, or to sample, no training loop is imported.
 _ROOM = "diffusion.distillation"
-_ROOTS = frozenset(
-    f"{_ROOM}.{base}" for base in ("method.Method", "sampler.TeacherSampler", "distiller.Distiller", "one_step.OneStep")
-)
+_BASES = ("method.Method", "sampler.TeacherSampler", "distiller.Distiller", "one_step.OneStep", "staged.Staged")
+_ROOTS = frozenset(f"{_ROOM}.{base}" for base in _BASES)
 
 
 class _Class(NamedTuple):
@@ -195,7 +194,7 @@ _scan = functools.cache(_Scan)
 def method_modules() -> dict[str, str]:
     """Name of each method and the module that holds it, sorted by name.
 
-    A method is a class with a ``name = "…"`` of its own and a base that is ``OneStep``, ``Distiller``,
+    A method is a class with a ``name = "…"`` of its own and a base that is ``OneStep``, ``Staged``, ``Distiller``,
     ``TeacherSampler``, ``Method`` or, however far up, a class of ``boot/`` or ``baselines/`` with such a base. A base
     without a name is none itself.
     """

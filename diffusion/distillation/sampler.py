@@ -11,8 +11,9 @@ from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method, Sampler
 from diffusion.guidance import guided
 from diffusion.runtime.settings import Settings, StepCounts
+from diffusion.samplers import Spacing
 from diffusion.teachers.facts import TeacherFacts
-from diffusion.teachers.folder import load_denoiser, save_denoiser
+from diffusion.teachers.folder import load_denoiser
 
 
 class TeacherSamplerSettings(Settings):
@@ -47,9 +48,9 @@ class TeacherSampler(Method):
         """
 
     @property
-    def spacing(self) -> str:
-        """How the steps are spread, as :func:`diffusion.samplers.sampling_grid` names it."""
-        return str(getattr(self.settings, "spacing", "trailing"))
+    def spacing(self) -> Spacing:
+        """How the steps are spread, see :func:`diffusion.samplers.sampling_grid`."""
+        return getattr(self.settings, "spacing", "trailing")
 
     def uneven_steps(self, teacher: TeacherFacts) -> tuple[int, ...]:
         """The step counts that do not divide the teacher's timesteps, where the steps are spread over these.
@@ -79,9 +80,6 @@ class TeacherSampler(Method):
                 f"num_inference_steps: found {most}, expected at most the teacher's num_timesteps "
                 f"({teacher.num_timesteps})"
             )
-
-    def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
-        save_denoiser(folder, teacher.with_network(network))
 
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
         denoiser = guided(load_denoiser(folder, device), self.guidance)

@@ -1,9 +1,14 @@
 """Any folder of a teacher or a student as a `diffusers` pipeline, read by this suite: no code of the folder runs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.files import read_json, write_json
+from diffusion.schedule import Schedule
 from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
 from diffusion.teachers.schedulers import build_scheduler
@@ -14,8 +19,11 @@ _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
 class LocalPipeline(StudentPipeline):
     """:class:`diffusion.teachers.pipeline.StudentPipeline` from this checkout, for folders of any age.
 
-    Where the suite is not installed, `diffusers` loads the same class from the folder's own file.
+    Where the suite is not installed, `diffusers` loads the same class from the folder's own file. Here it has the exact
+    schedule, of which a scheduler's betas are a rounded form.
     """
+
+    schedule: Schedule | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -30,10 +38,29 @@ class LocalPipeline(StudentPipeline):
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir() or options.keys() - {"torch_dtype"}:
             return super().from_pretrained(pretrained_model_name_or_path, **options)
-        denoiser = load_denoiser(folder)
+        pipeline = cls.read(folder)
+        return pipeline.to(options["torch_dtype"]) if options else pipeline
+
+    @classmethod
+    def read(cls, folder: Path, device: torch.device | str = "cpu") -> "LocalPipeline":
+        """Reads a folder; errors as :func:`diffusion.teachers.folder.load_denoiser`."""
+        denoiser = load_denoiser(folder, device)
         facts = pipeline_facts(denoiser) | sampling_facts(folder)
         pipeline = cls(unet=denoiser.network, scheduler=build_scheduler(denoiser), **facts)
-        return pipeline.to(options["torch_dtype"]) if options else pipeline
+        pipeline.schedule = denoiser.schedule
+        return pipeline
+
+    def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.schedule is None:
+            return super()._levels(timestep)
+        at = self.schedule.at(self.schedule.time(torch.as_tensor(timestep)))
+        return at.alpha.value, at.sigma.value
+
+    def _further_noise(self, noise: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The same numbers; for timing, drawn on the device (:func:`diffusion.noise.drawn_by_batch`)."""
+        generators = noise_generators(noise)
+        while True:
+            yield further_noise(generators, noise)
 
     def __call__(self, *arguments: Any, noise: Any = None, condition: Any = None, **options: Any) -> Any:
         """As the base class; ``noise`` and ``condition={"class_labels": …}`` are the names of earlier versions."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,10 @@ class StudentPipeline(DiffusionPipeline):
         Raises:
             ValueError: arguments that do not fit each other or the network, or images that are not finite.
         """
-        one_step, levels = self.config.told_timestep is not None, self.config.levels
+        one_step = self.config.told_timestep is not None
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
-        if guidance_scale != 1 and (one_step or levels):
+        if guidance_scale != 1 and (one_step or self.config.levels):
             raise ValueError(f"guidance_scale: found {guidance_scale}, expected 1: the student has learnt its guidance")
         if timestep is not None and not one_step:
             raise ValueError("timestep: given, but only the network of one step is told a time of one's choice")
@@ -131,17 +132,32 @@ class StudentPipeline(DiffusionPipeline):
         labels = self._labels(class_labels, count, guidance_scale)
         count = count if labels is None else len(labels)
         noise = self._noise(count, generator, latents)
-        if one_step:
-            if num_inference_steps not in (None, 1):
-                raise ValueError(f"num_inference_steps: found {num_inference_steps}, expected 1")
-            images = self._in_one_step(noise, self.config.told_timestep if timestep is None else timestep, labels)
-        elif levels:
-            images = self._by_consistency(noise, num_inference_steps or 1, labels)
-        else:
-            images = self._by_ddim(noise, num_inference_steps, labels, guidance_scale)
+        images = self.drawn(noise, num_inference_steps, labels, guidance_scale, timestep)
         self.maybe_free_model_hooks()
         drawn = images if output_type == "pt" else self._shown(images, output_type)
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
+
+    def drawn(
+        self,
+        noise: torch.Tensor,
+        num_inference_steps: int | None = None,
+        class_labels: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        timestep: float | None = None,
+    ) -> torch.Tensor:
+        """Images from ``noise`` in [−1, 1], not clipped, both of shape (N, C, H, W); labels, shape (N,).
+
+        Raises:
+            ValueError: a number of steps that the network cannot take.
+        """
+        told = self.config.told_timestep if timestep is None else timestep
+        if told is not None:
+            if num_inference_steps not in (None, 1):
+                raise ValueError(f"num_inference_steps: found {num_inference_steps}, expected 1")
+            return self._in_one_step(noise, told, class_labels)
+        if self.config.levels:
+            return self._by_consistency(noise, num_inference_steps or 1, class_labels)
+        return self._by_ddim(noise, num_inference_steps, class_labels, guidance_scale)
 
     def _shown(self, images: torch.Tensor, output_type: str) -> Any:
         """Images as numbers in [0, 1], N×H×W×C, or as PIL has them: round(127.5 x + 127.5)."""
@@ -221,7 +237,7 @@ class StudentPipeline(DiffusionPipeline):
         # As a tensor: networks of `diffusers` truncate Python's floats.
         told = torch.full((len(x),), float(timestep), device=x.device)
         condition = {} if labels is None else {"class_labels": labels}
-        return self.unet(x.to(self.unet.dtype), told, return_dict=False, **condition)[0].float()
+        return self.unet(x.to(next(self.unet.parameters()).dtype), told, return_dict=False, **condition)[0].float()
 
     def _read(self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """x̂ from F at the state x, unbounded."""
@@ -255,32 +271,28 @@ class StudentPipeline(DiffusionPipeline):
 
     def _by_consistency(self, noise: torch.Tensor, steps: int, labels: torch.Tensor | None) -> torch.Tensor:
         """Multi-step consistency sampling: z = f + √(τ² − τ_1²) ε' with τ = σ/α between two evaluations."""
-        levels, chosen = self.config.levels["timesteps"], self.config.levels["sampling"]
-        last = len(levels) - 1
-        most = last if chosen is None else len(chosen) + 1
-        if not 1 <= steps <= most:
-            raise ValueError(f"num_inference_steps: found {steps}, expected 1 to {most}")
-        evenly = [round(last * (1 - step / steps)) for step in range(steps)]
-        index = evenly if chosen is None else [last, *chosen[: steps - 1]]
         least_alpha, least_sigma = self._levels(0.0)
         least = least_sigma / least_alpha
-        # Each image's own further noise: the same whatever the batch.
-        seeds = [int.from_bytes(hashlib.sha256(one.tobytes()).digest()[:8], "big") >> 1 for one in noise.cpu().numpy()]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = torch.zeros_like(noise)
-        for number, timestep in enumerate(max(1, round(levels[i])) for i in index):
+        images, fresh = torch.zeros_like(noise), self._further_noise(noise)
+        for number, timestep in enumerate(consistency_timesteps(self.config.levels, steps)):
             alpha, sigma = self._levels(timestep)
             if number == 0:
                 x = sigma.to(noise.dtype) * noise
             else:
                 added = (sigma.square() - (alpha * least).square()).clamp(min=0).sqrt()
-                fresh = torch.stack([torch.randn(noise.shape[1:], generator=one) for one in generators]).to(noise)
                 images = images.clamp(-1, 1) if self.config.levels.get("clip") else images
-                x = alpha.to(noise.dtype) * images + added.to(noise.dtype) * fresh
+                x = alpha.to(noise.dtype) * images + added.to(noise.dtype) * next(fresh)
             estimate = self._read(self._output(x, sigma, timestep, labels), x, alpha, sigma)
             skip, out = self._boundary(alpha, sigma, least)
             images = skip.to(x.dtype) * x + out.to(x.dtype) * estimate
         return images
+
+    def _further_noise(self, noise: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Fresh noise again and again, of each image its own: the same whatever the batch."""
+        seeds = [int.from_bytes(hashlib.sha256(one.tobytes()).digest()[:8], "big") >> 1 for one in noise.cpu().numpy()]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        while True:
+            yield torch.stack([torch.randn(noise.shape[1:], generator=one) for one in generators]).to(noise)
 
     def _boundary(
         self, alpha: torch.Tensor, sigma: torch.Tensor, least: torch.Tensor
@@ -331,3 +343,22 @@ class StudentPipeline(DiffusionPipeline):
         bound = torch.quantile(x.abs().flatten(1), thresholding["ratio"], dim=1).clamp(1, thresholding["maximum"])
         bound = bound.reshape(-1, 1, 1, 1)
         return x.clamp(-bound, bound) / bound
+
+
+def consistency_timesteps(levels: dict[str, Any], steps: int) -> list[int]:
+    """The whole timesteps at which multi-step consistency sampling evaluates its network, decreasing.
+
+    From the last level on, and then at those of ``levels["sampling"]``, or equally spaced in the level's index, towards
+    the first, where no step starts. Whole, because there a scheduler knows the schedule exactly.
+
+    Raises:
+        ValueError: no step, as many as levels, or more than levels were chosen for.
+    """
+    timesteps, chosen = levels["timesteps"], levels["sampling"]
+    last = len(timesteps) - 1
+    most = last if chosen is None else len(chosen) + 1
+    if not 1 <= steps <= most:
+        raise ValueError(f"num_inference_steps: found {steps}, expected 1 to {most}")
+    evenly = [round(last * (1 - step / steps)) for step in range(steps)]
+    index = evenly if chosen is None else [last, *chosen[: steps - 1]]
+    return [max(1, round(timesteps[i])) for i in index]

@@ -26,8 +26,9 @@ class StudentJob(Job):
         """(C, H, W)."""
         return stored_network(self.student / "nfe-1").shape
 
-    def networks(self) -> tuple[NoiseStudent, Denoiser, dict[str, Input]]:
-        """The student, the teacher, and the files of both."""
+    def networks(self, target: str = "signal") -> tuple[NoiseStudent, Denoiser, dict[str, Input]]:
+        """The student, which predicts ``target``, the teacher, and the files of both."""
         folder, device = self.student / "nfe-1", default_device()
         inputs = checked_network("student", folder) | checked_network("teacher", self.teacher)
-        return load_student(folder, device), load_teacher(self.teacher, self.guidance_scale, device), inputs
+        teacher = load_teacher(self.teacher, self.guidance_scale, device)
+        return load_student(folder, device, target), teacher, inputs

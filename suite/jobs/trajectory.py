@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from boot.trajectory import SignalOfState, TrajectoryErrors, trajectory_errors
+from boot.trajectory import TrajectoryErrors, trajectory_errors
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
@@ -33,8 +33,7 @@ class Measure(StudentJob):
     noises: Annotated[int, Key("evaluation.trajectory_noises")]
 
     def run(self) -> None:
-        loaded, teacher, inputs = self.networks()
-        student = SignalOfState(loaded) if self.target == "state" else loaded
+        student, teacher, inputs = self.networks(self.target)
         errors = errors_of(student, teacher, self.seed, self.noises, self.shape, self.batch_size, default_device())
         times = errors.times
         every = torch.ones(_TIMES, dtype=torch.bool)
@@ -57,7 +56,7 @@ class Measure(StudentJob):
 
 
 def errors_of(
-    student: NoiseStudent | SignalOfState,
+    student: NoiseStudent,
     teacher: Denoiser,
     seed: int,
     count: int,

@@ -15,22 +15,20 @@ import baselines.consistency_distillation as module
 from baselines.consistency_distillation import (
     ConsistencyDistillation,
     ConsistencySettings,
-    boundary_coefficients,
-    consistency_function,
     consistency_loss,
-    consistency_sample,
     level_times,
-    picture_distance,
-    solver_step,
-    step_times,
 )
+from diffusion.consistency import boundary_coefficients, consistency_function
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.distances import LpipsDistance
+from diffusion.distillation.distances import LpipsDistance, picture_distance
 from diffusion.noise import further_noise, noise_generators
 from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.solvers import solver_step
 from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.pipeline import consistency_timesteps
+from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training.loop import TrainingRun
@@ -78,8 +76,9 @@ class Function(Denoiser):
         self.function = function
 
     def estimate(self, x_t, t, condition=None):
-        skip, out = (v.expand(len(x_t)).reshape(-1, 1, 1, 1) for v in boundary_coefficients(self.schedule, t))
-        return torch.where(out > 0, (self.function(x_t, t.expand(len(x_t))) - skip * x_t) / out, 0.0)
+        at = self.schedule.at(t)
+        skip, out = (coefficient.like(x_t) for coefficient in boundary_coefficients(self.schedule, at))
+        return torch.where(out > 0, (self.function(x_t, at.time.expand(len(x_t))) - skip * x_t) / out, 0.0)
 
 
 def composed(teacher, levels, solver):
@@ -88,8 +87,7 @@ def composed(teacher, levels, solver):
     def function(x_t, t):
         level = torch.searchsorted(levels, t - 1e-12)
         for at in range(int(level.max()), 0, -1):
-            times, ends = levels[at].expand(len(x_t)), levels[at - 1].expand(len(x_t))
-            moved = solver_step(teacher, x_t, times, ends, solver)
+            moved = solver_step(teacher, x_t, *map(teacher.schedule.at, (levels[at], levels[at - 1])), solver)
             x_t = torch.where((level >= at).reshape(-1, 1, 1, 1), moved, x_t)
         return x_t / teacher.schedule.alpha(levels[0])
 
@@ -102,14 +100,12 @@ def composed(teacher, levels, solver):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_at_the_smallest_noise_level_the_function_is_the_state_itself(name):
     schedule = SCHEDULES[name]
-    end = torch.tensor(schedule.t_min, dtype=torch.float64)
+    end = schedule.at(schedule.t_min)
     student = GaussianTeacher(schedule, mean=1e3)  # whatever the network says
     skip, out = boundary_coefficients(schedule, end)
-    assert float(out) == 0.0
-    assert float(skip) == pytest.approx(1 / float(schedule.alpha(end)), rel=1e-14)
-    torch.testing.assert_close(
-        consistency_function(student, NOISE, end), NOISE / schedule.alpha(end), rtol=1e-14, atol=0
-    )
+    assert float(out.value) == 0.0
+    assert float(skip.value) == pytest.approx(1 / float(end.alpha.value), rel=1e-14)
+    torch.testing.assert_close(consistency_function(student, NOISE, end), NOISE / end.alpha, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -119,7 +115,7 @@ def test_coefficients_are_the_published_ones_after_the_change_of_variable(name):
     t = torch.linspace(schedule.t_min, schedule.t_max, 41, dtype=torch.float64)[:-1]
     tau, alpha = ratios(schedule, t), schedule.alpha(t).numpy()
     (skip, out), (skip_estimate, out_estimate) = published(tau, tau[0])
-    a, r = (value.numpy() for value in boundary_coefficients(schedule, t))
+    a, r = (found.value.numpy() for found in boundary_coefficients(schedule, schedule.at(t)))
     np.testing.assert_allclose(r * out_estimate, out, rtol=1e-12)
     np.testing.assert_allclose(alpha * a + r * skip_estimate, skip, rtol=1e-12)
 
@@ -200,27 +196,25 @@ def test_levels_in_time_are_equally_spaced():
     ("steps", "index"), [(1, [17]), (2, [17, 8]), (4, [17, 13, 8, 4]), (17, list(range(17, 0, -1)))]
 )
 def test_sampling_steps_are_equally_spaced_in_the_levels(steps, index):
-    levels = [0.0, *(float(7 * i) + 0.3 for i in range(1, 18))]
-    times = step_times(COSINE, levels, steps)
-    np.testing.assert_allclose(COSINE.timestep(times).numpy(), [7 * i for i in index], rtol=1e-12)
+    levels = {"timesteps": [0.0, *(float(7 * i) + 0.3 for i in range(1, 18))], "sampling": None}
+    assert consistency_timesteps(levels, steps) == [7 * i for i in index]
 
 
 @pytest.mark.parametrize("steps", [0, 18])
 def test_more_steps_than_levels_have_no_place(steps):
     with pytest.raises(ValueError, match=rf"num_inference_steps: found {steps}, expected 1 to 17"):
-        step_times(COSINE, [float(i) for i in range(18)], steps)
+        consistency_timesteps({"timesteps": [float(i) for i in range(18)], "sampling": None}, steps)
 
 
 @pytest.mark.parametrize(("steps", "index"), [(1, [17]), (2, [17, 6]), (3, [17, 6, 2])])
 def test_sampling_steps_start_at_the_chosen_levels(steps, index):
-    levels = [float(7 * i) for i in range(18)]
-    times = step_times(COSINE, levels, steps, [6, 2])
-    np.testing.assert_allclose(COSINE.timestep(times).numpy(), [7 * i for i in index], rtol=1e-12)
+    levels = {"timesteps": [float(7 * i) for i in range(18)], "sampling": [6, 2]}
+    assert consistency_timesteps(levels, steps) == [7 * i for i in index]
 
 
 def test_there_are_no_more_steps_than_chosen_levels():
     with pytest.raises(ValueError, match="num_inference_steps: found 4, expected 1 to 3"):
-        step_times(COSINE, [float(i) for i in range(18)], 4, [6, 2])
+        consistency_timesteps({"timesteps": [float(i) for i in range(18)], "sampling": [6, 2]}, 4)
 
 
 @pytest.mark.parametrize("chosen", [[9], [9, 9, 4], [4, 9, 3], [17, 9, 3]])
@@ -267,9 +261,10 @@ def test_lpips_compares_the_two_answers_unclipped(schedule):
     t, s = (torch.linspace(low, low + 0.6, 16, dtype=torch.float64) for low in (0.3, 0.2))
     student, target = GaussianTeacher(schedule, -2.1, 0.4), GaussianTeacher(schedule, 0.2, 0.3)
     teacher = GaussianTeacher(schedule)
-    x_t = schedule.alpha(t).reshape(-1, 1, 1, 1) * PICTURES + schedule.sigma(t).reshape(-1, 1, 1, 1) * NOISE
-    answer = consistency_function(student, x_t, t)
-    wanted = consistency_function(target, solver_step(teacher, x_t, t, s, "heun"), s)
+    at_t, at_s = schedule.at(t), schedule.at(s)
+    x_t = at_t.noised(PICTURES, NOISE)
+    answer = consistency_function(student, x_t, at_t)
+    wanted = consistency_function(target, solver_step(teacher, x_t, at_t, at_s, "heun"), at_s)
     assert float(answer.min()) < -1
     network = Seen()
     distance = LpipsDistance(network)
@@ -319,7 +314,7 @@ def test_the_teachers_own_steps_down_to_the_smallest_level_are_the_fixed_point(s
     assert float(consistency_loss(exact, exact, teacher, *arguments)) > 1e-6
     # One step from the noise then is the whole trajectory of the teacher.
     torch.testing.assert_close(
-        consistency_sample(student, NOISE, levels[-1:]),
+        consistency_function(student, schedule.at(levels[-1]).sigma * NOISE, levels[-1]),
         composed(teacher, levels, solver)(schedule.sigma(levels[-1]) * NOISE, levels[-1].expand(16)),
         rtol=1e-10,
         atol=1e-10,
@@ -405,7 +400,8 @@ def test_the_target_is_not_differentiated():
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("schedule", [COSINE, EdmSchedule()], ids=["cosine", "edm"])
 def test_multi_step_sampling_is_algorithm_1(schedule, clip):
-    times = schedule.time(torch.tensor([1950.0, 1200.0, 400.0, 30.0], dtype=torch.float64))
+    timesteps = [1950.0, 1200.0, 400.0, 30.0]
+    times = schedule.time(torch.tensor(timesteps, dtype=torch.float64))
     tau, least = ratios(schedule, times), float(ratios(schedule, torch.tensor(schedule.t_min)))
     generators = noise_generators(NOISE)
     picture, z = None, tau[0] * NOISE.numpy()
@@ -415,44 +411,34 @@ def test_multi_step_sampling_is_algorithm_1(schedule, clip):
             assert np.abs(picture).max() > 1
             z = start + math.sqrt(level**2 - least**2) * further_noise(generators, NOISE).numpy()
         picture = by_hand(z, level, least, gaussian(z, level, mean=1.2))
-    found = consistency_sample(GaussianTeacher(schedule, mean=1.2), NOISE, times, clip=clip)
-    np.testing.assert_allclose(found.numpy(), picture, rtol=1e-9, atol=1e-10)
+    kind = "edm" if isinstance(schedule, EdmSchedule) else "sample"
+    network = Reads(GaussianTeacher(schedule, mean=1.2), kind)
+    network.register_parameter("unused", torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    levels = {"timesteps": [0.0, *timesteps[::-1]], "sampling": [3, 2, 1], "clip": clip}
+    pipeline = LocalPipeline(network, build_scheduler(Denoiser(network, schedule, kind)), levels=levels)
+    pipeline.schedule = schedule
+    with torch.no_grad():
+        found = pipeline.drawn(NOISE, len(times))
+    np.testing.assert_allclose(found.numpy(), picture, rtol=1e-5, atol=1e-5)  # networks answer in float32
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample", "edm", "classes"])
-def test_the_pipeline_samples_as_the_suite_does_with_exactly_so_many_evaluations(kind, tmp_path):
+def test_a_stored_student_samples_with_exactly_so_many_evaluations(kind, tmp_path):
     method = ConsistencyDistillation(settings(num_inference_steps=[1, 2, 5], num_levels=8))
     denoiser = tiny_conditional(num_classes=3) if kind == "classes" else tiny_denoiser(kind, seed=2)
-    labels = torch.tensor([0, 1, 2, 1]) if kind == "classes" else None
-    condition = None if labels is None else {"class_labels": labels}
+    condition = {"class_labels": torch.tensor([0, 1, 2, 1])} if kind == "classes" else None
     method.save(tmp_path / "student", denoiser.network, denoiser)
-    pipeline = LocalPipeline.from_pretrained(tmp_path / "student")
-    pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    evaluated = []
-    pipeline.unet.register_forward_pre_hook(lambda _m, inputs: evaluated.append(len(inputs[0])))
     drawn = {}
     for nfe in method.evaluations():
         sampler, network = method.sampler(tmp_path / "student", nfe, CPU)
-        network.register_forward_pre_hook(lambda _m, inputs: evaluated.append(len(inputs[0])))
+        evaluated = []
+        network.register_forward_pre_hook(lambda _m, inputs, evaluated=evaluated: evaluated.append(len(inputs[0])))
         with torch.inference_mode():
-            expected = sampler(noise, condition)
-        assert evaluated == [4] * nfe
-        evaluated.clear()
-        found = pipeline(latents=noise, num_inference_steps=nfe, class_labels=labels, output_type="pt").images
-        assert evaluated == [4] * nfe
-        evaluated.clear()
-        assert torch.equal(found, expected)
-        drawn[nfe] = found
+            drawn[nfe] = sampler(noise, condition)
+            assert evaluated == [4] * nfe
+            assert torch.equal(drawn[nfe], sampler(noise, condition))
     assert not torch.allclose(drawn[1], drawn[2], atol=1e-2)
-
-    def draw(steps):
-        generator = torch.Generator().manual_seed(7)
-        return pipeline(4, labels, steps, generator=generator, output_type="pt").images
-
-    assert torch.equal(draw(2), draw(2))
-    with pytest.raises(ValueError, match="expected 1 to 7"):
-        draw(8)
 
 
 def test_a_stored_student_clips_between_steps_if_its_settings_say_so(tmp_path):

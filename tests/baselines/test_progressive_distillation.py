@@ -9,13 +9,12 @@ from gaussian import GaussianTeacher
 from baselines.progressive_distillation import (
     ProgressiveDistillation,
     ProgressiveSettings,
-    grid_noise_level,
     progressive_loss,
     progressive_target,
 )
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule
-from diffusion.solvers import ddim_sample
+from diffusion.solvers import ddim_sample, grid_level
 from diffusion.thresholding import NO_THRESHOLD
 
 SCHEDULE = CosineSchedule()
@@ -30,7 +29,7 @@ class Perfect(Denoiser):
         self.teacher, self.num_steps = teacher, num_steps
 
     def estimate(self, x_t, t, condition=None):
-        step = (self.schedule.timestep(t) + 1) * (self.num_steps / self.schedule.num_timesteps)
+        step = (self.schedule.timestep(self.schedule.at(t).time) + 1) * (self.num_steps / self.schedule.num_timesteps)
         step = step.round().expand(len(x_t))
         return progressive_target(self.teacher, x_t, step, self.num_steps)
 
@@ -47,20 +46,21 @@ def test_perfect_students_of_every_halving_reproduce_the_teachers_16_steps():
 def test_target_by_the_formula_of_the_paper():
     teacher = GaussianTeacher(SCHEDULE)
     num_steps, step = 4, torch.full((32,), 3.0, dtype=torch.float64)
-    t, alpha, sigma = grid_noise_level(SCHEDULE, step, num_steps)
     z_t = NOISE
     target = progressive_target(teacher, z_t, step, num_steps)
     # One DDIM step of the student with x̃ must land where two steps of the teacher land.
-    middle, alpha_m, sigma_m = (float(v[0]) for v in grid_noise_level(SCHEDULE, step - 0.5, num_steps))
-    _, alpha_e, sigma_e = (float(v[0]) for v in grid_noise_level(SCHEDULE, step - 1, num_steps))
-    alpha, sigma, t = float(alpha[0]), float(sigma[0]), float(t[0])
+    levels = [grid_level(SCHEDULE, step - back, num_steps) for back in (0, 0.5, 1)]
+    t, middle, _ = (at.time[0] for at in levels)
+    (alpha, sigma), (alpha_m, sigma_m), (alpha_e, sigma_e) = (
+        (float(at.alpha.value[0]), float(at.sigma.value[0])) for at in levels
+    )
 
     def move(z, x, a, b, c, d):
         eps = (z - a * x) / b
         return c * x + d * eps
 
-    z = move(z_t, teacher(z_t, torch.tensor(t).double()), alpha, sigma, alpha_m, sigma_m)
-    z = move(z, teacher(z, torch.tensor(middle).double()), alpha_m, sigma_m, alpha_e, sigma_e)
+    z = move(z_t, teacher(z_t, t), alpha, sigma, alpha_m, sigma_m)
+    z = move(z, teacher(z, middle), alpha_m, sigma_m, alpha_e, sigma_e)
     torch.testing.assert_close(move(z_t, target, alpha, sigma, alpha_e, sigma_e), z, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(
         target, (z - (sigma_e / sigma) * z_t) / (alpha_e - (sigma_e / sigma) * alpha), rtol=1e-6, atol=1e-7
@@ -71,20 +71,18 @@ def test_target_of_the_last_step_is_the_teachers_estimate():
     teacher = GaussianTeacher(SCHEDULE)
     step = torch.ones(32, dtype=torch.float64)
     for num_steps in (1, 8):
-        t, alpha_t, sigma_t = grid_noise_level(SCHEDULE, step, num_steps)
-        middle, alpha_m, sigma_m = grid_noise_level(SCHEDULE, step - 0.5, num_steps)
-        estimate = teacher(NOISE, t)
-        ratio = float(sigma_m[0] / sigma_t[0])
-        z_middle = ratio * NOISE + float(alpha_m[0] - ratio * alpha_t[0]) * estimate
+        t, middle = grid_level(SCHEDULE, step, num_steps), grid_level(SCHEDULE, step - 0.5, num_steps)
+        ratio = float(middle.sigma.value[0] / t.sigma.value[0])
+        z_middle = ratio * NOISE + float(middle.alpha.value[0] - ratio * t.alpha.value[0]) * teacher(NOISE, t)
         torch.testing.assert_close(
             progressive_target(teacher, NOISE, step, num_steps), teacher(z_middle, middle), rtol=1e-9, atol=1e-9
         )
 
 
 def test_grid_ends():
-    t, alpha, sigma = grid_noise_level(SCHEDULE, torch.tensor([0.0, 8.0]), 8)
-    assert (float(alpha[0]), float(sigma[0])) == (1.0, 0.0)
-    assert float(t[1]) == pytest.approx(SCHEDULE.t_max)
+    at = grid_level(SCHEDULE, torch.tensor([0.0, 8.0]), 8)
+    assert (float(at.alpha.value[0]), float(at.sigma.value[0])) == (1.0, 0.0)
+    assert float(at.time[1]) == pytest.approx(SCHEDULE.t_max)
 
 
 def test_loss_weight_is_the_truncated_signal_to_noise_ratio():
@@ -93,8 +91,8 @@ def test_loss_weight_is_the_truncated_signal_to_noise_ratio():
     student = GaussianTeacher(SCHEDULE, mean=0.0, scale=1e-12)
     for step in (1, 2, 4):
         steps = torch.full((32,), float(step), dtype=torch.float64)
-        t, _, _ = grid_noise_level(SCHEDULE, steps, 4)
-        expected = max(1 / math.tan(math.pi / 2 * float(t[0])) ** 2, 1)
+        t = float(grid_level(SCHEDULE, steps, 4).time[0])
+        expected = max(1 / math.tan(math.pi / 2 * t) ** 2, 1)
         loss = progressive_loss(student, teacher, NOISE, NOISE, steps, 4)
         assert float(loss) == pytest.approx(expected, rel=1e-6)
 

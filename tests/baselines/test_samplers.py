@@ -69,7 +69,7 @@ class Recorder(GaussianTeacher):
         self.asked = []
 
     def estimate(self, x_t, t, condition=None):
-        self.asked.append((x_t.clone(), t))
+        self.asked.append((x_t.clone(), self.schedule.at(t).time))
         return super().estimate(x_t, t, condition)
 
 

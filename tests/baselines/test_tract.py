@@ -71,7 +71,8 @@ class Composition(Denoiser):
         self.group, self.num_steps = group, num_steps
 
     def estimate(self, x_t, t, condition=None):
-        points = ((self.schedule.timestep(t) + 1) * self.num_steps / self.schedule.num_timesteps).round().int()
+        timestep = self.schedule.timestep(self.schedule.at(t).time)
+        points = ((timestep + 1) * self.num_steps / self.schedule.num_timesteps).round().int()
         found = []
         for z, point in zip(x_t.numpy(), points.tolist(), strict=True):
             if point == 0:  # the clean picture: no estimate is used there
@@ -158,7 +159,8 @@ class Perfect(Denoiser):
         self.teacher, self.group, self.num_steps, self.below = teacher, group, num_steps, None
 
     def estimate(self, x_t, t, condition=None):
-        step = ((self.schedule.timestep(t) + 1) * self.num_steps / self.schedule.num_timesteps).round()
+        timestep = self.schedule.timestep(self.schedule.at(t).time)
+        step = ((timestep + 1) * self.num_steps / self.schedule.num_timesteps).round()
         if self.below == 0:  # the clean picture, which the target leaves out
             return x_t
         outer, self.below = self.below, int(step.max()) - 1

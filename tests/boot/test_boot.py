@@ -8,8 +8,9 @@ import torch
 from gaussian import GaussianTeacher
 from tiny import tiny_denoiser
 
-from boot.losses import BootObjective, boot_losses
-from boot.signal_ode import Solver, bootstrap_target, noisy_state, signal_decay
+from boot.losses import boot_losses
+from boot.signal_ode import Solver, signal_step
+from diffusion.level import decay
 from diffusion.schedule import CosineSchedule, DiscreteSchedule
 from diffusion.student import NoiseStudent
 
@@ -83,9 +84,9 @@ def test_losses_by_hand():
     s = torch.linspace(0.001, 0.9, 6, dtype=torch.float64)
     for delta in (1e-3, 0.04, 0.09):
         for solver in get_args(Solver):
-            losses = boot_losses(student, teacher, NOISE, s, s + delta, BootObjective(solver), boundary_count=2)
-            assert float(losses.bootstrap) == pytest.approx(1.0, rel=1e-4)
-            assert float(losses.boundary) == pytest.approx(1.0, rel=1e-5)
+            bootstrap, boundary = boot_losses(student, teacher, NOISE, s, s + delta, 2, solver)
+            assert float(bootstrap) == pytest.approx(1.0, rel=1e-4)
+            assert float(boundary) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_bootstrap_loss_with_a_student_that_moves():
@@ -96,10 +97,10 @@ def test_bootstrap_loss_with_a_student_that_moves():
     teacher = GaussianTeacher(schedule, mean=0.0, scale=1e-12)
     s = torch.full((6,), 0.5, dtype=torch.float64)
     t = s + 0.04
-    k = float(signal_decay(schedule, s, t)[0])
+    k = float(decay(schedule.at(s), schedule.at(t)).value[0])
     g_s, g_t = slope * 1999 * (0.5 - 0.001) / 0.998, slope * 1999 * (0.54 - 0.001) / 0.998
-    losses = boot_losses(student, teacher, NOISE, s, t, BootObjective("euler"), boundary_count=1)
-    assert float(losses.bootstrap) == pytest.approx(((g_s - k * g_t) / (1 - k)) ** 2, rel=1e-4)
+    bootstrap, _ = boot_losses(student, teacher, NOISE, s, t, 1, "euler")
+    assert float(bootstrap) == pytest.approx(((g_s - k * g_t) / (1 - k)) ** 2, rel=1e-4)
 
 
 def test_targets_carry_no_gradient():
@@ -109,13 +110,13 @@ def test_targets_carry_no_gradient():
     parameter = next(student.parameters())
     s = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
     t = s + 0.04
-    losses = boot_losses(student, teacher, NOISE, s, t, BootObjective("euler"), boundary_count=1)
-    (gradient,) = torch.autograd.grad(losses.bootstrap, parameter)
+    bootstrap, _ = boot_losses(student, teacher, NOISE, s, t, 1, "euler")
+    (gradient,) = torch.autograd.grad(bootstrap, parameter)
     with torch.no_grad():
         y_t = student(NOISE, t)
-        estimate = teacher(noisy_state(teacher.schedule, y_t, NOISE, t), t)
-        target = bootstrap_target(teacher, y_t, estimate, NOISE, s, t, "euler")
-    weight = (1 / (1 - signal_decay(teacher.schedule, s, t))).float().view(-1, 1, 1, 1)
+        at_s, at_t = teacher.schedule.at(s), teacher.schedule.at(t)
+        target = signal_step(teacher, y_t, NOISE, at_s, at_t, "euler")
+    weight = (1 / (1 - decay(at_s, at_t).value)).float().view(-1, 1, 1, 1)
     regression = ((student(NOISE, s) - target) * weight).square().mean()
     (expected,) = torch.autograd.grad(regression, parameter)
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
@@ -140,7 +141,7 @@ def test_evaluations_of_one_step_are_those_of_the_docstring(solver, teacher_eval
     teacher.network.register_forward_pre_hook(counter("teacher"))
     student.network.register_forward_pre_hook(counter("student"))
     s = torch.linspace(0.01, 0.9, 6, dtype=torch.float64)
-    boot_losses(student, teacher, NOISE, s, s + 0.04, BootObjective(solver), boundary_count=2)
+    boot_losses(student, teacher, NOISE, s, s + 0.04, 2, solver)
     assert counts == {"teacher": teacher_evaluations, "student": 6 + 6 + 2}
 
 
@@ -160,11 +161,9 @@ def test_the_exact_signal_has_a_bootstrap_loss_that_vanishes_with_the_step():
     s = torch.linspace(0.2, 0.8, 6, dtype=torch.float64)
 
     def loss(solver, delta):
-        return float(
-            boot_losses(student, teacher, noise, s, s + delta, BootObjective(solver), boundary_count=1).bootstrap
-        )
+        return float(boot_losses(student, teacher, noise, s, s + delta, 1, solver)[0])
 
     assert loss("euler", 0.02) / loss("euler", 0.01) == pytest.approx(4, rel=0.1)
     assert loss("heun", 0.02) / loss("heun", 0.01) == pytest.approx(16, rel=0.25)
     assert loss("heun", 0.01) < 0.01 * loss("euler", 0.01)
-    assert float(boot_losses(student, teacher, noise, s, s + 0.01, BootObjective("euler"), 6).boundary) < 1e-12
+    assert float(boot_losses(student, teacher, noise, s, s + 0.01, 6, "euler")[1]) < 1e-12

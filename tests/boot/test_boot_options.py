@@ -6,10 +6,11 @@ from gaussian import GaussianTeacher
 from tiny import TEACHER, tiny_denoiser, tiny_splits
 
 from boot.distillation import Boot, BootSettings, draw_times
-from boot.losses import BootObjective, boot_losses
-from boot.signal_ode import noisy_state, signal_decay
+from boot.losses import boot_losses
+from boot.state_student import StateStudent
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import load_split, write_dataset
+from diffusion.level import decay
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.student import NoiseStudent
 from diffusion.teachers.settings import TeacherSettings
@@ -90,7 +91,7 @@ def test_a_spread_step_is_drawn_for_every_noise():
 def test_a_step_in_lambda_has_one_decay_for_all_times(schedule):
     s, t = times_of(delta=0.3, delta_in="lambda", schedule=schedule)
     inside = t < schedule.t_max
-    k = signal_decay(schedule, s, t)[inside]
+    k = decay(schedule.at(s), schedule.at(t)).value[inside]
     torch.testing.assert_close(k, torch.full_like(k, 0.7408182206817179))  # e^−0.3
     assert (s < t).all()
 
@@ -120,26 +121,25 @@ def test_weights_by_hand(weight, power):
     schedule = CosineSchedule()
     student, teacher = NoiseStudent(Says(0.0), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
-    k = float(signal_decay(schedule, s, s + 0.1)[0])
-    losses = boot_losses(student, teacher, NOISE, s, s + 0.1, BootObjective("euler", weight=weight), 2)
-    assert float(losses.bootstrap) == pytest.approx((1 - k) ** power, rel=1e-4)
-    assert float(losses.boundary) == pytest.approx(1, rel=1e-4)
+    k = float(decay(schedule.at(s), schedule.at(s + 0.1)).value[0])
+    bootstrap, boundary = boot_losses(student, teacher, NOISE, s, s + 0.1, 2, "euler", weight)
+    assert float(bootstrap) == pytest.approx((1 - k) ** power, rel=1e-4)
+    assert float(boundary) == pytest.approx(1, rel=1e-4)
 
 
 def test_the_state_is_compared_with_a_ddim_step_in_the_state():
     # g = 0.5 stands for x_t, f = 1: x_s = (σ_s/σ_t) 0.5 + (α_s − α_t σ_s/σ_t).
     schedule = CosineSchedule()
-    student, teacher = NoiseStudent(Says(0.5), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
+    student, teacher = StateStudent(Says(0.5), schedule, "sample"), GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
     t = s + 0.1
-    objective = BootObjective("euler", weight="uniform", target="state")
-    losses = boot_losses(student, teacher, NOISE, s, t, objective, 6)
+    bootstrap, boundary = boot_losses(student, teacher, NOISE, s, t, 6, "euler", "uniform")
     alpha_s, sigma_s, alpha_t, sigma_t = (float(f(u)[0]) for u in (s, t) for f in (schedule.alpha, schedule.sigma))
     x_s = sigma_s / sigma_t * 0.5 + alpha_s - alpha_t * sigma_s / sigma_t
-    assert float(losses.bootstrap) == pytest.approx((x_s - 0.5) ** 2, rel=1e-4)
+    assert float(bootstrap) == pytest.approx((x_s - 0.5) ** 2, rel=1e-4)
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
-    at_start = noisy_state(schedule, torch.ones_like(NOISE), NOISE, t_max)  # x_M of the signal f = 1
-    assert float(losses.boundary) == pytest.approx(float((at_start - 0.5).square().mean()), rel=1e-4)
+    at_start = schedule.at(t_max).noised(torch.ones_like(NOISE), NOISE)  # x_M of the signal f = 1
+    assert float(boundary) == pytest.approx(float((at_start - 0.5).square().mean()), rel=1e-4)
 
 
 def test_bootstrapping_from_another_student_takes_its_signal():
@@ -148,10 +148,9 @@ def test_bootstrapping_from_another_student_takes_its_signal():
     student, other = (NoiseStudent(Says(value), schedule, "sample") for value in (0.0, 2.0))
     teacher = GaussianTeacher(schedule, mean=1.0, scale=1e-12)
     s = torch.full((6,), 0.4, dtype=torch.float64)
-    k = float(signal_decay(schedule, s, s + 0.1)[0])
-    objective = BootObjective("euler", weight="uniform")
-    losses = boot_losses(student, teacher, NOISE, s, s + 0.1, objective, 1, source=other)
-    assert float(losses.bootstrap) == pytest.approx((1 + k) ** 2, rel=1e-4)
+    k = float(decay(schedule.at(s), schedule.at(s + 0.1)).value[0])
+    bootstrap, _ = boot_losses(student, teacher, NOISE, s, s + 0.1, 1, "euler", "uniform", source=other)
+    assert float(bootstrap) == pytest.approx((1 + k) ** 2, rel=1e-4)
 
 
 def test_a_resumed_run_that_bootstraps_from_the_average_ends_with_the_same_bits(tmp_path):

@@ -9,8 +9,9 @@ from diffusers import DDPMScheduler
 from gaussian import GaussianTeacher, MixtureTeacher, Reads
 from scipy.integrate import solve_ivp
 
-from boot.losses import BootObjective, boot_losses
-from boot.signal_ode import bootstrap_target, noisy_state
+from boot.losses import boot_losses
+from boot.signal_ode import signal_step
+from boot.state_student import StateStudent
 from boot.trajectory import true_signals
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
@@ -58,7 +59,7 @@ def bootstrapped(teacher, noise, times, solver, y=None):
     if y is None:
         y = teacher(teacher.schedule.start(noise), times[0])
     for t, s in itertools.pairwise(times):
-        y = bootstrap_target(teacher, y, teacher(noisy_state(teacher.schedule, y, noise, t), t), noise, s, t, solver)
+        y = signal_step(teacher, y, noise, teacher.schedule.at(s), teacher.schedule.at(t), solver)
     return y
 
 
@@ -106,7 +107,7 @@ def test_the_network_of_every_prediction_type_reads_as_the_exact_teacher(name, k
     x = NOISE.float()
     for share in (0.02, 0.3, 0.7, 1.0):
         t = torch.tensor(schedule.t_min + share * (schedule.t_max - schedule.t_min), dtype=torch.float64)
-        state = noisy_state(schedule, 0.3 * x, x, t)
+        state = schedule.at(t).noised(0.3 * x, x)
         torch.testing.assert_close(teacher(state, t), exact(state, t), rtol=0, atol=2e-3)
 
 
@@ -173,7 +174,7 @@ def test_etd2_is_exact_where_the_estimate_is_linear_in_lambda():
 
     class Linear(Denoiser):
         def forward(self, x_t, t, condition=None):
-            return schedule.log_noise_to_signal(t).view(-1, 1, 1, 1).expand(x_t.shape)
+            return schedule.at(t).log_noise_to_signal.view(-1, 1, 1, 1).expand(x_t.shape)
 
     teacher = Linear(torch.nn.Identity(), schedule, "sample")
     for step in (1e-5, 0.01, 0.3):  # the series, its neighbourhood, and the closed form
@@ -182,7 +183,7 @@ def test_etd2_is_exact_where_the_estimate_is_linear_in_lambda():
         lambda_t, lambda_s = schedule.log_noise_to_signal(t), schedule.log_noise_to_signal(s)
         y_t = (lambda_t + 1 + 2 * torch.exp(lambda_t)).view(-1, 1, 1, 1).expand(NOISE.shape)
         y_s = (lambda_s + 1 + 2 * torch.exp(lambda_s)).view(-1, 1, 1, 1).expand(NOISE.shape)
-        found = bootstrap_target(teacher, y_t, teacher(y_t, t), NOISE, s, t, "etd2")
+        found = signal_step(teacher, y_t, NOISE, schedule.at(s), schedule.at(t), "etd2")
         torch.testing.assert_close(found, y_s, rtol=1e-11, atol=1e-11)
 
 
@@ -201,7 +202,7 @@ def test_a_mixture_integrated_to_tolerance(name, solver, order):
     def slope(log_noise_to_signal, y):
         t = schedule.time_of(torch.tensor(log_noise_to_signal, dtype=torch.float64))
         y = torch.from_numpy(y).view_as(noise)
-        return (y - teacher(noisy_state(schedule, y, noise, t), t)).flatten().numpy()
+        return (y - teacher(schedule.at(t).noised(y, noise), t)).flatten().numpy()
 
     reference = solve_ivp(
         slope, (float(lambdas[0]), float(lambdas[-1])), start.flatten().numpy(), rtol=1e-10, atol=1e-12, method="DOP853"
@@ -238,20 +239,18 @@ def test_ddim_goes_where_the_trajectory_leads(name):
     torch.testing.assert_close(sampled, signal, rtol=0, atol=0.03 + 2 * left)
 
 
-@pytest.mark.parametrize("name", ["cosine", "edm"])
-def test_the_losses_of_the_exact_student_vanish(name):
+@pytest.mark.parametrize(("name", "kind"), [("cosine", NoiseStudent), ("cosine", StateStudent), ("edm", NoiseStudent)])
+def test_the_losses_of_the_exact_student_vanish(name, kind):
     schedule = SCHEDULES[name]
     teacher = GaussianTeacher(schedule)
     t_max = torch.tensor(schedule.t_max, dtype=torch.float64)
 
-    class Exact(NoiseStudent):
+    class Exact(kind):
         def forward(self, noise, t, condition=None):
-            y = teacher.signal(noise, t_max, t)
-            return y if target == "signal" else noisy_state(schedule, y, noise, t)
+            return teacher.signal(noise, t_max, t)
 
     s = torch.linspace(0.2, 0.8, 8, dtype=torch.float64)
-    for target in ("signal", "state") if name == "cosine" else ("signal",):
-        student = Exact(torch.nn.Identity(), schedule, "sample")
-        losses = boot_losses(student, teacher, NOISE, s, s + 1e-3, BootObjective("heun", target=target), 4)
-        assert float(losses.bootstrap) < 1e-6
-        assert float(losses.boundary) < 1e-20
+    student = Exact(torch.nn.Identity(), schedule, "sample")
+    bootstrap, boundary = boot_losses(student, teacher, NOISE, s, s + 1e-3, 4)
+    assert float(bootstrap) < 1e-6
+    assert float(boundary) < 1e-20

@@ -7,8 +7,9 @@ import pytest
 import torch
 from gaussian import GaussianTeacher
 
-from boot.signal_ode import bootstrap_target, noisy_state, signal_decay
+from boot.signal_ode import signal_step
 from boot.trajectory import interpolate_noise, true_signals
+from diffusion.level import decay
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_step
 
@@ -22,18 +23,17 @@ def test_euler_step_in_the_signal_is_a_ddim_step_in_the_state():
     t = torch.linspace(0.05, 0.999, 16, dtype=torch.float64)
     s = t - 0.04
     y_t = torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    x_t = noisy_state(SCHEDULE, y_t, NOISE, t)
+    x_t = SCHEDULE.at(t).noised(y_t, NOISE)
     estimate = teacher(x_t, t)
-    y_s = bootstrap_target(teacher, y_t, estimate, NOISE, s, t, "euler")
-    alpha_t, sigma_t, alpha_s, sigma_s = (f(u) for u in (t, s) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
-    x_s = ddim_step(x_t, estimate, alpha_t, sigma_t, alpha_s, sigma_s)
-    torch.testing.assert_close(noisy_state(SCHEDULE, y_s, NOISE, s), x_s, rtol=1e-9, atol=1e-9)
+    y_s = signal_step(teacher, y_t, NOISE, SCHEDULE.at(s), SCHEDULE.at(t), "euler")
+    x_s = ddim_step(x_t, estimate, SCHEDULE.at(t), SCHEDULE.at(s))
+    torch.testing.assert_close(SCHEDULE.at(s).noised(y_s, NOISE), x_s, rtol=1e-9, atol=1e-9)
 
 
 def test_decay_by_hand():
     # λ = log tan(πt/2): from 60° to 30°, k = tan 30° / tan 60° = 1/3.
-    k = signal_decay(SCHEDULE, torch.tensor(1 / 3).double(), torch.tensor(2 / 3).double())
-    assert float(k) == pytest.approx(1 / 3, rel=1e-6)
+    k = decay(SCHEDULE.at(1 / 3), SCHEDULE.at(2 / 3))
+    assert float(k.value) == pytest.approx(1 / 3, rel=1e-6)
 
 
 def test_the_sign_of_the_ode():
@@ -42,8 +42,8 @@ def test_the_sign_of_the_ode():
     t = torch.full((16,), 0.5, dtype=torch.float64)
     step = 1e-6
     y = torch.zeros_like(NOISE)
-    estimate = teacher(noisy_state(SCHEDULE, y, NOISE, t), t)
-    y_s = bootstrap_target(teacher, y, estimate, NOISE, t - step, t, "euler")
+    estimate = teacher(SCHEDULE.at(t).noised(y, NOISE), t)
+    y_s = signal_step(teacher, y, NOISE, SCHEDULE.at(t - step), SCHEDULE.at(t), "euler", f_t=estimate)
     slope = math.pi  # λ' = (π/2) / (sin cos) = π at t = 1/2
     torch.testing.assert_close((y - y_s) / step, -slope * (estimate - y), rtol=1e-4, atol=1e-8)
 
@@ -58,7 +58,7 @@ def test_targets_converge_to_the_true_signal_with_the_promised_order(solver, ord
         times = torch.arctan(ratio) * (2 / math.pi)
         y = teacher(NOISE, T_MAX)
         for t, s in itertools.pairwise(times):
-            y = bootstrap_target(teacher, y, teacher(noisy_state(SCHEDULE, y, NOISE, t), t), NOISE, s, t, solver)
+            y = signal_step(teacher, y, NOISE, teacher.schedule.at(s), teacher.schedule.at(t), solver)
         return float((y - teacher.signal(NOISE, T_MAX, times[-1])).square().mean().sqrt())
 
     coarse, fine = error(256), error(512)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gaussian import GaussianTeacher, MixtureTeacher
 
-from boot.signal_ode import noisy_state
-from boot.trajectory import NEAR_ZERO, SignalOfState, ddim_signal, trajectory_errors, true_signals
+from boot.state_student import StateStudent
+from boot.trajectory import NEAR_ZERO, ddim_signal, trajectory_errors, true_signals
 from diffusion.schedule import CosineSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.student import NoiseStudent
@@ -103,7 +103,7 @@ def test_ddim_signal_counts_its_evaluations():
 def test_ddim_signal_is_ddim():
     """In the state, one level further down: a sampler whose last step ends at t_min and not at the clean picture."""
     t = torch.tensor(SCHEDULE.t_min, dtype=torch.float64)
-    fine = noisy_state(SCHEDULE, ddim_signal(TEACHER, NOISE, t, 400), NOISE, t)
+    fine = SCHEDULE.at(t).noised(ddim_signal(TEACHER, NOISE, t, 400), NOISE)
     torch.testing.assert_close(fine, ddim_sample(TEACHER, NOISE, 400), rtol=0, atol=0.02)
 
 
@@ -124,15 +124,16 @@ def test_increments_that_vanish_are_counted():
 def test_a_student_of_the_state_is_read_as_its_signal():
     """The exact state gives the exact signal, and an error of the state that of the signal over α_t."""
 
-    class State(Exact):
-        def forward(self, noise, t, condition=None):
-            return noisy_state(SCHEDULE, super().forward(noise, t, condition), noise, t)
+    class State(torch.nn.Module):
+        def __init__(self, off):
+            super().__init__()
+            self.off = off
 
-    class OffState(State):
-        def forward(self, noise, t, condition=None):
-            return super().forward(noise, t, condition) + 0.1
+        def forward(self, noise, timestep, return_dict=False):
+            t = SCHEDULE.time(timestep)
+            return (SCHEDULE.at(t).noised(TEACHER.signal(noise, T_MAX, t), noise) + self.off,)
 
     t = torch.full((len(NOISE),), 0.6, dtype=torch.float64)
-    torch.testing.assert_close(SignalOfState(State())(NOISE, t), Exact()(NOISE, t))
-    off = (SignalOfState(OffState())(NOISE, t) - Exact()(NOISE, t)) * SCHEDULE.alpha(t).reshape(-1, 1, 1, 1)
-    torch.testing.assert_close(off, torch.full_like(off, 0.1))
+    exact, off = (StateStudent(State(value), SCHEDULE, "sample")(NOISE, t) for value in (0.0, 0.1))
+    torch.testing.assert_close(exact, Exact()(NOISE, t), rtol=0, atol=1e-5)
+    torch.testing.assert_close((off - exact) * SCHEDULE.at(t).alpha, torch.full_like(off, 0.1), rtol=1e-5, atol=0)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from tiny import NETWORK, tiny_conditional, tiny_splits
 
-from baselines.ddim import Ddim, DdimSettings
-from boot.losses import BootObjective, boot_losses
+from baselines.samplers import Ddim, DdimSettings
+from boot.losses import boot_losses
 from boot.trajectory import between_classes, ddim_signal, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data.kinds import parse_settings
@@ -220,12 +220,12 @@ def test_boot_losses_follow_the_guided_teacher(solver):
     teacher = guided(tiny_conditional(thresholding=STATIC), Guidance(2.0))
     student = NoiseStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
     s, t = torch.linspace(0.1, 0.8, 6, dtype=torch.float64), torch.linspace(0.2, 0.9, 6, dtype=torch.float64)
-    objective = BootObjective(solver=solver)
 
     def losses(rows, condition):
         with torch.no_grad():
-            terms = boot_losses(student, teacher, NOISE[rows], s[rows], t[rows], objective, len(rows), None, condition)
-        return torch.stack([terms.bootstrap, terms.boundary])
+            return torch.stack(
+                boot_losses(student, teacher, NOISE[rows], s[rows], t[rows], len(rows), solver, condition=condition)
+            )
 
     rows = list(range(6))
     apart = [losses([row], {"class_labels": LABELS["class_labels"][[row]]}) for row in rows]

@@ -10,13 +10,12 @@ from diffusion.schedule import CosineSchedule, EdmSchedule
 
 X, NOISE = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.tensor([0.001, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
-SHAPE = (-1, 1, 1, 1)
 
 
 def case(kind):
     schedule = EdmSchedule() if kind == "edm" else CosineSchedule()
     at = schedule.at(T)
-    return prediction_of(kind, schedule), at, at.alpha.reshape(SHAPE) * X + at.sigma.reshape(SHAPE) * NOISE
+    return prediction_of(kind, schedule), at, at.noised(X, NOISE)
 
 
 @pytest.mark.parametrize("kind", get_args(PredictionType))
@@ -42,14 +41,14 @@ def test_the_image_is_read_from_the_output_that_training_asks_for(kind):
 )
 def test_the_target_is_the_definition(kind, expected):
     prediction, at, _ = case(kind)
-    alpha, sigma = at.alpha.reshape(SHAPE), at.sigma.reshape(SHAPE)
+    alpha, sigma = at.alpha.like(X), at.sigma.like(X)
     torch.testing.assert_close(prediction.target(X, NOISE, at), expected(alpha, sigma), rtol=1e-7, atol=1e-7)
 
 
 def test_edm_feeds_images_of_unit_variance():
     prediction, at, _ = case("edm")
-    x_t = 0.5 * X + at.sigma.reshape(SHAPE) * NOISE
-    expected = x_t / (at.sigma.reshape(SHAPE) ** 2 + 0.25).sqrt()
+    x_t = 0.5 * X + at.sigma * NOISE
+    expected = x_t / (at.sigma**2 + 0.25).sqrt()
     torch.testing.assert_close(prediction.fed(x_t, at), expected)
     for kind in ("sample", "epsilon", "v_prediction"):
         assert case(kind)[0].fed(x_t, at) is x_t
@@ -58,7 +57,7 @@ def test_edm_feeds_images_of_unit_variance():
 @pytest.mark.parametrize("kind", get_args(PredictionType))
 def test_at_pure_noise_only_epsilon_is_read_in_another_way(kind):
     schedule = EdmSchedule() if kind == "edm" else CosineSchedule()
-    at = schedule.at(torch.tensor(schedule.t_max, dtype=torch.float64))
+    at = schedule.at(schedule.t_max)
     prediction, start, output = prediction_of(kind, schedule), schedule.start(NOISE), X
     found = prediction.read_from_noise(output, start, NOISE, at)
     expected = NOISE - at.sigma * output if kind == "epsilon" else prediction.read(output, start, at)

@@ -10,7 +10,7 @@ from gaussian import GaussianTeacher
 from diffusion.runtime.errors import UserError
 from diffusion.samplers import sample_with, sampling_grid, scheduler_on
 from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, schedule_from_settings
-from diffusion.solvers import ddim_sample, ddim_step, noise_levels, sampling_times, trailing_timesteps
+from diffusion.solvers import ddim_sample, ddim_step, sampling_levels, sampling_times, trailing_timesteps
 from diffusion.teachers.schedulers import build_scheduler
 
 TIMES = torch.linspace(0.001, 0.999, 57, dtype=torch.float64)
@@ -135,10 +135,10 @@ def test_ddim_is_that_of_diffusers_for_step_counts_that_divide_the_timesteps(sch
 def test_sampling_starts_at_t_max_and_ends_clean():
     schedule = CosineSchedule()
     times = sampling_times(schedule, 8)
-    alpha, sigma = noise_levels(schedule, times)
+    *_, last = sampling_levels(schedule, times)
     assert float(times[0]) == pytest.approx(0.999)
     assert len(times) == 8
-    assert (float(alpha[-1]), float(sigma[-1])) == (1.0, 0.0)
+    assert (float(last.alpha.value), float(last.sigma.value)) == (1.0, 0.0)
     with pytest.raises(UserError, match="num_inference_steps"):
         trailing_timesteps(10, 11)
 
@@ -148,19 +148,17 @@ def test_ddim_step_keeps_a_fixed_signal_and_noise_pair():
     schedule = CosineSchedule()
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, 4, 1, 3, 3, generator=generator, dtype=torch.float64)
-    t, s = torch.tensor([0.9, 0.5, 0.2, 0.05]).double(), torch.tensor([0.6, 0.49, 0.1, 0.001]).double()
+    t, s = torch.tensor([[0.9, 0.5, 0.2, 0.05], [0.6, 0.49, 0.1, 0.001]]).double()
 
     def mix(time):
         return schedule.alpha(time).view(-1, 1, 1, 1) * x + schedule.sigma(time).view(-1, 1, 1, 1) * noise
 
-    stepped = ddim_step(mix(t), x, schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s))
-    torch.testing.assert_close(stepped, mix(s))
+    torch.testing.assert_close(ddim_step(mix(t), x, schedule.at(t), schedule.at(s)), mix(s))
 
 
 def test_ddim_step_by_hand():
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    t, s = torch.tensor(2 / 3, dtype=torch.float64), torch.tensor(1 / 3, dtype=torch.float64)
     schedule = CosineSchedule()
     # cos 60° = 1/2, sin 60° = √3/2; cos 30° = √3/2, sin 30° = 1/2: ratio 1/√3, coefficient √3/2 − 1/(2√3) = 1/√3.
-    stepped = ddim_step(3 * one, 2 * one, schedule.alpha(t), schedule.sigma(t), schedule.alpha(s), schedule.sigma(s))
+    stepped = ddim_step(3 * one, 2 * one, schedule.at(2 / 3), schedule.at(1 / 3))
     assert float(stepped) == pytest.approx(5 / math.sqrt(3))

@@ -8,7 +8,7 @@ import torch
 from tiny import tiny_denoiser
 from torch import nn
 
-from baselines.ddim import Ddim, DdimSettings
+from baselines.samplers import Ddim, DdimSettings
 from diffusion.distillation.pairs import PairsSettings, generate_pairs
 from diffusion.runtime.errors import DeviceMemoryError
 from diffusion.runtime.memory import halves, largest_fitting, memory_of, within_memory

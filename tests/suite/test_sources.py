@@ -117,7 +117,7 @@ def test_a_stage_depends_on_little(stage):
 
 
 def test_a_sampler_of_the_teacher_knows_no_training_and_no_offline_set():
-    found = closure("baselines.ddim")
+    found = closure("baselines.samplers")
     assert {"diffusion.solvers", "diffusion.schedule", "diffusion.denoiser"} <= found
     assert not [name for name in found if name.startswith("diffusion.training") or name == PAIRS]
 

@@ -199,7 +199,12 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
         read()
 
 
-@pytest.mark.parametrize("module", ["boot.pipeline", "baselines.ddim", "evaluation.measure.features", "suite.__main__"])
+ENTRIES = ["boot.pipeline", "baselines.samplers", "evaluation.measure.features", "suite.__main__"]
+
+
+@pytest.mark.parametrize("module", ENTRIES)
+    "module", ["boot.pipeline", "baselines.samplers", "evaluation.measure.features", "suite.__main__"]
+)
 def test_every_entry_imports_in_a_fresh_interpreter(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
