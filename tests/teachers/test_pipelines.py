@@ -203,8 +203,6 @@ ENTRIES = ["boot.pipeline", "baselines.samplers", "evaluation.measure.features",
 
 
 @pytest.mark.parametrize("module", ENTRIES)
-    "module", ["boot.pipeline", "baselines.samplers", "evaluation.measure.features", "suite.__main__"]
-)
 def test_every_entry_imports_in_a_fresh_interpreter(module):
     done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
