@@ -140,6 +140,8 @@ FAMILY = type(EXPERIMENT.teacher.family).__module__
 GUIDANCE = EXPERIMENT.teacher.guidance_scale
 # Where the user's images are: of them the content counts.
 BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.files.values()]
+TRAINED = "{variant}/train-{train_seed}"
+STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"
 
@@ -187,3 +189,73 @@ def extraction(name):
 
 MAIN_EXTRACTION = extraction(EVALUATION.all_protocols[MAIN].extraction)
 WEIGHTS_OF_MAIN = [*own_weights(MAIN_EXTRACTION).values()]
+
+
+def distilled(**further):
+    """What a student's job is asked for."""
+    return job(
+        STUDENT / RECORD,
+        "distillation.Distil",
+        method_module,
+        variant=wildcard("variant"),
+        train_seed=wildcard("train_seed"),
+        settings=method_settings,
+        guidance_scale=GUIDANCE,
+        **further,
+    )
+
+
+def sampled(record, **chosen):
+    """What a job that draws samples is asked for."""
+    return job(
+        record,
+        "sampling.Sample",
+        method_module,
+        variant=wildcard("variant"),
+        settings=method_settings,
+        # A student has learnt it.
+        guidance_scale=lambda wildcards: 1.0 if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+        num_samples=EVALUATION.num_samples,
+        batch_size=EVALUATION.batch_size,
+        **chosen,
+    )
+
+
+def chosen_nfe(wildcards):
+    """The numbers of evaluations to sample with, where they are not all that the method has."""
+    chosen = wildcards.variant in EVALUATION.nfe
+    return EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant]) if chosen else ()
+
+
+def variant_sets(wildcards):
+    return PLAN.sets(wildcards.variant, int(wildcards.train_seed))
+
+
+def further_sets(wildcards):
+    return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
+
+
+def weights_of_extraction(wildcards):
+    return [*own_weights(extraction(wildcards.extraction)).values()]
+
+
+def protocol_of(wildcards):
+    return EVALUATION.all_protocols[wildcards.protocol]
+
+
+def given_reference(wildcards):
+    """The file that a protocol measures against, where it does."""
+    protocol = protocol_of(wildcards)
+    return [protocol.reference] if protocol.reference_is_file else []
+
+
+def of_student(record, stage, **further):
+    """What a job that reads a BOOT student beside its teacher is asked for."""
+    return job(
+        record,
+        stage,
+        seed=PLAN.first_seed,
+        batch_size=EVALUATION.batch_size,
+        guidance_scale=GUIDANCE,
+        **further,
+    )

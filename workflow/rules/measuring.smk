@@ -127,16 +127,6 @@ use rule measure as measure_floor with:
         ROOT / "benchmarks/measure_floor/real.tsv"
 
 
-def protocol_of(wildcards):
-    return EVALUATION.all_protocols[wildcards.protocol]
-
-
-def given_reference(wildcards):
-    """The file that a protocol measures against, where it does."""
-    protocol = protocol_of(wildcards)
-    return [protocol.reference] if protocol.reference_is_file else []
-
-
 # One and the same samples under one protocol.
 rule protocol:
     input:
@@ -246,18 +236,6 @@ rule speed:
         job=told(sources={unit.variant: source(unit) for unit in PLAN.timed_units()}),
     shell:
         ALONE
-
-
-def of_student(record, stage, **further):
-    """What a job that reads a BOOT student beside its teacher is asked for."""
-    return job(
-        record,
-        stage,
-        seed=PLAN.first_seed,
-        batch_size=EVALUATION.batch_size,
-        guidance_scale=GUIDANCE,
-        **further,
-    )
 
 
 # The student read at all times at once, and between two noises.

@@ -1,29 +1,5 @@
 """Samples, and features of images."""
 
-TRAINED = "{variant}/train-{train_seed}"
-
-
-def sampled(record, **chosen):
-    """What a job that draws samples is asked for."""
-    return job(
-        record,
-        "sampling.Sample",
-        method_module,
-        variant=wildcard("variant"),
-        settings=method_settings,
-        # A student has learnt it.
-        guidance_scale=lambda wildcards: 1.0 if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
-        num_samples=EVALUATION.num_samples,
-        batch_size=EVALUATION.batch_size,
-        **chosen,
-    )
-
-
-def chosen_nfe(wildcards):
-    """The numbers of evaluations to sample with, where they are not all that the method has."""
-    chosen = wildcards.variant in EVALUATION.nfe
-    return EVALUATION.sampled(wildcards.variant, EXPERIMENT.methods[wildcards.variant]) if chosen else ()
-
 
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
 rule sample:
@@ -66,10 +42,6 @@ use rule sample as sample_quantised with:
         ROOT / "benchmarks/sample_quantised/{quantiser}" / f"{TRAINED}.tsv"
     wildcard_constraints:
         quantiser="truncate",
-
-
-def variant_sets(wildcards):
-    return PLAN.sets(wildcards.variant, int(wildcards.train_seed))
 
 
 # Of the sets of samples their names decide, and the samples, which are inputs.
@@ -121,14 +93,6 @@ use rule features as features_external with:
         name=one_of(EVALUATION.external),
     params:
         job=told(sets=lambda wildcards: {f"seed-{seed}": file for seed, file in brought(wildcards).items()}),
-
-
-def further_sets(wildcards):
-    return PLAN.further_extractions()[wildcards.extraction, wildcards.quantiser]
-
-
-def weights_of_extraction(wildcards):
-    return [*own_weights(extraction(wildcards.extraction)).values()]
 
 
 # Features that only further protocols need; what is equal to the main one's is shared.

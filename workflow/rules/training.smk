@@ -1,6 +1,5 @@
 """Data, teacher and students."""
 
-STUDENT = ROOT / "students/{variant}/train-{train_seed}"
 WANTED = downloads(EXPERIMENT.data)
 DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 
@@ -125,20 +124,6 @@ else:
             job=told(state=STATE),
         shell:
             TOGETHER
-
-
-def distilled(**further):
-    """What a student's job is asked for."""
-    return job(
-        STUDENT / RECORD,
-        "distillation.Distil",
-        method_module,
-        variant=wildcard("variant"),
-        train_seed=wildcard("train_seed"),
-        settings=method_settings,
-        guidance_scale=GUIDANCE,
-        **further,
-    )
 
 
 # BOOT and every other data-free method: the teacher is the only input.
