@@ -15,11 +15,10 @@ import statistics
 import time
 from collections.abc import Callable
 
-from evaluation.measure.distances import frechet_distance
-
 # Before torch_fidelity: it makes torchvision importable beside a build of torch that it does not fit.
 from evaluation.measure.features import EfficientNetExtractor, EfficientNetLite0
-from evaluation.measure.quality import moments
+from evaluation.measure.metrics import frechet_distance
+from evaluation.measure.moments import moments
 
 # isort: split
 import numpy as np

@@ -14,7 +14,7 @@ from suite.delivery import asked
 from suite.provenance import RECORD, checked, write_provenance
 from suite.stages.inputs import check_classes
 
-# A picture and its three nearest neighbours (evaluation.measure.distances.precision_recall).
+# A picture and its three nearest neighbours (evaluation.measure.metrics.precision_recall).
 _FEWEST_HELD_OUT = 4
 
 
