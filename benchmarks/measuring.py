@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from throughput import medians
+from harness import medians
 
 from diffusion.runtime.device import default_device
 from evaluation.measure import metrics, quality

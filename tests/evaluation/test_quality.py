@@ -14,6 +14,8 @@ import pytest
 from diffusion.runtime.errors import NonFiniteError, UserError
 from evaluation.measure.clean_fid import cleanfid_frechet_distance, cleanfid_kid
 from evaluation.measure.features import load_extractor
+from evaluation.measure.metric import FUNCTIONS, METRICS, Metric
+from evaluation.measure.metric import metric as declares
 from evaluation.measure.metrics import (
     KID_SEED,
     classifier_score,
@@ -488,6 +490,30 @@ def test_the_classifier_score_and_the_leak_check_need_their_inputs():
     # 25 samples in 6 dimensions are fewer than five a dimension; of the others the first seed.
     assert [(r["num_samples"], r["seed"]) for r in rows if r["metric"] == "fid_extrapolated"] == [(60, 0)]
     assert {row["metric"] for row in rows} <= set(definitions("inception"))
+
+
+def test_a_metric_is_one_function(monkeypatch):
+    """Rows, footnotes and titles follow from it; without what its parameters name it is left out."""
+
+    def width(features, teacher_images):
+        return float(np.ptp(features)), float(np.ptp(teacher_images))
+
+    values = [Metric(name, name.title(), "How far it reaches.", library="numpy") for name in ("width", "range")]
+    monkeypatch.setitem(FUNCTIONS, width, ())
+    for value in values:
+        monkeypatch.setitem(METRICS, value.name, value)
+    declared = declares(*values)(width)
+    features, samples = toy(seeds=(0,))
+    options = {"extractor": "x", "fewer": (25,)}
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), teacher_samples=samples, **options)
+    found = {row["metric"]: row["value"] for row in rows if row["metric"] in ("width", "range")}
+    assert tuple(found.values()) == declared(features[0], samples[0])
+    assert definitions("x")["width"] == "How far it reaches."
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), **options)
+    assert {row["metric"] for row in rows} == PLAIN
+    monkeypatch.setitem(FUNCTIONS, lambda misspelt: 0.0, ("width",))
+    with pytest.raises(AttributeError, match="no attribute 'misspelt'"):
+        measure(IDENTITY, features, samples, Reference("train", gaussian(90)), **options)
 
 
 def test_inputs_that_do_not_fit_are_refused():
