@@ -49,22 +49,9 @@ def main() -> None:
     for name, raw in (("tiny", tiny), ("short", shortened(baselines))):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-        options = [
-            "--workflow-profile",
-            ROOT / "profiles/default",
-            "--cores",
-            "2",
-            "--until",
-            "sample",
-            "--quiet",
-            "all",
-        ]
-        subprocess.run(
-            [*snakemake, *options, "--configfile", folder / f"{name}.yaml"],
-            check=True,
-            cwd=folder,
-            env=environment,
-        )
+        options = ["--workflow-profile", ROOT / "profiles/default", "--cores", "2", "--until", "sample"]
+        command = [*snakemake, *options, "--quiet", "all", "--configfile", folder / f"{name}.yaml"]
+        subprocess.run(command, check=True, cwd=folder, env=environment)
     made = folder / "results"
     files = sorted(
         path for kind in ("*.safetensors", "*.npz", "*.npy") for path in made.rglob(kind) if "state" not in path.parts

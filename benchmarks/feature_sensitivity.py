@@ -15,14 +15,14 @@ import statistics
 import time
 from collections.abc import Callable
 
-from evaluation.measure.distances import frechet_distance
-
 # Before torch_fidelity: it makes torchvision importable beside a build of torch that it does not fit.
 from evaluation.measure.features import EfficientNetExtractor, EfficientNetLite0
-from evaluation.measure.quality import moments
+from evaluation.measure.metrics import frechet_distance
+from evaluation.measure.moments import moments
 
 # isort: split
 import numpy as np
+import pandas as pd
 import torch
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
@@ -78,56 +78,45 @@ def main() -> None:
     half = len(images) // 2
     sets = damaged(images[half:], labels[half:])
 
-    columns: dict[str, dict[str, tuple[float, float]]] = {}
-    speed: dict[str, tuple[float, float, float]] = {}
+    columns: dict[str, dict[str, str]] = {}
+    speed: dict[str, dict[str, str]] = {}
 
     def add_column(name: str, extract: Callable[[np.ndarray], np.ndarray]) -> None:
         reference_features = extract(images[:half])
         reference = moments(reference_features, warn=False)
-        column = {}
+        column: dict[str, str] = {}
+        floor = 0.0
         for damage, (pictures, candidates) in sets.items():
             features = extract(pictures)
             values = []
             for repeat in range(3):
                 chosen = np.random.default_rng(repeat).permutation(candidates)[:COUNT]
                 values.append(frechet_distance(moments(features[chosen], warn=False), reference))
-            column[damage] = (statistics.mean(values), statistics.stdev(values))
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
             if damage == "none":
+                floor = mean
                 nearest = KNeighborsClassifier(1).fit(reference_features, labels[:half])
                 accuracy = nearest.score(features, labels[half:])
+                column[damage] = f"{floor:.3g} (floor; sd {deviation / floor:.2f})"
+            else:
+                column[damage] = f"+{mean / floor - 1:.2f} (sd {deviation / floor:.2f})"
         columns[name] = column
         times = []
         for _ in range(3):
             start, cpu = time.perf_counter(), time.process_time()
             extract(images[:256])
             times.append((256 / (time.perf_counter() - start), 256 / (time.process_time() - cpu)))
-        wall, processor = (statistics.median(values) for values in zip(*times, strict=True))
-        speed[name] = (wall, processor, accuracy)
+        wall, processor = (f"{statistics.median(values):.0f}" for values in zip(*times, strict=True))
+        seen = {"pictures/s, wall clock": wall, "pictures/s of CPU time": processor} if name != "raw pixels" else {}
+        speed[name] = seen | {"nearest-neighbour accuracy": f"{accuracy:.1%}"}
 
     add_column("raw pixels", lambda pictures: pictures.reshape(len(pictures), -1).astype(np.float32) / 127.5)
     for size in options.sizes:
         extractor = extractor_at(size)
         add_column(f"{size} px", lambda pictures, extractor=extractor: extractor.extract(pictures, 32))
 
-    print("| features | pictures/s, wall clock | pictures/s of CPU time | nearest-neighbour accuracy |")
-    print("|---|---|---|---|")
-    for name, (wall, processor, accuracy) in speed.items():
-        if name != "raw pixels":
-            print(f"| {name} | {wall:.0f} | {processor:.0f} | {accuracy:.1%} |")
-        else:
-            print(f"| {name} | | | {accuracy:.1%} |")
-    print("\n| damage | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns))
-    for damage in sets:
-        cells = []
-        for column in columns.values():
-            floor = column["none"][0]
-            mean, deviation = column[damage]
-            cells.append(
-                f"{mean:.3g} (floor; sd {deviation / floor:.2f})"
-                if damage == "none"
-                else f"+{mean / floor - 1:.2f} (sd {deviation / floor:.2f})"
-            )
-        print(f"| {damage} | " + " | ".join(cells) + " |")
+    for first, table in (("features", pd.DataFrame(speed).T), ("damage", pd.DataFrame(columns))):
+        print(f"\n{table.fillna('').rename_axis(first).to_markdown()}")
 
 
 if __name__ == "__main__":

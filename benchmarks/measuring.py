@@ -21,10 +21,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from throughput import medians
+from harness import medians
 
 from diffusion.runtime.device import default_device
-from evaluation.measure import distances, quality
+from evaluation.measure import metrics, quality
+from evaluation.measure.clean_fid import cleanfid_frechet_distance
 from evaluation.measure.features import load_extractor
 from evaluation.measure.moments import moments
 from evaluation.measure.reference import Reference
@@ -88,8 +89,8 @@ def main() -> None:
         def ours() -> None:
             features = extractor.extract(samples, arguments.batch_size)
             quality.measure_under("torch-fidelity", features, known["torch-fidelity"])
-            distances.precision_recall(features, known["torch-fidelity"].features)
-            distances.cleanfid_frechet_distance(extractor.extract_cleanfid(samples), known["clean-fid"].moments)
+            metrics.precision_recall(features, known["torch-fidelity"].features)
+            cleanfid_frechet_distance(extractor.extract_cleanfid(samples), known["clean-fid"].moments)
 
         def theirs(cached: bool) -> None:
             write(samples, places["samples"])
@@ -106,8 +107,8 @@ def main() -> None:
                 fid=True,
                 kid=True,
                 prc=True,
-                kid_subsets=distances.KID_SUBSETS,
-                kid_subset_size=min(distances.KID_SUBSET_SIZE, arguments.count),
+                kid_subsets=metrics.KID_SUBSETS,
+                kid_subset_size=min(metrics.KID_SUBSET_SIZE, arguments.count),
             )
             # Its own default of 12 is for larger machines; torch-fidelity has workers of its own.
             workers = arguments.threads if arguments.threads > 1 else 0
@@ -115,7 +116,7 @@ def main() -> None:
             model = extractor._cleanfid_model("clean")
             if cached:
                 found = cleanfid.fid.get_folder_features(str(places["samples"]), model, **options)
-                distances.cleanfid_frechet_distance(found, known["clean-fid"].moments)
+                cleanfid_frechet_distance(found, known["clean-fid"].moments)
             else:
                 real_folder = str(places["real"])
                 cleanfid.fid.compute_fid(str(places["samples"]), real_folder, custom_feat_extractor=model, **options)

@@ -33,18 +33,6 @@ Medians over rounds. Compare ratios of one run only. --seconds count from the st
 suffice for is listed as not run. With --quick a row may take a third of them, a compiled one half; one that is cut
 short keeps its rounds, from three on. The JSON file is whole after every row. Exit code: 1 if a row failed, or if the
 time did not suffice for the eager teacher, the eager BOOT or sampling; whether aims are met does not matter.
-
-The plan of --quick on an H100, assumed and not measured: 76.7 GFLOP an evaluation (network_operations of ffhq64, 58.7 M
-weights), a quarter of the data sheet's peak (989 TFLOP/s in bfloat16, 494 in TF32), 5 rounds, turns of 0.3 s, batch 64
-(convolutions have more tiles of 128 × 128 than the GPU has multiprocessors, but for those at 8 px), 10 s of imports.
-
-    row           evaluations, with gradient   TFLOP a step   ms a step   s a round   s with set-up
-    teacher                       0         64         14.7          60         1.2              11
-    BOOT (Heun)                 208         80         34.4         278         1.1              11
-    sampling              50 · 64 in one call         245         1990         2.4              11
-    progressive                 128         64         24.5         199         0.8               8
-    consistency                 192         64         29.5         239         1.0               9
-    compiled                                                                                     40, as far as they go
 """
 
 import argparse
@@ -67,7 +55,7 @@ import numpy as np
 import psutil
 import torch
 import yaml
-from throughput import medians, of_one_stage, synchronised_time, untrained
+from harness import medians, of_one_stage, synchronised_time, untrained
 from torch import nn
 
 from baselines.consistency_distillation import ConsistencyDistillation
@@ -403,7 +391,7 @@ def measure(
         "evaluations": [forward, trained],
         "operations": done,
         "product_operations_per_second": product_operations / found["product"],
-        "host_ahead_seconds": found["ahead"],
+        "host_ahead_ms": 1000 * found["ahead"],
         "peak_memory_gib": memory,
         "ratios": {ratio: values.tolist() for ratio, values in ratios.items()},
         "seconds": {kind: values.tolist() for kind, values in times.items()},
@@ -438,20 +426,19 @@ def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.devi
         options = {"num_inference_steps": steps, "use_clipped_model_output": True, "output_type": "np"}
         return pipeline(batch_size=batch, **options).images
 
-    def repeated(name: str, call: Callable[[], Any], repeats: int) -> Callable[[], None]:
-        def several() -> None:
-            before = evaluated
-            for _ in range(repeats):
-                call()
-            evaluations[name] = (evaluated - before) / (batch * repeats)
+    repeats = {"student": 5, "pipeline_1": 5, "pipeline_50": 1}
+    once = {"student": ours, "pipeline_1": lambda: theirs(1), "pipeline_50": lambda: theirs(50)}
 
-        return several
+    def several(name: str) -> None:
+        before = evaluated
+        for _ in range(repeats[name]):
+            once[name]()
+        evaluations[name] = (evaluated - before) / (batch * repeats[name])
 
-    once = {"student": (ours, 5), "pipeline_1": (lambda: theirs(1), 5), "pipeline_50": (lambda: theirs(50), 1)}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    calls = {name: repeated(name, call, repeats) for name, (call, repeats) in once.items()}
-    found = {name: value / once[name][1] for name, value in medians(calls, max(3, rounds // 2), device).items()}
+    calls = {name: functools.partial(several, name) for name in once}
+    found = {name: value / repeats[name] for name, value in medians(calls, max(3, rounds // 2), device).items()}
     return {
         "batch": batch,
         "output_type": "np",
@@ -489,10 +476,13 @@ def jobs(
         yield experiment, "teacher", {"precision": "fp32" if device.type == "cuda" else "bf16"}
 
 
-HEAD = (
-    f"{'network':12s} {'trains':12s} {'changed':30s} {'batch':>5s} {'images/s':>10s} {'step/bare':>9s} "
-    f"{'of product':>10s} {'plain loop':>10s} {'over plain':>10s} {'ahead ms':>8s} {'GiB':>6s}"
+# The columns of a row that trains: its key, what stands above it, its form.
+COLUMNS = (
+    *(("batch", "batch", "d"), ("pictures_per_second", "images/s", ".4g"), ("over_bare", "step/bare", ".3f")),
+    *(("share_of_product", "of product", ".1%"), ("plain_pictures_per_second", "plain loop", ".4g")),
+    *(("over_plain", "over plain", ".2f"), ("host_ahead_ms", "ahead ms", ".1f"), ("peak_memory_gib", "GiB", ".2f")),
 )
+HEAD = f"{'network':12s} {'trains':12s} {'changed':30s} " + " ".join(f"{head:>10s}" for _, head, _ in COLUMNS)
 
 
 def changed(row: dict[str, Any]) -> str:
@@ -504,21 +494,14 @@ def line(row: dict[str, Any]) -> str:
     if "not_run" in row:
         return f"{begin}not run: {row['not_run']}"
 
-    def cell(key: str, width: int, form: str) -> str:
-        return f"{'' if row[key] is None else format(row[key], form):>{width}s}"
-
     if row["trains"] == "sampling":
         rates, over = row["images_per_second"], row["over_pipeline"]
         return (
-            f"{begin}{row['batch']:5d} {rates['student']:10.4g} of a student; DDIMPipeline with 50 steps "
+            f"{begin}{row['batch']:10d} {rates['student']:10.4g} of a student; DDIMPipeline with 50 steps "
             f"{rates['pipeline_50']:.4g}, {over['pipeline_50']:.1f} times as slow, with one {rates['pipeline_1']:.4g}, "
             f"{over['pipeline_1']:.2f} times"
         )
-    return (
-        f"{begin}{row['batch']:5d} {cell('pictures_per_second', 10, '.4g')} {cell('over_bare', 9, '.3f')} "
-        f"{cell('share_of_product', 10, '.1%')} {cell('plain_pictures_per_second', 10, '.4g')} "
-        f"{cell('over_plain', 10, '.2f')} {1000 * row['host_ahead_seconds']:8.1f} {cell('peak_memory_gib', 6, '.2f')}"
-    )
+    return begin + " ".join(f"{'' if row[key] is None else format(row[key], form):>10s}" for key, _, form in COLUMNS)
 
 
 def foot(rows: list[dict[str, Any]], on_gpu: bool) -> Iterator[str]:

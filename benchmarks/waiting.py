@@ -15,9 +15,7 @@ from pathlib import Path
 
 VARIANTS = {
     "libgomp's own (300,000 spins)": {},
-    "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
-    "GOMP_SPINCOUNT=10000": {"GOMP_SPINCOUNT": "10000"},
-    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    **{f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": str(spins)} for spins in (30_000, 10_000, 1000)},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
@@ -27,17 +25,16 @@ def work(configuration: str) -> None:
     """Reads numbers of steps, line by line, takes them, and prints the seconds that each took."""
     import torch
     import yaml
+    from harness import untrained
 
-    from diffusion.denoiser import Denoiser, denoising_loss
-    from diffusion.teachers.networks.unet import build_network
+    from diffusion.denoiser import denoising_loss
     from diffusion.times import uniform_times
     from suite.configuration.experiment import parse_experiment
 
     experiment = parse_experiment(yaml.safe_load(Path(configuration).read_text(encoding="utf-8")), look_at_files=False)
     teacher, data = experiment.teacher, experiment.data
-    network, schedule = build_network(teacher.network, data.channels, data.resolution), teacher.schedule.build()
-    denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.thresholding)
-    optimiser = teacher.training.optimiser_of(network)
+    denoiser = untrained(experiment, torch.device("cpu"), 1).train().requires_grad_(True)
+    schedule, optimiser = denoiser.schedule, teacher.training.optimiser_of(denoiser.network)
     generator, batch = torch.Generator().manual_seed(0), teacher.training.batch_size
     shape = (2, batch, data.channels, data.resolution, data.resolution)
 

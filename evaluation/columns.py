@@ -1,7 +1,6 @@
-"""What measures are called: columns of the stored tables, names, directions, resolutions."""
+"""Columns of the stored tables, and the marks beside figures."""
 
 import math
-from collections.abc import Callable
 
 METRICS_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "train_seed", "seed", "metric", "value"),
@@ -22,29 +21,6 @@ CURVE_COLUMNS = (
 )
 TRAJECTORY_COLUMNS = ("quantity", "nfe", "t", "value")
 TRAJECTORY_TABLE_COLUMNS = ("variant", *TRAJECTORY_COLUMNS)
-# What measures are called on the FID Inception, and there alone.
-INCEPTION_NAMES = {
-    "frechet_distance": "fid",
-    "frechet_distance_extrapolated": "fid_extrapolated",
-    "classifier_score": "inception_score",
-}
-# Back again: tables and figures call a measure the same on any features, and say which in its title.
-PLAIN_NAMES = {theirs: ours for ours, theirs in INCEPTION_NAMES.items()}
-# Which way is better, for every measure that the report ranks.
-LOWER_IS_BETTER = {
-    "frechet_distance": True,
-    "kid": True,
-    "precision": False,
-    "recall": False,
-    "mse_to_teacher": True,
-    "label_accuracy": False,
-}
-# The smallest difference that a measure of N images can show; where it knows none, any difference is one. Shares count
-# images (recall the real ones, about as many). Rounding both images to 256 grey levels adds (2 / 255)² / 6 to an MSE.
-RESOLUTION: dict[str, Callable[[int], float]] = {
-    **dict.fromkeys(("precision", "recall", "label_accuracy"), lambda count: 1 / count),
-    "mse_to_teacher": lambda _count: (2 / 255) ** 2 / 6,
-}
 COUNT_MARK, RANK_MARK = " ‡", " §"
 MARKS = {
     COUNT_MARK: "‡ Another number of samples than the other rows. A Fréchet distance grows as samples get fewer, so "

@@ -8,21 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-# Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
-# fit.
-from diffusion.runtime.errors import NonFiniteError, UserError
-from diffusion.runtime.memory import within_memory
-from diffusion.runtime.packages import version_of
-from diffusion.runtime.precision import float32_products
-from evaluation.measure.protocols import CleanMode
-
-# isort: split
 import cleanfid.fid
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.utils import get_featuresdict_from_dataset
+
+from diffusion.runtime.errors import NonFiniteError, UserError
+from diffusion.runtime.memory import within_memory
+from diffusion.runtime.packages import version_of
+from diffusion.runtime.precision import float32_products
+from evaluation.measure.protocols import CleanMode
 
 
 class Extractor(ABC):
@@ -54,15 +51,11 @@ class Extractor(ABC):
         return within_memory("evaluation.batch_size", extract, size, self._device)
 
     def extract(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-        """Features through torch-fidelity's own extraction loop.
+        """Features through torch-fidelity's own extraction loop, float32 (N, dimensions).
 
         Args:
             images: uint8, shape (N, H, W, C) with C = 1 (repeated to three channels) or 3.
-            batch_size: pictures a forward pass; on a CPU small batches are the fastest, they stay in its
-                caches.
-
-        Returns:
-            float32, shape (N, dimensions).
+            batch_size: on a CPU small batches are the fastest, they stay in its caches.
 
         Raises:
             UserError: the pictures are not uint8, or have another shape.
@@ -82,22 +75,15 @@ class Extractor(ABC):
         return _check_features(features[self._layer].float().numpy(), self.name)
 
     def extract_cleanfid(self, images: np.ndarray, batch_size: int = 32, mode: CleanMode = "clean") -> np.ndarray:
-        """Features through clean-fid's own loop, which resizes every picture before the network sees it.
+        """As :meth:`extract`, through clean-fid's own loop, which resizes every picture before the network sees it.
 
         The same pictures as PNG files in a folder give the same features (Parmar et al. 2022, arXiv 2104.11222).
 
         Args:
-            images: uint8, shape (N, H, W, C) with C = 1 (repeated to three channels) or 3.
-            batch_size: pictures a forward pass; clean-fid holds them as 299×299 floats.
             mode: see :data:`evaluation.measure.protocols.RESIZES`.
 
-        Returns:
-            float32, shape (N, dimensions).
-
         Raises:
-            UserError: the pictures are not uint8, or have another shape; or (``inception``) clean-fid's own
-                weights are missing and cannot be downloaded.
-            NonFiniteError: a feature is NaN or infinite.
+            UserError: also where clean-fid's own weights (``inception``) are missing and cannot be downloaded.
         """
         dataset = _Pictures(_check_images(images))
         if mode not in self._cleanfid_models:

@@ -1,8 +1,8 @@
 """Feature extractors: pictures in, one vector a picture out, through torch-fidelity and through clean-fid.
 
 A Fréchet distance means nothing without the network, the resize and the normalisation that made its features.
-Every extractor here has a name, describes itself for the provenance files, and goes through the two libraries
-of the field: torch-fidelity's extraction loop, and clean-fid's with its "clean" bicubic resize.
+Every extractor here has a name, describes itself for the provenance files, and goes through the loops of torch-fidelity
+and of clean-fid.
 
 - ``efficientnet-lite0-64`` (embedded default) and ``efficientnet-lite0-32``: EfficientNet-Lite0 (Tan & Le
   2019, arXiv 1905.11946, the Lite variant) trained on ImageNet. Its weights come inside an installed package,
@@ -22,17 +22,6 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 from unittest import mock
 
-# Before torch_fidelity and cleanfid: it makes torchvision importable beside a build of torch that it does not
-# fit.
-from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.runtime.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
-from diffusion.runtime.errors import UserError
-from diffusion.runtime.packages import version_of
-from evaluation.columns import INCEPTION_NAMES
-from evaluation.measure.extractor import Extractor
-from evaluation.measure.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
-
-# isort: split
 import cleanfid.inception_pytorch
 import numpy as np
 import torch
@@ -43,6 +32,13 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.registry import register_feature_extractor
 from torch_fidelity.utils import create_feature_extractor
+
+from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
+from diffusion.runtime.efficientnet import EFFICIENTNET_SHA256, load_efficientnet
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.packages import version_of
+from evaluation.measure.extractor import Extractor
+from evaluation.measure.protocols import CleanMode, ExtractorName, VisionTransformerName, WeightsName
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"
@@ -78,14 +74,6 @@ class EfficientNetLite0(FeatureExtractorBase):
     def get_default_feature_layer_for_metric(metric: str) -> str:
         return {"fid": "1280", "kid": "1280", "prc": "1280"}[metric]
 
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> torch.Tensor:
-        return torch.zeros([1, 3, 8, 8], dtype=torch.uint8)
-
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
         """Pictures (N, 3, H, W), uint8 or float in 0..255, to features ((N, 1280),)."""
         resized = torch.nn.functional.interpolate(
@@ -101,11 +89,8 @@ def _prepare_for_inference(network: EfficientNet) -> None:
     """
     pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
     for block in network._blocks:
-        pairs += [
-            (block, "_expand_conv", "_bn0"),
-            (block, "_depthwise_conv", "_bn1"),
-            (block, "_project_conv", "_bn2"),
-        ]
+        convolutions = ("_expand_conv", "_depthwise_conv", "_project_conv")
+        pairs += [(block, convolution, f"_bn{number}") for number, convolution in enumerate(convolutions)]
     for module, convolution, normalisation in pairs:
         if hasattr(module, convolution):  # the first block has no expansion
             folded = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, normalisation))
@@ -270,11 +255,6 @@ def load_extractor(
 
         return VisionTransformerExtractor(name, device, given.get(name))  # type: ignore[arg-type]
     return EfficientNetExtractor(name, device)
-
-
-def metric_name(base: str, extractor: str) -> str:
-    """The name a measure goes by: a Fréchet distance is ``fid`` on the FID Inception only, and so on."""
-    return INCEPTION_NAMES.get(base, base) if extractor == "inception" else base
 
 
 _WITHOUT = f"set evaluation.features to '{DEFAULT_EXTRACTOR}', which needs no download"

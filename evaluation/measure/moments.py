@@ -3,12 +3,10 @@
 import warnings
 from dataclasses import dataclass
 
-from diffusion.runtime.errors import NonFiniteError, UserError
-
-# isort: split
 import numpy as np
 import torch
-from torch_fidelity.metric_fid import fid_features_to_statistics
+
+from diffusion.runtime.errors import NonFiniteError, UserError
 
 _PORTION = 4096  # feature vectors
 # So many feature vectors are averaged by the libraries' own function, so that figures are theirs to the last digit.
@@ -44,6 +42,8 @@ def moments(features: np.ndarray, *, what: str = "features", warn: bool = True) 
         NonFiniteError: a feature is NaN or infinite.
         UserError: not a matrix, or fewer than two samples.
     """
+    from torch_fidelity.metric_fid import fid_features_to_statistics  # seconds, for those who measure
+
     features = checked(features, what)
     count, dimensions = features.shape
     if warn and count <= dimensions:
@@ -94,6 +94,17 @@ def checked(features: np.ndarray, what: str) -> np.ndarray:
             f"The samples that they came from may be broken."
         )
     return features
+
+
+def finite(value: float, metric: str) -> float:
+    """The same value.
+
+    Raises:
+        NonFiniteError: it is NaN or infinite.
+    """
+    if not np.isfinite(value):
+        raise NonFiniteError(f"{metric} is {value}. Check the number of samples and the features it came from.")
+    return float(value)
 
 
 def as_tensor(features: np.ndarray) -> torch.Tensor:

@@ -21,15 +21,12 @@ from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.runtime.processes import ALONE, Processes, drain, portions_of
 from evaluation.measure.moments import Moments, moments
-from evaluation.measure.neighbours import Neighbours, nearest
+from evaluation.measure.neighbours import MOST_COMPARED, Neighbours, nearest
 
 _PORTION = 4096  # pictures
 # What must be equal of two descriptions of an extractor, for features to be of one kind.
 _DECIDING = ("name", "library", "layer", "dimensions", "resize", "normalisation", "weights_sha256", "mode")
 OTHER_PART = {"train": "test", "test": "train"}
-# So many stand for a larger set where each of its pictures is compared with each: with 50,000 Kynkäänniemi et al. 2019
-# measure precision and recall, and the distances of a million to each other would take days.
-MOST_COMPARED = 50_000
 
 
 @dataclass

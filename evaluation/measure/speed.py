@@ -29,22 +29,11 @@ from diffusion.noise import drawn_by_batch
 from diffusion.runtime.device import processor_name
 from diffusion.runtime.errors import NonFiniteError, UserError
 from diffusion.runtime.memory import within_memory
+from evaluation.columns import SPEED_COLUMNS
 
 Sampler = Callable[[torch.Tensor], torch.Tensor]
 
-COLUMNS = (
-    "device",
-    "dtype",
-    "batch_size",
-    "images_per_second",
-    "latency_ms_median",
-    "latency_ms_p95",
-    "peak_memory_mb",
-    "rounds",
-    "median_precision",
-    "network_share",
-    "energy_j_per_image",
-)
+COLUMNS = SPEED_COLUMNS[SPEED_COLUMNS.index("device") :]
 
 _SPLIT_CALLS = 3  # in which the time within the network is taken
 _ENERGY_SECONDS = 1.0  # a card's energy counter moves every some ten milliseconds
@@ -82,9 +71,6 @@ def measure_speed(
 ) -> SpeedResult:
     """Times samplers in interleaved rounds.
 
-    All samplers take a call in each round, in a random order, so that a machine that slows down for some rounds slows
-    all of them.
-
     Peak memory is taken in one extra call after the timing. On CUDA it is torch's peak of allocated memory,
     models included; on a CPU it is the peak resident set of the whole process during the call, None where the
     system does not let a process reset that mark. One megabyte is 10⁶ bytes.
@@ -99,8 +85,6 @@ def measure_speed(
             least ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
         precision: a median is precise when half its 95 % interval (from order statistics) is within this share of it.
         warmup: untimed rounds at each batch size.
-        min_rounds: lower limit of timed rounds.
-        max_rounds: upper limit of timed rounds.
         seed: of the order of the samplers.
 
     Raises:
@@ -135,17 +119,9 @@ def measure_speed(
                     return sampler(noise[:count])
 
                 _check_output(name, within_memory("speed.batch_sizes", once, batch_size, device), batch_size)
+            order, limits = np.random.default_rng(seed), (warmup, min_rounds, max_rounds)
             latencies = _time_rounds(
-                samplers,
-                make_noise,
-                batch_size,
-                device,
-                seconds / len(batch_sizes),
-                precision,
-                warmup,
-                min_rounds,
-                max_rounds,
-                np.random.default_rng(seed),
+                samplers, make_noise, batch_size, device, seconds / len(batch_sizes), precision, *limits, order
             )
             raw["latency_ms"][str(batch_size)] = {name: values.tolist() for name, values in latencies.items()}
             for name, values in latencies.items():
@@ -282,12 +258,9 @@ def _energy_counter(device: torch.device) -> Iterator[Callable[[], float] | None
         return
     try:
         import pynvml
-    except ImportError:
-        yield None
-        return
-    try:
+
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+    except Exception:  # no package, or no driver: pynvml's errors have no base but this where it is missing
         yield None
         return
     try:

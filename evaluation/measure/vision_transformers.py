@@ -12,18 +12,17 @@ Imported only where one of them is asked for: `transformers` takes seconds to im
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.runtime.errors import UserError
-from diffusion.runtime.files import sha256_file
-from evaluation.measure.extractor import Extractor
-from evaluation.measure.protocols import VisionTransformerName
-
-# isort: split
 import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import sha256_file
+from evaluation.measure.extractor import Extractor
+from evaluation.measure.protocols import VisionTransformerName
 
 _WEIGHTS = "model.safetensors"
 

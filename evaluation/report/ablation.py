@@ -9,15 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from evaluation.measure.metrics import RANKED
 from evaluation.report import figures as plots
-from evaluation.report.format import MISSING, Cell, Column, Table, format_value
-from evaluation.report.tables import between_references, measured_cell, metric_columns, without_empty_columns
+from evaluation.report.format import MISSING, Cell, Column, Table, cells, format_value
+from evaluation.report.tables import TRAINING, between_references, known_of, measured_cell, metric_columns
 from evaluation.results.intervals import LEAST
 from evaluation.results.results import Results
 from evaluation.results.stored import Method
 from evaluation.results.verdicts import in_words, joined, measure_name, verdicts
-
-MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
 
 
 @dataclass(frozen=True)
@@ -44,36 +43,23 @@ def fewest_evaluations(results: Results, variant: str) -> Method | None:
 def ablation_table(results: Results, ablation: Ablation | None) -> Table:
     """The base and every change, by question."""
     columns = [
-        Column("axis", "Question"),
-        Column("change", "Change"),
-        *metric_columns(results, MEASURES),
-        Column("network_evaluations", "Training: network evaluations", "count"),
-        Column("wall_clock_s", "Training: wall-clock", "duration"),
+        *(Column("axis", "Question"), Column("change", "Change")),
+        *(*metric_columns(results, RANKED), *TRAINING),
     ]
     rows: list[list[Cell]] = []
-    base = fewest_evaluations(results, ablation.base) if ablation else None
-
-    def add(axis: str, variant: str, change: str) -> None:
-        row = fewest_evaluations(results, variant)
-        if row is None:
-            return
-        cells = [
-            measured_cell(
-                results,
-                metric,
-                row,
-                best=base is not None and row != base and results.verdict(metric, row, base) == "better",
-            )
-            for metric in MEASURES
-        ]
-        cost = [Cell(results.cost_of(row, key)) for key in ("network_evaluations", "wall_clock_s")]
-        rows.append([Cell(axis), Cell(change), *cells, *cost])
-
     if ablation is not None:
-        add("base", ablation.base, MISSING)
-        for axis, variants in ablation.axes.items():
-            for variant in variants:
-                add(axis, variant, ablation.changes[variant])
+        base = fewest_evaluations(results, ablation.base)
+        changes = [(axis, v, ablation.changes[v]) for axis, variants in ablation.axes.items() for v in variants]
+        for axis, variant, change in [("base", ablation.base, MISSING), *changes]:
+            row = fewest_evaluations(results, variant)
+            if row is None:
+                continue
+            better = {
+                metric: base is not None and row != base and results.verdict(metric, row, base) == "better"
+                for metric in RANKED
+            }
+            quality = {metric: measured_cell(results, metric, row, best=better[metric]) for metric in RANKED}
+            rows += cells(columns, known_of(results, row) | {"axis": axis, "change": change, **quality})
     rows, aside = between_references(results, columns, rows, first=1)
     table = Table(
         "ablation",
@@ -87,7 +73,7 @@ def ablation_table(results: Results, ablation: Ablation | None) -> Table:
         notes=ablation_sentences(results, ablation) if ablation else [],
         aside=aside,
     )
-    return without_empty_columns(table, keep=("frechet_distance",))
+    return table.without_empty_columns(keep=("frechet_distance",))
 
 
 def ablation_sentences(results: Results, ablation: Ablation) -> list[str]:
@@ -131,7 +117,7 @@ def ablation_summary(results: Results, ablation: Ablation | None) -> str:
     if not found:
         return ""
     counts = []
-    for metric in MEASURES:
+    for metric in RANKED:
         of = [verdict for told in found.values() for verdict, metrics in told.items() if metric in metrics]
         if of:
             numbers = ", ".join(f"{of.count(v)} {v}" for v in ("better", "level", "worse"))
@@ -151,7 +137,7 @@ def ablation_figure(results: Results, ablation: Ablation | None) -> Figure:
     """Every measure against the cost of training: one row a question, one column a measure, the base in each panel."""
     if ablation is None or not ablation.axes:
         return plots.empty_figure("No ablation in this experiment.")
-    measures = [metric for metric in MEASURES if results.has(metric)]
+    measures = [metric for metric in RANKED if results.has(metric)]
     titles = {column.key: column.title.replace(" (", "\n(") for column in metric_columns(results, measures)}
     size = (2.3 * len(measures), 0.3 + 2.1 * len(ablation.axes))
     figure, axes = plots.new_figure(*size, len(ablation.axes), len(measures))
@@ -175,8 +161,7 @@ def _measure_panel(panel: Axes, results: Results, metric: str, shown: Sequence[t
         cost = results.cost_of(row, "network_evaluations") if row else None
         if found is None or not cost:
             continue
-        style: dict[str, Any] = {"color": plots.COLOURS[(number - 1) % len(plots.COLOURS)]}
-        style |= {"marker": plots.MARKERS[(number - 1) % len(plots.MARKERS)], "markersize": 4}
+        style: dict[str, Any] = plots.colour_and_marker(number - 1) | {"markersize": 4}
         if not number:
             style = {"color": "#000000", "marker": "*", "markersize": 8}
         label = change.replace(", ", "\n")

@@ -9,17 +9,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from evaluation.columns import CURVE_COLUMNS, PLAIN_NAMES
+from evaluation.columns import CURVE_COLUMNS
+from evaluation.measure.metrics import PLAIN_NAMES, RANKED
 from evaluation.report import figures as plots
 from evaluation.report.ablation import fewest_evaluations
-from evaluation.report.format import MISSING, Cell, Column, Table, format_value
-from evaluation.report.tables import between_references, measured_cell, metric_columns, without_empty_columns
+from evaluation.report.format import MISSING, Cell, Column, Table, cells, format_value
+from evaluation.report.tables import METHOD, NFE, TRAINING, between_references, known_of, measured_cell, metric_columns
 from evaluation.results.intervals import LEAST
 from evaluation.results.results import Results
 from evaluation.results.stored import Method, read_table
 from evaluation.results.verdicts import in_words, joined, verdicts
 
-MEASURES = ("frechet_distance", "kid", "precision", "recall", "mse_to_teacher", "label_accuracy")
+BUDGET = Column("budget", "Equal")
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -62,12 +63,7 @@ def load_learning_curves(files: Sequence[Path]) -> pd.DataFrame:
 def comparison_table(results: Results, comparison: Comparison | None) -> Table:
     """Quality at the fewest evaluations beside what it cost to get, one row a budget and method."""
     columns = [
-        Column("budget", "Equal"),
-        Column("method", "Method"),
-        Column("nfe", "Evaluations", "count"),
-        *metric_columns(results, MEASURES),
-        Column("network_evaluations", "Training: network evaluations", "count"),
-        Column("wall_clock_s", "Training: wall-clock", "duration"),
+        *(BUDGET, METHOD, NFE, *metric_columns(results, RANKED), *TRAINING),
         Column("train_size", "Real images needed", "count"),
         Column("offline_bytes", "Offline set (bytes)", "count"),
         Column("images_per_second", "Images/s ↑", "count"),
@@ -77,17 +73,11 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
     train_size = comparison.train_size if comparison else 0
     for budget, name, row in compared:
         rivals = [other for b, _, other in compared if b == budget and other != row]
-
-        def best(metric: str, row: Method = row, rivals: Sequence[Method] = rivals) -> bool:
-            others = [other for other in rivals if results.interval(metric, other) is not None]
-            return bool(others) and all(results.verdict(metric, row, other) == "better" for other in others)
-
-        cells = [measured_cell(results, metric, row, best=best(metric)) for metric in MEASURES]
         seen = results.cost_of(row, "real_images_seen")
+        quality = {m: measured_cell(results, m, row, best=results.wins(m, row, rivals)) for m in RANKED}
         needed = None if seen is None else float(train_size if seen else 0)
-        cost = [results.cost_of(row, key) for key in ("network_evaluations", "wall_clock_s")]
-        cost += [needed, results.cost_of(row, "offline_bytes"), results.speed_of(row, "images_per_second")]
-        rows.append([Cell(budget), Cell(name), Cell(row.nfe), *cells, *map(Cell, cost)])
+        named = {"budget": budget, "method": name, "train_size": needed}
+        rows += cells(columns, {**known_of(results, row), **named, **quality})
     rows, aside = between_references(results, columns, rows)
     table = Table(
         "comparison",
@@ -109,7 +99,7 @@ def comparison_table(results: Results, comparison: Comparison | None) -> Table:
         else [],
         aside=aside,
     )
-    return without_empty_columns(table, keep=("frechet_distance",))
+    return table.without_empty_columns(keep=("frechet_distance",))
 
 
 def steps_table(results: Results, comparison: Comparison | None) -> Table:
@@ -121,27 +111,24 @@ def steps_table(results: Results, comparison: Comparison | None) -> Table:
         variants += [(b, name, v) for b, named in comparison.budgets.items() for v, name in named.items()]
     rows_of = {v: {row.nfe: row for row in results.rows if row.variant == v and row.nfe} for _, _, v in variants}
     counts = sorted({nfe for rows in rows_of.values() for nfe in rows})
+    columns = [BUDGET, METHOD, *(Column(f"nfe_{nfe}", str(nfe), "number", spread=True) for nfe in counts)]
     rows = []
     for budget, name, variant in variants:
         if comparison is not None and variant not in results.untrained and len(rows_of[variant]) < 2:
             continue  # stands in the first table
         own = rows_of[variant]
-        cells = [measured_cell(results, "frechet_distance", own[nfe]) if nfe in own else Cell() for nfe in counts]
-        rows.append([Cell(budget), Cell(name), *cells])
+        distances = {f"nfe_{nfe}": measured_cell(results, "frechet_distance", row) for nfe, row in own.items()}
+        rows += cells(columns, {"budget": budget, "method": name, **distances})
     table = Table(
         "comparison_steps",
         f"{results.frechet_name} against the evaluations of sampling",
         "The teacher's samplers without training, and students that sample with several numbers of evaluations (those "
         "of a chain are a network each, those of consistency distillation one). Every evaluation counts: a "
         "second-order step of Heun is two.",
-        [
-            Column("budget", "Equal"),
-            Column("method", "Method"),
-            *(Column(f"nfe_{nfe}", str(nfe), "number", spread=True) for nfe in counts),
-        ],
+        columns,
         rows,
     )
-    return without_empty_columns(table)
+    return table.without_empty_columns()
 
 
 def reach_table(results: Results, comparison: Comparison | None, curves: pd.DataFrame) -> Table:
@@ -151,26 +138,7 @@ def reach_table(results: Results, comparison: Comparison | None, curves: pd.Data
         for row in results.ladder
         if (row.nfe or 0) > 1 and (found := results.interval("frechet_distance", row)) is not None
     ]
-    points = mean_curves(curves)
-    rows: list[list[Cell]] = []
-    named: dict[str, list[str]] = {}
-    for variants in comparison.budgets.values() if comparison else ():
-        for variant, name in variants.items():
-            named.setdefault(name, []).append(variant)
-    reached = {row: False for row, _ in aims}
-    for name, own_variants in named.items():
-        own = points[points["variant"].isin(own_variants)]
-        if own.empty:
-            continue
-        cells = [Cell(name)]
-        for row, aim in aims:
-            good = own[own["value"] <= aim]
-            reached[row] |= not good.empty
-            cheapest = good.loc[good["network_evaluations"].idxmin()] if len(good) else None
-            cells += [Cell(None if cheapest is None else float(cheapest["network_evaluations"]))]
-            cells += [Cell(None if cheapest is None else float(cheapest["wall_clock_s"]))]
-        rows.append(cells)
-    columns = [Column("method", "Method")]
+    columns = [METHOD]
     for row, aim in aims:
         mark = results.rank_mark("frechet_distance", results.count(row))
         title = f"As good as {results.label(row)} with {row.nfe} ({format_value(aim)}{mark})"
@@ -178,6 +146,22 @@ def reach_table(results: Results, comparison: Comparison | None, curves: pd.Data
             Column(f"evaluations_{row.nfe}", f"{title}: network evaluations", "count"),
             Column(f"wall_clock_{row.nfe}", f"{title}: wall-clock", "duration"),
         ]
+    points = mean_curves(curves)
+    named: dict[str, list[str]] = {}
+    for variants in comparison.budgets.values() if comparison else ():
+        for variant, name in variants.items():
+            named.setdefault(name, []).append(variant)
+    rows = []
+    for name, own_variants in named.items():
+        own = points[points["variant"].isin(own_variants)]
+        reached: dict[str, float | str] = {"method": name}
+        for row, aim in aims:
+            good = own[own["value"] <= aim]
+            if len(good):
+                cheapest = good.loc[good["network_evaluations"].idxmin()]
+                reached[f"evaluations_{row.nfe}"] = float(cheapest["network_evaluations"])
+                reached[f"wall_clock_{row.nfe}"] = float(cheapest["wall_clock_s"])
+        rows += cells(columns, reached) if len(own) else []
     table = Table(
         "comparison_reach",
         "What training costs until one evaluation is as good as several of the teacher",
@@ -186,7 +170,7 @@ def reach_table(results: Results, comparison: Comparison | None, curves: pd.Data
         columns,
         rows,
     )
-    return without_empty_columns(table)
+    return table.without_empty_columns()
 
 
 def mean_curves(curves: pd.DataFrame, metric: str = "frechet_distance") -> pd.DataFrame:
@@ -238,14 +222,12 @@ def learning_curves_figure(comparison: Comparison | None, curves: pd.DataFrame, 
             for number, variants in enumerate(comparison.budgets.values()):
                 for variant, name in variants.items():
                     own = points[points["variant"] == variant].sort_values("network_evaluations")
-                    place = names.index(name)
                     axis.errorbar(
                         own[cost],
                         own["value"],
                         own["sd"].fillna(0),
                         label=name if not number else None,
-                        color=plots.COLOURS[place % len(plots.COLOURS)],
-                        marker=plots.MARKERS[place % len(plots.MARKERS)],
+                        **plots.colour_and_marker(names.index(name)),
                         linestyle=_LINES[number % len(_LINES)],
                         linewidth=1.1,
                         markersize=4,

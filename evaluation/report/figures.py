@@ -11,17 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from PIL import Image
 
 from evaluation.report.format import format_value, printed_precision
 from evaluation.results.results import Results
 from evaluation.results.stored import Method
-
-FIGURES = (
-    *("quality_vs_evaluations", "quality_vs_latency", "samples", "all_times", "interpolation", "neighbours"),
-    *("learning_curves", "trajectory", "ablation", "training", "cost", "wall_clock"),
-)
 
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers say the same once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
@@ -86,6 +81,11 @@ def write_figure(figure: Figure, folder: Path, name: str) -> None:
     with matplotlib.rc_context(STYLE):
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
         figure.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+
+
+def colour_and_marker(number: int) -> dict[str, Any]:
+    """How the ``number``-th line of a figure is drawn."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -158,30 +158,23 @@ def quality_figure(results: Results, against: str) -> Figure:
         against: as of :func:`quality_points`.
     """
     measured = quality_points(results, against)
-    points = [(point.row, point.cost, point.quality, point.sd) for point in measured]
-    if not points:
+    if not measured:
         return empty_figure(f"No method has both a Fréchet distance and {against}.")
-
-    variants = list(dict.fromkeys(row.variant for row, *_ in points))
-    xs, front = [p[1] for p in points], front_of(measured)
-    if against == "evaluations":
-        points = _set_apart(points, variants)
+    variants = list(dict.fromkeys(point.row.variant for point in measured))
+    front = front_of(measured)
+    points = _set_apart(measured, variants) if against == "evaluations" else measured
     figure, axes = new_figure(WIDTH, 4.3)
     axis = axes[0, 0]
     with matplotlib.rc_context(STYLE):
         for number, variant in enumerate(variants):
-            own = sorted((p for p in points if p[0].variant == variant), key=lambda p: p[1])
+            own = sorted((p for p in points if p.row.variant == variant), key=lambda p: p.cost)
             axis.errorbar(
-                [p[1] for p in own],
-                [p[2] for p in own],
+                [p.cost for p in own],
+                [p.quality for p in own],
                 # On a log axis a bar down to zero would run out of the picture.
-                yerr=[
-                    [min(p[3] or 0.0, 0.95 * p[2]) for p in own],
-                    [p[3] or 0.0 for p in own],
-                ],
-                label=results.label(own[0][0]),
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
+                yerr=[[min(p.sd or 0.0, 0.95 * p.quality) for p in own], [p.sd or 0.0 for p in own]],
+                label=results.label(own[0].row),
+                **colour_and_marker(number),
                 markersize=7,
                 markeredgecolor="white",
                 markeredgewidth=0.7,
@@ -189,19 +182,12 @@ def quality_figure(results: Results, against: str) -> Figure:
                 capsize=3,
                 zorder=3,
             )
-        chosen = sorted((p[1], p[2]) for p, on in zip(points, front, strict=True) if on)
-        axis.step(
-            [x for x, _ in chosen],
-            [y for _, y in chosen],
-            where="post",
-            color="#666666",
-            linestyle=(0, (4, 3)),
-            linewidth=1.2,
-            zorder=2,
-        )
+        chosen = sorted((p.cost, p.quality) for p, on in zip(points, front, strict=True) if on)
+        xs, ys = zip(*chosen, strict=True)
+        axis.step(xs, ys, where="post", color="#666666", linestyle=(0, (4, 3)), linewidth=1.2, zorder=2)
         axis.plot(
-            [x for x, _ in chosen],
-            [y for _, y in chosen],
+            xs,
+            ys,
             linestyle="none",
             marker="o",
             markersize=14,
@@ -217,37 +203,27 @@ def quality_figure(results: Results, against: str) -> Figure:
         axis.set_ylabel(f"{results.frechet_name}\n(lower is better)")
         if against == "evaluations":
             axis.set_xlabel("Network evaluations")
-            _plain_ticks(axis.xaxis, sorted(set(xs)))
+            axis.xaxis.set_major_locator(FixedLocator(sorted({point.cost for point in measured})))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_locator(NullLocator())
         else:
             batch = int(results.speed["batch_size"].min())
             axis.set_xlabel(f"Latency at batch {batch} (ms, median)")
             _log_ticks(axis.xaxis)
         _log_ticks(axis.yaxis)
-        figure.legend(
-            *axis.get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=2,
-            fontsize=9,
-            columnspacing=1.2,
-        )
+        legend = axis.get_legend_handles_labels()
+        figure.legend(*legend, loc="outside lower center", ncols=2, fontsize=9, columnspacing=1.2)
     return figure
 
 
-def _set_apart(
-    points: list[tuple[Method, float, float, float | None]], variants: Sequence[str]
-) -> list[tuple[Method, float, float, float | None]]:
+def _set_apart(points: Sequence[Point], variants: Sequence[str]) -> list[Point]:
     """Moves points of equal evaluations a little sideways, since students often lie on top of each other."""
     moved = []
-    for row, x, y, sd in points:
-        sharing = [v for v in variants if any(p[0].variant == v and p[1] == x for p in points)]
-        moved.append((row, x * 1.09 ** (sharing.index(row.variant) - (len(sharing) - 1) / 2), y, sd))
+    for point in points:
+        sharing = [v for v in variants if any(p.row.variant == v and p.cost == point.cost for p in points)]
+        place = sharing.index(point.row.variant) - (len(sharing) - 1) / 2
+        moved.append(point._replace(cost=point.cost * 1.09**place))
     return moved
-
-
-def _plain_ticks(axis: Any, values: Sequence[float]) -> None:
-    axis.set_major_locator(matplotlib.ticker.FixedLocator(list(values)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
 
 
 def _log_ticks(axis: Any) -> None:
@@ -357,8 +333,7 @@ def trajectory_figure(
         below = places[len(panels)]
         for number, frame in enumerate(errors.values()):
             share = frame[frame["quantity"] == "near_zero"]
-            style = {"color": COLOURS[number % len(COLOURS)] if columns == 1 else "#888888"}
-            style["marker"] = MARKERS[number % len(MARKERS)]
+            style = colour_and_marker(number) | ({} if columns == 1 else {"color": "#888888"})
             below.plot(share["t"], 100 * share["value"], markersize=3, **style)
         below.set_title("" if columns == 1 else "all students", fontsize=9)
         below.set_ylabel("vanishing increments, %", fontsize=9)
@@ -387,13 +362,15 @@ def _errors_panel(axis: Axes, errors: Mapping[str, pd.DataFrame], with_steps: bo
                 f"DDIM, {int(count)}", (end["t"], end["value"]), fontsize=5, color="#555555", va="top", ha="right"
             )
     for number, (label, frame) in enumerate(errors.items()):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        style = colour_and_marker(number)
         shown = f"{label}, 1" if with_steps else label.replace(", ", "\n")
         student = frame[(frame["quantity"] == "student") & (frame["value"] > 0)]
-        axis.plot(student["t"], student["value"], color=colour, marker=marker, markersize=3, label=shown)
+        axis.plot(student["t"], student["value"], **style, markersize=3, label=shown)
         if with_steps and len(errors) <= 4:  # more lines than that hide each other
             step = frame[frame["quantity"] == "one_step"]
-            axis.plot(step["t"], step["value"], color=colour, linestyle="--", linewidth=1, label=f"{label}, added")
+            axis.plot(
+                step["t"], step["value"], color=style["color"], linestyle="--", linewidth=1, label=f"{label}, added"
+            )
     axis.set_yscale("log")
     axis.legend(fontsize=7 if with_steps else 6, ncols=2 if with_steps else 1, frameon=False)
 
@@ -453,18 +430,11 @@ def running_steps(curve: pd.DataFrame) -> tuple[np.ndarray, list[float]]:
     Returns:
         Steps, shape (N,), that never fall, and the first step of each stage.
     """
-    steps = pd.to_numeric(curve["step"]).to_numpy(dtype=float).copy()
-    stages = curve["stage"].to_numpy()
-    starts, offset = [], 0.0
-    raw = steps.copy()
-    for index in range(len(steps)):
-        new_stage = index == 0 or stages[index] != stages[index - 1]
-        if index and new_stage and raw[index] <= raw[index - 1]:
-            offset = steps[index - 1]
-        steps[index] = raw[index] + offset
-        if new_stage:
-            starts.append(float(steps[index]))
-    return steps, starts
+    raw = pd.to_numeric(curve["step"]).to_numpy(dtype=float)
+    new = (curve["stage"] != curve["stage"].shift()).to_numpy()
+    anew = new[1:] & (raw[1:] <= raw[:-1])  # where a stage counts from its own start
+    steps = raw + np.concatenate([[0.0], np.cumsum(np.where(anew, raw[:-1], 0.0))])[: len(raw)]
+    return steps, steps[new].tolist()
 
 
 def _bars(axis: Any, labels: Sequence[str], values: Sequence[float], kind: str, colour: str) -> None:
@@ -477,14 +447,8 @@ def _bars(axis: Any, labels: Sequence[str], values: Sequence[float], kind: str, 
     axis.spines["bottom"].set_visible(False)
     axis.set_xlim(0, (max(values) or 1.0) * 1.3)
     for place, value in zip(places, values, strict=True):
-        axis.annotate(
-            format_value(float(value), kind),
-            (value, place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
+        text = format_value(float(value), kind)
+        axis.annotate(text, (value, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
 
 
 def cost_figure(results: Results) -> Figure:

@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 MISSING = "–"
@@ -42,6 +42,26 @@ class Table:
     rows: list[list[Cell]]
     notes: list[str] = field(default_factory=list)
     aside: frozenset[int] = frozenset()
+
+    def without_empty_columns(self, keep: Sequence[str] = ()) -> "Table":
+        """The table without columns in which no row has a value."""
+        used = [
+            number
+            for number, column in enumerate(self.columns)
+            if column.key in keep or column.kind == "text" or any(row[number].value is not None for row in self.rows)
+        ]
+        columns = [self.columns[number] for number in used]
+        return replace(self, columns=columns, rows=[[row[number] for number in used] for row in self.rows])
+
+
+# A row by the keys of its columns: cells, or values that get a cell of their own.
+Row = Mapping[str, Cell | float | str | None]
+
+
+def cells(columns: Sequence[Column], *rows: Row) -> list[list[Cell]]:
+    """Rows in the order of the columns; a cell that a row lacks is empty."""
+    in_order = [[row.get(column.key) for column in columns] for row in rows]
+    return [[value if isinstance(value, Cell) else Cell(value) for value in row] for row in in_order]
 
 
 def format_value(value: float | str | None, kind: str = "number", sd: float | None = None) -> str:

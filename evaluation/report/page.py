@@ -18,11 +18,11 @@ from diffusion.runtime.files import atomic_path, read_json
 from evaluation.columns import (
     COST_COLUMNS,
     CURVE_COLUMNS,
-    LOWER_IS_BETTER,
     METRICS_COLUMNS,
     SPEED_COLUMNS,
     TRAJECTORY_TABLE_COLUMNS,
 )
+from evaluation.measure.metrics import RANKED
 from evaluation.measure.protocols import MAIN
 from evaluation.report import figures as plots
 from evaluation.report import tables
@@ -36,11 +36,9 @@ from evaluation.report.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.report.figures import FIGURES
 from evaluation.report.format import MISSING, Table, cell_text, format_value, write_table
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
-from evaluation.report.tables import TABLES
 from evaluation.results import stored
 from evaluation.results.intervals import Interval
 from evaluation.results.results import Results
@@ -51,7 +49,6 @@ from evaluation.results.verdicts import in_words, joined, measure_name, missing_
 _WITH_FLOOR = ("main", "floor", "measures", "spread", "comparison", "ablation")
 _WITHOUT_FLOOR = ("differences", "comparison_steps", "comparison_reach")
 _BESIDE_OTHERS = ("published", "ratios")
-_LONG_TABLES = ("metrics", "speed", "cost", "trajectory", "learning_curves")
 # Larger files stay beside the page; the page would get heavy.
 _LARGEST_INLINE = 300_000
 # A manifest may list every file of a data set.
@@ -60,60 +57,35 @@ _LONGEST_LIST = 20
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What the report is made from; plain paths and dictionaries.
-
-    Args:
-        experiment: name of the experiment.
-        dataset: name of its data set, compared with the names in ``published.yaml`` (e.g. "digits", "cifar10").
-        metrics: long tables of measures, one a variant.
-        speed: the speed table.
-        costs: ``cost.json`` files with method and variant; the teacher's too, with method "teacher".
-        samples: label to ``.npz`` for the grid, all drawn from the same sampling seed, in the order of the rows.
-        pictures: BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``,
-            and ``classes`` where the student is told a class.
-        neighbours: the ``.npz`` with ``samples-<i>`` and ``nearest-<i>`` of the row i of the JSON beside it.
-        trajectory: BOOT variant to the errors of its first training seed's student along the trajectory.
-        training: label to ``training.csv``.
-        benchmarks: Snakemake's benchmark files; the folder below ``benchmarks`` names the rule.
-        provenance: nested dictionary of strings and numbers; "protocols" maps the name of a protocol
-            to a sentence and has "main", "definitions" that of a measure. The keys
-            data, teacher, hardware, versions, commit, seeds and features come first on the page.
-        labels: variant to what it is called, in the order of the rows.
-        teacher: variant and evaluations of the teacher's reference run, e.g. ("ddim", 50).
-        untrained: variants that sample the teacher itself.
-        num_timesteps: of the teacher.
-        uneven_steps: which of those have step counts that do not divide it, and these.
-        ablation: which variants change what; None where the experiment has no ablation.
-        comparison: which variants are compared at which budget; None where the experiment has no comparison.
-        learning_curves: the measures of students at points of their training.
-        protocols: name of a protocol to the figures it gives, its settings in the JSON beside it.
-        dimensions: of the features of the main protocol; None where they are not known.
-        reference_count: images of its reference; None where they are not known.
-    """
+    """What the report is made from; plain paths and dictionaries."""
 
     experiment: str
-    dataset: str
-    metrics: Sequence[Path]
+    dataset: str  # compared with the names in ``published.yaml`` (e.g. "digits", "cifar10")
+    metrics: Sequence[Path]  # long tables of measures, one a variant
     speed: Path
-    costs: Sequence[CostFile]
-    samples: Mapping[str, Path]
+    costs: Sequence[CostFile]  # the teacher's too, with method "teacher"
+    samples: Mapping[str, Path]  # label to ``.npz``, all from the same sampling seed, in the order of the rows
+    # BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation`` and, of a
+    # conditional student, ``classes``.
     pictures: Mapping[str, Path]
-    neighbours: Path
-    trajectory: Mapping[str, Path]
-    training: Mapping[str, Path]
-    benchmarks: Sequence[Path]
+    neighbours: Path  # the ``.npz`` with ``samples-<i>`` and ``nearest-<i>`` of the row i of the JSON beside it
+    trajectory: Mapping[str, Path]  # BOOT variant to the errors of its first training seed's student along it
+    training: Mapping[str, Path]  # label to ``training.csv``
+    benchmarks: Sequence[Path]  # Snakemake's; the folder below ``benchmarks`` names the rule
+    # Nested, of strings and numbers: "protocols" maps a protocol to a sentence and has "main", "definitions" a measure.
+    # The keys data, teacher, hardware, versions, commit, seeds and features come first on the page.
     provenance: Mapping[str, Any]
-    labels: Mapping[str, str]
-    teacher: tuple[str, int]
-    untrained: frozenset[str] = field(default_factory=frozenset)
-    num_timesteps: int | None = None
-    uneven_steps: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    labels: Mapping[str, str]  # variant to what it is called, in the order of the rows
+    teacher: tuple[str, int]  # variant and evaluations of the teacher's reference run, e.g. ("ddim", 50)
+    untrained: frozenset[str] = frozenset()  # variants that sample the teacher itself
+    num_timesteps: int | None = None  # of the teacher
+    uneven_steps: Mapping[str, Sequence[int]] = field(default_factory=dict)  # the counts that do not divide it
     ablation: Ablation | None = None
     comparison: Comparison | None = None
-    learning_curves: Sequence[Path] = ()
-    protocols: Mapping[str, Path] = field(default_factory=dict)
-    dimensions: int | None = None
-    reference_count: int | None = None
+    learning_curves: Sequence[Path] = ()  # the measures of students at points of their training
+    protocols: Mapping[str, Path] = field(default_factory=dict)  # to the figures, the settings in the JSON beside them
+    dimensions: int | None = None  # of the features of the main protocol; None where they are not known
+    reference_count: int | None = None  # images of its reference; None where they are not known
 
     def files(self) -> list[Path]:
         """All results that the report reads."""
@@ -123,16 +95,6 @@ class ReportInputs:
             *(cost.path for cost in self.costs),
             *(path for paths in named for path in paths.values()),
         ]
-
-
-def report_files() -> list[str]:
-    """Every file of a report, relative to its folder; the list does not depend on the data."""
-    return [
-        "index.html",
-        *(f"{name}.csv" for name in _LONG_TABLES),
-        *(f"tables/{name}.{suffix}" for name in TABLES for suffix in ("csv", "md", "tex")),
-        *(f"figures/{name}.{suffix}" for name in FIGURES for suffix in ("svg", "png")),
-    ]
 
 
 def load_results(inputs: ReportInputs) -> Results:
@@ -170,10 +132,9 @@ def render(inputs: ReportInputs, output: Path) -> None:
     """
     results = load_results(inputs)
     published = stored.load_published()
-    grid = sample_rows(inputs.samples)
     pictures = {variant: _load_pictures(path) for variant, path in inputs.pictures.items()}
-    curves = {label: _load_curve(path) for label, path in inputs.training.items()}
-    errors = {variant: stored.load_trajectory(path) for variant, path in inputs.trajectory.items()}
+    curves = {name: stored.read_table(file, ("stage", "step", "loss"), ()) for name, file in inputs.training.items()}
+    errors = {name: stored.load_trajectory(path) for name, path in inputs.trajectory.items()}
     learning = load_learning_curves(inputs.learning_curves)
 
     built = {
@@ -199,19 +160,16 @@ def render(inputs: ReportInputs, output: Path) -> None:
     built["main"] = replace(built["main"], notes=[*built["main"].notes, *_uneven_notes(inputs)])
     for name, notes in _common_notes(results, inputs.provenance["protocols"][MAIN]).items():
         built[name] = replace(built[name], notes=[*built[name].notes, *notes])
-    times = _all_times(pictures, results)
-    interpolation = _interpolation(pictures, results)
-    near = _neighbours(inputs.neighbours)
+    # Rows of images: the page shows them as its own, and the folder has them as a figure too.
+    groups = {
+        "samples": [StripGroup("", sample_rows(inputs.samples))],
+        "all_times": _all_times(pictures, results),
+        "interpolation": _interpolation(pictures, results),
+        "neighbours": _neighbours(inputs.neighbours),
+    }
     figures = {
         "quality_vs_evaluations": plots.quality_figure(results, "evaluations"),
         "quality_vs_latency": plots.quality_figure(results, "latency"),
-        "samples": plots.grid_figure([(strip.label, strip.images) for strip in grid]),
-        "all_times": plots.grid_figure(
-            [(strip.label, strip.images) for group in times for strip in group.strips],
-            times[0].columns if times else (),
-        ),
-        "interpolation": plots.grid_figure([(s.label, s.images) for group in interpolation for s in group.strips]),
-        "neighbours": plots.grid_figure([(s.label, s.images) for group in near for s in group.strips]),
         "learning_curves": learning_curves_figure(inputs.comparison, learning, results.frechet_name),
         "trajectory": _trajectory(inputs, results, errors),
         "ablation": ablation_figure(results, inputs.ablation),
@@ -219,46 +177,50 @@ def render(inputs: ReportInputs, output: Path) -> None:
         "cost": plots.cost_figure(results),
         "wall_clock": plots.wall_clock_figure(results),
     }
+    for name, own in groups.items():
+        strips = [(strip.label, strip.images) for group in own for strip in group.strips]
+        figures[name] = plots.grid_figure(strips, own[0].columns if own else ())
+    words: dict[str, Any] = {
+        "findings": findings(results, inputs.ablation.changes if inputs.ablation else ()),
+        "front": _front_text(results),
+        "comparison_summary": comparison_summary(results, inputs.comparison),
+        "ablation_summary": ablation_summary(results, inputs.ablation),
+        "protocol_summary": protocol_summary(built["protocols"]),
+        "trajectory_summary": _trajectory_summary(inputs, results, errors),
+    }
+    long = {
+        "metrics": (results.metrics, METRICS_COLUMNS),
+        "speed": (results.speed, SPEED_COLUMNS),
+        "cost": (results.cost, COST_COLUMNS),
+        "trajectory": (stored.trajectory_table(errors), TRAJECTORY_TABLE_COLUMNS),
+        "learning_curves": (learning, CURVE_COLUMNS),
+    }
     with atomic_path(output) as folder:
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True)
-        _write_csv(results.metrics, METRICS_COLUMNS, folder / "metrics.csv")
-        _write_csv(results.speed, SPEED_COLUMNS, folder / "speed.csv")
-        _write_csv(results.cost, COST_COLUMNS, folder / "cost.csv")
-        _write_csv(stored.trajectory_table(errors), TRAJECTORY_TABLE_COLUMNS, folder / "trajectory.csv")
-        _write_csv(learning, CURVE_COLUMNS, folder / "learning_curves.csv")
+        for name, (frame, columns) in long.items():
+            frame.to_csv(folder / f"{name}.csv", columns=list(columns), index=False, na_rep="", lineterminator="\n")
         for table in built.values():
             write_table(table, folder / "tables")
         for name, figure in figures.items():
             plots.write_figure(figure, folder / "figures", name)
-        page = _page(inputs, results, built, grid, times, interpolation, near, errors, folder)
+        words["long_tables"] = [_download(folder, f"{name}.csv") for name in long]
+        page = _page(inputs, results, built, list(figures), groups, words, folder)
         (folder / "index.html").write_text(page, encoding="utf-8")
-
-
-def _write_csv(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
-    frame.to_csv(path, columns=list(columns), index=False, na_rep="", lineterminator="\n")
 
 
 # --- sentences ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a row stands on the teacher's ladder of step counts, by one measure."""
-
-    better_than: list[int]
-    level_with: list[int]
-    worse_than: list[int]
-
-
-def standing(results: Results, row: Method, metric: str) -> Standing | None:
-    """Compares a row with the reference sampler at each number of evaluations; None where there is no verdict."""
+def standing(results: Results, row: Method, metric: str) -> dict[str, list[int]] | None:
+    """At which numbers of evaluations a row is "better" than the reference sampler, "level" with it and "worse"; None
+    where there is no verdict."""
     found: dict[str, list[int]] = {"better": [], "level": [], "worse": []}
     for step in results.ladder:
         verdict = results.verdict(metric, row, step)
         if verdict in found and step.nfe is not None:
             found[verdict].append(step.nfe)
-    return Standing(found["better"], found["level"], found["worse"]) if any(found.values()) else None
+    return found if any(found.values()) else None
 
 
 def findings(results: Results, without: Collection[str] = ()) -> list[str]:
@@ -295,7 +257,7 @@ def _standing_sentences(results: Results, row: Method, name: str, sampler: str) 
     # Measures that put the student in the same place share a sentence.
     places: dict[str, list[str]] = {}
     values = []
-    for metric in LOWER_IS_BETTER:
+    for metric in RANKED:
         own = results.interval(metric, row)
         if own is None:
             continue
@@ -318,8 +280,8 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _place_text(place: Standing, sampler: str) -> str:
-    better, level, worse = place.better_than, place.level_with, place.worse_than
+def _place_text(place: Mapping[str, list[int]], sampler: str) -> str:
+    better, level, worse = place["better"], place["level"], place["worse"]
     beside = f", level with {joined(level)} within the 95 % intervals" if level else ""
     if better and worse and max(better) < min(worse) and all(max(better) < n < min(worse) for n in level):
         return f"falls between {sampler} with {max(better)} and with {min(worse)} evaluations{beside}"
@@ -402,8 +364,6 @@ def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
     return strips
 
 
-# Figures whose pictures the page shows as rows of its own.
-_PICTURE_FIGURES = ("samples", "all_times", "interpolation", "neighbours")
 _PICTURES = ("times", "all_times", "trajectory", "interpolation")
 
 
@@ -418,17 +378,6 @@ def _load_pictures(path: Path) -> dict[str, np.ndarray]:
             f"{path}: expected an .npz with {list(_PICTURES)} ({first_line(error)}). Draw it again."
         ) from error
     return content
-
-
-def _load_curve(path: Path) -> pd.DataFrame:
-    try:
-        curve = pd.read_csv(path)
-    except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path}: is not a training log ({error}).") from error
-    missing = [name for name in ("stage", "step", "loss") if name not in curve]
-    if missing:
-        raise UserError(f"{path}: the columns {missing} are missing; found {list(curve.columns)}.")
-    return curve
 
 
 def _all_times(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Results) -> list[StripGroup]:
@@ -580,11 +529,9 @@ def _page(
     inputs: ReportInputs,
     results: Results,
     built: Mapping[str, Table],
-    grid: Sequence[Strip],
-    times: Sequence[StripGroup],
-    interpolation: Sequence[StripGroup],
-    neighbours: Sequence[StripGroup],
-    errors: Mapping[str, pd.DataFrame],
+    figures: Collection[str],
+    groups: Mapping[str, Sequence[StripGroup]],
+    words: Mapping[str, Any],
     folder: Path,
 ) -> str:
     environment = jinja2.Environment(
@@ -598,16 +545,15 @@ def _page(
     provenance = dict(inputs.provenance)
     protocols, definitions = provenance.pop("protocols", {}), provenance.pop("definitions", {})
     run = [(key.capitalize(), flatten(provenance.pop(key))) for key in first if key in provenance]
-    figures = {
+    shown = {
         name: {
-            "source": _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()),
+            "source": None
+            if name in groups
+            else _data_uri("image/svg+xml", (folder / "figures" / f"{name}.svg").read_bytes()),
             "downloads": [_download(folder, f"figures/{name}.{suffix}") for suffix in ("svg", "png")],
         }
-        for name in FIGURES
-        if name not in _PICTURE_FIGURES
+        for name in figures
     }
-    for name in _PICTURE_FIGURES:
-        figures[name] = {"downloads": [_download(folder, f"figures/{name}.{s}") for s in ("svg", "png")]}
     return environment.get_template("report.html.j2").render(
         experiment=inputs.experiment,
         results=results,
@@ -615,25 +561,16 @@ def _page(
         rest=[(key, flatten(value)) for key, value in provenance.items()],
         protocols=protocols,
         definitions=definitions,
-        findings=findings(results, inputs.ablation.changes if inputs.ablation else ()),
         tables=built,
         downloads={
             name: [_download(folder, f"tables/{name}.{suffix}") for suffix in ("csv", "md", "tex")] for name in built
         },
-        long_tables=[_download(folder, f"{name}.csv") for name in _LONG_TABLES],
-        figures=figures,
-        grid=grid,
-        times=times,
-        interpolation=interpolation,
-        neighbours=neighbours,
+        figures=shown,
+        groups=groups,
         cell_text=cell_text,
-        front=_front_text(results),
         ablation=inputs.ablation,
         comparison=inputs.comparison,
-        comparison_summary=comparison_summary(results, inputs.comparison),
-        ablation_summary=ablation_summary(results, inputs.ablation),
-        protocol_summary=protocol_summary(built["protocols"]),
-        trajectory_summary=_trajectory_summary(inputs, results, errors),
+        **words,
     )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 
 from diffusion.runtime.files import read_json
-from evaluation.columns import COUNT_MARK, PLAIN_NAMES, RANK_MARK, rank_mark
+from evaluation.columns import COUNT_MARK, RANK_MARK, rank_mark
+from evaluation.measure.metrics import PLAIN_NAMES
 from evaluation.measure.protocols import MAIN, Protocol, in_words, resize_in_words
-from evaluation.report.format import Cell, Column, Table
-from evaluation.report.tables import without_empty_columns
+from evaluation.report.format import Cell, Column, Table, cells
+from evaluation.report.tables import SAMPLES
 from evaluation.results.results import Results
 from evaluation.results.stored import Method, load_metrics
 
@@ -35,35 +36,42 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         values[name] = {}
         for item in load_metrics([path]).itertuples():
             real = item.method == "real"
-            row = Method(item.method, item.variant, None if pd.isna(item.nfe) else int(item.nfe))
-            if not real and row not in sets:
-                sets.append(row)
+            of = Method(item.method, item.variant, None if pd.isna(item.nfe) else int(item.nfe))
+            if not real and of not in sets:
+                sets.append(of)
             (floor_counts if real else counts)[name] = int(item.num_samples)
             metric = PLAIN_NAMES.get(item.metric, item.metric)
-            values[name][_FLOOR if real else row, metric] = float(item.value)
-    columns = [Column("protocol", "Protocol"), Column("library", "Library"), Column("features", "Features")]
-    columns += [Column("resize", "Resize"), Column("quantiser", "Quantiser"), Column("reference", "Reference")]
-    columns += [Column("num_samples", "Samples", "count")]
+            values[name][_FLOOR if real else of, metric] = float(item.value)
+    texts = ("protocol", "library", "features", "resize", "quantiser", "reference")
+    columns = [*(Column(key, key.capitalize()) for key in texts), SAMPLES]
     named: list[tuple[Method | str, str, str]] = []
-    for row in sets:
-        key = _BROUGHT + row.variant if row.method == "external" else f"{row.variant}_{row.nfe}"
-        named.append((row, key, results.long_label(row)))
+    for one in sets:
+        key = _BROUGHT + one.variant if one.method == "external" else f"{one.variant}_{one.nfe}"
+        named.append((one, key, results.long_label(one)))
     named.append((_FLOOR, _FLOOR, "Real pictures outside the reference"))
     for _set, key, label in named:
         columns += [Column(key, f"{label}: Fréchet distance ↓", "number"), Column(f"{key}_kid", "KID ↓", "number")]
     columns.append(Column("floor_count", "of so many", "count"))
     rows = []
     for name, found in values.items():
-        protocol = Protocol.model_validate(facts[name]["protocol"])
-        cells = [Cell(name), Cell(_library(facts[name], protocol)), Cell(protocol.features)]
-        cells += [Cell(resize_in_words(protocol, facts[name]["extractor"])), Cell(protocol.quantiser)]
-        cells += [Cell(_reference(facts[name], protocol)), Cell(counts.get(name))]
-        floor_count, about = floor_counts.get(name), facts[name]
-        for measured, _key, _label in named:
+        about, floor_count = facts[name], floor_counts.get(name)
+        protocol = Protocol.model_validate(about["protocol"])
+        row: dict[str, Cell | float | str | None] = {
+            "protocol": name,
+            "library": _library(about, protocol),
+            "features": protocol.features,
+            "resize": resize_in_words(protocol, about["extractor"]),
+            "quantiser": protocol.quantiser,
+            "reference": _reference(about, protocol),
+            "num_samples": counts.get(name),
+            "floor_count": Cell(floor_count, mark="" if floor_count == counts.get(name) else COUNT_MARK),
+        }
+        for measured, key, _label in named:
             count = floor_count if measured == _FLOOR else counts.get(name)
             mark = rank_mark(about["extractor"].get("dimensions"), count, about["reference"]["count"])
-            cells += [Cell(found.get((measured, "frechet_distance")), mark=mark), Cell(found.get((measured, "kid")))]
-        rows.append([*cells, Cell(floor_count, mark="" if floor_count == counts.get(name) else COUNT_MARK)])
+            row[key] = Cell(found.get((measured, "frechet_distance")), mark=mark)
+            row[f"{key}_kid"] = found.get((measured, "kid"))
+        rows += cells(columns, row)
     brought = [
         "Samples that a user brought are those of their lowest seed; they have no figure under a protocol that takes "
         "more samples, or quantises otherwise."
@@ -79,11 +87,11 @@ def protocol_table(results: Results, protocols: Mapping[str, Path]) -> Table:
         columns,
         rows,
         [
-            *(brought if any(row.method == "external" for row in sets) else []),
+            *(brought if any(one.method == "external" for one in sets) else []),
             *(f"{name}: {words(fact)}" for name, fact in facts.items()),
         ],
     )
-    return without_empty_columns(table)
+    return table.without_empty_columns()
 
 
 def words(facts: Mapping[str, Any]) -> str:
@@ -111,28 +119,27 @@ def protocol_summary(table: Table) -> str:
 
     Of the protocols whose samples and reference are more than the features have dimensions.
     """
+    end = ": Fréchet distance ↓"
+    sets = {
+        column.key: column.title.removesuffix(end)
+        for column in table.columns
+        if column.title.endswith(end) and column.key != _FLOOR and not column.key.startswith(_BROUGHT)
+    }
     keys = [column.key for column in table.columns]
-    sets = [
-        (number, column.title.removesuffix(": Fréchet distance ↓"))
-        for number, column in enumerate(table.columns)
-        if column.title.endswith(": Fréchet distance ↓")
-        and column.key != _FLOOR
-        and not column.key.startswith(_BROUGHT)
-    ]
+    rows = {str(row[keys.index("protocol")].value): dict(zip(keys, row, strict=True)) for row in table.rows}
     figures = {
-        str(row[keys.index("protocol")].value): {label: row[number].value for number, label in sets}
-        for row in table.rows
-        if not any(RANK_MARK in row[number].mark for number, _label in sets)
+        name: {label: row[key].value for key, label in sets.items()}
+        for name, row in rows.items()
+        if not any(RANK_MARK in row[key].mark for key in sets)
     }
     complete = {name: row for name, row in figures.items() if all(isinstance(v, float) for v in row.values())}
     if MAIN not in complete or not sets:
         return ""
     sentences = []
     # Other features, or another count, have another scale: only the rest is set in proportion.
-    fixed = [keys.index(key) for key in ("features", "num_samples")]
-    scale = {str(row[keys.index("protocol")].value): [row[number].value for number in fixed] for row in table.rows}
+    scale = {name: [row[key].value for key in ("features", "num_samples")] for name, row in rows.items()}
     alike = {name: row for name, row in complete.items() if scale[name] == scale[MAIN]}
-    label = sets[0][1]
+    label = next(iter(sets.values()))
     of_label = {name: float(str(row[label])) for name, row in alike.items()}
     low, high = min(of_label, key=of_label.__getitem__), max(of_label, key=of_label.__getitem__)
     if low != high:

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection
 
-from evaluation.columns import COUNT_MARK, LOWER_IS_BETTER
-from evaluation.report.format import MISSING, Cell, Column, Table
-from evaluation.report.tables import floor_row, metric_columns
+from evaluation.columns import COUNT_MARK
+from evaluation.measure.metrics import METRICS
+from evaluation.report.format import MISSING, Cell, Column, Table, cells
+from evaluation.report.tables import METHOD, NFE, SAMPLES, floor_row, metric_columns
 from evaluation.results.intervals import LEAST, Interval, over_sampling_seeds, over_training_seeds
 from evaluation.results.results import Results
 
@@ -12,16 +13,15 @@ _KEYS = ("frechet_distance", "kid", "mse_to_teacher")
 NOT_SUPPORTED = "≈ not told apart"
 
 
-def _ends(interval: Interval | None) -> list[Cell]:
-    """Lower and upper end."""
-    return [Cell(interval.low), Cell(interval.high)] if interval else [Cell(), Cell()]
+def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    """Lower and upper end, by the keys of their columns."""
+    return {f"{name}_low": interval.low, f"{name}_high": interval.high} if interval else {}
 
 
 def spread_table(results: Results) -> Table:
     """Mean, and interval over sampling seeds and over training seeds, of every row."""
     keys = [key for key in _KEYS if results.has(key)]
-    columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count")]
-    columns.append(Column("num_samples", "Samples", "count"))
+    columns = [METHOD, NFE, SAMPLES]
     for column in metric_columns(results, keys):
         columns += [
             Column(column.key, column.title, "number"),
@@ -34,23 +34,20 @@ def spread_table(results: Results) -> Table:
     counts: dict[str, set[int]] = {"sampling": set(), "training": set()}
     for row in results.rows:
         count = results.count(row)
-        cells = [
-            Cell(results.label(row)),
-            Cell(row.nfe),
-            Cell(count, mark="" if count == results.full_count else COUNT_MARK),
-        ]
+        mark = "" if count == results.full_count else COUNT_MARK
+        told: dict[str, Cell | float | str | None] = {"method": results.label(row), "nfe": row.nfe}
+        told["num_samples"] = Cell(count, mark=mark)
         for key in keys:
             values = results.values(key, row)
             if values is None:
-                cells += [Cell()] * 5
                 continue
             sampling, training = over_sampling_seeds(values), over_training_seeds(values)
             counts["sampling"].add(sampling.n)
             if training is not None and row.variant not in results.untrained:
                 counts["training"].add(training.n)
-            mark = results.rank_mark(key, results.count_of(key, row))
-            cells += [Cell(sampling.mean, mark=mark), *_ends(sampling), *_ends(training)]
-        rows.append(cells)
+            told[key] = Cell(sampling.mean, mark=results.rank_mark(key, results.count_of(key, row)))
+            told |= _ends(f"{key}_sampling", sampling) | _ends(f"{key}_training", training)
+        rows += cells(columns, told)
     floor = floor_row(results, columns)
     numbers = {
         name: " to ".join(str(n) for n in sorted({min(found), max(found)})) for name, found in counts.items() if found
@@ -78,12 +75,8 @@ def difference_table(results: Results, without: Collection[str] = ()) -> Table:
     keys = [key for key in _KEYS if results.has(key)]
     titles = dict(zip(keys, (c.title.rstrip(" ↓↑") for c in metric_columns(results, keys)), strict=True))
     columns = [
-        *(
-            Column("a", "Row"),
-            Column("b", "minus row"),
-            Column("metric", "Measure"),
-            Column("difference", "Difference", "number"),
-        ),
+        *(Column("a", "Row"), Column("b", "minus row"), Column("metric", "Measure")),
+        Column("difference", "Difference", "number"),
         *(Column("sampling_low", "Sampling seeds, paired: from", "number"), Column("sampling_high", "to", "number")),
         *(Column("training_low", "Training seeds: from", "number"), Column("training_high", "to", "number")),
         Column("verdict", "The intervals say"),
@@ -102,11 +95,15 @@ def difference_table(results: Results, without: Collection[str] = ()) -> Table:
                 found = results.difference(key, a, b)
                 if found is None:
                     continue
-                verdict = found.verdict(LOWER_IS_BETTER[key])
-                cells = [Cell(results.long_label(a)), Cell(results.long_label(b)), Cell(titles[key])]
-                cells.append(Cell(found.sampling.mean, mark=results.rank_mark(key, results.count_of(key, a))))
-                cells += [*_ends(found.sampling), *_ends(found.training)]
-                rows.append([*cells, Cell({"level": NOT_SUPPORTED, "none": MISSING}.get(verdict, verdict))])
+                verdict = found.verdict(METRICS[key].better == "lower")
+                row = {
+                    **{"a": results.long_label(a), "b": results.long_label(b), "metric": titles[key]},
+                    "difference": Cell(found.sampling.mean, mark=results.rank_mark(key, results.count_of(key, a))),
+                    **_ends("sampling", found.sampling),
+                    **_ends("training", found.training),
+                    "verdict": {"level": NOT_SUPPORTED, "none": MISSING}.get(verdict, verdict),
+                }
+                rows += cells(columns, row)
     return Table(
         "differences",
         "BOOT against the others, with intervals",

@@ -1,32 +1,23 @@
 """The report's tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from evaluation.columns import COUNT_MARK, FURTHER_COSTS, LOWER_IS_BETTER, MARKS
-from evaluation.report.format import MISSING, Cell, Column, Table, format_value
-from evaluation.results.intervals import (
-    LEAST,
-)
+from evaluation.columns import COUNT_MARK, FURTHER_COSTS, MARKS
+from evaluation.measure.metrics import METRICS, RANKED
+from evaluation.report.format import MISSING, Cell, Column, Table, cells, format_value
+from evaluation.results.intervals import LEAST
 from evaluation.results.results import Results
 from evaluation.results.stored import Method
 
-TABLES = (
-    *(
-        "main",
-        "floor",
-        "measures",
-        "spread",
-        "differences",
-        "comparison",
-        "comparison_steps",
-        "comparison_reach",
-        "ablation",
-    ),
-    *("published", "ratios", "training_cost", "sampling_speed", "protocols", "wall_clock"),
+METHOD, NFE = Column("method", "Method"), Column("nfe", "Evaluations", "count")
+SAMPLES = Column("num_samples", "Samples", "count")
+TRAINING = (
+    Column("network_evaluations", "Training: network evaluations", "count"),
+    Column("wall_clock_s", "Training: wall-clock", "duration"),
 )
 
 
@@ -41,24 +32,17 @@ def measured_cell(
     return Cell(found.mean, found.sd, found.n, best, mark)
 
 
+def measured(results: Results, keys: Sequence[str], row: Method, count: int | None = None) -> dict[str, Cell]:
+    """Some measures of a row, as :func:`measured_cell` shows them."""
+    return {key: measured_cell(results, key, row, count) for key in keys}
+
+
 def metric_columns(results: Results, keys: Sequence[str]) -> list[Column]:
     """Columns of measures with their spread, titled with the extractor's name and the better direction."""
-    titles = {
-        "frechet_distance": f"{results.frechet_name} ↓",
-        "kid": "KID ↓",
-        "precision": "Precision ↑",
-        "recall": "Recall ↑",
-        "mse_to_teacher": "MSE to teacher ↓",
-        "label_accuracy": "Label accuracy ↑",
-        "kid_subset_sd": "KID: deviation between subsets",
-        "density": "Density ↑",
-        "coverage": "Coverage ↑",
-        "classifier_score": f"{results.score_name} ↑",
-        "frechet_distance_extrapolated": f"{results.frechet_name}, all samples and N → ∞ ↓",
-        "leak_share": "Nearer to training than 99 % of held-out",
-        "frechet_distance_to_teacher": f"{results.frechet_name} to the teacher's samples ↓",
-    }
-    return [Column(key, titles[key], "number", spread=True) for key in keys]
+    names = {"frechet": results.frechet_name, "score": results.score_name}
+    arrow = {"lower": " ↓", "higher": " ↑", None: ""}
+    titles = {key: METRICS[key].title.format(**names) + arrow[METRICS[key].better] for key in keys}
+    return [Column(key, title, "number", spread=True) for key, title in titles.items()]
 
 
 def _seeds_sentence(results: Results, keys: Sequence[str]) -> str:
@@ -96,13 +80,18 @@ def _supported_winners(results: Results, metric: str) -> set[Method]:
         and results.values(metric, row) is not None
     ]
 
-    def wins(row: Method, rivals: Sequence[Method]) -> bool:
-        return bool(rivals) and all(results.verdict(metric, row, other) == "better" for other in rivals)
-
-    return {row for row in ranked if wins(row, [r for r in ranked if r.nfe == row.nfe and r != row])}
+    return {row for row in ranked if results.wins(metric, row, [r for r in ranked if r.nfe == row.nfe and r != row])}
 
 
 FLOOR = "Real pictures held out (floor)"
+
+
+def known_of(results: Results, row: Method) -> dict[str, float | str | None]:
+    """Name, evaluations, throughput and the cost of training of a row, by the keys of their columns."""
+    costs = ("network_evaluations", "wall_clock_s", "real_images_seen", "offline_bytes")
+    known: dict[str, float | str | None] = {"method": results.label(row), "nfe": row.nfe}
+    known["images_per_second"] = results.speed_of(row, "images_per_second")
+    return known | {key: results.cost_of(row, key) for key in costs}
 
 
 def teacher_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
@@ -114,14 +103,8 @@ def teacher_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]
     if row is None:
         return []
     known: dict[str, Any] = {"nfe": row.nfe, "images_per_second": results.speed_of(row, "images_per_second")}
-    known["method" if any(column.key == "method" for column in columns) else columns[0].key] = (
-        f"Teacher ({results.label(row)})"
-    )
-    cells = []
-    for column in columns:
-        cell = measured_cell(results, column.key, row)
-        cells.append(Cell(known.get(column.key)) if cell.value is None else cell)
-    return [cells]
+    known[METHOD.key if METHOD in columns else columns[0].key] = f"Teacher ({results.label(row)})"
+    return cells(columns, measured(results, [c.key for c in columns if c.spread], row) | known)
 
 
 def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
@@ -134,17 +117,14 @@ def floor_row(results: Results, columns: Sequence[Column]) -> list[list[Cell]]:
         return []
     count = results.floor_count
     mark = "" if count == results.full_count else COUNT_MARK
-    counted = any(column.key == "num_samples" for column in columns)
-    cells = [Cell(FLOOR)]
-    for column in columns[1:]:
-        if column.key == "num_samples":
-            cells.append(Cell(count, mark=mark))
-            continue
-        at = count if results.values(column.key, results.real, count) is not None else None
-        own = results.count_of(column.key, results.real) if at is None else at
+    counted = SAMPLES in columns
+    row: dict[str, Cell] = {columns[0].key: Cell(FLOOR), SAMPLES.key: Cell(count, mark=mark)}
+    for key in (column.key for column in columns[1:] if column.key in METRICS):
+        at = count if results.values(key, results.real, count) is not None else None
+        own = results.count_of(key, results.real) if at is None else at
         beside = "" if own == count or own is None else f" (of {own:,})"
-        cells.append(measured_cell(results, column.key, results.real, at, mark=beside + ("" if counted else mark)))
-    return [cells]
+        row[key] = measured_cell(results, key, results.real, at, mark=beside + ("" if counted else mark))
+    return cells(columns, row)
 
 
 def between_references(
@@ -168,34 +148,31 @@ def between_references(
 def main_table(results: Results) -> Table:
     """The main table, in the form of Table 1 of the BOOT paper."""
     # Only class-conditional samples have labels.
-    keys = [key for key in LOWER_IS_BETTER if key != "label_accuracy" or results.has("label_accuracy")]
+    keys = [key for key in RANKED if key != "label_accuracy" or results.has("label_accuracy")]
     best = {key: _supported_winners(results, key) for key in keys}
     columns = [
-        Column("method", "Method"),
-        Column("nfe", "Evaluations", "count"),
-        Column("num_samples", "Samples", "count"),
+        *(METHOD, NFE, SAMPLES),
         *metric_columns(results, keys),
         Column("images_per_second", "Images/s ↑", "number"),
         Column("speedup_over_teacher", "Speed-up", "factor"),
-        Column("network_evaluations", "Training: network evaluations", "count"),
-        Column("wall_clock_s", "Training: wall-clock", "duration"),
+        *TRAINING,
         Column("real_images_seen", "Training: real images", "count"),
         Column("data_free", "Data-free"),
     ]
     rows = []
     for row in results.rows:
-        cells = [Cell(results.label(row)), Cell(row.nfe)]
-        count = results.count(row)
-        cells.append(Cell(count, mark="" if count == results.full_count else COUNT_MARK))
-        cells += [measured_cell(results, key, row, best=row in best[key]) for key in keys]
-        cells += [Cell(results.speed_of(row, "images_per_second")), Cell(results.speedup(row))]
-        cells += [Cell(results.cost_of(row, c)) for c in ("network_evaluations", "wall_clock_s", "real_images_seen")]
-        seen = results.cost_of(row, "real_images_seen")
-        if row.variant in results.untrained:
-            free: str | None = "no training"
-        else:
-            free = None if seen is None else ("yes" if seen == 0 else "no")
-        rows.append([*cells, Cell(free)])
+        count, seen = results.count(row), results.cost_of(row, "real_images_seen")
+        free = None if seen is None else "yes" if seen == 0 else "no"
+        rows += cells(
+            columns,
+            {
+                **known_of(results, row),
+                "num_samples": Cell(count, mark="" if count == results.full_count else COUNT_MARK),
+                **{key: measured_cell(results, key, row, best=row in best[key]) for key in keys},
+                "speedup_over_teacher": results.speedup(row),
+                "data_free": "no training" if row.variant in results.untrained else free,
+            },
+        )
     floor = floor_row(results, columns)
     teacher = f"{results.labels.get(results.teacher[0], results.teacher[0])} with {results.teacher[1]} evaluations"
     device = _devices(results.speed)
@@ -229,27 +206,26 @@ def _devices(speed: pd.DataFrame, best: bool = True) -> str:
     )
 
 
+def at_floor(results: Results) -> list[Method]:
+    """The rows of a table at the count of the held-out real pictures, these first; none where that is not known."""
+    return [*([results.real] if results.real else []), *results.rows] if results.floor_count is not None else []
+
+
 def floor_table(results: Results) -> Table:
     """Every method at the count of the held-out real pictures, beside those pictures themselves."""
     keys = ["frechet_distance", "kid", "precision", "recall"]
     count = results.floor_count
     floor = results.interval("frechet_distance", results.real, count) if results.real else None
     columns = [
-        Column("method", "Method"),
-        Column("nfe", "Evaluations", "count"),
-        *metric_columns(results, keys),
+        *(METHOD, NFE, *metric_columns(results, keys)),
         Column("over_floor", f"{results.frechet_name} ÷ floor", "factor"),
     ]
     rows = []
-    if results.real and count is not None:
-        cells = [measured_cell(results, key, results.real, count) for key in keys]
-        rows.append([Cell(FLOOR), Cell(), *cells, Cell(1.0 if floor else None)])
-    if count is not None:
-        for row in results.rows:
-            own = results.interval("frechet_distance", row, count)
-            cells = [measured_cell(results, key, row, count) for key in keys]
-            ratio = own.mean / floor.mean if own and floor and floor.mean > 0 else None
-            rows.append([Cell(results.label(row)), Cell(row.nfe), *cells, Cell(ratio)])
+    for row in at_floor(results):
+        own = results.interval("frechet_distance", row, count)
+        ratio = own.mean / floor.mean if own and floor and floor.mean > 0 else None
+        named = {"method": FLOOR if row == results.real else results.label(row), "nfe": row.nfe, "over_floor": ratio}
+        rows += cells(columns, {**named, **measured(results, keys, row, count)})
     table = Table(
         "floor",
         f"At equal counts: {MISSING if count is None else count} samples each",
@@ -261,26 +237,19 @@ def floor_table(results: Results) -> Table:
         rows,
         aside=frozenset({0}) if results.real else frozenset(),
     )
-    return without_empty_columns(table, keep=("frechet_distance",))
+    return table.without_empty_columns(keep=("frechet_distance",))
 
 
 def measures_table(results: Results) -> Table:
     """The measures that the main table has no room for, at the count of the held-out real pictures."""
-    keys = [
-        *("frechet_distance", "kid", "kid_subset_sd", "density", "coverage", "classifier_score"),
-        *("leak_share", "frechet_distance_extrapolated", "frechet_distance_to_teacher"),
-    ]
+    keys = ["frechet_distance", "kid", *(key for key in METRICS if key not in RANKED)]
     count = results.floor_count
-    columns = [Column("method", "Method"), Column("nfe", "Evaluations", "count"), *metric_columns(results, keys)]
-    first = [results.real] if results.real else []
+    columns = [METHOD, NFE, *metric_columns(results, keys)]
     rows = []
-    for row in [*first, *results.rows] if count is not None else []:
-        name = FLOOR if row in first else results.label(row)
-        at = {
-            key: None if key in ("frechet_distance_extrapolated", "frechet_distance_to_teacher") else count
-            for key in keys
-        }
-        rows.append([Cell(name), Cell(row.nfe), *(measured_cell(results, key, row, at[key]) for key in keys)])
+    for row in at_floor(results):
+        named = {"method": FLOOR if row == results.real else results.label(row), "nfe": row.nfe}
+        at = {key: None if METRICS[key].whole else count for key in keys}
+        rows += cells(columns, named | {key: measured_cell(results, key, row, at[key]) for key in keys})
     notes = [
         "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density "
         "is 1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that "
@@ -300,27 +269,9 @@ def measures_table(results: Results) -> Table:
         columns,
         rows,
         notes,
-        frozenset({0}) if first else frozenset(),
+        frozenset({0}) if results.real else frozenset(),
     )
-    return without_empty_columns(table, keep=("frechet_distance",))
-
-
-def without_empty_columns(table: Table, keep: Sequence[str] = ()) -> Table:
-    """The table without columns in which no row has a value."""
-    used = [
-        number
-        for number, column in enumerate(table.columns)
-        if column.key in keep or column.kind == "text" or any(row[number].value is not None for row in table.rows)
-    ]
-    return Table(
-        table.name,
-        table.title,
-        table.caption,
-        [table.columns[number] for number in used],
-        [[row[number] for number in used] for row in table.rows],
-        table.notes,
-        table.aside,
-    )
+    return table.without_empty_columns(keep=("frechet_distance",))
 
 
 def with_marks_explained(table: Table) -> Table:
@@ -334,36 +285,36 @@ def with_marks_explained(table: Table) -> Table:
 def published_table(results: Results, published: Mapping[str, Any]) -> Table:
     """Published figures with source and certainty, and the reproduced ones where the data set is the same."""
     same_data = results.dataset in published["datasets"]
+    figures = ("fid", "precision", "recall", "images_per_second")
     columns = [
-        Column("dataset", "Data set"),
-        Column("method", "Method"),
-        Column("nfe", "Evaluations", "count"),
-        Column("fid", "FID ↓", "number"),
-        Column("precision", "Precision ↑", "number"),
-        Column("recall", "Recall ↑", "number"),
+        *(Column("dataset", "Data set"), METHOD, NFE, Column("fid", "FID ↓", "number")),
+        *(Column("precision", "Precision ↑", "number"), Column("recall", "Recall ↑", "number")),
         Column("images_per_second", "Images/s (A100) ↑", "number"),
         *([Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)] if same_data else []),
-        Column("source", "Source"),
-        Column("certainty", "Certainty"),
+        *(Column("source", "Source"), Column("certainty", "Certainty")),
     ]
     used = {entry["source"] for entry in published["entries"]}
     cited = [source for name, source in published["sources"].items() if name in used]
+    order = sorted(published["datasets"], key=lambda name: name != results.dataset)  # that of this experiment first
     rows = []
-    datasets = list(published["datasets"])
-    # The data set of this experiment first.
-    datasets.sort(key=lambda name: name != results.dataset)
-    for dataset in datasets:
-        for entry in (e for e in published["entries"] if e["dataset"] == dataset):
-            mark = " †" if entry["certainty"] == "unchecked" else ""
-            remark = f" ({entry['remark']})" if "remark" in entry else ""
-            cells = [Cell(published["datasets"][dataset]), Cell(entry["label"] + remark), Cell(entry["nfe"])]
-            cells += [Cell(entry.get(key), mark=mark) for key in ("fid", "precision", "recall", "images_per_second")]
-            if same_data:
-                row = next((r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None)
-                comparable = dataset == results.dataset and results.features == "inception" and row is not None
-                cells.append(measured_cell(results, "frechet_distance", row) if comparable and row else Cell())
-            cells += [Cell(published["sources"][entry["source"]]["short"]), Cell(entry["certainty"])]
-            rows.append(cells)
+    for entry in sorted(published["entries"], key=lambda entry: order.index(entry["dataset"])):
+        mark = " †" if entry["certainty"] == "unchecked" else ""
+        reproduced_by = next((r for r in results.rows if (r.method, r.nfe) == (entry["method"], entry["nfe"])), None)
+        comparable = entry["dataset"] == results.dataset and results.features == "inception"
+        rows += cells(
+            columns,
+            {
+                **{key: Cell(entry.get(key), mark=mark) for key in figures},
+                "dataset": published["datasets"][entry["dataset"]],
+                "method": entry["label"] + (f" ({entry['remark']})" if "remark" in entry else ""),
+                "nfe": entry["nfe"],
+                "reproduced": measured_cell(results, "frechet_distance", reproduced_by)
+                if comparable and reproduced_by
+                else None,
+                "source": published["sources"][entry["source"]]["short"],
+                "certainty": entry["certainty"],
+            },
+        )
     if same_data and results.features == "inception":
         reproduced = "The reproduced column is this experiment on the same data set; the networks may differ."
     elif same_data:
@@ -424,27 +375,21 @@ def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
             return Cell()
         if nfe in known:
             return Cell(value / known[nfe])
-        near = [
-            max((n for n in known if n < nfe), default=None),
-            min((n for n in known if n > nfe), default=None),
-        ]
-        parts = [f"{format_value(value / known[n])} (against {n})" for n in near if n is not None]
+        near = [*sorted(n for n in known if n < nfe)[-1:], *sorted(n for n in known if n > nfe)[:1]]
+        parts = [f"{format_value(value / known[n])} (against {n})" for n in near]
         return Cell("; ".join(parts))
 
     rows = []
+    fid, speed = ("fid", "Fréchet distance"), ("images_per_second", "Images per second")
     comparisons = [
-        ("fid", "Fréchet distance", "ddim", 50, "DDIM with 50"),
-        ("fid", "Fréchet distance", "ddim", 10, "DDIM with 10"),
-        ("fid", "Fréchet distance", "ddim", 1, "DDIM with 1"),
-        ("fid", "Fréchet distance", "progressive_distillation", 1, "progressive distillation with 1"),
-        ("images_per_second", "Images per second", "ddim", 50, "DDIM with 50"),
-        ("images_per_second", "Images per second", "ddim", 10, "DDIM with 10"),
-        ("images_per_second", "Images per second", "ddim", 1, "DDIM with 1"),
+        *((*fid, "ddim", nfe, f"DDIM with {nfe}") for nfe in (50, 10, 1)),
+        (*fid, "progressive_distillation", 1, "progressive distillation with 1"),
+        *((*speed, "ddim", nfe, f"DDIM with {nfe}") for nfe in (50, 10, 1)),
     ]
     for key, quantity, method, nfe, text in comparisons:
-        cells = [of_published(dataset, key, method, nfe) for dataset in published["datasets"]]
-        cells += [here(key, boot, method, nfe) for boot in boots]
-        rows.append([Cell(quantity), Cell(f"BOOT with 1 ÷ {text}"), *cells])
+        ratios = [of_published(dataset, key, method, nfe) for dataset in published["datasets"]]
+        ratios += [here(key, boot, method, nfe) for boot in boots]
+        rows.append([Cell(quantity), Cell(f"BOOT with 1 ÷ {text}"), *ratios])
     table = Table(
         "ratios",
         "The paper's claims as ratios",
@@ -455,7 +400,13 @@ def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:
         rows,
         ["† At least one of the two figures has still to be checked against its source."],
     )
-    return without_empty_columns(table, keep=[f"here_{row.variant}" for row in boots])
+    return table.without_empty_columns(keep=[f"here_{row.variant}" for row in boots])
+
+
+def numbers_of(item: Mapping[Hashable, Any]) -> dict[str, float | None]:
+    """The numbers among the fields of a row of a data frame; None where one is missing."""
+    numbers = {str(key): value for key, value in item.items() if not isinstance(value, str)}
+    return {key: None if pd.isna(value) else float(value) for key, value in numbers.items()}
 
 
 def cost_table(results: Results) -> Table:
@@ -474,11 +425,11 @@ def cost_table(results: Results) -> Table:
     # A column of zeros alone says nothing: no GPU, or no set.
     columns = [c for c in columns if c.key not in FURTHER_COSTS or bool((results.cost[c.key] > 0).any())]
     rows = []
-    for _, item in results.cost.iterrows():
+    for item in results.cost.to_dict("records"):
         label = results.labels.get(item["base_variant"], item["base_variant"])
         several = item["variant"] != item["base_variant"]
-        name = Cell(label + (f", student with {item['nfe']}" if several else ""))
-        rows.append([name, *(Cell(None if pd.isna(item[c.key]) else float(item[c.key])) for c in columns[1:])])
+        network = label + (f", student with {item['nfe']}" if several else "")
+        rows += cells(columns, numbers_of(item) | {"network": network})
     return Table(
         "training_cost",
         "What training cost",
@@ -495,9 +446,7 @@ def cost_table(results: Results) -> Table:
 def speed_table(results: Results) -> Table:
     """Latency and throughput of every row at every batch size."""
     columns = [
-        Column("method", "Method"),
-        Column("nfe", "Evaluations", "count"),
-        Column("batch_size", "Batch", "count"),
+        *(METHOD, NFE, Column("batch_size", "Batch", "count")),
         Column("latency_ms_median", "Latency, ms ↓", "number"),
         Column("median_precision", "Its precision, ± %", "number"),
         Column("latency_ms_p95", "95th percentile, ms", "number"),
@@ -508,22 +457,19 @@ def speed_table(results: Results) -> Table:
         Column("energy_j_per_image", "Energy, J a picture ↓", "number"),
         Column("rounds", "Rounds", "count"),
     ]
-    percent = ("median_precision", "network_share")
     speed = results.speed
     teacher = speed[(speed["variant"].astype(str) == results.teacher[0]) & (speed["nfe"] == results.teacher[1])]
+    of_teacher = teacher.drop_duplicates("batch_size").set_index("batch_size")["images_per_second"]
     speed = speed.assign(
-        speedup=speed["images_per_second"]
-        / speed["batch_size"].map(teacher.drop_duplicates("batch_size").set_index("batch_size")["images_per_second"])
+        speedup=speed["images_per_second"] / speed["batch_size"].map(of_teacher),
+        median_precision=100 * speed["median_precision"],
+        network_share=100 * speed["network_share"],
     )
     rows = []
-    for row in results.rows:
+    for row in (row for row in results.rows if row.nfe is not None):
         frame = speed[(speed["variant"].astype(str) == row.variant) & (speed["nfe"] == row.nfe)]
-        for _, item in frame.sort_values("batch_size").iterrows() if row.nfe is not None else ():
-            cells = [Cell(results.label(row)), Cell(row.nfe)]
-            for column in columns[2:]:
-                value = None if pd.isna(item[column.key]) else float(item[column.key])
-                cells.append(Cell(100 * value if value is not None and column.key in percent else value))
-            rows.append(cells)
+        for item in frame.sort_values("batch_size").to_dict("records"):
+            rows += cells(columns, numbers_of(item) | {"method": results.label(row), "nfe": row.nfe})
     table = Table(
         "sampling_speed",
         "Speed of sampling",
@@ -534,33 +480,26 @@ def speed_table(results: Results) -> Table:
         columns,
         rows,
     )
-    return without_empty_columns(table)
+    return table.without_empty_columns()
 
 
 def wall_clock_table(results: Results) -> Table:
     """Where the time went, by rule of the workflow."""
-    rows = []
-    for _, item in results.benchmarks.iterrows():
-        cells = [Cell(float(value)) if pd.notna(value) else Cell() for value in item.iloc[1:]]
-        rows.append([Cell(str(item["rule"])), *cells])
-    aside: frozenset[int] = frozenset()
+    columns = [
+        *(Column("rule", "Rule"), Column("jobs", "Jobs", "count"), Column("total_s", "Wall-clock", "duration")),
+        *(Column("longest_s", "Longest job", "duration"), Column("cpu_s", "CPU time", "duration")),
+        Column("peak_memory_mb", "Peak memory (MB)", "count"),
+    ]
+    items = results.benchmarks.to_dict("records")
+    rows = cells(columns, *(numbers_of(item) | {"rule": str(item["rule"])} for item in items))
     if rows:
-        aside = frozenset({len(rows)})
-        total = results.benchmarks[["jobs", "total_s"]].sum()
-        rows.append([Cell("all"), Cell(float(total["jobs"])), Cell(float(total["total_s"])), *[Cell()] * 3])
+        rows += cells(columns, {"rule": "all", **results.benchmarks[["jobs", "total_s"]].sum().astype(float)})
     return Table(
         "wall_clock",
         "Where the time goes",
         "Seconds of each rule's jobs, added up, from Snakemake's benchmark files. Jobs run side by side where cores "
         "allow, so the sum may exceed the time of the run. The report itself is not in it.",
-        [
-            Column("rule", "Rule"),
-            Column("jobs", "Jobs", "count"),
-            Column("total_s", "Wall-clock", "duration"),
-            Column("longest_s", "Longest job", "duration"),
-            Column("cpu_s", "CPU time", "duration"),
-            Column("peak_memory_mb", "Peak memory (MB)", "count"),
-        ],
+        columns,
         rows,
-        aside=aside,
+        aside=frozenset({len(items)} if items else ()),
     )

@@ -1,11 +1,12 @@
 """Everything measured, with the look-ups that tables, figures and sentences share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from evaluation.columns import LOWER_IS_BETTER, PLAIN_NAMES, RESOLUTION, rank_mark, without_rank
+from evaluation.columns import rank_mark, without_rank
+from evaluation.measure.metrics import METRICS, PLAIN_NAMES
 from evaluation.results.intervals import (
     Difference,
     Interval,
@@ -16,37 +17,21 @@ from evaluation.results.intervals import (
 )
 from evaluation.results.stored import Method
 
-# Measures that take a covariance of features.
-_OF_COVARIANCES = ("frechet_distance", "frechet_distance_to_teacher")
-
 
 @dataclass(frozen=True)
 class Results:
-    """Everything measured, with the look-ups that tables, figures and sentences share.
+    """Everything measured, with the look-ups that tables, figures and sentences share."""
 
-    Args:
-        metrics: as :func:`load_metrics` returns it.
-        speed: as :func:`load_speed` returns it.
-        cost: as :func:`load_costs` returns it.
-        benchmarks: as :func:`load_benchmarks` returns it.
-        dataset: name of the data set, compared with the names in ``published.yaml``.
-        labels: what to call each variant, in the order of the rows.
-        teacher: variant and evaluations of the reference run of the teacher, e.g. ("ddim", 50).
-        untrained: variants that run the teacher itself, so that nothing was trained for them.
-        dimensions: of the features; None where they are not known.
-        reference_count: images of the reference; None where they are not known.
-    """
-
-    metrics: pd.DataFrame
+    metrics: pd.DataFrame  # as :func:`load_metrics` returns it; the next three likewise
     speed: pd.DataFrame
     cost: pd.DataFrame
     benchmarks: pd.DataFrame
-    dataset: str
-    labels: Mapping[str, str]
-    teacher: tuple[str, int]
-    untrained: frozenset[str] = frozenset()
-    dimensions: int | None = None
-    reference_count: int | None = None
+    dataset: str  # compared with the names in ``published.yaml``
+    labels: Mapping[str, str]  # what to call each variant, in the order of the rows
+    teacher: tuple[str, int]  # variant and evaluations of the reference run of the teacher, e.g. ("ddim", 50)
+    untrained: frozenset[str] = frozenset()  # variants that run the teacher itself
+    dimensions: int | None = None  # of the features; None where they are not known
+    reference_count: int | None = None  # images of the reference; None where they are not known
     _index: dict[tuple[str, Method], dict[int, list[pd.DataFrame]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -193,12 +178,18 @@ class Results:
         if metric == "mse_to_teacher" and self.teacher_row in (a, b):
             return None
         trained = (a.variant not in self.untrained, b.variant not in self.untrained)
-        return difference_of(first, second, trained, RESOLUTION.get(metric, lambda _count: 0.0)(count))
+        resolution = METRICS[metric].resolution
+        return difference_of(first, second, trained, resolution(count) if resolution else 0.0)
 
     def verdict(self, metric: str, a: Method, b: Method) -> Verdict | None:
         """Whether row a is better than row b by one measure; None where they cannot be compared."""
         found = self.difference(metric, a, b)
-        return None if found is None else found.verdict(LOWER_IS_BETTER[metric])
+        return None if found is None else found.verdict(METRICS[metric].better == "lower")
+
+    def wins(self, metric: str, row: Method, rivals: Sequence[Method]) -> bool:
+        """Whether a row is better than every rival that has the measure, and there is one."""
+        others = [other for other in rivals if self.values(metric, other) is not None]
+        return bool(others) and all(self.verdict(metric, row, other) == "better" for other in others)
 
     def without_rank(self, count: int | None) -> bool:
         """Whether the covariance of so many feature vectors has less than full rank."""
@@ -206,7 +197,7 @@ class Results:
 
     def rank_mark(self, metric: str, count: int | None) -> str:
         """What stands beside a figure of so many samples whose covariance, or the reference's, has not full rank."""
-        return rank_mark(self.dimensions, count, self.reference_count) if metric in _OF_COVARIANCES else ""
+        return rank_mark(self.dimensions, count, self.reference_count) if METRICS[metric].of_covariances else ""
 
     def has(self, metric: str) -> bool:
         """Whether any row has this measure."""

@@ -48,18 +48,6 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame[list(columns)]
 
 
-def _refuse_non_finite(frame: pd.DataFrame, columns: Sequence[str], path: Path) -> None:
-    for name in columns:
-        text = frame[name].dropna()
-        numbers = pd.to_numeric(text, errors="coerce")
-        bad = text[~np.isfinite(numbers.astype(float))]
-        if len(bad):
-            raise UserError(
-                f"{path}: row {int(bad.index[0]) + 2}, column '{name}' holds {bad.iloc[0]!r}; expected a finite "
-                f"number or an empty field. The samples or the measure are broken; run their rules again."
-            )
-
-
 def read_table(path: Path, columns: Sequence[str], finite: Sequence[str]) -> pd.DataFrame:
     """Reads ``columns`` of a CSV table; those in ``finite`` as numbers.
 
@@ -67,8 +55,14 @@ def read_table(path: Path, columns: Sequence[str], finite: Sequence[str]) -> pd.
         UserError: the file is missing, lacks a column, or holds a value that is not finite.
     """
     frame = _read_csv(path, columns)
-    _refuse_non_finite(frame, finite, path)
     for name in finite:
+        text = frame[name].dropna()
+        bad = text[~np.isfinite(pd.to_numeric(text, errors="coerce").astype(float))]
+        if len(bad):
+            raise UserError(
+                f"{path}: row {int(bad.index[0]) + 2}, column '{name}' holds {bad.iloc[0]!r}; expected a finite "
+                f"number or an empty field. The samples or the measure are broken; run their rules again."
+            )
         frame[name] = pd.to_numeric(frame[name])
     return frame
 
@@ -82,16 +76,10 @@ def load_metrics(paths: Sequence[Path]) -> pd.DataFrame:
     Raises:
         UserError: a file is missing, lacks a column, or holds a value that is not finite.
     """
-    frames = []
-    for path in paths:
-        frame = _read_csv(path, METRICS_COLUMNS)
-        _refuse_non_finite(frame, ("nfe", "value", "num_samples"), path)
-        frames.append(frame)
-    if not frames:
+    if not paths:
         raise UserError("The report was given no measures; run the rules that measure the samples first.")
+    frames = [read_table(path, METRICS_COLUMNS, finite=("nfe", "value", "num_samples")) for path in paths]
     metrics = pd.concat(frames, ignore_index=True)
-    for name in ("nfe", "value", "num_samples"):
-        metrics[name] = pd.to_numeric(metrics[name])
     for name in ("nfe", "num_samples", "train_seed", "seed"):
         metrics[name] = metrics[name].astype("Int64")
     for name in ("protocol", "features", "reference", "library"):
@@ -105,17 +93,13 @@ def load_speed(path: Path) -> pd.DataFrame:
     Raises:
         UserError: as :func:`load_metrics`; or figures of several machines, which say nothing beside each other.
     """
-    speed = _read_csv(path, SPEED_COLUMNS)
+    speed = read_table(path, SPEED_COLUMNS, finite=("nfe", "batch_size", *SPEED_COLUMNS[7:]))
     machines = speed["device"].dropna().unique()
     if len(machines) > 1:
         raise UserError(
             f"{path}: speeds of several machines ({'; '.join(map(str, machines))}) cannot stand in one column. "
             f"Delete it and run Snakemake on one machine."
         )
-    numbers = ("nfe", "batch_size", *SPEED_COLUMNS[7:])
-    _refuse_non_finite(speed, numbers, path)
-    for name in numbers:
-        speed[name] = pd.to_numeric(speed[name])
     for name in ("nfe", "batch_size"):
         speed[name] = speed[name].astype("Int64")
     return speed
@@ -210,17 +194,9 @@ def load_benchmarks(paths: Sequence[Path]) -> pd.DataFrame:
             for name in ("s", "cpu_time", "max_rss")
         }
         rows.append((rule, numbers["s"].sum(), numbers["cpu_time"].sum(min_count=1), numbers["max_rss"].max()))
-    frame = pd.DataFrame(rows, columns=["rule", "s", "cpu", "rss"])
-    grouped = frame.groupby("rule", sort=False)
-    table = pd.DataFrame(
-        {
-            "jobs": grouped["s"].count(),
-            "total_s": grouped["s"].sum(),
-            "longest_s": grouped["s"].max(),
-            "cpu_s": grouped["cpu"].sum(min_count=1),
-            "peak_memory_mb": grouped["rss"].max(),
-        }
-    ).reset_index()
+    grouped = pd.DataFrame(rows, columns=["rule", "s", "cpu", "rss"]).groupby("rule", sort=False)
+    table = grouped["s"].agg(jobs="count", total_s="sum", longest_s="max")
+    table = table.assign(cpu_s=grouped["cpu"].sum(min_count=1), peak_memory_mb=grouped["rss"].max()).reset_index()
     return table.sort_values("total_s", ascending=False, ignore_index=True)
 
 

@@ -2,18 +2,11 @@
 
 from collections.abc import Collection, Sequence
 
-from evaluation.columns import LOWER_IS_BETTER
+from evaluation.measure.metrics import METRICS, RANKED
 from evaluation.results.intervals import LEAST, Verdict
 from evaluation.results.results import Results
 from evaluation.results.stored import Method
 
-_NAMES = {
-    "kid": "KID",
-    "precision": "precision",
-    "recall": "recall",
-    "mse_to_teacher": "the MSE to the teacher",
-    "label_accuracy": "label accuracy",
-}
 _COUNTS = {1: "One", 2: "Two"}
 
 
@@ -25,9 +18,9 @@ def joined(items: Sequence[object]) -> str:
 
 def measure_name(results: Results, metric: str) -> str:
     """What a measure is called within a sentence."""
-    if metric == "frechet_distance":
-        return "FID" if results.frechet_name == "FID" else f"the {results.frechet_name}"
-    return _NAMES[metric]
+    if metric == "frechet_distance" and results.frechet_name == "FID":
+        return "FID"
+    return METRICS[metric].words.format(frechet=results.frechet_name)
 
 
 def verdicts(results: Results, a: Method, b: Method) -> dict[Verdict, list[str]]:
@@ -38,7 +31,7 @@ def verdicts(results: Results, a: Method, b: Method) -> dict[Verdict, list[str]]
     found: dict[Verdict, list[str]] = {"better": [], "level": [], "worse": []}
     if results.without_rank(results.count(a)):
         return {}
-    for metric in LOWER_IS_BETTER:
+    for metric in RANKED:
         verdict = results.verdict(metric, a, b)
         if verdict is not None and verdict != "none":
             found[verdict].append(metric)

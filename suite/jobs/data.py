@@ -13,7 +13,7 @@ from suite.job import Job, Key
 from suite.jobs.inputs import check_classes
 from suite.provenance import checked
 
-# A picture and its three nearest neighbours (evaluation.measure.distances.precision_recall).
+# A picture and its three nearest neighbours (evaluation.measure.metrics.precision_recall).
 _FEWEST_HELD_OUT = 4
 
 

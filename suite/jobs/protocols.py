@@ -9,7 +9,7 @@ import pandas as pd
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
 from evaluation.measure import quality
-from evaluation.measure.features import metric_name
+from evaluation.measure.metrics import metric_name
 from evaluation.measure.reference import OTHER_PART, Reference, drawn, load_features, load_given, load_real
 from suite.job import SamplingSeed
 from suite.jobs.extraction import UnderProtocol

@@ -49,7 +49,7 @@ from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import STATIC
 from diffusion.training.loop import TrainingRun
-from evaluation.measure import distances
+from evaluation.measure import metrics
 from evaluation.measure.features import load_extractor
 from evaluation.measure.speed import measure_speed
 from suite.configuration.experiment import parse_experiment
@@ -382,8 +382,8 @@ def test_features_and_measures_are_the_processors():
         assert (np.linalg.norm(features - expected, axis=1) < 1e-4 * norms).all()
     # A Fréchet distance of 1,280 features takes seconds.
     for measure in (
-        lambda a, b: distances.frechet_distance(a[:, ::5], b[:, ::5]),
-        lambda a, b: distances.kid(a, b).mean,
+        lambda a, b: metrics.frechet_distance(a[:, ::5], b[:, ::5]),
+        lambda a, b: metrics.kid(a, b).mean,
     ):
         expected, value = (measure(*found[device][:2]) for device in (CPU, DEVICE))
         assert expected > 0

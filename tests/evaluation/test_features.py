@@ -10,7 +10,8 @@ import pytest
 from diffusion.runtime import efficientnet
 from diffusion.runtime.errors import UserError
 from evaluation.measure import features
-from evaluation.measure.features import EXTRACTORS, INCEPTION_FILE, load_extractor, metric_name
+from evaluation.measure.features import EXTRACTORS, INCEPTION_FILE, load_extractor
+from evaluation.measure.metrics import metric_name
 from evaluation.measure.protocols import DIMENSIONS
 
 # isort: split

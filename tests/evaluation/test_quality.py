@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from diffusion.runtime.errors import NonFiniteError, UserError
-from evaluation.measure.distances import (
+from evaluation.measure.clean_fid import cleanfid_frechet_distance, cleanfid_kid
+from evaluation.measure.features import load_extractor
+from evaluation.measure.metric import FUNCTIONS, METRICS, Metric
+from evaluation.measure.metric import metric as declares
+from evaluation.measure.metrics import (
     KID_SEED,
     classifier_score,
-    cleanfid_frechet_distance,
-    cleanfid_kid,
     density_coverage,
     extrapolated_frechet_distance,
     frechet_distance,
@@ -25,7 +27,6 @@ from evaluation.measure.distances import (
     mean_squared_distance,
     precision_recall,
 )
-from evaluation.measure.features import load_extractor
 from evaluation.measure.moments import Moments, RankWarning, moments
 from evaluation.measure.quality import COLUMNS, definitions, measure, measure_floor, measure_under
 from evaluation.measure.reference import Reference, drawn
@@ -186,8 +187,9 @@ def test_extrapolation_is_refused_below_five_samples_a_dimension():
 def test_the_leak_share_is_one_of_hundred_by_chance_and_high_for_copies():
     train = gaussian(300, dimensions=3, seed=1)
     reference = Reference("train", train, held_out=gaussian(2000, dimensions=3, seed=2))
-    assert leak_share(gaussian(2000, dimensions=3, seed=3), reference) == pytest.approx(0.01, abs=0.01)
-    assert leak_share(train[:50] + np.float32(1e-6), reference) == 1
+    held_out = reference.distance_of_held_out
+    assert leak_share(gaussian(2000, dimensions=3, seed=3), train, held_out) == pytest.approx(0.01, abs=0.01)
+    assert leak_share(train[:50] + np.float32(1e-6), train, held_out) == 1
 
 
 def test_a_large_reference_is_drawn_from_where_all_are_compared_with_all(monkeypatch):
@@ -369,7 +371,7 @@ def test_clean_fid_leaves_its_frechet_distance_out_where_scipy_no_longer_has_its
     known, kernel = Reference("train", b), cleanfid_kid(a, b)
     monkeypatch.setattr("scipy.linalg.sqrtm", lambda A: A)
     monkeypatch.setattr(
-        "evaluation.measure.distances.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name]
+        "evaluation.measure.clean_fid.version_of", lambda name: {"scipy": "1.18.0", "clean-fid": "0.1.35"}[name]
     )
     sentence = (
         r"clean-fid 0\.1\.35 calls scipy\.linalg\.sqrtm\(…, disp=False\), which SciPy 1\.18\.0 does not take\. Its "
@@ -420,7 +422,6 @@ def test_rows_of_a_variant():
         fewer=(25,),
         teacher_features=teacher_features,
         teacher_samples=teacher_samples,
-        teacher_seeds=3,
     )
     assert all(tuple(row) == COLUMNS for row in rows)
     json.dumps(rows, allow_nan=False)
@@ -431,7 +432,7 @@ def test_rows_of_a_variant():
         ]
         assert {row["reference"] for row in found} == {"train"}
     assert [row["value"] for row in select(rows, metric="mse_to_teacher")] == [0, 0, 0]
-    assert len(select(rows, metric="frechet_distance_to_teacher", reference="teacher-50")) == 3
+    assert len(select(rows, metric="frechet_distance_to_teacher", reference="teacher-50")) == 1
     assert not select(rows, metric="fid")
     assert {row["metric"] for row in rows} <= set(definitions("efficientnet-lite0-64"))
     assert {row["protocol"] for row in rows} == {"main"}
@@ -491,6 +492,30 @@ def test_the_classifier_score_and_the_leak_check_need_their_inputs():
     assert {row["metric"] for row in rows} <= set(definitions("inception"))
 
 
+def test_a_metric_is_one_function(monkeypatch):
+    """Rows, footnotes and titles follow from it; without what its parameters name it is left out."""
+
+    def width(features, teacher_images):
+        return float(np.ptp(features)), float(np.ptp(teacher_images))
+
+    values = [Metric(name, name.title(), "How far it reaches.", library="numpy") for name in ("width", "range")]
+    monkeypatch.setitem(FUNCTIONS, width, ())
+    for value in values:
+        monkeypatch.setitem(METRICS, value.name, value)
+    declared = declares(*values)(width)
+    features, samples = toy(seeds=(0,))
+    options = {"extractor": "x", "fewer": (25,)}
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), teacher_samples=samples, **options)
+    found = {row["metric"]: row["value"] for row in rows if row["metric"] in ("width", "range")}
+    assert tuple(found.values()) == declared(features[0], samples[0])
+    assert definitions("x")["width"] == "How far it reaches."
+    rows = measure(IDENTITY, features, samples, Reference("train", gaussian(90)), **options)
+    assert {row["metric"] for row in rows} == PLAIN
+    monkeypatch.setitem(FUNCTIONS, lambda misspelt: 0.0, ("width",))
+    with pytest.raises(AttributeError, match="no attribute 'misspelt'"):
+        measure(IDENTITY, features, samples, Reference("train", gaussian(90)), **options)
+
+
 def test_inputs_that_do_not_fit_are_refused():
     features, samples = toy()
     reference = Reference("train", gaussian(90))
@@ -509,11 +534,11 @@ def test_inputs_that_do_not_fit_are_refused():
 
 
 def test_the_reference_is_averaged_once(monkeypatch):
-    from evaluation.measure import moments
+    from torch_fidelity import metric_fid
 
     counted = []
-    original = moments.fid_features_to_statistics
-    monkeypatch.setattr(moments, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
+    original = metric_fid.fid_features_to_statistics
+    monkeypatch.setattr(metric_fid, "fid_features_to_statistics", lambda x: counted.append(len(x)) or original(x))
     features, samples = toy()
     measure(IDENTITY, features, samples, Reference("train", gaussian(91)), extractor="x", fewer=(25,))
     assert counted.count(91) == 1

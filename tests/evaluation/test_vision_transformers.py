@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion.runtime.errors import UserError
-from evaluation.measure.distances import frechet_distance, kid
 from evaluation.measure.features import load_extractor
+from evaluation.measure.metrics import frechet_distance, kid
 
 # isort: split
 import torch

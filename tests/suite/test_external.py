@@ -11,7 +11,7 @@ from repository import tiny_experiment
 
 from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
-from evaluation.measure import distances
+from evaluation.measure import metrics
 from suite.configuration.experiment import parse_experiment
 from suite.external import LEAST_SAMPLES, ExternalSamples
 from suite.plan import Plan
@@ -226,5 +226,5 @@ def test_samples_of_ones_own_are_shown_and_measured_under_every_protocol_that_th
 
 
 def test_the_fewest_samples_are_those_that_precision_and_recall_take():
-    assert LEAST_SAMPLES == distances.NEIGHBORHOOD + 1
+    assert LEAST_SAMPLES == metrics.NEIGHBORHOOD + 1
     assert ExternalSamples.model_validate("a.npz") == ExternalSamples(path=("a.npz",))
