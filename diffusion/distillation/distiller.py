@@ -102,7 +102,7 @@ def real_batch(
 
 
 class Distiller(Method):
-    """A method that trains students: a subclass says how, and how they are stored and sampled."""
+    """A method that trains students: a subclass says how, and in :meth:`facts` how they are sampled."""
 
     trains = True
 

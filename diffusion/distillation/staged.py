@@ -45,7 +45,7 @@ class Staged(Distiller):
 
     @abstractmethod
     def stage(self, number: int, student: Denoiser, teacher: Denoiser, run: "TrainingRun") -> Stage:
-        """Stage ``number``, from 0 on: whose student starts as a copy of its teacher."""
+        """How stage ``number``, from 0 on, trains its student, which starts as a copy of its teacher."""
 
     def check(self, teacher: TeacherFacts) -> None:
         if teacher.num_timesteps % self.settings.start_steps:
