@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 from repository import TINY
-from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.data.samples import to_uint8
 from diffusion.runtime.errors import UserError
@@ -18,6 +17,9 @@ from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.results.stored import load_metrics
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
+
+# isort: split
+from torch_fidelity.metric_fid import fid_features_to_statistics
 
 EXTRACTOR = {
     "name": "toy", "library": "torch-fidelity", "library_version": "1", "layer": "5", "dimensions": 5,
