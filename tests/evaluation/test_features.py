@@ -122,13 +122,7 @@ def test_random_state_is_left_alone():
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        pictures().astype(np.float32),
-        pictures(channels=2),
-        pictures(channels=4),
-        pictures()[0],
-        pictures()[:0],
-    ],
+    [pictures().astype(np.float32), pictures(channels=2), pictures(channels=4), pictures()[0], pictures()[:0]],
     ids=["float", "two channels", "four channels", "one picture", "none"],
 )
 def test_other_pictures_are_refused(bad):
@@ -167,11 +161,7 @@ def test_changed_embedded_weights_are_refused(tmp_path, monkeypatch):
 def test_missing_inception_names_file_address_and_key(tmp_path):
     with pytest.raises(UserError, match="unreachable") as error:
         load_extractor("inception")
-    for part in (
-        str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE),
-        "https://",
-        "evaluation.weights.inception",
-    ):
+    for part in (str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE), "https://", "evaluation.weights.inception"):
         assert part in str(error.value)
     with pytest.raises(UserError, match="no such file"):
         load_extractor("inception", weights={"inception": tmp_path / "mine.pth"})

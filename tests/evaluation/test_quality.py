@@ -497,15 +497,7 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="boot-heun"):
         measure(IDENTITY, features, {0: samples[0]}, reference, extractor="x", fewer=(25,))
     with pytest.raises(UserError, match="sampling seed 1"):
-        measure(
-            IDENTITY,
-            features,
-            samples,
-            reference,
-            extractor="x",
-            fewer=(25,),
-            teacher_samples={0: samples[0]},
-        )
+        measure(IDENTITY, features, samples, reference, extractor="x", fewer=(25,), teacher_samples={0: samples[0]})
 
 
 def test_the_reference_is_averaged_once(monkeypatch):
