@@ -10,6 +10,8 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when torch is: test processes run side by side, and threads of several on the same cores wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers that compile beside a test have to import torch first.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 _SECONDS = os.environ.get("BOOT_TEST_SECONDS")
 _BEGAN = time.monotonic()
