@@ -58,6 +58,13 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(plots, "write_figure", write_figure)
 
 
+def edited(path, which, **values):
+    """Writes into the rows of a CSV file for which ``which`` of its frame is true."""
+    frame = pd.read_csv(path)
+    frame.loc[which(frame), list(values)] = list(values.values())
+    frame.to_csv(path, index=False)
+
+
 class _Page(HTMLParser):
     """Collects what the tests ask about a page."""
 
@@ -92,10 +99,7 @@ def test_every_promised_file_is_there_and_no_other(report):
     found = sorted(str(path.relative_to(report)) for path in report.rglob("*") if path.is_file())
     assert found == sorted(report_files())
     assert all((report / name).stat().st_size > 0 for name in found)
-
-
-def test_nothing_temporary_stays(report):
-    assert [path.name for path in report.parent.iterdir()] == ["report"]
+    assert [path.name for path in report.parent.iterdir()] == ["report"]  # nothing temporary
 
 
 def test_long_tables_have_their_columns_in_order(report):
@@ -156,7 +160,7 @@ def test_a_broken_input_leaves_the_old_report(inputs, tmp_path):
     assert (folder / "index.html").read_text() == "old"
 
 
-def test_an_experiment_without_boot_has_a_report(inputs, tmp_path):
+def test_an_experiment_without_boot_has_a_report(tmp_path):
     bare = fabricate(tmp_path / "results", boot={}, external=False)
     render(bare, tmp_path / "report")
     assert sorted(str(p.relative_to(tmp_path / "report")) for p in (tmp_path / "report").rglob("*.*")) == sorted(
@@ -169,24 +173,16 @@ def test_an_experiment_without_boot_has_a_report(inputs, tmp_path):
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "high"])
-def test_a_value_that_is_no_number_is_refused(inputs, tmp_path, value):
-    broken = tmp_path / "broken.csv"
-    text = Path(inputs.metrics[0]).read_text(encoding="utf-8").splitlines()
-    fields = text[1].split(",")
-    fields[7] = value
-    broken.write_text("\n".join([text[0], ",".join(fields)]) + "\n")
-    with pytest.raises(UserError, match=r"broken\.csv: row 2, column 'value' holds"):
-        stored.load_metrics([broken])
-
-
-def test_an_empty_value_is_a_missing_one(inputs, tmp_path):
-    path = tmp_path / "empty.csv"
-    text = Path(inputs.metrics[0]).read_text(encoding="utf-8").splitlines()
-    fields = text[1].split(",")
-    fields[7] = ""
-    path.write_text("\n".join([text[0], ",".join(fields), *text[2:]]) + "\n")
-    assert stored.load_metrics([path])["value"].isna().sum() == 1
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf", "high", ""])
+def test_a_value_that_is_no_number_is_refused_and_an_empty_one_is_missing(inputs, tmp_path, value):
+    lines = inputs.metrics[0].read_text(encoding="utf-8").splitlines()
+    fields = lines[1].split(",")
+    (tmp_path / "broken.csv").write_text("\n".join([lines[0], ",".join([*fields[:7], value, *fields[8:]]), *lines[2:]]))
+    if value == "":
+        assert stored.load_metrics([tmp_path / "broken.csv"])["value"].isna().sum() == 1
+    else:
+        with pytest.raises(UserError, match=r"broken\.csv: row 2, column 'value' holds"):
+            stored.load_metrics([tmp_path / "broken.csv"])
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path):
@@ -227,18 +223,16 @@ def test_counts(results):
     assert part.mean == pytest.approx(1.15 * 124 + 90)
 
 
-def test_the_extractor_names_the_distance(tmp_path, results):
+def test_the_extractor_names_the_distance(tmp_path, results, report):
+    """It is an FID on the Inception only."""
+    header = (report / "tables" / "main.md").read_text().splitlines()[2]
+    assert "FID" not in header
+    assert "efficientnet-lite0@64px" in header
     assert results.frechet_name == "Fréchet distance (efficientnet-lite0@64px)"
     other = load_results(fabricate(tmp_path / "r", features="inception"))
     assert other.frechet_name == "FID"
     spread = other.interval("frechet_distance", BOOT)
     assert spread.mean == pytest.approx(124)
-
-
-def test_fid_appears_only_where_it_is_one(report):
-    header = (report / "tables" / "main.md").read_text().splitlines()[2]
-    assert "FID" not in header
-    assert "efficientnet-lite0@64px" in header
 
 
 def test_protocols_are_not_mixed(inputs, tmp_path):
@@ -541,20 +535,9 @@ def test_there_is_one_speed_up(results, report):
 
 def test_each_rows_best_batch_size_counts_for_its_speed_up(tmp_path):
     inputs = fabricate(tmp_path / "r")
-    frame = pd.read_csv(inputs.speed)
-    frame.loc[(frame["nfe"] == 50) & (frame["batch_size"] == 1), "images_per_second"] = 1000.0
-    frame.to_csv(inputs.speed, index=False)
+    edited(inputs.speed, lambda row: (row.nfe == 50) & (row.batch_size == 1), images_per_second=1000.0)
     own = load_results(inputs)
     assert own.speedup(BOOT) == pytest.approx(128_000 / (22 * 1.02) / 1000)
-
-
-def test_the_time_of_processors_stands_beside_the_wall_clock(report):
-    rows = {row["network"]: row for row in _rows(report, "training_cost")}
-    assert float(rows["BOOT (Heun)"]["wall_clock_s"]) == 210
-    assert float(rows["BOOT (Heun)"]["cpu_s"]) == pytest.approx(1.9 * 210)
-    assert "gpu_s" not in rows["BOOT (Heun)"]  # none was held
-    assert "6 min 39 s" in (report / "tables" / "training_cost.md").read_text()
-    assert pd.read_csv(report / "cost.csv")["cpu_s"].notna().all()
 
 
 def test_costs_from_before_processors_were_timed_are_shown_without(tmp_path, undrawn):
@@ -586,21 +569,73 @@ def _rows(report, name):
         return list(csv.DictReader(handle))
 
 
-def test_main_table(report):
-    rows = {(row["method"], row["nfe"]): row for row in _rows(report, "main")}
-    assert next(iter(rows)) == ("DDIM", "50"), "the teacher's own figures come first"
-    boot = rows["BOOT (Heun)", "1"]
-    assert float(boot["frechet_distance"]) == pytest.approx(124)
-    assert float(boot["frechet_distance_sd"]) == pytest.approx(1.5)
-    assert boot["frechet_distance_n"] == "3"
-    assert (boot["kid_sd"], boot["kid_n"]) == ("0", "3")
-    assert (rows["DDIM", "1"]["kid_sd"], rows["DDIM", "1"]["kid_n"]) == ("", "1")
-    assert boot["data_free"] == "yes"
-    assert rows["Progressive distillation", "1"]["data_free"] == "no"
-    assert rows["DDIM", "1"]["data_free"] == "no training"
-    external = rows["my-samples", ""]
-    assert (external["data_free"], external["mse_to_teacher"], external["num_samples"]) == ("", "", "1000")
-    assert rows["Real pictures held out (floor)", ""]["num_samples"] == str(PART)
+REAL = "Real pictures held out (floor)"
+BOOT_HERE = {"method": "BOOT (Heun)"}
+CELLS = [
+    ("main", 0, {"method": "DDIM", "nfe": "50"}),  # the teacher's own figures come first
+    ("main", BOOT_HERE, {"frechet_distance": 124, "frechet_distance_sd": 1.5, "frechet_distance_n": 3, "nfe": "1"}),
+    ("main", BOOT_HERE, {"kid_sd": "0", "kid_n": "3", "data_free": "yes"}),
+    ("main", {"method": "DDIM", "nfe": "1"}, {"kid_sd": "", "kid_n": "1", "data_free": "no training"}),
+    ("main", {"method": "Progressive distillation", "nfe": "1"}, {"data_free": "no"}),
+    ("main", {"method": "my-samples"}, {"nfe": "", "data_free": "", "mse_to_teacher": "", "num_samples": "1000"}),
+    ("main", {"method": REAL}, {"nfe": "", "num_samples": str(PART)}),
+    # At equal counts, the floor first.
+    ("floor", 0, {"method": REAL, "frechet_distance": 130}),
+    ("floor", BOOT_HERE, {"over_floor": (1.15 * 124 + 90) / 130}),
+    ("measures", 0, {"method": REAL}),
+    ("measures", BOOT_HERE, {"frechet_distance": 1.15 * 124 + 90, "frechet_distance_extrapolated": None}),
+    ("measures", BOOT_HERE, {"density": 0.8 * (1 + 124 / 1e4), "classifier_score": 1.5 * (1 + 124 / 1e4)}),
+    ("sampling_speed", BOOT_HERE, {"batch_size": "1", "latency_ms_median": 4 * 1.02, "energy_j_per_image": None}),
+    ("sampling_speed", BOOT_HERE, {"median_precision": 1.3, "network_share": 97}),
+    ("sampling_speed", BOOT_HERE | {"batch_size": "128"}, {}),
+    ("training_cost", {"network": "BOOT (Heun)"}, {"wall_clock_s": 210, "cpu_s": 1.9 * 210, "gpu_s": None}),
+    # One set of samples under every protocol.
+    ("protocols", 0, {"protocol": "main", "boot-heun_1": 124, "floor": 130}),
+    ("protocols", 0, {"floor_count": str(PART), "num_samples": str(FULL)}),
+    ("protocols", 1, {"protocol": "clean-fid", "boot-heun_1": 186, "library": "clean-fid 1.2, clean"}),
+    ("protocols", 1, {"resize": "299×299, bicubic, antialiased, as float (PIL); then 64x64"}),
+    ("protocols", 2, {"protocol": "test", "boot-heun_1_kid": 0.9 * 2e-5 * 124, "reference": "test (1,437)"}),
+    # With the digits that were published.
+    ("published", {"dataset": "ImageNet 64×64", "method": "Progressive distillation", "nfe": "1"}, {"fid": "15.39"}),
+    ("published", {"dataset": "FFHQ 64×64", "method": "DDIM", "nfe": "1"}, {"recall": "0.00"}),
+    ("published", {"dataset": "FFHQ 64×64", "method": "BOOT", "nfe": "1"}, {"fid": "9.0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "which", "cells"), CELLS)
+def test_cells(report, name, which, cells):
+    """The row of that number, or the first with these cells: numbers as numbers, text to the letter, None no column."""
+    rows = _rows(report, name)
+    row = rows[which] if isinstance(which, int) else next(row for row in rows if which.items() <= row.items())
+    for key, expected in cells.items():
+        if expected is None:
+            assert key not in row
+        else:
+            assert (row[key] if isinstance(expected, str) else float(row[key])) == pytest.approx(expected)
+
+
+def test_rows_and_columns_that_are_all_there_is(report):
+    assert [row["protocol"] for row in _rows(report, "protocols")] == ["main", "clean-fid", "test"]
+    assert [r["batch_size"] for r in _rows(report, "sampling_speed") if BOOT_HERE.items() <= r.items()] == ["1", "128"]
+    assert pd.read_csv(report / "cost.csv")["cpu_s"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("tables/training_cost.md", "6 min 39 s"),
+        ("tables/published.md", "| 6.20 |"),
+        ("", "Classifier score (efficientnet-lite0@64px)"),
+        ("", "five samples a dimension of the features, which are not there"),
+        ("", "53.1 under 'test' and 88.5 under 'clean-fid': the same samples, 1.67 times the figure"),
+        ("", "is the same under all of them"),
+        ("", "clean-fid 1.2, mode clean; features of efficientnet-lite0@64px (layer 7"),
+        *(("", text) for text in ("2.13.0+cpu", "0123456789abcdef", "UNet2DModel", "0, 1, 2", "What was run")),
+        ("", "how clean-fid measures."),
+    ],
+)
+def test_what_is_said(report, page, name, text):
+    assert text in ((report / name).read_text(encoding="utf-8") if name else page.text)
 
 
 def test_missing_values_are_dashes(report):
@@ -616,51 +651,17 @@ def test_the_main_table_says_which_steps_are_not_those_of_diffusers(report, tmp_
     assert "DDIM with 3, 7 and 16 steps: no divisor of the teacher's 1000 timesteps." in table
 
 
-def test_floor_table_compares_at_equal_counts(report):
-    rows = _rows(report, "floor")
-    assert rows[0]["method"].startswith("Real pictures")
-    assert float(rows[0]["frechet_distance"]) == 130
-    boot = next(row for row in rows if row["method"] == "BOOT (Heun)")
-    assert float(boot["over_floor"]) == pytest.approx((1.15 * 124 + 90) / 130)
-
-
-def test_the_speed_table_has_every_batch_size(report):
-    rows = [row for row in _rows(report, "sampling_speed") if row["method"] == "BOOT (Heun)"]
-    assert [row["batch_size"] for row in rows] == ["1", "128"]
-    assert float(rows[0]["latency_ms_median"]) == pytest.approx(4 * 1.02)
-    assert float(rows[0]["median_precision"]) == pytest.approx(1.3)
-    assert float(rows[0]["network_share"]) == pytest.approx(97)
-    assert "energy_j_per_image" not in rows[0]
-
-
 def test_speeds_of_two_machines_are_not_set_side_by_side(tmp_path):
     inputs = fabricate(tmp_path / "r")
-    frame = pd.read_csv(inputs.speed)
-    frame.loc[3, "device"] = "another"
-    frame.to_csv(inputs.speed, index=False)
+    edited(inputs.speed, lambda row: row.index == 3, device="another")
     with pytest.raises(UserError, match=r"several machines \(cpu; another\) cannot stand in one column"):
         load_results(inputs)
 
 
 def test_throughput_is_that_of_the_best_batch_size(tmp_path):
     inputs = fabricate(tmp_path / "r")
-    frame = pd.read_csv(inputs.speed)
-    mine = (frame["variant"] == "boot-heun") & (frame["batch_size"] == 1)
-    frame.loc[mine, "images_per_second"] = 1e6
-    frame.to_csv(inputs.speed, index=False)
+    edited(inputs.speed, lambda row: (row.variant == "boot-heun") & (row.batch_size == 1), images_per_second=1e6)
     assert load_results(inputs).speed_of(BOOT, "images_per_second") == 1e6
-
-
-def test_further_measures_stand_at_equal_counts_with_the_floor_first(report, page):
-    rows = _rows(report, "measures")
-    assert rows[0]["method"].startswith("Real pictures")
-    boot = next(row for row in rows if row["method"] == "BOOT (Heun)")
-    assert float(boot["frechet_distance"]) == pytest.approx(1.15 * 124 + 90)
-    assert float(boot["density"]) == pytest.approx(0.8 * (1 + 124 / 1e4))
-    assert float(boot["classifier_score"]) == pytest.approx(1.5 * (1 + 124 / 1e4))
-    assert "frechet_distance_extrapolated" not in boot
-    assert "Classifier score (efficientnet-lite0@64px)" in page.text
-    assert "five samples a dimension of the features, which are not there" in page.text
 
 
 def test_the_inception_score_has_its_name_on_inception_only(tmp_path):
@@ -668,29 +669,9 @@ def test_the_inception_score_has_its_name_on_inception_only(tmp_path):
     assert "Inception Score ↑" in [column.title for column in table.columns]
 
 
-def test_the_protocol_table_shows_one_set_under_every_protocol(report, page):
-    rows = {row["protocol"]: row for row in _rows(report, "protocols")}
-    assert list(rows) == ["main", "clean-fid", "test"]
-    assert float(rows["main"]["boot-heun_1"]) == 124
-    assert float(rows["clean-fid"]["boot-heun_1"]) == pytest.approx(186)
-    assert float(rows["test"]["boot-heun_1_kid"]) == pytest.approx(0.9 * 2e-5 * 124)
-    assert float(rows["main"]["floor"]) == 130
-    assert rows["clean-fid"]["library"] == "clean-fid 1.2, clean"
-    assert rows["clean-fid"]["resize"] == "299×299, bicubic, antialiased, as float (PIL); then 64x64"
-    assert rows["test"]["reference"] == "test (1,437)"
-    assert rows["main"]["num_samples"] == "1437"
-    assert (rows["main"]["floor_count"], rows["main"]["num_samples"]) == (str(PART), str(FULL))
-    assert "53.1 under 'test' and 88.5 under 'clean-fid': the same samples, 1.67 times the figure" in page.text
-    assert "is the same under all of them" in page.text
-    assert "clean-fid 1.2, mode clean; features of efficientnet-lite0@64px (layer 7" in page.text
-
-
 def test_figures_on_other_features_or_counts_are_not_set_in_proportion(tmp_path):
     inputs = fabricate(tmp_path / "r")
-    path = inputs.protocols["clean-fid"]
-    frame = pd.read_csv(path)
-    frame.loc[frame["method"] != "real", "num_samples"] = 500
-    frame.to_csv(path, index=False)
+    edited(inputs.protocols["clean-fid"], lambda row: row.method != "real", num_samples=500)
     summary = protocol_summary(protocol_table(load_results(inputs), inputs.protocols))
     assert "53.1 under 'test' and 59 under 'main'" in summary
 
@@ -711,10 +692,7 @@ def test_the_floor_is_a_row(report, name):
 
 def test_another_order_under_another_protocol_is_said(tmp_path):
     inputs = fabricate(tmp_path / "r")
-    path = inputs.protocols["test"]
-    frame = pd.read_csv(path)
-    frame.loc[frame["variant"] == "boot-heun", "value"] = 1.0
-    frame.to_csv(path, index=False)
+    edited(inputs.protocols["test"], lambda row: row.variant == "boot-heun", value=1.0)
     summary = protocol_summary(protocol_table(load_results(inputs), inputs.protocols))
     assert "(DDIM, 50, BOOT (Heun), 1, <b>&_%, 1) is another under test." in summary
 
@@ -868,14 +846,6 @@ def test_published_figures_have_source_and_certainty():
     assert all(set(source) == {"short", "full"} for source in published["sources"].values())
 
 
-def test_published_figures_keep_their_digits(report):
-    rows = {(row["dataset"], row["method"], row["nfe"]): row for row in _rows(report, "published")}
-    assert rows["ImageNet 64×64", "Progressive distillation", "1"]["fid"] == "15.39"
-    assert rows["FFHQ 64×64", "DDIM", "1"]["recall"] == "0.00"
-    assert rows["FFHQ 64×64", "BOOT", "1"]["fid"] == "9.0"
-    assert "| 6.20 |" in (report / "tables" / "published.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("key", ["source", "certainty", "dataset"])
 def test_a_published_figure_without_its_origin_is_refused(tmp_path, key):
     content = stored.load_published()
@@ -965,11 +935,6 @@ def test_the_page_is_accessible(page):
     anchors = {a["href"] for tag, a in page.tags if tag == "a" and (a.get("href") or "").startswith("#")}
     assert anchors == {f"#{a['id']}" for tag, a in page.tags if a.get("id")}
     assert ("html", {"lang": "en"}) in page.tags
-
-
-def test_the_page_says_what_was_run(page):
-    for text in ("2.13.0+cpu", "0123456789abcdef", "UNet2DModel", "0, 1, 2", "how clean-fid measures.", "What was run"):
-        assert text in page.text
 
 
 def test_provenance_is_flattened():
