@@ -21,3 +21,9 @@ def pytest_runtest_setup() -> None:
     """Lists the tests that a limit for all of them did not suffice for (benchmarks/gpu-check.sh)."""
     if _SECONDS and time.monotonic() - _BEGAN > float(_SECONDS):
         pytest.skip(f"not run: the {_SECONDS} s are over")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: the others fill what is left beside the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
