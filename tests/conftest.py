@@ -1,5 +1,6 @@
 """What every test gets: no display, no network, one thread, and an end where there is one."""
 
+import gc
 import os
 import time
 
@@ -27,3 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: the others fill what is left beside the last of them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: who looks for garbage, as for a batch that fits, need not look there."""
+    gc.collect()
+    gc.freeze()
