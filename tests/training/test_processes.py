@@ -14,12 +14,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from repository import TINY
+from repository import TINY, warm
 from safetensors.torch import load_file
-from tiny import TEACHER, tiny_denoiser, tiny_splits
+from tiny import TEACHER, stored_data, tiny_denoiser
 
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.processes import Processes, portions_of
 from diffusion.teachers.folder import save_denoiser
@@ -31,7 +29,10 @@ from suite.plan import Plan
 
 ALONE = [sys.executable, "-m"]
 TOGETHER = [*ALONE, "suite.launch", "2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
+
+
+def environment():
+    return os.environ | warm() | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
 
 
 def train(folder, slices, draws, steps=3):
@@ -92,7 +93,7 @@ def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
 def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
     """Also when one process goes on where two were killed, and the other way round."""
     spread, in_turn = kind == "spread teacher", kind == "two networks in turn"
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
     # Every step is stored here, and gathering what is spread takes its time.
     settings = TEACHER | {"training": training | {"shard": spread, "steps": 12 if spread else 40}}
@@ -108,7 +109,7 @@ def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
         options = [*launch, "suite.cli", *command, *places]
         return subprocess.Popen(
             [*options, "--checkpoint-seconds", "0"],
-            env=ENVIRONMENT,
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -147,7 +148,7 @@ def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
 
 def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
     """Each has its own clock: the first one's counts. One process takes so many steps to the same network."""
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "decay": "cosine"}
     weights = {}
     ends = {"minutes": 0.05}
@@ -155,7 +156,7 @@ def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
         settings = json.dumps(TEACHER | {"training": training | ends})
         command = [*launch, "suite.cli", "teacher", "--data", tmp_path / "data", "--settings", settings]
         places = ["--state", tmp_path / name, "--output", tmp_path / f"{name}-out"]
-        subprocess.run([*command, *places], env=ENVIRONMENT, check=True, timeout=300)
+        subprocess.run([*command, *places], env=environment(), check=True, timeout=300)
         facts = json.loads((tmp_path / f"{name}-out" / "provenance.json").read_text())
         cost = json.loads((tmp_path / f"{name}-out" / "cost.json").read_text())["students"][0]
         ends = {"steps": facts["steps"]["teacher"]}
@@ -258,7 +259,7 @@ def test_a_single_process_is_the_launchers_child():
     """And no launcher of several stands between: a signal that is passed on reaches it."""
     says = ["timeit", "-n1", "-r1", "-s", "import os", "print(os.getppid())"]
     command = [*ALONE, "suite.launch", "1", *says]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as started:
         said, _ = started.communicate(timeout=60)
     assert said.splitlines()[0] == str(started.pid)
 
@@ -267,7 +268,7 @@ def test_a_single_process_is_the_launchers_child():
 def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path):
     """Bit for bit, with the same counts; the last turn leaves one of them without work."""
     save_denoiser(tmp_path / "teacher", tiny_denoiser())
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     ddim = json.dumps({"method": "ddim", "num_inference_steps": [2]})
     protocol = ["--protocol", json.dumps({"features": "efficientnet-lite0-32"}), "--batch-size", "2"]
 
@@ -284,7 +285,7 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
 
     for name, launch in (("one", ALONE), ("two", TOGETHER)):
         for command in commands(tmp_path / name):
-            done = subprocess.run([*launch, "suite.cli", *command], env=ENVIRONMENT, capture_output=True, text=True)
+            done = subprocess.run([*launch, "suite.cli", *command], env=environment(), capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     arrays = {
         name: {
@@ -304,13 +305,13 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
 
 @pytest.mark.slow
 def test_processes_that_are_told_to_stop_leave_together_with_a_state(tmp_path):
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"steps": 100_000, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
     command = [sys.executable, "-m", "suite.launch", "2", "suite.cli", "teacher", "--data", str(tmp_path / "data")]
     settings = ["--settings", json.dumps(TEACHER | {"training": training})]
     places = ["--state", str(tmp_path / "state"), "--output", str(tmp_path / "out"), "--checkpoint-seconds", "1e6"]
     with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen([*command, *settings, *places], env=ENVIRONMENT, stdout=log, stderr=log)
+        running = subprocess.Popen([*command, *settings, *places], env=environment(), stdout=log, stderr=log)
     # Written from within the loop, after some seconds.
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("state/*/seconds")) and time.monotonic() < deadline:
