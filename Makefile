@@ -37,7 +37,7 @@ reproduce: $(STAMP)
 	@echo 'The report: results/digits/report/index.html'
 
 test: $(STAMP)
-	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP)
 	$(IN_VENV) -m ruff check

@@ -1,6 +1,6 @@
 """Fabricates a complete results folder with tiny pictures, as the workflow would leave it before the report."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from diffusion.runtime.files import write_json
-from evaluation.columns import CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
+from evaluation.columns import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.ablation import Ablation
 from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs
+from evaluation.results.results import Results
 from evaluation.results.stored import CostFile
 
 NASTY = "<b>&_%"
@@ -51,56 +52,56 @@ def fabricate(
     if boot is None:
         boot = {"boot-heun": 124.0, NASTY: 131.0}
     rng = np.random.default_rng(0)
+    inception = features == "inception"
+    name, score_name = ("fid", "inception_score") if inception else ("frechet_distance", "classifier_score")
+
+    def place(path: str) -> Path:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        return folder / path
+
+    def table(path: str, rows: Any, columns: Iterable[str] | None = None) -> Path:
+        pd.DataFrame(rows, columns=columns and list(columns)).to_csv(place(path), index=False)
+        return folder / path
+
+    def images(*shape: int) -> np.ndarray:
+        return rng.integers(0, 256, size=(*shape, 8, 8, 1), dtype=np.uint8)
+
     rows: list[dict[str, Any]] = []
-    name = "fid" if features == "inception" else "frechet_distance"
-    score_name = "inception_score" if features == "inception" else "classifier_score"
 
     def measure(method: str, variant: str, nfe: int | None, distance: float, mse: float | None, count: int) -> None:
         trainings = 1 if method in ("external", "ddim", "real") else train_seeds
+        identity = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "protocol": "main"}
+        identity |= {"features": features, "library": "torch-fidelity 0.4.0"}
         for train_seed, shift in enumerate(np.linspace(-1, 1, trainings) if trainings > 1 else [0.0]):
-            measure_one(method, variant, nfe, distance, mse, count, train_seed, float(shift))
 
-    def measure_one(
-        method: str,
-        variant: str,
-        nfe: int | None,
-        distance: float,
-        mse: float | None,
-        count: int,
-        train: int,
-        shift: float,
-    ) -> None:
-        base = {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe}
-        base |= {"train_seed": None if method == "external" else train}
-        fidelity = {"protocol": "main", "features": features, "library": "torch-fidelity 0.4.0"}
+            def add(metric: str, seed: int, value: float, num_samples: int, train_seed=train_seed, **more: str) -> None:
+                seeds = {"seed": seed, "train_seed": None if method == "external" else train_seed}
+                if method == "real":
+                    seeds = {"seed": None, "train_seed": None}
+                line = {"metric": metric, "value": value, "num_samples": num_samples, "reference": "train"}
+                rows.append({**identity, **line, **seeds, **more})
 
-        def add(metric: str, seed: int, value: float, num_samples: int, reference: str, **more: str) -> None:
-            line: dict[str, Any] = {"metric": metric, "seed": seed, "value": value, "num_samples": num_samples}
+            # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly; BOOT's go the other way
+            # than the others', so that their differences have a spread too.
+            for seed, sampling in enumerate((1.0, 0.0, -1.0) if method == "boot" else (-1.0, 0.0, 1.0)):
+                offset = sampling + float(shift)
+                if count != PART:
+                    add(name, seed, distance + sd * offset, count)
+                if method != "real":
+                    add(name, seed, 1.15 * distance + 90 + sd * offset, PART)
+                if mse is not None:
+                    value = mse * (1 + 0.02 * offset)
+                    add("mse_to_teacher", seed, value, count, reference="teacher-50", features="", library="")
+            add("kid", 0, 2e-5 * distance, count)
+            add("precision", 0, 1 / (1 + distance / 400), count)
+            add("recall", 0, 0.9 / (1 + distance / 300), count)
+            further = {"kid_subset_sd": 1e-6, "density": 0.8, "coverage": 0.7, score_name: 1.5}
+            for metric, value in further.items() if method != "external" else ():
+                add(metric, 0, value * (1 + distance / 1e4), PART)
             if method == "real":
-                line |= {"seed": None, "train_seed": None}
-            rows.append({**base, **fidelity, **line, "reference": reference, **more})
-
-        # Offsets with mean 0 and deviation 1, so that tests know mean and spread exactly; BOOT's go the other way than
-        # the others', so that their differences have a spread too.
-        for seed, sampling in enumerate((1.0, 0.0, -1.0) if method == "boot" else (-1.0, 0.0, 1.0)):
-            offset = sampling + shift
-            if count != PART:
-                add(name, seed, distance + sd * offset, count, "train")
-            if method != "real":
-                add(name, seed, 1.15 * distance + 90 + sd * offset, PART, "train")
-            if mse is not None:
-                more = {"features": "", "library": ""}
-                add("mse_to_teacher", seed, mse * (1 + 0.02 * offset), count, "teacher-50", **more)
-        add("kid", 0, 2e-5 * distance, count, "train")
-        add("precision", 0, 1 / (1 + distance / 400), count, "train")
-        add("recall", 0, 0.9 / (1 + distance / 300), count, "train")
-        further = {"kid_subset_sd": 1e-6, "density": 0.8, "coverage": 0.7, score_name: 1.5}
-        for metric, value in further.items() if method != "external" else ():
-            add(metric, 0, value * (1 + distance / 1e4), PART, "train")
-        if method == "real":
-            add(name, 0, distance, count, "train")
-        else:
-            add("frechet_distance_to_teacher", 0, 0.4 * distance, count, "teacher-50")
+                add(name, 0, distance, count)
+            else:
+                add("frechet_distance_to_teacher", 0, 0.4 * distance, count, reference="teacher-50")
 
     for steps in STEPS:
         measure("ddim", "ddim", steps, DDIM[steps], MSE[steps], FULL)
@@ -113,15 +114,10 @@ def fabricate(
     elif external:
         measure("external", "my-samples", external_nfe, 30.0, None, FULL)
     measure("real", "test", None, 130.0, None, PART)
-
-    measures = []
     frame = pd.DataFrame(rows)
     frame["nfe"] = frame["nfe"].astype("Int64")
-    for number, (_, part) in enumerate(frame.groupby(["variant", "nfe"], sort=False, dropna=False)):
-        path = folder / "measures" / f"{number}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.to_csv(path, columns=list(METRICS_COLUMNS), index=False)
-        measures.append(path)
+    parts = frame.groupby(["variant", "nfe"], sort=False, dropna=False)
+    measures = [table(f"measures/{number}.csv", part, METRICS_COLUMNS) for number, (_, part) in enumerate(parts)]
 
     speed_rows = []
     networks = [("ddim", "ddim", n) for n in STEPS] + [("boot", v, 1) for v in boot]
@@ -130,29 +126,17 @@ def fabricate(
         for batch, per_step in ((128, 22.0), (1, 4.0)):
             median = nfe * per_step * (1.02 if method == "boot" else 1.0)
             identity = ("digits", method, variant, nfe, "cpu", "float32", batch)
-            figures = (1000 * batch / median, median, 1.1 * median, None, 9, 0.013, 0.97, None)
-            speed_rows.append((*identity, *figures))
-    speed = folder / "speed" / "speed.csv"
-    speed.parent.mkdir(parents=True)
-    pd.DataFrame(speed_rows, columns=list(SPEED_COLUMNS)).to_csv(speed, index=False)
+            speed_rows.append((*identity, 1000 * batch / median, median, 1.1 * median, None, 9, 0.013, 0.97, None))
 
     costs = []
 
     def cost(method: str, variant: str, students: list[tuple[int, int, int, float]]) -> None:
-        path = folder / "students" / str(len(costs)) / "cost.json"
         listed = [
-            {
-                "nfe": n,
-                "steps": e // 320,
-                "network_evaluations": e,
-                "real_images_seen": r,
-                "wall_clock_s": s,
-                "cpu_s": 1.9 * s,
-                "gpu_s": 0,
-                "parameters": 1_094_433,
-            }
+            {"nfe": n, "steps": e // 320, "network_evaluations": e, "real_images_seen": r, "wall_clock_s": s}
+            | {"cpu_s": 1.9 * s, "gpu_s": 0, "parameters": 1_094_433}
             for n, e, r, s in students
         ]
+        path = folder / "students" / str(len(costs)) / "cost.json"
         write_json(path, {"method": method, "variant": variant, "students": listed})
         costs.append(CostFile(path, method, variant))
 
@@ -162,102 +146,65 @@ def fabricate(
     doubled = [(n, 230_400 * k, 76_800 * k, 41.0 * k) for k, n in enumerate((8, 4, 2, 1), start=1)]
     cost("progressive_distillation", "progressive", doubled)
 
-    def pictures(*shape: int) -> np.ndarray:
-        return rng.integers(0, 256, size=(*shape, 8, 8, 1), dtype=np.uint8)
-
+    labels = {"ddim": "DDIM", "boot-heun": "BOOT (Heun)", "progressive": "Progressive distillation"}
+    labels["teacher"] = "Teacher"
     samples = {}
-    (folder / "samples").mkdir(parents=True)
-    labels = {
-        "ddim": "DDIM",
-        "boot-heun": "BOOT (Heun)",
-        "progressive": "Progressive distillation",
-        "teacher": "Teacher",
-    }
     for label in ("DDIM, 50", "DDIM, 1", *(f"{labels.get(v, v)}, 1" for v in boot), "my-samples"):
-        path = folder / "samples" / f"{len(samples)}.npz"
-        np.savez(path, arr_0=pictures(20))
-        samples[label] = path
+        samples[label] = place(f"samples/{len(samples)}.npz")
+        np.savez(samples[label], arr_0=images(20))
 
-    shown = {}
+    shown, trajectory = {}, {}
     for number, variant in enumerate(boot):
-        shown[variant] = folder / "pictures" / f"{number}.npz"
-        shown[variant].parent.mkdir(parents=True, exist_ok=True)
-        parts = {"all_times": pictures(4, 9), "trajectory": pictures(4, 9), "interpolation": pictures(4, 8)}
+        parts = {"all_times": images(4, 9), "trajectory": images(4, 9), "interpolation": images(4, 8)}
         if number == 0:
-            parts |= {"classes": pictures(4, 8), "class_pairs": np.array([[0, 1], [1, 2], [2, 0], [0, 1]])}
+            parts |= {"classes": images(4, 8), "class_pairs": np.array([[0, 1], [1, 2], [2, 0], [0, 1]])}
+        shown[variant] = place(f"pictures/{number}.npz")
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
-
-    neighbours = folder / "neighbours.npz"
-    rows = {"DDIM, NFE 50": 0.97, "BOOT (Heun), NFE 1": 1.2}
-    parts = {f"{kind}-{number}": pictures(20) for number in range(len(rows)) for kind in ("samples", "nearest")}
-    np.savez(neighbours, **parts)
-    facts = [
-        {"label": name, "median_distance": 3.0, "relative": ratio, "suspicious": 0.02} for name, ratio in rows.items()
-    ]
-    write_json(neighbours.with_suffix(".json"), {"rows": facts})
-
-    trajectory = {}
-    for number, variant in enumerate(boot):
-        path = folder / "errors" / f"{number}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        times = np.linspace(0.999, 0.001, 5)
-        parts = [
-            pd.DataFrame(
-                {"quantity": quantity, "nfe": nfe, "t": times[first:], "value": 0.01 / nfe * (1.1 - times[first:])}
-            )
+        errors = [
+            {"quantity": quantity, "nfe": nfe, "t": t, "value": 0.01 / nfe * (1.1 - t)}
             for quantity, nfe, first in (("student", 1, 0), ("one_step", 1, 1), ("near_zero", 1, 0), ("ddim", 4, 0))
+            for t in np.linspace(0.999, 0.001, 5)[first:]
         ]
-        pd.concat(parts).to_csv(path, index=False)
-        trajectory[variant] = path
+        trajectory[variant] = table(f"errors/{number}.csv", errors)
 
-    curve_rows = []
-    for variant, worth in (*((v, 2.0) for v in boot), ("progressive", 3.0)):
-        for train_seed, step in ((seed, step) for seed in (0, 1) for step in (100, 200, 400)):
-            costs_then = {"network_evaluations": 100 * step, "real_images_seen": 0, "wall_clock_s": step / 4}
-            identity = {"variant": variant, "nfe": 1, "train_seed": train_seed, "step": step}
-            value = worth * (400 / step) * 50 + train_seed
-            curve_rows.append({**identity, **costs_then, "metric": name, "value": value})
-    learning_curves = folder / "curves.csv"
-    pd.DataFrame(curve_rows, columns=list(CURVE_COLUMNS)).to_csv(learning_curves, index=False)
+    relative = {"DDIM, NFE 50": 0.97, "BOOT (Heun), NFE 1": 1.2}
+    np.savez(
+        place("neighbours.npz"),
+        **{f"{kind}-{number}": images(20) for number in range(len(relative)) for kind in ("samples", "nearest")},
+    )
+    facts = [{"label": k, "median_distance": 3.0, "relative": r, "suspicious": 0.02} for k, r in relative.items()]
+    write_json(folder / "neighbours.json", {"rows": facts})
+
+    curve_rows = [
+        {"variant": variant, "nfe": 1, "train_seed": train_seed, "step": step, "network_evaluations": 100 * step}
+        | {"real_images_seen": 0, "wall_clock_s": step / 4}
+        | {"metric": name, "value": worth * (400 / step) * 50 + train_seed}
+        for variant, worth in (*((v, 2.0) for v in boot), ("progressive", 3.0))
+        for train_seed in (0, 1)
+        for step in (100, 200, 400)
+    ]
 
     training = {}
     for number, label in enumerate(("Teacher", *(labels.get(v, v) for v in boot), "Progressive distillation")):
-        path = folder / "training" / f"{number}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
         steps = np.arange(0, 400, 10)
-        stages = ("8", "4", "2", "1") if label.startswith("Progressive") else ("main",)
-        parts = [
-            {
-                "stage": stage,
-                "step": steps,
-                "loss": np.exp(-steps / 150) + 0.05 * rng.random(len(steps)) + 0.01,
-                "learning_rate": 5e-4,
-                "gradient_norm": 1.0,
-                "wall_clock_s": steps * 0.06,
-            }
-            for stage in stages
+        losses = [
+            {"stage": stage, "step": steps, "loss": np.exp(-steps / 150) + 0.05 * rng.random(len(steps)) + 0.01}
+            | {"learning_rate": 5e-4, "gradient_norm": 1.0, "wall_clock_s": steps * 0.06}
+            for stage in (("8", "4", "2", "1") if label.startswith("Progressive") else ("main",))
         ]
-        pd.concat([pd.DataFrame(part) for part in parts]).to_csv(path, index=False)
-        training[label] = path
+        training[label] = table(f"training/{number}.csv", pd.concat([pd.DataFrame(part) for part in losses]))
 
     benchmarks = []
-    for rule, job, seconds in (
-        ("train_teacher", "teacher", 171.2),
-        ("train_student", "boot-heun", 212.9),
-        ("train_student", "progressive", 170.0),
-        ("sample", "ddim-50", 18.4),
-        ("measure", "ddim-50", 41.9),
-        ("speed", "speed", 65.0),
-        ("prepare_data", "data", 1.2),
+    for job, seconds in (
+        *(("train_teacher/teacher", 171.2), ("train_student/boot-heun", 212.9), ("train_student/progressive", 170.0)),
+        *(("sample/ddim-50", 18.4), ("measure/ddim-50", 41.9), ("speed/speed", 65.0), ("prepare_data/data", 1.2)),
     ):
-        path = folder / "benchmarks" / rule / f"{job}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        benchmarks.append(place(f"benchmarks/{job}.tsv"))
         memory = "NA" if seconds < 5 else "812.4"
-        path.write_text(
+        benchmarks[-1].write_text(
             "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
             f"{seconds}\t0:01:00\t{memory}\t1\t1\t1\t0\t0\t99.0\t{2 * seconds}\n"
         )
-        benchmarks.append(path)
 
     protocols = {}
     for protocol, factor in (("main", 1.0), ("clean-fid", 1.5), ("test", 0.9)):
@@ -265,63 +212,40 @@ def fabricate(
         settings |= {"reference": "test"} if protocol == "test" else {}
         measured = [("ddim", "ddim", 50, DDIM[50]), *(("boot", v, 1, d) for v, d in boot.items())]
         measured.append(("real", "test", None, 130.0))
-        path = folder / "protocols" / f"{protocol}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
-            {
-                "experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0, "seed": 0,
-                "metric": metric, "value": value * factor, "num_samples": FULL if nfe else PART, "protocol": protocol,
-                "features": features, "reference": settings.get("reference", "train"), "library": "x 1",
-            }
+            {"experiment": "digits", "method": method, "variant": variant, "nfe": nfe, "train_seed": 0, "seed": 0}
+            | {"metric": metric, "value": value * factor, "num_samples": FULL if nfe else PART, "protocol": protocol}
+            | {"features": features, "reference": settings.get("reference", "train"), "library": "x 1"}
             for method, variant, nfe, value in measured
             for metric, value in ((name, value), ("kid", 2e-5 * value))
-        ]  # fmt: skip
-        pd.DataFrame(lines, columns=list(METRICS_COLUMNS)).to_csv(path, index=False)
-        facts = {
-            "protocol": settings,
-            "extractor": {
-                "name": features,
-                "layer": "7",
-                "resize": "64x64",
-                "library_version": "1.2",
-                "weights_sha256": "57" * 32,
-            },
-            "reference": {"count": FULL, "sha256": "5f" * 32},
-            "seed": 0,
-        }
-        write_json(path.with_suffix(".json"), facts)
-        protocols[protocol] = path
+        ]
+        protocols[protocol] = table(f"protocols/{protocol}.csv", lines, METRICS_COLUMNS)
+        extractor = {"name": features, "layer": "7", "resize": "64x64", "library_version": "1.2"}
+        extractor["weights_sha256"] = "57" * 32
+        facts = {"protocol": settings, "extractor": extractor, "reference": {"count": FULL, "sha256": "5f" * 32}}
+        write_json(protocols[protocol].with_suffix(".json"), facts | {"seed": 0})
 
+    budget = {**{v: labels.get(v, v) for v in boot}, "progressive": "Progressive distillation"}
     return ReportInputs(
         experiment="digits",
         dataset=dataset,
         metrics=measures,
-        speed=speed,
+        speed=table("speed/speed.csv", speed_rows, SPEED_COLUMNS),
         costs=costs,
         samples=samples,
         pictures=shown,
-        neighbours=neighbours,
+        neighbours=folder / "neighbours.npz",
         trajectory=trajectory,
         ablation=Ablation(next(iter(boot)), {"steps": ["progressive"]}, {"progressive": "steps by halves"})
         if boot
         else None,
-        comparison=Comparison(
-            {"evaluations": {**{v: labels.get(v, v) for v in boot}, "progressive": "Progressive distillation"}}, FULL
-        )
-        if boot
-        else None,
-        learning_curves=[learning_curves],
+        comparison=Comparison({"evaluations": budget}, FULL) if boot else None,
+        learning_curves=[table("curves.csv", curve_rows, CURVE_COLUMNS)],
         protocols=protocols,
         training=training,
         benchmarks=benchmarks,
         provenance={
-            "data": {
-                "name": dataset,
-                "train": FULL,
-                "test": PART,
-                "resolution": 8,
-                "train_sha256": "5f" * 32,
-            },
+            "data": {"name": dataset, "train": FULL, "test": PART, "resolution": 8, "train_sha256": "5f" * 32},
             "teacher": {"network": "UNet2DModel", "parameters": 1_094_433, "prediction_type": "v_prediction"},
             "hardware": {"cpu": "2 cores", "gpu": None, "memory_gb": 23.4},
             "versions": {"torch": "2.13.0+cpu", "diffusers": "0.42.1", "torch-fidelity": "0.4.0"},
@@ -333,7 +257,7 @@ def fabricate(
                 "clean-fid": "how clean-fid measures.",
             },
             "definitions": {
-                "mse_to_teacher": "Mean over pictures and pixels of the squared difference, pixels in [−1, 1].",
+                "mse_to_teacher": "Mean over pictures and pixels of the squared difference, pixels in [−1, 1]."
             },
             "configuration": {"students": [{"variant": NASTY, "steps": 1000}], "batch_size": 128},
         },
@@ -343,3 +267,28 @@ def fabricate(
         dimensions=dimensions,
         reference_count=FULL,
     )
+
+
+def results_of(values: Mapping[tuple[str, str, int], Any], costs: Mapping[str, Mapping[str, Any]]) -> Results:
+    """Results of a Fréchet distance alone.
+
+    Args:
+        values: (method, variant, nfe) to distances, one a training seed, or a list of one a sampling seed for each.
+        costs: variant to what is not the default.
+    """
+    rows = [
+        {**dict.fromkeys(METRICS_COLUMNS, ""), "experiment": "x", "method": method, "variant": variant, "nfe": nfe}
+        | {"metric": "frechet_distance", "train_seed": train_seed, "seed": seed, "value": value, "num_samples": 100}
+        for (method, variant, nfe), by_training in values.items()
+        for train_seed, by_seed in enumerate(by_training)
+        for seed, value in enumerate(np.atleast_1d(by_seed).tolist())
+    ]
+    cost = [
+        {"experiment": "x", "method": v, "variant": v, "base_variant": v, "nfe": 1, "network_evaluations": 1000}
+        | {"real_images_seen": 0, "wall_clock_s": 1.0, "parameters": 1, "steps": 5, **own}
+        for v, own in costs.items()
+    ]
+    priced = pd.DataFrame(cost, columns=[*COST_COLUMNS, "nfe", "base_variant"]).astype({"nfe": "Int64"})
+    frame, speed = pd.DataFrame(rows, columns=list(METRICS_COLUMNS)), pd.DataFrame(columns=list(SPEED_COLUMNS))
+    labels = {variant: variant for _, variant, _ in values}
+    return Results(frame, speed, priced, pd.DataFrame(), "digits", labels, ("ddim", 50), frozenset({"ddim"}))

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from diffusion.conditions import ClassLabels
-from diffusion.data.store import Splits
+from diffusion.data.kinds import parse_settings
+from diffusion.data.store import Splits, load_split, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
@@ -12,6 +13,8 @@ from diffusion.thresholding import NO_THRESHOLD, STATIC
 
 SCHEDULE = {"num_timesteps": 200}
 NETWORK = {"block_out_channels": [16, 16], "norm_num_groups": 8, "attention_resolutions": [4]}
+# One block down, one up: what is compiled takes its time by the layer.
+SMALLEST = {"block_out_channels": [16], "norm_num_groups": 8, "layers_per_block": 1}
 TEACHER = {
     "network": NETWORK,
     "schedule": SCHEDULE,
@@ -19,9 +22,9 @@ TEACHER = {
 }
 
 
-def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1):
+def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1, network=NETWORK):
     torch.manual_seed(seed)
-    network = build_network(NetworkSettings.model_validate(NETWORK), channels=channels, resolution=8)
+    network = build_network(NetworkSettings.model_validate(network), channels=channels, resolution=8)
     schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
     denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
     return denoiser.eval().requires_grad_(False)
@@ -40,3 +43,9 @@ def tiny_splits(count=24, resolution=8, channels=1):
     labels = np.arange(count, dtype=np.int64) % 2
     half = count // 2
     return Splits(images[:half], labels[:half], images[half:], labels[half:], ("even", "odd"), "made for a test")
+
+
+def stored_data(folder, splits=None):
+    """Writes a data set; returns its training part."""
+    write_dataset(folder, splits or tiny_splits(), parse_settings({"kind": "digits"}))
+    return load_split(folder, "train")

@@ -25,15 +25,14 @@ from draws import DrawnOnHost, Draws, HostGenerator
 from methods import METHODS, TRAINED, build
 from peak import peak_bytes
 from repository import ROOT
-from tiny import NETWORK, SCHEDULE, tiny_conditional, tiny_denoiser, tiny_splits
+from tiny import NETWORK, SCHEDULE, SMALLEST, stored_data, tiny_conditional, tiny_denoiser, tiny_splits
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from boot.distillation import Boot, BootSettings
-from diffusion.data.kinds import parse_settings
 from diffusion.data.samples import to_uint8
-from diffusion.data.store import load_split, write_dataset
+from diffusion.data.store import load_split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.guidance import Guidance, guided
@@ -106,8 +105,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(folder):
-    write_dataset(folder / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    return load_split(folder / "data", "train")
+    return stored_data(folder / "data")
 
 
 @pytest.fixture(scope="module")
@@ -425,8 +423,7 @@ def larger_denoiser(device):
 
 @pytest.fixture(scope="module")
 def larger_data(folder):
-    write_dataset(folder / "larger", tiny_splits(resolution=32, channels=3), parse_settings({"kind": "digits"}))
-    return load_split(folder / "larger", "train")
+    return stored_data(folder / "larger", tiny_splits(resolution=32, channels=3))
 
 
 def train_larger(name, folder, data, **training):
@@ -536,8 +533,6 @@ def test_the_speed_table_has_the_peak_of_memory():
 needs_a_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="torch.compile needs a C compiler"
 )
-# One block down, one up.
-SMALLEST = {"block_out_channels": [16], "norm_num_groups": 8}
 
 
 def smallest_losses(name, folder, data, compiled, micro_batches):
@@ -549,11 +544,8 @@ def smallest_losses(name, folder, data, compiled, micro_batches):
         if name == "teacher":
             train_teacher(TeacherSettings.model_validate({"network": SMALLEST, "training": chosen}), data, run)
         else:
-            torch.manual_seed(0)
-            network = build_network(NetworkSettings.model_validate(SMALLEST), channels=1, resolution=8)
-            teacher = Denoiser(network, CosineSchedule(num_timesteps=200), "v_prediction").eval().requires_grad_(False)
             settings = BootSettings.model_validate({"solver": "euler", "training": chosen})
-            Boot(settings).distil(teacher.to(DEVICE), run, None)
+            Boot(settings).distil(tiny_denoiser(clip=False, network=SMALLEST).to(DEVICE), run, None)
     return [row["loss"] for row in run.log], run.evaluations
 
 

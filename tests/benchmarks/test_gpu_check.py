@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from repository import ROOT
+from repository import ROOT, warm
 
 # On a busy machine a minute holds fewer steps than that.
 SMALL = "minutes: 1, steps: 30, batch_size: 8, warmup_steps: 1, ema_decay: 0.5"
@@ -53,6 +53,8 @@ def test_all_parts_run_and_leave_one_folder(images, tmp_path, monkeypatch):
         monkeypatch.setenv(f"{part}_SECONDS", "900")
     monkeypatch.setenv("TEST_OPTIONS", "-k fp32")
     monkeypatch.setenv("TRAINING_OPTIONS", "--configfile tests/tiny.yaml --batch-size 4 --rounds 3 --modes")
+    for name, value in warm().items():
+        monkeypatch.setenv(name, value)
     done = gpu_check(tmp_path / "check", *TOY, DATA=images)
     folder = tmp_path / "check"
     assert done.returncode == 0, done.stdout + done.stderr
@@ -76,11 +78,11 @@ def test_all_parts_run_and_leave_one_folder(images, tmp_path, monkeypatch):
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_part_that_runs_out_of_time_is_ended_and_what_it_lacks_is_listed(images, tmp_path, monkeypatch):
     monkeypatch.setenv("PARTS", "suite")
-    monkeypatch.setenv("SUITE_SECONDS", "25")
+    monkeypatch.setenv("SUITE_SECONDS", "15")
     done = gpu_check(tmp_path / "check", *TOY, "speed={batch_sizes: [1], seconds: 600}", DATA=images)
     assert done.returncode != 0
     summary = (tmp_path / "check" / "summary.txt").read_text()
-    assert "suite: ended at its limit of 25 s" in summary
+    assert "suite: ended at its limit of 15 s" in summary
     assert "not made: report" in summary
     # No job has outlived it.
     left = subprocess.run(["pgrep", "-f", str(tmp_path / "check")], capture_output=True, text=True)

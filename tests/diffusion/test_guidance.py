@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import NETWORK, tiny_conditional, tiny_splits
+from tiny import NETWORK, stored_data, tiny_conditional, tiny_splits
 
 from baselines.samplers import Ddim, DdimSettings
 from boot.losses import boot_losses
@@ -189,14 +189,14 @@ def test_dropped_labels_are_the_null_class():
 
 
 def test_a_conditional_teacher_is_trained_with_its_null_class(tmp_path):
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    data = stored_data(tmp_path / "data")
     settings = TeacherSettings.model_validate(
         {"network": NETWORK, "labels": True, "label_dropout": 0.5, "training": {"steps": 3, "batch_size": 8}}
     )
     with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
         run.seed_initialisation("initialisation")
         before = build_network(settings.network, 1, 8, 3)
-        denoiser, _ = train_teacher(settings, load_split(tmp_path / "data", "train"), run)
+        denoiser, _ = train_teacher(settings, data, run)
     assert denoiser.conditions == ClassLabels(2, has_null=True)
     moved = (denoiser.network.class_embedding.weight - before.class_embedding.weight).abs().amax(dim=1)
     assert (moved > 0).all()
@@ -313,8 +313,7 @@ def test_nearest_training_pictures_by_hand():
 
 def test_the_stage_keeps_samples_labels_and_neighbours_together(tmp_path):
     """In the order of the rows, which is not that of their names."""
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    train, test = load_split(tmp_path / "data", "train"), load_split(tmp_path / "data", "test")
+    train, test = stored_data(tmp_path / "data"), load_split(tmp_path / "data", "test")
     real, parts = tmp_path / "real", {}
     real.mkdir()
     for name, part in (("train", train), ("test", test)):
@@ -413,11 +412,11 @@ def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
 def test_labels_of_a_data_set_of_one_class_are_refused(tmp_path):
     splits = dataclasses.replace(tiny_splits(), class_names=("only",), train_labels=np.zeros(12, dtype=np.int64))
     splits = dataclasses.replace(splits, test_labels=np.zeros(12, dtype=np.int64))
-    write_dataset(tmp_path / "data", splits, parse_settings({"kind": "digits"}))
+    data = stored_data(tmp_path / "data", splits)
     settings = TeacherSettings.model_validate({"network": NETWORK, "labels": True, "training": {"steps": 1}})
     expected = r"teacher\.labels: found true.*one class, 'only'"
     with (
         TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run,
         pytest.raises(UserError, match=expected),
     ):
-        train_teacher(settings, load_split(tmp_path / "data", "train"), run)
+        train_teacher(settings, data, run)

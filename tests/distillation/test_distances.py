@@ -5,13 +5,11 @@ from urllib.error import URLError
 
 import pytest
 import torch
-from tiny import tiny_denoiser, tiny_splits
+from tiny import stored_data, tiny_denoiser
 
 from baselines.consistency_distillation import ConsistencyDistillation, ConsistencySettings
 from baselines.pid import Pid, PidSettings
 from boot.distillation import Boot, BootSettings
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation import distances
 from diffusion.distillation.distances import SMALLEST, LpipsDistance, LpipsSettings, load_lpips, squared_l2
 from diffusion.runtime.errors import UserError
@@ -67,8 +65,7 @@ def test_gradients_reach_the_pictures_and_not_the_network():
 def test_a_student_trains_with_it_in_micro_batches(method, settings, compared, tmp_path, monkeypatch):
     network = StandIn()
     monkeypatch.setattr("diffusion.distillation.distances.load_lpips", lambda settings, device: LpipsDistance(network))
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    data = load_split(tmp_path / "data", "train") if method.needs_data else None
+    data = stored_data(tmp_path / "data") if method.needs_data else None
 
     def student(folder, **options):
         training = {"steps": 3, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5, "optimiser": "adamw"}

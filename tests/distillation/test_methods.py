@@ -1,20 +1,19 @@
 """The contract that every registered method keeps; a new method is found and tested by itself."""
 
+import functools
 import json
 import os
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from methods import METHODS, TRAINED, build
-from tiny import TEACHER, tiny_conditional, tiny_denoiser, tiny_splits
+from methods import METHODS, TRAINED, build, inputs_of
+from tiny import SMALLEST, TEACHER, stored_data, tiny_conditional, tiny_denoiser
 
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import load_split, write_dataset
-from diffusion.distillation.pairs import Pairs, generate_pairs
 from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance, guided
 from diffusion.noise import initial_noise
@@ -31,29 +30,34 @@ NOISE = initial_noise(0, range(5), (1, 8, 8))
 COMPILED = TRAINED if os.environ.get("BOOT_TEST_COMPILE") else ["progressive_distillation"]
 
 
-@pytest.fixture
-def data(tmp_path):
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    return load_split(tmp_path / "data", "train")
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return stored_data(tmp_path_factory.mktemp("data") / "data")
 
 
-def inputs_of(method, folder, data, teacher):
-    """What the workflow gives the method to train on: the data set, an offline set, or nothing."""
-    if method.pairs() is None:
-        return data if method.needs_data else None
-    stored = folder / "pairs"
-    if not stored.exists():
-        stored.mkdir(parents=True)
-        with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
-            generate_pairs(method.pairs(), teacher, teacher.shape, run, stored)
-    return Pairs(stored, teacher.conditions)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """What a whole training of a method leaves, by its name; trained when it is first asked for."""
+
+    @functools.cache
+    def train(name):
+        method, teacher, folder = build(name), tiny_denoiser(), tmp_path_factory.mktemp(name)
+        before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
+        given = inputs_of(method, folder, data, teacher)
+        with TrainingRun(folder / "state", "key", 0, CPU) as run:
+            students = method.distil(teacher, run, given)
+        after = teacher.network.state_dict()
+        return SimpleNamespace(students=students, run=run, teacher=(before, after))
+
+    return train
 
 
 def distil(method, folder, data, key="key", seed=0, stop_at=None, teacher=None):
     """Trains the method's tiny students from the tiny teacher; may stop in the middle of a stage's step ``stop_at``."""
     teacher = teacher or tiny_denoiser()
     given = inputs_of(method, folder.parent, data, teacher)
-    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=0) as run:
+    # Only one that is stopped has to store every step.
+    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=1e6 if stop_at is None else 0) as run:
         if stop_at is not None:
             draw = run.generator
 
@@ -90,14 +94,13 @@ def test_unknown_keys_are_refused(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_training_resumes_to_the_same_bits(name, tmp_path, data):
-    method = build(name)
-    whole = distil(method, tmp_path / "whole", data)
+def test_training_resumes_to_the_same_bits(name, tmp_path, data, whole):
+    method, students = build(name), whole(name).students
     with pytest.raises(KeyboardInterrupt):
         distil(method, tmp_path / "stopped", data, stop_at=2)
     resumed = distil(method, tmp_path / "stopped", data)
-    assert [s.nfe for s in whole] == [s.nfe for s in resumed] == list(method.students())
-    for one, two in zip(whole, resumed, strict=True):
+    assert [s.nfe for s in students] == [s.nfe for s in resumed] == list(method.students())
+    for one, two in zip(students, resumed, strict=True):
         for key, value in one.network.state_dict().items():
             assert torch.equal(value, two.network.state_dict()[key]), key
         assert one.cost["network_evaluations"] == two.cost["network_evaluations"] > 0
@@ -105,14 +108,15 @@ def test_training_resumes_to_the_same_bits(name, tmp_path, data):
 
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if method_class(name).needs_data])
-def test_a_method_that_trains_on_images_flips_them_and_resumes_to_the_same_bits(name, tmp_path, data):
+def test_a_method_that_trains_on_images_flips_them_and_resumes_to_the_same_bits(name, tmp_path, data, whole):
     flipped = replace(data, flip=True)
-    plain, whole = (distil(build(name), tmp_path / str(split.flip), split)[-1].network for split in (data, flipped))
+    unstopped = distil(build(name), tmp_path / "unstopped", flipped)[-1].network
     with pytest.raises(KeyboardInterrupt):
         distil(build(name), tmp_path / "stopped", flipped, stop_at=2)
     resumed = distil(build(name), tmp_path / "stopped", flipped)[-1].network
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(whole.parameters(), plain.parameters(), strict=True))
+    plain = whole(name).students[-1].network
+    assert all(torch.equal(a, b) for a, b in zip(unstopped.parameters(), resumed.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(unstopped.parameters(), plain.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -146,33 +150,30 @@ def test_a_time_budget_in_place_of_steps_is_not_ended_by_the_methods_own_number(
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_another_seed_trains_another_student(name, tmp_path, data):
-    one, two = (distil(build(name), tmp_path / str(seed), data, seed=seed)[-1].network for seed in (0, 1))
+def test_another_seed_trains_another_student(name, tmp_path, data, whole):
+    one, two = (
+        students[-1].network for students in (whole(name).students, distil(build(name), tmp_path / "1", data, seed=1))
+    )
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_teacher_is_left_alone(name, tmp_path, data):
-    teacher = tiny_denoiser()
-    before = {key: value.clone() for key, value in teacher.network.state_dict().items()}
-    distil(build(name), tmp_path / "state", data, teacher=teacher)
-    assert all(torch.equal(before[key], value) for key, value in teacher.network.state_dict().items())
+def test_the_teacher_is_left_alone(name, whole):
+    before, after = whole(name).teacher
+    assert all(torch.equal(before[key], value) for key, value in after.items())
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_recomputed_activations_and_channels_last_train_the_same(name, tmp_path, data):
-    found = {}
-    for kind, options in (("plain", {}), ("other", {"activation_checkpointing": True, "channels_last": True})):
-        method = build(name, **options)
-        given = inputs_of(method, tmp_path, data, tiny_denoiser())
-        with TrainingRun(tmp_path / kind, "key", 0, CPU) as run:
-            students = method.distil(tiny_denoiser(), run, given)
-        found[kind] = [row["loss"] for row in run.log], [s.cost["network_evaluations"] for s in students]
-        assert set(run.arithmetic.values()) == {
-            "float32" if kind == "plain" else "float32, channels last, activations recomputed"
-        }
-    assert found["other"][0] == pytest.approx(found["plain"][0], rel=1e-3)
-    assert found["other"][1] == found["plain"][1]
+def test_recomputed_activations_and_channels_last_train_the_same(name, tmp_path, data, whole):
+    plain, method = whole(name), build(name, activation_checkpointing=True, channels_last=True)
+    given = inputs_of(method, tmp_path, data, tiny_denoiser())
+    with TrainingRun(tmp_path / "other", "key", 0, CPU) as run:
+        students = method.distil(tiny_denoiser(), run, given)
+    assert set(plain.run.arithmetic.values()) == {"float32"}
+    assert set(run.arithmetic.values()) == {"float32, channels last, activations recomputed"}
+    assert [row["loss"] for row in run.log] == pytest.approx([row["loss"] for row in plain.run.log], rel=1e-3)
+    counts = [[s.cost["network_evaluations"] for s in found] for found in (students, plain.students)]
+    assert counts[0] == counts[1]
 
 
 class Crowded:
@@ -209,10 +210,10 @@ def test_a_batch_that_is_too_large_ends_with_one_that_fits(name, tmp_path, data)
 def test_compiled_training_has_the_same_losses_and_counts(name, tmp_path, data):
     found = {}
     for mode in ("off", "default"):
-        method = build(name, compile=mode, steps=2)
-        given = inputs_of(method, tmp_path, data, tiny_denoiser())
+        method, teacher = build(name, compile=mode, steps=2), tiny_denoiser(network=SMALLEST)
+        given = inputs_of(method, tmp_path, data, teacher)
         with TrainingRun(tmp_path / mode, "key", 0, CPU) as run:
-            students = method.distil(tiny_denoiser(), run, given)
+            students = method.distil(teacher, run, given)
         found[mode] = [row["loss"] for row in run.log], [s.cost["network_evaluations"] for s in students]
     assert found["default"][0] == pytest.approx(found["off"][0], rel=1e-3)
     assert len(found["off"][0]) >= 2

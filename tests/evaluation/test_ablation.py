@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from report_fixture import results_of
 from repository import tiny_experiment
 
 from diffusion.runtime.errors import UserError
-from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
 from evaluation.report.ablation import Ablation, ablation_figure, ablation_sentences, ablation_summary, ablation_table
-from evaluation.results.results import Results
 from evaluation.results.stored import Method
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
@@ -99,27 +98,9 @@ def test_values_that_no_name_can_hold_name_variants():
 
 def results(values):
     """Variant to one Fréchet distance a training seed and sampling seed."""
-    rows = [
-        {
-            **dict.fromkeys(METRICS_COLUMNS, ""),
-            **{"experiment": "x", "method": "boot", "variant": variant, "nfe": 1, "metric": "frechet_distance"},
-            **{"train_seed": train_seed, "seed": seed, "value": value, "num_samples": 100},
-        }
-        for variant, by_training in values.items()
-        for train_seed, by_seed in enumerate(by_training)
-        for seed, value in enumerate(by_seed)
-    ]
-    cost = pd.DataFrame(
-        [
-            {"experiment": "x", "method": "boot", "variant": v, "network_evaluations": 1000, "real_images_seen": 0}
-            | {"wall_clock_s": 1.0, "parameters": 1, "steps": 5, "nfe": 1, "base_variant": v}
-            for v in values
-        ],
-        columns=[*COST_COLUMNS, "nfe", "base_variant"],
+    return results_of(
+        {("boot", variant, 1): by_training for variant, by_training in values.items()}, {v: {} for v in values}
     )
-    empty = pd.DataFrame(columns=list(SPEED_COLUMNS))
-    metrics = pd.DataFrame(rows, columns=list(METRICS_COLUMNS))
-    return Results(metrics, empty, cost, pd.DataFrame(), "digits", {v: v for v in values}, ("ddim", 50))
 
 
 VALUES = {

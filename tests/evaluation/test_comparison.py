@@ -2,10 +2,11 @@
 
 import pandas as pd
 import pytest
+from report_fixture import results_of
 from repository import tiny_experiment
 
 from diffusion.runtime.errors import UserError
-from evaluation.columns import COST_COLUMNS, CURVE_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
+from evaluation.columns import CURVE_COLUMNS
 from evaluation.report.comparison import (
     Comparison,
     comparison_summary,
@@ -16,7 +17,6 @@ from evaluation.report.comparison import (
     reach_table,
     steps_table,
 )
-from evaluation.results.results import Results
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
@@ -49,10 +49,7 @@ def test_a_budget_takes_a_variant_as_it_is_or_changed():
         ({"time": {"nothing": {}}}, r"comparison\.time\.nothing: found 'nothing', expected a variant under methods"),
         ({"time": {"ddim": {}}}, r"comparison\.time\.ddim: found a sampler of the teacher, expected a trained method"),
         ({"a b": {"boot-heun": {}}}, r"comparison: found the budget 'a b'"),
-        (
-            {"time": {"boot-heun": {"delta": 9.0}}},
-            r"comparison\.time\.boot-heun: .*\.delta: found 9",
-        ),
+        ({"time": {"boot-heun": {"delta": 9.0}}}, r"comparison\.time\.boot-heun: .*\.delta: found 9"),
     ],
 )
 def test_a_broken_comparison_is_refused(block, expected):
@@ -72,32 +69,6 @@ def test_a_selection_compares_what_it_keeps():
     assert list(nothing.methods) == ["ddim", "boot-euler"]
 
 
-def results(values, costs):
-    """(method, variant, nfe) to Fréchet distances, one a training seed; variant to its costs."""
-    rows = [
-        {
-            **dict.fromkeys(METRICS_COLUMNS, ""),
-            **{"experiment": "x", "method": method, "variant": variant, "nfe": nfe, "metric": "frechet_distance"},
-            **{"train_seed": seed, "seed": 0, "value": value, "num_samples": 100},
-        }
-        for (method, variant, nfe), by_seed in values.items()
-        for seed, value in enumerate(by_seed)
-    ]
-    cost = pd.DataFrame(
-        [
-            {"experiment": "x", "method": v, "variant": v, "wall_clock_s": 1.0, "parameters": 1, "steps": 5, "nfe": 1}
-            | {"base_variant": v, "network_evaluations": e, "real_images_seen": r, "offline_bytes": b}
-            for v, (e, r, b) in costs.items()
-        ],
-        columns=[*COST_COLUMNS, "nfe", "base_variant"],
-    )
-    cost["nfe"] = cost["nfe"].astype("Int64")
-    labels = {variant: variant for _, variant, _ in values}
-    frame = pd.DataFrame(rows, columns=list(METRICS_COLUMNS))
-    speed = pd.DataFrame(columns=list(SPEED_COLUMNS))
-    return Results(frame, speed, cost, pd.DataFrame(), "digits", labels, ("ddim", 50), frozenset({"ddim"}))
-
-
 VALUES = {
     ("ddim", "ddim", 2): [20.0],
     ("ddim", "ddim", 4): [4.0],
@@ -108,8 +79,13 @@ VALUES = {
     ("kd", "kd", 1): [1.9, 2.0, 2.1],
     ("other", "other", 1): [1.0, 3.0, 5.0],
 }
-COSTS = {"boot": (1000, 0, 0), "pd": (1000, 500, 0), "kd": (1100, 0, 4096), "other": (1000, 0, 0)}
-RESULTS = results(VALUES, COSTS)
+COSTS = {
+    "boot": {"offline_bytes": 0},
+    "pd": {"real_images_seen": 500, "offline_bytes": 0},
+    "kd": {"network_evaluations": 1100, "offline_bytes": 4096},
+    "other": {"offline_bytes": 0},
+}
+RESULTS = results_of(VALUES, COSTS)
 NAMES = {"boot": "BOOT", "pd": "PD", "kd": "KD", "other": "Other"}
 COMPARISON = Comparison({"evaluations": {v: NAMES[v] for v in ("boot", "pd", "kd")}, "time": NAMES}, 1437)
 
@@ -143,7 +119,7 @@ def test_the_sentence_says_how_boot_stands():
 
 
 def test_two_training_seeds_give_no_sentence_and_no_bold():
-    few = results({row: values[:2] for row, values in VALUES.items()}, COSTS)
+    few = results_of({row: values[:2] for row, values in VALUES.items()}, COSTS)
     assert comparison_summary(few, COMPARISON) == ""
     assert not any(cell.best for cell in column(comparison_table(few, COMPARISON), "frechet_distance"))
 

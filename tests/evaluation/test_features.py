@@ -83,34 +83,22 @@ def test_greyscale_is_repeated_to_three_channels():
     assert np.array_equal(extractor.extract_cleanfid(grey), extractor.extract_cleanfid(colour))
 
 
-def published_network():
+def test_the_network_and_its_classifier_are_the_published_ones():
+    """Folding batch normalisation is arithmetic only: features and classes are those of the untouched network."""
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0").eval()
     network.load_state_dict(efficientnet.load_efficientnet_weights(), strict=True)
-    return network
-
-
-def test_the_network_is_the_published_one():
-    """Folding batch normalisation is arithmetic only: the features are those of the untouched network."""
-    images = pictures(6, channels=3, size=64)
-    network, tensors = published_network(), torch.from_numpy(images).permute(0, 3, 1, 2).float()
+    images, extractor = pictures(6, channels=3, size=64), load_extractor("efficientnet-lite0-64")
+    tensors = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.no_grad():
-        expected = network.extract_features((tensors - 127) / 128).mean(dim=(2, 3)).numpy()
-    found = load_extractor("efficientnet-lite0-64").extract(images)
+        expected = network.extract_features(tensors).mean(dim=(2, 3)).numpy()
+        classes = network(tensors).numpy()
+    found = extractor.extract(images)
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-5
-
-
-def test_the_classifier_of_an_extractor_is_the_networks_own_last_layer():
-    images = pictures(4, channels=3, size=64)
-    network, tensors = published_network(), torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    with torch.no_grad():
-        expected = network((tensors - 127) / 128).numpy()
-    extractor = load_extractor("efficientnet-lite0-64")
     weight, bias = extractor.classifier()
-    found = extractor.extract(images) @ weight.T + bias
-    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 1e-4
-    assert found.shape == (4, 1000)
+    assert np.linalg.norm(found @ weight.T + bias - classes) / np.linalg.norm(classes) < 1e-4
+    assert classes.shape == (6, 1000)
 
 
 def test_random_state_is_left_alone():
@@ -123,13 +111,7 @@ def test_random_state_is_left_alone():
 
 @pytest.mark.parametrize(
     "bad",
-    [
-        pictures().astype(np.float32),
-        pictures(channels=2),
-        pictures(channels=4),
-        pictures()[0],
-        pictures()[:0],
-    ],
+    [pictures().astype(np.float32), pictures(channels=2), pictures(channels=4), pictures()[0], pictures()[:0]],
     ids=["float", "two channels", "four channels", "one picture", "none"],
 )
 def test_other_pictures_are_refused(bad):
@@ -168,11 +150,7 @@ def test_changed_embedded_weights_are_refused(tmp_path, monkeypatch):
 def test_missing_inception_names_file_address_and_key(tmp_path):
     with pytest.raises(UserError, match="unreachable") as error:
         load_extractor("inception")
-    for part in (
-        str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE),
-        "https://",
-        "evaluation.weights.inception",
-    ):
+    for part in (str(tmp_path / "hub" / "checkpoints" / INCEPTION_FILE), "https://", "evaluation.weights.inception"):
         assert part in str(error.value)
     with pytest.raises(UserError, match="no such file"):
         load_extractor("inception", weights={"inception": tmp_path / "mine.pth"})
@@ -206,18 +184,16 @@ def test_a_pickle_with_code_is_refused_and_not_executed(how, tmp_path, monkeypat
     assert not marker.exists()
 
 
-def test_a_file_with_another_hash_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "known", "message"),
+    [({"fc.weight": torch.zeros(1)}, False, "expected 6726825d"), ([1, 2, 3], True, "plain state dict")],
+)
+def test_a_file_with_another_hash_or_without_a_state_dict_is_refused(tmp_path, monkeypatch, content, known, message):
     path = tmp_path / "weights.pth"
-    torch.save({"fc.weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="expected 6726825d"):
-        load_extractor("inception", weights={"inception": path})
-
-
-def test_a_state_dict_that_is_none_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / "weights.pth"
-    torch.save([1, 2, 3], path)
-    monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", hashlib.sha256(path.read_bytes()).hexdigest())
-    with pytest.raises(UserError, match="plain state dict"):
+    torch.save(content, path)
+    if known:
+        monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match=message):
         load_extractor("inception", weights={"inception": path})
 
 

@@ -295,13 +295,11 @@ def test_files_that_are_no_reference_are_refused(tmp_path):
 @pytest.fixture
 def job(tmp_path):
     """Runs the three jobs of a protocol on made pictures, as the rules do."""
-    from tiny import tiny_splits
+    from tiny import stored_data
 
-    from diffusion.data.kinds import parse_settings
-    from diffusion.data.store import write_dataset
     from suite.jobs import extraction, protocols, references
 
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     images = np.random.default_rng(3).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
     np.savez(tmp_path / "samples.npz", arr_0=images)
 

@@ -37,8 +37,6 @@ from cleanfid.fid import compute_fid, get_folder_features, kernel_distance
 from PIL import Image
 from scipy.linalg import sqrtm
 from sklearn import config_context
-from torch.utils.data import Dataset
-from torch_fidelity import calculate_metrics
 
 needs_cleanfids_scipy = pytest.mark.skipif(
     "disp" not in inspect.signature(sqrtm).parameters, reason="clean-fid's Fréchet distance needs scipy<1.18"
@@ -229,43 +227,6 @@ def test_mean_squared_distance_is_on_the_decoded_range():
         mean_squared_distance(black, white[:1])
     with pytest.raises(UserError, match="uint8"):
         mean_squared_distance(black, white.astype(np.float32))
-
-
-class AsTensors(Dataset):
-    def __init__(self, images):
-        self.images = images
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return torch.from_numpy(np.repeat(self.images[index], 3, axis=2)).permute(2, 0, 1)
-
-
-def test_values_are_torch_fidelitys(extractor, pictures):
-    generated, real = pictures
-    theirs = calculate_metrics(
-        input1=AsTensors(generated),
-        input2=AsTensors(real),
-        feature_extractor=extractor.name,
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subsets=4,
-        kid_subset_size=30,
-        cuda=False,
-        cache=False,
-        save_cpu_ram=True,
-        verbose=False,
-        batch_size=16,
-    )
-    a, b = extractor.extract(generated), extractor.extract(real)
-    with pytest.warns(RankWarning):
-        assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-6)
-    assert kid(a, b, subsets=4, subset_size=30) == pytest.approx(
-        (theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]), rel=1e-5
-    )
-    assert precision_recall(a, b) == pytest.approx((theirs["precision"], theirs["recall"]))
 
 
 def as_png(folder, pictures):
@@ -522,15 +483,7 @@ def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="boot-heun"):
         measure(IDENTITY, features, {0: samples[0]}, reference, extractor="x", fewer=(25,))
     with pytest.raises(UserError, match="sampling seed 1"):
-        measure(
-            IDENTITY,
-            features,
-            samples,
-            reference,
-            extractor="x",
-            fewer=(25,),
-            teacher_samples={0: samples[0]},
-        )
+        measure(IDENTITY, features, samples, reference, extractor="x", fewer=(25,), teacher_samples={0: samples[0]})
 
 
 def test_the_reference_is_averaged_once(monkeypatch):

@@ -113,11 +113,7 @@ def test_a_process_tries_alone(tmp_path, monkeypatch):
     settings = TrainingSettings(steps=1, batch_size=24, gradient_accumulation_steps=2)
     with run, pytest.raises(DeviceMemoryError, match="found 2, expected 8, in slices of 3;"):
         run.fit(
-            "s",
-            network,
-            lambda step: network(torch.ones(step.batch_size, 4)).mean(),
-            settings,
-            before_step=before_step,
+            "s", network, lambda step: network(torch.ones(step.batch_size, 4)).mean(), settings, before_step=before_step
         )
     assert sizes == [2, 1, 1, 1]
 

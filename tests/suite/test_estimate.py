@@ -7,20 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from methods import TRAINED, inputs_of
 from repository import CONFIG, TINY
 from test_experiments import PUBLISHED
-from tiny import tiny_denoiser, tiny_splits
+from tiny import stored_data, tiny_denoiser
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.functional import silu
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from boot.trajectory import trajectory_errors
 from diffusion.conditions import Unconditional
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import load_split, write_dataset
 from diffusion.distillation.distiller import finished_student
-from diffusion.distillation.pairs import Pairs, generate_pairs
-from diffusion.distillation.registry import method_class, method_modules
+from diffusion.distillation.registry import method_class
 from diffusion.noise import initial_noise
 from diffusion.student import NoiseStudent
 from diffusion.training.loop import TrainingRun
@@ -32,7 +31,6 @@ from suite.jobs.trajectory import errors_of
 from suite.network_cost import LiveBytes, network_activations, network_passing
 
 CPU = torch.device("cpu")
-TRAINED = [name for name in method_modules() if method_class(name).trains]
 
 
 def experiment_of(**methods):
@@ -102,26 +100,31 @@ TRAININGS = [*((name, MORE_STAGES.get(name, {})) for name in TRAINED), ("sid", I
 
 
 def really_trained(experiment, folder, make_run, around=nullcontext):
-    """The run of a tiny training of the variant "it"."""
-    write_dataset(folder / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    run = make_run(folder / "run")  # before the teacher, which the device holds too
-    method, teacher = experiment.methods["it"], tiny_denoiser()
-    given = load_split(folder / "data", "train") if method.needs_data else None
-    if (settings := method.pairs()) is not None:
-        (folder / "pairs").mkdir()
-        with TrainingRun(folder / "p", "k", 0, CPU) as generating:
-            generate_pairs(settings, teacher, (1, 8, 8), generating, folder / "pairs")
-        given = Pairs(folder / "pairs", teacher.conditions)
-    with run, around():
-        method.distil(teacher, run, given)
-    return run
+    """The run of a tiny training of the variant "it"; nothing is collected meanwhile."""
+    gc.collect()
+    gc.disable()
+    try:
+        data = stored_data(folder / "data")
+        run = make_run(folder / "run")  # before the teacher, which the device holds too
+        method, teacher = experiment.methods["it"], tiny_denoiser()
+        given = inputs_of(method, folder, data, teacher)
+        with run, around():
+            method.distil(teacher, run, given)
+        return run
+    finally:
+        gc.enable()
+
+
+def distilled(name, **changes):
+    """An experiment whose variant "it" is of a method, its estimate, and the row of the training."""
+    experiment = experiment_of(it={"method": name, **method_class(name).TINY, **changes})
+    found = estimate(experiment, CPU, 0)
+    return experiment, found, next(row for row in found.rows if row.rule == "distil")
 
 
 @pytest.mark.parametrize(("name", "changes"), TRAININGS)
 def test_what_is_counted_is_what_a_training_takes(name, changes, tmp_path):
-    experiment = experiment_of(it={"method": name, **method_class(name).TINY, **changes})
-    found = estimate(experiment, CPU, 0)
-    row = next(row for row in found.rows if row.rule == "distil")
+    experiment, found, row = distilled(name, **changes)
     counter = FlopCounterMode(display=False)
     run = really_trained(experiment, tmp_path, lambda at: TrainingRun(at, "k", 0, CPU), lambda: counter)
     assert row.forward + row.through + row.trained == run.evaluations
@@ -132,15 +135,8 @@ def test_what_is_counted_is_what_a_training_takes(name, changes, tmp_path):
 
 @pytest.mark.parametrize(("name", "changes"), TRAININGS)
 def test_what_is_held_is_what_a_training_holds(name, changes, tmp_path):
-    experiment = experiment_of(it={"method": name, **method_class(name).TINY, **changes})
-    found = estimate(experiment, CPU, 0)
-    row = next(row for row in found.rows if row.rule == "distil")
-    gc.collect()
-    gc.disable()
-    try:
-        run = really_trained(experiment, tmp_path, Weighed)
-    finally:
-        gc.enable()
+    experiment, found, row = distilled(name, **changes)
+    run = really_trained(experiment, tmp_path, Weighed)
     # In networks; the images of a batch are a hundredth of such a small one.
     assert run.held / (4 * found.parameters) == pytest.approx(row.memory / (4 * found.parameters), abs=0.05)
     # Frozen layers keep less than those that learn, which the estimate does not tell apart.
@@ -169,11 +165,7 @@ LPIPS = {"backbone": "efficientnet-lite0", "resize": 64, "greyscale": "repeat"}
 def test_a_backbone_is_no_network_evaluation(name):
     """But it takes operations and memory. vgg's weights are not asked for."""
     blocks = ({}, {"distance": "lpips", "lpips": LPIPS}, {"distance": "lpips", "lpips": LPIPS | {"backbone": "vgg"}})
-    rows = [
-        next(row for row in estimate(experiment_of(it=block), CPU, 0).rows if row.rule == "distil")
-        for block in ({"method": name, **method_class(name).TINY, **distance} for distance in blocks)
-    ]
-    pixels, lite, vgg = rows
+    pixels, lite, vgg = (distilled(name, **block)[2] for block in blocks)
     assert pixels.trained > 0
     assert replace(lite, compared=0, comparing=0) == replace(vgg, compared=0, comparing=0) == pixels
     # Of a pair one image has a gradient: three passes of the backbone, two of them forward. vgg's 13 convolutions.
@@ -191,21 +183,14 @@ def test_a_backbone_is_no_network_evaluation(name):
 @pytest.mark.parametrize("name", ["boot", "pid"])
 def test_what_lpips_takes_is_what_a_training_with_it_takes(name, tmp_path):
     changes = {"distance": "lpips", "lpips": LPIPS, "training": {**method_class(name).TINY["training"], "steps": 2}}
-    experiment = experiment_of(it={"method": name, **method_class(name).TINY, **changes})
-    found = estimate(experiment, CPU, 0)
-    row = next(row for row in found.rows if row.rule == "distil")
+    experiment, found, row = distilled(name, **changes)
     counter = FlopCounterMode(display=False)
     (tmp_path / "counted").mkdir()
     really_trained(experiment, tmp_path / "counted", lambda at: TrainingRun(at, "k", 0, CPU), lambda: counter)
     assert counter.get_total_flops() / found.operations == pytest.approx(row.passes, rel=0.02)
     assert row.compared > 0.1 * row.passes, "a backbone that does not matter"
     (tmp_path / "weighed").mkdir()
-    gc.collect()
-    gc.disable()
-    try:
-        run = really_trained(experiment, tmp_path / "weighed", Weighed)
-    finally:
-        gc.enable()
+    run = really_trained(experiment, tmp_path / "weighed", Weighed)
     assert run.held + run.kept == pytest.approx(found.memory(row), rel=0.05)
 
 
@@ -218,7 +203,7 @@ def real_pair():
     return student, teacher, seen
 
 
-@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("batch_size", [4, 64])
 def test_pictures_and_trajectory_are_what_their_stages_take(batch_size):
     raw = yaml.safe_load(TINY.read_text())
     raw["evaluation"] |= {"trajectory_noises": 5, "batch_size": batch_size}
@@ -343,17 +328,19 @@ def test_every_method_of_an_experiment_computes_its_losses_in_slices_that_fit_a_
     assert all(row.learning >= 5 for row in found.rows if row.rule == "distil")
 
 
+class Convolutions(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+        self.norm = torch.nn.GroupNorm(2, 8)
+
+
 def test_activations_are_what_autograd_keeps():
     """A chain by hand: a convolution keeps its input, a SiLU too, and the sum of squares its factor."""
 
-    class Chain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
-
+    class Chain(Convolutions):
         def forward(self, x, _timestep):
-            hidden = torch.nn.functional.silu(self.a(x))
-            return self.b(hidden).square()
+            return self.b(silu(self.a(x))).square()
 
     picture, hidden = 3 * 16 * 16, 8 * 16 * 16
     expected = 4 * (picture + hidden + hidden + picture)
@@ -363,14 +350,10 @@ def test_activations_are_what_autograd_keeps():
 def test_without_a_gradient_a_network_holds_what_lives_at_once():
     """A chain by hand."""
 
-    class Chain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
-
+    class Chain(Convolutions):
         def forward(self, x, _timestep):
             hidden = self.a(x)
-            return self.b(torch.nn.functional.silu(hidden))
+            return self.b(silu(hidden))
 
     image, hidden = 3 * 16 * 16, 8 * 16 * 16
     # In the second convolution: the network's input, both sides of the SiLU (its input has a name), the output; and the
@@ -383,15 +366,10 @@ def test_activations_of_bfloat16_are_those_of_a_gpus_autocast():
     """By hand, for what torch's list says of CUDA: convolutions take copies in bfloat16, of their weights too;
     normalisation and resizing compute in float32, from a copy in float32."""
 
-    class Chain(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
-            self.norm = torch.nn.GroupNorm(2, 8)
-
+    class Chain(Convolutions):
         def forward(self, x, _timestep):
             hidden = torch.nn.functional.interpolate(self.a(x), scale_factor=2.0)
-            return self.b(torch.nn.functional.silu(self.norm(hidden)))
+            return self.b(silu(self.norm(hidden)))
 
     image, hidden = 3 * 8 * 8, 8 * 16 * 16
     # The first convolution's input; what is normalised, and two moments of a group; the SiLU's input; the second's.

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from repository import ROOT, TINY, snakemake
+from repository import ROOT, TINY, snakemake, warm
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import user_path
@@ -184,7 +184,7 @@ onstart:
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path, env=os.environ | warm())
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"rule {prefix}distil:" in done.stdout
     local = (tmp_path / "local").read_text(encoding="utf-8").split()

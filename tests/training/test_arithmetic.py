@@ -8,13 +8,11 @@ import pytest
 import torch
 from peak import peak_bytes
 from test_training import SETTINGS, train
-from tiny import NETWORK, tiny_denoiser, tiny_splits
+from tiny import NETWORK, stored_data, tiny_denoiser
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from boot.distillation import Boot, BootSettings
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import float32_products, repeatable
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
@@ -48,8 +46,7 @@ def boot(folder, watch=None, teacher=None, **training):
 
 @pytest.fixture
 def data(tmp_path):
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    return load_split(tmp_path / "data", "train")
+    return stored_data(tmp_path / "data")
 
 
 def teacher_losses(folder, data, dropout=0.0, **training):

@@ -1,15 +1,13 @@
 """Compiled steps: the same losses, the same counts, refused where the device cannot."""
 
-import shutil
+import os
 
 import pytest
 import torch
-from tiny import NETWORK, tiny_denoiser, tiny_splits
+from tiny import SMALLEST, stored_data, tiny_denoiser
 
 from boot.distillation import Boot, BootSettings
 from diffusion.conditions import ClassLabels
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import train_teacher
@@ -18,19 +16,29 @@ from diffusion.training.settings import TrainingSettings
 
 CPU = torch.device("cpu")
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.5}
-needs_a_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """What a step is here: traced whole, forwards and backwards, and run as it was traced. What torch's compiler makes
+    of the trace takes minutes: one method stands for it (distillation/test_methods.py), or all with
+    BOOT_TEST_COMPILE=1."""
+    if not os.environ.get("BOOT_TEST_COMPILE"):
+        compiled = torch.compile
+        monkeypatch.setattr(
+            torch, "compile", lambda function, dynamic, **_: compiled(function, dynamic=dynamic, backend="aot_eager")
+        )
 
 
 def boot(folder, mode, device=CPU, training=None, **options):
     with TrainingRun(folder / mode, "key", 0, device) as run:
         chosen = TRAINING | {"compile": mode} | (training or {})
         method = Boot(BootSettings.model_validate({"training": chosen, **options}))
-        student = method.distil(tiny_denoiser().to(device), run, None)[0]
+        student = method.distil(tiny_denoiser(network=SMALLEST).to(device), run, None)[0]
     return [row["loss"] for row in run.log], student.cost["network_evaluations"], student.network
 
 
-@needs_a_compiler
-def test_a_compiled_step_of_boot_has_the_same_losses_and_counts(tmp_path):
+def test_a_compiled_step_of_boot_has_the_same_losses_and_counts(tmp_path, traced):
     options = {"bootstrap_from": "average", "solver": "etd2"}
     eager, compiled = boot(tmp_path, "off", **options), boot(tmp_path, "default", **options)
     assert compiled[0] == pytest.approx(eager[0], rel=1e-4)
@@ -40,16 +48,15 @@ def test_a_compiled_step_of_boot_has_the_same_losses_and_counts(tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-4)
 
 
-@needs_a_compiler
-def test_a_compiled_teacher_has_the_same_losses(tmp_path):
+def test_a_compiled_teacher_has_the_same_losses(tmp_path, traced):
     """Also with the other settings that leave the losses as they are."""
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
-    split = load_split(tmp_path / "data", "train")
+    split = stored_data(tmp_path / "data")
 
     def losses(mode):
         other = {"activation_checkpointing": True, "channels_last": True} if mode != "off" else {}
         training = TRAINING | {"compile": mode, "steps": 2} | other
-        settings = TeacherSettings.model_validate({"network": NETWORK, "labels": True, "training": training})
+        network = SMALLEST | {"attention_resolutions": [8]}
+        settings = TeacherSettings.model_validate({"network": network, "labels": True, "training": training})
         with TrainingRun(tmp_path / f"teacher-{mode}", "key", 0, CPU) as run:
             teacher, cost = train_teacher(settings, split, run)
         teacher.requires_grad_(False)

@@ -14,12 +14,10 @@ import psutil
 import pytest
 import torch
 import yaml
-from repository import TINY
+from repository import TINY, warm
 from safetensors.torch import load_file
-from tiny import TEACHER, tiny_denoiser, tiny_splits
+from tiny import TEACHER, stored_data, tiny_denoiser
 
-from diffusion.data.kinds import parse_settings
-from diffusion.data.store import write_dataset
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.processes import Processes, portions_of
 from diffusion.teachers.folder import save_denoiser
@@ -31,7 +29,10 @@ from suite.plan import Plan
 
 ALONE = [sys.executable, "-m"]
 TOGETHER = [*ALONE, "suite.launch", "2"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
+
+
+def environment():
+    return os.environ | warm() | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
 
 
 def train(folder, slices, draws, steps=3):
@@ -92,7 +93,7 @@ def test_more_processes_than_slices_are_refused(tmp_path, monkeypatch):
 def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
     """Also when one process goes on where two were killed, and the other way round."""
     spread, in_turn = kind == "spread teacher", kind == "two networks in turn"
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"batch_size": 8, "gradient_accumulation_steps": 2, "ema_decay": 0.5, "learning_rate": 1e-3}
     # Every step is stored here, and gathering what is spread takes its time.
     settings = TEACHER | {"training": training | {"shard": spread, "steps": 12 if spread else 40}}
@@ -107,7 +108,7 @@ def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
         places = {"state": str(tmp_path / name / "state"), "output": str(tmp_path / name / "out")}
         return subprocess.Popen(
             [*launch, "suite", json.dumps(job | places)],
-            env=ENVIRONMENT,
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -146,7 +147,7 @@ def test_two_processes_train_the_same_network_as_one(kind, tmp_path):
 
 def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
     """Each has its own clock: the first one's counts. One process takes so many steps to the same network."""
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "decay": "cosine"}
     weights = {}
     ends = {"minutes": 0.05}
@@ -154,7 +155,7 @@ def test_two_processes_take_the_same_number_of_steps_of_a_time_budget(tmp_path):
         job = {"stage": "teacher.Train", "settings": TEACHER | {"training": training | ends}}
         places = {"data": "data", "state": name, "output": f"{name}-out"}
         job |= {field: str(tmp_path / place) for field, place in places.items()}
-        subprocess.run([*launch, "suite", json.dumps(job)], env=ENVIRONMENT, check=True, timeout=300)
+        subprocess.run([*launch, "suite", json.dumps(job)], env=environment(), check=True, timeout=300)
         facts = json.loads((tmp_path / f"{name}-out" / "provenance.json").read_text())
         cost = json.loads((tmp_path / f"{name}-out" / "cost.json").read_text())["students"][0]
         ends = {"steps": facts["steps"]["teacher"]}
@@ -257,7 +258,7 @@ def test_a_single_process_is_the_launchers_child():
     """And no launcher of several stands between: a signal that is passed on reaches it."""
     says = ["timeit", "-n1", "-r1", "-s", "import os", "print(os.getppid())"]
     command = [*ALONE, "suite.launch", "1", *says]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as started:
         said, _ = started.communicate(timeout=60)
     assert said.splitlines()[0] == str(started.pid)
 
@@ -266,7 +267,7 @@ def test_a_single_process_is_the_launchers_child():
 def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path):
     """Bit for bit, with the same counts; the last turn leaves one of them without work."""
     save_denoiser(tmp_path / "teacher", tiny_denoiser())
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     ddim = {"variant": "ddim", "settings": {"method": "ddim", "num_inference_steps": [2]}, "batch_size": 2}
     protocol = {"protocol": {"features": "efficientnet-lite0-32"}, "batch_size": 2}
     teacher, data = str(tmp_path / "teacher"), str(tmp_path / "data")
@@ -289,7 +290,7 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
         for job in jobs(tmp_path / name):
             job["output"] = str(tmp_path / name / job["output"])
             command = [*launch, "suite", json.dumps(job)]
-            done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
     arrays = {
         name: {
@@ -309,13 +310,13 @@ def test_two_processes_make_the_same_samples_features_and_pairs_as_one(tmp_path)
 
 @pytest.mark.slow
 def test_processes_that_are_told_to_stop_leave_together_with_a_state(tmp_path):
-    write_dataset(tmp_path / "data", tiny_splits(), parse_settings({"kind": "digits"}))
+    stored_data(tmp_path / "data")
     training = {"steps": 100_000, "batch_size": 8, "gradient_accumulation_steps": 2, "learning_rate": 1e-4}
     job = {"stage": "teacher.Train", "settings": TEACHER | {"training": training}, "checkpoint_seconds": 1e6}
     job |= {field: str(tmp_path / place) for field, place in (("data", "data"), ("state", "state"), ("output", "out"))}
     with (tmp_path / "log").open("w") as log:
         command = [*TOGETHER, "suite", json.dumps(job)]
-        running = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+        running = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
     # Written from within the loop, after some seconds.
     deadline = time.monotonic() + 180
     while not list(tmp_path.glob("state/*/seconds")) and time.monotonic() < deadline:

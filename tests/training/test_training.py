@@ -4,19 +4,13 @@ import errno
 import hashlib
 import os
 import pickle
-import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from repository import ROOT
 from tiny import tiny_denoiser
 from torch import nn
 
@@ -259,43 +253,6 @@ def test_stages_share_the_minutes_by_their_weights():
     assert [stage.minutes for stage in stages] == pytest.approx([0.8, 1.6, 1.6])
 
 
-def test_another_seed_gives_other_weights(tmp_path):
-    one, _, _ = train(tmp_path / "1", SETTINGS, seed=1)
-    two, _, _ = train(tmp_path / "2", SETTINGS, seed=2)
-    assert not torch.equal(one["0.weight"], two["0.weight"])
-
-
-def test_sigkill_in_the_middle_and_resume_gives_the_same_bits(tmp_path):
-    script = (
-        "import sys, time, torch; sys.path[:0] = sys.argv[1].split()\n"
-        "from pathlib import Path; import test_training as t\n"
-        "torch.set_num_threads(1)\n"
-        "if sys.argv[3] == 'slow':\n"
-        "    draw = torch.randn\n"
-        "    torch.randn = lambda *a, **k: (time.sleep(0.05), draw(*a, **k))[1]\n"
-        "weights, _, _ = t.train(Path(sys.argv[2]), t.SETTINGS)\n"
-        "torch.save(weights, sys.argv[2] + '.pt')\n"
-    )
-    here = " ".join((str(Path(__file__).parent), str(ROOT / "tests")))
-
-    def start(name, pace):
-        return subprocess.Popen([sys.executable, "-c", script, here, str(tmp_path / name), pace])
-
-    assert start("whole", "fast").wait(120) == 0
-    victim = start("killed", "slow")
-    checkpoint = tmp_path / "killed" / "checkpoint.pt"
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.2)  # a few more steps
-    assert victim.poll() is None, "the run ended before it could be killed"
-    victim.kill()
-    victim.wait(30)
-    assert start("killed", "fast").wait(120) == 0
-    whole, resumed = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
 def test_time_counts_what_was_spent_before_the_interruption(tmp_path, monkeypatch):
     clock = Clock(0)
     monkeypatch.setattr("diffusion.training.cost.time", clock)
@@ -348,11 +305,19 @@ def interrupted(folder):
     return folder / "checkpoint.pt"
 
 
-def test_a_truncated_state_is_refused(tmp_path):
-    checkpoint = interrupted(tmp_path / "state")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=re.escape(str(checkpoint)) + ".*truncated"):
-        train(tmp_path / "state", SETTINGS)
+@pytest.mark.parametrize(
+    ("change", "key", "expected"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "key", r".*/state/checkpoint\.pt.*truncated"),
+        (lambda file: torch.save({"weights": torch.zeros(3)}, file), "key", "not a training state"),
+        (lambda file: None, "other", "another run"),
+    ],
+    ids=["truncated", "foreign", "of another run"],
+)
+def test_a_state_that_is_not_this_runs_is_refused(tmp_path, change, key, expected):
+    change(interrupted(tmp_path / "state"))
+    with pytest.raises(CheckpointError, match=expected):
+        train(tmp_path / "state", SETTINGS, key=key)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
@@ -386,19 +351,6 @@ def test_seconds_that_are_none_are_refused(tmp_path, content):
         train(tmp_path / "state", SETTINGS)
 
 
-def test_a_state_of_another_run_is_refused(tmp_path):
-    interrupted(tmp_path / "state")
-    with pytest.raises(CheckpointError, match="another run"):
-        train(tmp_path / "state", SETTINGS, key="other")
-
-
-def test_a_foreign_file_is_refused(tmp_path):
-    checkpoint = interrupted(tmp_path / "state")
-    torch.save({"weights": torch.zeros(3)}, checkpoint)
-    with pytest.raises(CheckpointError, match="not a training state"):
-        train(tmp_path / "state", SETTINGS)
-
-
 class Trap:
     """A pickle that would leave a file behind if it were executed."""
 
@@ -418,15 +370,17 @@ def test_a_pickle_is_never_executed(tmp_path, write):
     assert not (tmp_path / "executed").exists()
 
 
-def test_the_state_remembers_the_number_of_threads(tmp_path, capsys):
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_state_brings_its_number_of_threads(tmp_path, capsys, ended):
+    """Of a stage that has ended too, whose threads the next one has."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        interrupted(tmp_path / "state")
+        train(tmp_path / "state", SETTINGS) if ended else interrupted(tmp_path / "state")
         torch.set_num_threads(1)
         train(tmp_path / "state", SETTINGS)
         assert torch.get_num_threads() == 2
-        assert "2 threads" in capsys.readouterr().err
+        assert ended or "2 threads" in capsys.readouterr().err
     finally:
         torch.set_num_threads(before)
 
@@ -486,21 +440,8 @@ def test_stages_cost_and_delivery(tmp_path):
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["unfinished"]
 
 
-def test_a_finished_stage_brings_its_number_of_threads(tmp_path):
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        train(tmp_path / "state", SETTINGS)
-        torch.set_num_threads(1)
-        train(tmp_path / "state", SETTINGS)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
-    ("decay", "expected"),
-    [("constant", [0.25, 0.5, 0.5, 0.5]), ("linear", [0.25, 0.375, 0.25, 0.125])],
+    ("decay", "expected"), [("constant", [0.25, 0.5, 0.5, 0.5]), ("linear", [0.25, 0.375, 0.25, 0.125])]
 )
 def test_learning_rates_by_hand(decay, expected):
     settings = TrainingSettings(steps=4, learning_rate=0.5, warmup_steps=2, decay=decay)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from corruptions import CORRUPTIONS, consumers, corrupted, records, refusal, result_files
 from PIL import Image
-from repository import ROOT, TINY, snakemake
+from repository import ROOT, TINY, snakemake, warm
 
 from diffusion.runtime.files import sha256_file
 from evaluation.columns import COST_COLUMNS, METRICS_COLUMNS, SPEED_COLUMNS
@@ -230,9 +230,7 @@ def test_teacher_and_students_load_in_diffusers(finished):
 def test_a_student_leaves_with_the_measures_that_the_workflow_took(finished, tmp_path):
     told = "push --experiment-folder results/tiny --variant boot-heun --train-seed 0 --nfe 1 --output"
     command = [sys.executable, "-m", "suite.cli", *told.split(), str(tmp_path / "out")]
-    done = subprocess.run(
-        command, cwd=finished, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, cwd=finished, env=os.environ | warm(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     metrics = pd.read_csv(finished / "results" / "tiny" / "report" / "metrics.csv")
@@ -483,7 +481,7 @@ def test_a_killed_job_resumes_to_the_same_weights(finished, tmp_path, job):
     def start(name):
         places = {"state": str(tmp_path / name / "state"), "output": str(tmp_path / name / "out")}
         command = [sys.executable, "-m", "suite", json.dumps(told | places)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
+        environment = os.environ | warm() | {"OMP_NUM_THREADS": "1", "BOOT_DEVICE": "cpu"}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     whole = start("whole")
