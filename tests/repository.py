@@ -18,7 +18,9 @@ TINY = ROOT / "tests" / "tiny.yaml"
 @functools.cache
 def warm():
     """What the environment has for commands of the suite and of Snakemake to be forked from a process that has imported
-    what they import. It starts when this is first called, and ends with this one."""
+    what they import. It starts when this is first called, and ends with this one. Linux alone has what it takes."""
+    if sys.platform != "linux":
+        return {}
     place = tempfile.TemporaryDirectory()
     code = [str(ROOT / "tests" / "warm"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {"BOOT_TEST_WARM": f"{place.name}/socket", "PYTHONPATH": os.pathsep.join(code)}
