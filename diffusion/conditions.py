@@ -26,7 +26,13 @@ def first_of(condition: Condition, count: int) -> Condition:
 
 
 class Conditions(ABC):
-    """The conditions that a denoiser can be given."""
+    """The conditions that a denoiser can be given.
+
+    Attributes:
+        num_classes: of images; None where the denoiser is told no class.
+    """
+
+    num_classes: int | None
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Condition:
@@ -37,16 +43,36 @@ class Conditions(ABC):
         """The conditions of the samples with these indices: the same for every method and sampling seed."""
 
     @abstractmethod
-    def of_labels(self, labels: torch.Tensor) -> Condition:
-        """The conditions of real pictures with these labels, int64, shape (N,)."""
+    def labels(self, condition: Condition) -> torch.Tensor | None:
+        """What is stored with samples of this condition and judged: an integer each, shape (N,), or nothing."""
 
     @abstractmethod
-    def unconditional(self, count: int, device: torch.device | str) -> Condition:
-        """∅, ``count`` times.
+    def of_labels(self, labels: torch.Tensor) -> Condition:
+        """The conditions of real images with these labels, int64, shape (N,)."""
+
+    @abstractmethod
+    def without(self, condition: Condition) -> Condition:
+        """``condition`` with ∅ in the place of what guidance strengthens; all else of it stays.
 
         Raises:
             ValueError: the denoiser has no unconditional input.
         """
+
+    def dropped(self, condition: Condition, share: float, generator: torch.Generator) -> Condition:
+        """``condition`` :meth:`without` itself for a random ``share`` of the images (Ho & Salimans 2022, algorithm 1).
+
+        Nothing is drawn where the share is 0.
+        """
+        if condition is None or share == 0:
+            return condition
+        count = len(next(iter(condition.values())))
+        dropped = torch.rand(count, generator=generator, device=generator.device) < share
+        none = self.without(condition)
+        assert none is not None
+        return {
+            key: torch.where(dropped.to(value.device).reshape(-1, *[1] * (value.ndim - 1)), none[key], value)
+            for key, value in condition.items()
+        }
 
     @property
     @abstractmethod
@@ -57,6 +83,7 @@ class Conditions(ABC):
 class Unconditional(Conditions):
     """No condition at all."""
 
+    num_classes = None
     can_be_guided = False
 
     def draw(self, count: int, generator: torch.Generator) -> Condition:
@@ -65,10 +92,13 @@ class Unconditional(Conditions):
     def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
         return None
 
+    def labels(self, condition: Condition) -> torch.Tensor | None:
+        return None
+
     def of_labels(self, labels: torch.Tensor) -> Condition:
         return None
 
-    def unconditional(self, count: int, device: torch.device | str) -> Condition:
+    def without(self, condition: Condition) -> Condition:
         return None
 
 
@@ -77,7 +107,7 @@ class ClassLabels(Conditions):
     """One of ``num_classes`` classes, as the ``class_labels`` of a `diffusers` network.
 
     Attributes:
-        num_classes: classes of pictures, labels 0 … num_classes − 1.
+        num_classes: labels 0 … num_classes − 1.
         has_null: whether the network has one more label, ``num_classes``, that stands for no class.
     """
 
@@ -93,6 +123,9 @@ class ClassLabels(Conditions):
         """The label of no class."""
         return self.num_classes
 
+    def labels(self, condition: Condition) -> torch.Tensor | None:
+        return condition["class_labels"] if condition else None
+
     def of_labels(self, labels: torch.Tensor) -> Condition:
         return {"class_labels": labels}
 
@@ -105,10 +138,11 @@ class ClassLabels(Conditions):
         """Sample i is of class i mod num_classes, so that the classes are as even as the count allows."""
         return {"class_labels": torch.tensor([int(i) % self.num_classes for i in indices], device=device)}
 
-    def unconditional(self, count: int, device: torch.device | str) -> Condition:
+    def without(self, condition: Condition) -> Condition:
         if not self.has_null:
             raise ValueError("the network has no label for no class")
-        return {"class_labels": torch.full((count,), self.null, device=device)}
+        assert condition is not None
+        return {**condition, "class_labels": torch.full_like(condition["class_labels"], self.null)}
 
 
 class MixedClasses(nn.Module):

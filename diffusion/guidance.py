@@ -44,7 +44,7 @@ class GuidedDenoiser(Denoiser):
         self.scale, self.evaluations = scale, 2
 
     def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
-        both = join(condition, self.conditions.unconditional(len(x_t), x_t.device))
+        both = join(condition, self.conditions.without(condition))
         times = self.schedule.at(t).time
         times = times if times.ndim == 0 else torch.cat([times, times])
         conditional, unconditional = super().estimate(torch.cat([x_t, x_t]), times, both).chunk(2)

@@ -163,7 +163,7 @@ class Made:
         self.split = Split(
             Shards([np.zeros((8, _SIDE, _SIDE, self.channels), np.uint8)]),
             np.zeros(8, np.int64),
-            tuple(map(str, range(conditions.num_classes))) if isinstance(conditions, ClassLabels) else ("all",),
+            tuple(map(str, range(conditions.num_classes or 1))),
             "",
             "train",
         )
@@ -273,9 +273,9 @@ def real_network(
             return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
         return stored_network(teacher.folder).build()
 
-    shape = (data.channels, data.resolution, data.resolution)
-    operations = network_operations(build, shape, conditions)
-    exact = network_activations(build, shape, conditions)
-    short = network_activations(build, shape, conditions, bf16=True)
+    shape, family = (data.channels, data.resolution, data.resolution), teacher.family
+    operations = network_operations(build, shape, conditions, family)
+    exact = network_activations(build, shape, conditions, family=family)
+    short = network_activations(build, shape, conditions, bf16=True, family=family)
     kept: dict[Precision, Kept] = {"fp32": exact, "tf32": exact, "bf16": short}
-    return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions)
+    return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions, family)

@@ -36,8 +36,8 @@ from suite.network_cost import (
     NO_COMPARISON,
     Comparison,
     Kept,
+    evaluate,
     lpips_comparison,
-    told,
 )
 from suite.plan import Plan
 
@@ -269,7 +269,7 @@ def _rate(network: nn.Module, made: Made, device: torch.device, seconds: float, 
     x = torch.randn(count, data.channels, data.resolution, data.resolution, device=device)
 
     def once() -> None:
-        network(x, torch.zeros(count, device=device), **told(made.conditions, count, device))
+        evaluate(made.experiment.teacher.family, network, x, made.conditions)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -3,7 +3,7 @@
 import functools
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.conditions import ClassLabels, Conditions
+from diffusion.conditions import Conditions
 from diffusion.distillation.distances import LpipsSettings, build_lpips
+from diffusion.family import UNET, Family
 
 
 class Kept(NamedTuple):
@@ -33,16 +34,18 @@ class Kept(NamedTuple):
     copies: float
 
 
-def network_operations(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
+def network_operations(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, family: Family = UNET
+) -> float:
     """The floating-point operations of one evaluation of the network that ``build`` makes, without computing any.
 
     Args:
         shape: (C, H, W) of the pictures.
     """
     with torch.device("meta"):
-        network, x = build(), torch.empty(1, *shape)
+        network = build()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, torch.zeros(1, device="meta"), **told(conditions, 1, "meta"))
+        evaluate(family, network, torch.empty(1, *shape, device="meta"), conditions)
     return float(counter.get_total_flops())
 
 
@@ -79,7 +82,11 @@ def _kept_for_backward() -> Iterator[dict[int, torch.UntypedStorage]]:
 
 
 def network_activations(
-    build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, bf16: bool = False
+    build: Callable[[], nn.Module],
+    shape: tuple[int, int, int],
+    conditions: Conditions,
+    bf16: bool = False,
+    family: Family = UNET,
 ) -> Kept:
     """What an evaluation with a gradient keeps for its backward pass, without computing any.
 
@@ -93,15 +100,15 @@ def network_activations(
         weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
         for count in counts:
             with _kept_for_backward() as kept, _bf16_of_gpus() if bf16 else nullcontext():
-                network(torch.empty(count, *shape), torch.zeros(count), **told(conditions, count, "cpu"))
+                evaluate(family, network, torch.empty(count, *shape), conditions)
             sizes.append(sum(storage.nbytes() for key, storage in kept.items() if key not in weights))
     return Kept(float(sizes[1] - sizes[0]), float(sizes[0] - counts[0] * (sizes[1] - sizes[0])))
 
 
-def told(conditions: Conditions, count: int, device: torch.device | str) -> Mapping[str, torch.Tensor]:
-    """Keyword arguments of a network's forward call for ``count`` images of the first class."""
-    labels = {"class_labels": torch.zeros(count, dtype=torch.int64, device=device)}
-    return labels if isinstance(conditions, ClassLabels) else {}
+def evaluate(family: Family, network: nn.Module, x: torch.Tensor, conditions: Conditions) -> None:
+    """One evaluation for each of the states ``x``, shape (N, C, H, W), all with the first sample's condition."""
+    told = torch.zeros(len(x), device=x.device)
+    family.call(network, x, told, conditions.of_samples([0] * len(x), x.device))
 
 
 class LiveBytes(TorchDispatchMode):
@@ -135,7 +142,9 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def network_passing(build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions) -> float:
+def network_passing(
+    build: Callable[[], nn.Module], shape: tuple[int, int, int], conditions: Conditions, family: Family = UNET
+) -> float:
     """The most bytes that an evaluation without a gradient holds beside the weights, of each image, in float32.
 
     Args:
@@ -146,7 +155,7 @@ def network_passing(build: Callable[[], nn.Module], shape: tuple[int, int, int],
         network = build().eval()
         for count in counts:
             with torch.no_grad(), LiveBytes() as live:
-                network(torch.empty(count, *shape), torch.zeros(count), **told(conditions, count, "cpu"))
+                evaluate(family, network, torch.empty(count, *shape), conditions)
             most.append(live.most)
     return float(most[1] - most[0])
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.conditions import ClassLabels, Conditions
+from diffusion.conditions import Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
@@ -70,7 +70,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
 def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
     """What :class:`diffusion.teachers.pipeline.StudentPipeline` is told of a denoiser beside network and scheduler."""
     facts: dict[str, Any] = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
-    if isinstance(denoiser.conditions, ClassLabels):
+    if denoiser.conditions.num_classes is not None:
         facts["num_classes"] = denoiser.conditions.num_classes
     if isinstance(denoiser.schedule, CosineSchedule):
         facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}

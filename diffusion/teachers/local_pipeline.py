@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffusion.family import UNET, Family
 from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.files import read_json, write_json
 from diffusion.schedule import Schedule
@@ -24,6 +25,7 @@ class LocalPipeline(StudentPipeline):
     """
 
     schedule: Schedule | None = None
+    family: Family = UNET
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -47,7 +49,7 @@ class LocalPipeline(StudentPipeline):
         denoiser = load_denoiser(folder, device)
         facts = pipeline_facts(denoiser) | sampling_facts(folder)
         pipeline = cls(unet=denoiser.network, scheduler=build_scheduler(denoiser), **facts)
-        pipeline.schedule = denoiser.schedule
+        pipeline.schedule, pipeline.family = denoiser.schedule, denoiser.family
         return pipeline
 
     def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +57,9 @@ class LocalPipeline(StudentPipeline):
             return super()._levels(timestep)
         at = self.schedule.at(self.schedule.time(torch.as_tensor(timestep)))
         return at.alpha.value, at.sigma.value
+
+    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.family.call(self.unet, fed, told, condition)
 
     def _further_noise(self, noise: torch.Tensor) -> Iterator[torch.Tensor]:
         """The same numbers; for timing, drawn on the device (:func:`diffusion.noise.drawn_by_batch`)."""

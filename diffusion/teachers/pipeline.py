@@ -237,7 +237,11 @@ class StudentPipeline(DiffusionPipeline):
         # As a tensor: networks of `diffusers` truncate Python's floats.
         told = torch.full((len(x),), float(timestep), device=x.device)
         condition = {} if labels is None else {"class_labels": labels}
-        return self.unet(x.to(next(self.unet.parameters()).dtype), told, return_dict=False, **condition)[0].float()
+        return self._called(x.to(next(self.unet.parameters()).dtype), told, condition)
+
+    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+        """F in float32, from what the network is fed."""
+        return self.unet(fed, told, return_dict=False, **condition)[0].float()
 
     def _read(self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """x̂ from F at the state x, unbounded."""

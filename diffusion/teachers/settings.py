@@ -2,16 +2,16 @@
 
 import functools
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from diffusion.conditions import ClassLabels, Unconditional
+from diffusion.conditions import Unconditional
 from diffusion.guidance import Guidance
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.settings import GrownSettings, Settings, UserPath
+from diffusion.runtime.settings import Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
 from diffusion.teachers.facts import TeacherFacts, facts_of
 from diffusion.teachers.families import TeacherFamily, families
@@ -40,7 +40,7 @@ class _UsedTeacher(Settings):
         return Guidance(self.guidance_scale)
 
 
-class TeacherSettings(_UsedTeacher, GrownSettings):
+class TeacherSettings(_UsedTeacher):
     """A teacher that the workflow trains on the data set.
 
     Attributes:
@@ -61,8 +61,6 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
     labels: bool = False
     label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
-
-    later: ClassVar[tuple[str, ...]] = ("noise_levels",)
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
@@ -175,8 +173,7 @@ class StoredTeacher(_UsedTeacher):
     @property
     def num_known_classes(self) -> int | None:
         """How many classes the teacher can be told; None where it is told nothing."""
-        conditions = load_conditions(self.folder, self.num_classes)
-        return conditions.num_classes if isinstance(conditions, ClassLabels) else None
+        return load_conditions(self.folder, self.num_classes).num_classes
 
     def check_pictures(self, channels: int, resolution: int) -> None:
         """Raises ValueError where the network makes other pictures than the data set's."""

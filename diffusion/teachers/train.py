@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion.conditions import ClassLabels, Condition, Unconditional
+from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
 from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, denoising_loss
@@ -27,7 +27,7 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
     run.seed_initialisation("initialisation")
     resolution, channels = split.images.shape[1], split.images.shape[3]
     has_null = settings.label_dropout > 0
-    conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()
+    conditions: Conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()
     embeddings = len(split.class_names) + has_null if settings.labels else None
     network = build_network(settings.network, channels, resolution, embeddings).to(run.device)
     schedule = settings.schedule.build()
@@ -44,20 +44,8 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
         x, labels = pictures.draw(step.batch_size, step.generator)
         noise = torch.randn(x.shape, generator=step.generator, device=x.device)
         t = settings.draw_times(len(x), schedule, step.generator)
-        condition = None
-        if isinstance(conditions, ClassLabels):
-            condition = drop_labels(conditions, labels, settings.label_dropout, step.generator)
+        condition = conditions.dropped(conditions.of_labels(labels), settings.label_dropout, step.generator)
         return compute(x, noise, t, condition)
 
     trained = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
     return denoiser.with_network(trained.network), trained.cost
-
-
-def drop_labels(
-    conditions: ClassLabels, labels: torch.Tensor, share: float, generator: torch.Generator
-) -> dict[str, torch.Tensor]:
-    """The labels as a condition, a random ``share`` of them replaced by no class (Ho & Salimans 2022, algorithm 1)."""
-    if share == 0:
-        return {"class_labels": labels}
-    dropped = torch.rand(len(labels), generator=generator, device=generator.device) < share
-    return {"class_labels": labels.masked_fill(dropped.to(labels.device), conditions.null)}

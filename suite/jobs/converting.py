@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from diffusion.conditions import ClassLabels
 from diffusion.denoiser import Denoiser
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.teachers.conversion.adm import load_consistency_teacher, load_guided_diffusion
@@ -108,9 +107,8 @@ def _load(file: Path, settings: dict[str, str | int | None]) -> Denoiser:
 
 
 def _check(denoiser: Denoiser, published: Published, file: Path) -> None:
-    classes = denoiser.conditions.num_classes if isinstance(denoiser.conditions, ClassLabels) else None
     for what, found, expected in (
-        ("classes", classes or "no", published.classes or "no"),
+        ("classes", denoiser.conditions.num_classes or "no", published.classes or "no"),
         ("pixels a side", denoiser.shape[1], published.resolution),
     ):
         if found != expected:
@@ -124,6 +122,5 @@ def _described(denoiser: Denoiser) -> str:
     network: Any = denoiser.network
     shape = "×".join(map(str, denoiser.shape))
     weights = sum(weight.numel() for weight in network.parameters()) / 1e6
-    conditions = denoiser.conditions
-    told = f"{conditions.num_classes} classes" if isinstance(conditions, ClassLabels) else "no classes"
+    told = f"{denoiser.conditions.num_classes or 'no'} classes"
     return f"{type(network).__name__}, {weights:.1f} M weights, {shape}, {told}, {denoiser.prediction_type}"

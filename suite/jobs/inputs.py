@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from diffusion.conditions import ClassLabels, Conditions
+from diffusion.conditions import Conditions
 from diffusion.data.store import stored_files
 from diffusion.runtime.errors import UserError
 from suite.provenance import Input, checked
@@ -26,7 +26,7 @@ def check_classes(conditions: Conditions, where: Path | str, found: int) -> None
     Raises:
         UserError: naming both numbers.
     """
-    if isinstance(conditions, ClassLabels) and conditions.num_classes != found:
+    if conditions.num_classes not in (None, found):
         raise UserError(
             f"{where}: {found} classes, but the teacher is told one of {conditions.num_classes}; expected the data set "
             f"that the teacher was trained on (or teacher.num_classes, where its last label stands for no class)."

@@ -124,9 +124,10 @@ def _store(
         batches,
         every_s=_NOTED_EVERY_S,
     )
-    told = load_conditions(source).of_samples(range(count), "cpu") or {}
+    conditions = load_conditions(source)
+    labels = conditions.labels(conditions.of_samples(range(count), "cpu"))
     parts = (images[part.start : part.stop] for part in portions_of(count, size))
-    save_samples(path, parts, images.shape, told.get("class_labels"))
+    save_samples(path, parts, images.shape, labels)
     begun.remove()
 
 

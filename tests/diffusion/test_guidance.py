@@ -25,7 +25,7 @@ from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_conditions, load_denoiser, save_denoiser
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
-from diffusion.teachers.train import drop_labels, train_teacher
+from diffusion.teachers.train import train_teacher
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.training.loop import TrainingRun
 from evaluation.measure.neighbours import closeness, nearest
@@ -181,11 +181,22 @@ def test_dropped_labels_are_the_null_class():
     conditions = ClassLabels(3, has_null=True)
     labels = torch.arange(3000) % 3
     generator = torch.Generator().manual_seed(0)
-    told = drop_labels(conditions, labels, 0.25, generator)["class_labels"]
+    told = conditions.dropped({"class_labels": labels}, 0.25, generator)["class_labels"]
     dropped = told == conditions.null
     assert 650 < int(dropped.sum()) < 850
     assert torch.equal(told[~dropped], labels[~dropped])
-    assert torch.equal(drop_labels(conditions, labels, 0.0, generator)["class_labels"], labels)
+    assert torch.equal(conditions.dropped({"class_labels": labels}, 0.0, generator)["class_labels"], labels)
+
+
+def test_what_guidance_leaves_alone_stays_in_the_unconditional_condition():
+    told = {"class_labels": torch.tensor([0, 2]), "noise_level": torch.tensor([0.25, 0.5])}
+    conditions = ClassLabels(3, has_null=True)
+    assert conditions.without(told)["class_labels"].tolist() == [3, 3]
+    assert torch.equal(conditions.without(told)["noise_level"], told["noise_level"])
+    kept = conditions.dropped(told, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(kept["noise_level"], told["noise_level"])
+    with pytest.raises(ValueError, match="no label for no class"):
+        ClassLabels(3, has_null=False).without(told)
 
 
 def test_a_conditional_teacher_is_trained_with_its_null_class(tmp_path):
