@@ -9,8 +9,10 @@ from repository import ROOT
 from diffusion.conditions import ClassLabels
 from diffusion.guidance import Guidance, guided
 from diffusion.solvers import ddim_sample
+from diffusion.student import NoiseStudent
 from diffusion.teachers import families
 from diffusion.teachers.folder import load_denoiser, pipeline_problems, save_denoiser
+from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.stored_network import stored_network
 
 DOCUMENT = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
@@ -79,3 +81,13 @@ def test_a_teacher_of_the_documented_family_is_stored_and_read_again(documented,
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor(0.5, dtype=torch.float64), torch.tensor([1, 1])
     assert torch.equal(again(x, t, {"class_labels": labels}), denoiser(x, t, {"class_labels": labels}))
     assert again.family is denoiser.family is documented
+
+
+def test_a_student_of_the_documented_family_is_sampled_through_it(documented, transformer, tmp_path):
+    teacher = load_denoiser(transformer[0])
+    save_denoiser(tmp_path / "student", teacher, told_timestep=0.0)
+    student = NoiseStudent(teacher.network, teacher.schedule, teacher.prediction_type, family=documented)
+    noise, labels = torch.randn(2, 1, 8, 8), torch.tensor([2, 1])
+    with torch.no_grad():
+        drawn = LocalPipeline.read(tmp_path / "student").drawn(noise, 1, labels)
+        torch.testing.assert_close(drawn, student.sample(noise, {"class_labels": labels}))

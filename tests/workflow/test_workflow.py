@@ -57,6 +57,14 @@ def test_the_report_is_there_and_a_second_run_has_nothing_to_do(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("job", ["samples/ddim", "students/boot-heun"])
+def test_what_is_imported_by_a_name_in_a_variable_is_a_source_too(finished, job):
+    asked = json.loads((finished / "results" / "tiny" / "jobs" / job / "train-0.json").read_text())
+    method = "boot/distillation.py" if "boot" in job else "baselines/samplers.py"
+    assert asked["code"].keys() >= {method, "diffusion/teachers/families/unet2d.py"}
+
+
+@pytest.mark.slow
 def test_the_long_tables_have_the_promised_columns_and_rows(finished):
     report = finished / "results" / "tiny" / "report"
     metrics, speed, cost = (pd.read_csv(report / f"{name}.csv") for name in ("metrics", "speed", "cost"))
