@@ -7,18 +7,15 @@ from pydantic import Field
 
 from diffusion.denoiser import Denoiser
 from diffusion.runtime.errors import CheckpointError, UserError
-from diffusion.teachers.conversion.adm import load_consistency_teacher, load_guided_diffusion
+from diffusion.teachers.conversion.adm import Betas, Order, load_consistency_teacher, load_guided_diffusion
 from diffusion.teachers.conversion.edm import load_edm
-from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Published
+from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Kind, Published
 from diffusion.teachers.folder import save_denoiser
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.job import GivenPath, Job
 from suite.provenance import checked
 
 _PAGE = "docs/teachers.md"
-Kind = Literal["edm", "guided-diffusion", "consistency"]
-Order = Literal["heads-first", "qkv-first"]
-Betas = Literal["linear", "cosine"]
 # The options of a kind beside those that all have; those that must be known are first.
 _NEEDED = {"edm": (), "guided-diffusion": ("attention", "schedule"), "consistency": ("attention",)}
 _OPTIONAL = {"edm": (), "guided-diffusion": ("resolution",), "consistency": ("resolution",)}

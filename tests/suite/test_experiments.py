@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from repository import CONFIG, snakemake
 
-import diffusion.training.loop
+import diffusion.training.stage
 from diffusion.data.kinds import cifar10, fashion_mnist, lsun, parse_settings, prepare
 from diffusion.data.store import load_split, write_dataset
 from diffusion.runtime.errors import UserError
@@ -86,7 +86,7 @@ def test_nothing_of_the_default_experiment_draws_beside_its_steps_generator(tmp_
     for number in (1, 2):
         seeds = iter(range(1000 * number, 10**6))
         monkeypatch.setattr(
-            diffusion.training.loop, "seed_dropout", lambda _, seeds=seeds: torch.manual_seed(next(seeds))
+            diffusion.training.stage, "seed_dropout", lambda _, seeds=seeds: torch.manual_seed(next(seeds))
         )
         networks = []
         with TrainingRun(tmp_path / f"teacher-{number}", "key", 0, torch.device("cpu")) as run:

@@ -33,7 +33,7 @@ from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.conversion.adm import Betas, Order, adm_schedule, load_guided_diffusion
 from diffusion.teachers.conversion.edm import load_edm
-from diffusion.teachers.conversion.published import PUBLISHED, Kind
+from diffusion.teachers.conversion.published import PUBLISHED
 from diffusion.teachers.conversion.weights import unet_configuration
 from diffusion.teachers.folder import load_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
@@ -903,12 +903,6 @@ def test_the_scaled_time_is_the_same_network_at_another_time():
     again = TimeScaledUNet.from_config(json.loads(scaled.to_json_string()))
     assert again.config.timestep_scale == 1000
     assert again.config.block_out_channels == (32, 32) or list(again.config.block_out_channels) == [32, 32]
-
-
-def test_the_command_line_knows_what_the_converter_does():
-    assert set(cli.KINDS) == set(get_args(Kind))
-    assert set(cli.ORDERS) == set(get_args(Order))
-    assert set(cli.BETAS) == set(get_args(Betas))
 
 
 def test_the_documentation_lists_what_is_published():
