@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -150,7 +150,7 @@ def _scheduler_problems(config: Mapping[str, Any]) -> list[str]:
             "found use_flow_sigmas true, expected false: flow matching is not supported, and its networks read with "
             "betas give wrong images."
         )
-    known = ("epsilon",) if name in _EDM else ("epsilon", "v_prediction", "sample")
+    known = ("epsilon",) if name in _EDM else tuple(kind for kind in get_args(PredictionType) if kind != "edm")
     kind = config.get("prediction_type", "epsilon")
     if kind not in known:
         problems.append(f"found prediction_type {kind!r}, expected one of {', '.join(known)}.")
