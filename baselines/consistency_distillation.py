@@ -8,7 +8,7 @@ Everything is computed in x_t, of which z at large τ would lose the digits.
 import copy
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -62,6 +62,8 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
         training: published: RAdam, a constant rate, no weight decay. The kept result is the average of
             ``training.ema_decay``, as in the paper, which keeps it besides the target network.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("clip_steps", "lpips")
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)

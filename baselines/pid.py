@@ -1,7 +1,7 @@
 """PID, physics-informed distillation (Tee et al. 2024, arXiv 2411.08378): the student is the teacher's trajectory and
 learns from its differential equation alone, without any data."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,6 +38,8 @@ class PidSettings(TrainedSettings, ComparingSettings):
         lpips: published: images resized to 224, the backbone "vgg" with pooling "average".
         training: published: RAdam at a constant 2e-4 (ImageNet-64: 1e-4), average of the weights 0.99995.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("output", "distance", "lpips")
 
     method: Literal["pid"] = "pid"
     num_times: int = Field(250, ge=3)

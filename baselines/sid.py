@@ -8,7 +8,7 @@ generator's pictures are distributed as the teacher's.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.distillation.distiller import Student, TrainedSettings, student_network
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
+from diffusion.runtime.settings import GrownSettings
 from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
@@ -39,7 +40,7 @@ _SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SidSettings(TrainedSettings):
+class SidSettings(TrainedSettings, GrownSettings):
     """Settings of SiD.
 
     Attributes:
@@ -61,6 +62,8 @@ class SidSettings(TrainedSettings):
             trained with, 0.13 on CIFAR-10, 0.1 on ImageNet, 0.05 on FFHQ).
         training: the generator's; the fake score has its batch, micro-batches and largest gradient too.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("fake_betas", "dropout")
 
     method: Literal["sid"] = "sid"
     sigma_init: float = Field(2.5, gt=0)

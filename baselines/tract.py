@@ -3,7 +3,7 @@ shorter jumps."""
 
 import functools
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -37,6 +37,8 @@ class TractSettings(TrainedSettings):
             none), and an average whose decay 0.001^(1/steps) leaves a thousandth of the weights that a phase began
             with.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("solver",)
 
     method: Literal["tract"] = "tract"
     start_steps: int = Field(40, ge=2)

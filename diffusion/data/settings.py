@@ -1,17 +1,17 @@
 """What the settings of data sets have in common."""
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pydantic
 
 from diffusion.runtime.errors import UserError, some_of
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings
 
 Crop = Literal["adm", "box", "lanczos"]
 
 
-class DataSettings(Settings):
+class DataSettings(GrownSettings):
     """What the settings of every kind of data set have.
 
     Attributes:
@@ -21,12 +21,16 @@ class DataSettings(Settings):
 
     flip: bool = False
 
+    later: ClassVar[tuple[str, ...]] = ("flip",)
+
 
 class CountedSettings(DataSettings):
     """How many pictures there must be."""
 
     # In all parts together; null takes what is there. Seen before a picture is read.
     num_pictures: int | None = pydantic.Field(default=None, ge=1)
+
+    later: ClassVar[tuple[str, ...]] = (*DataSettings.later, "num_pictures", "num_classes", "classes")
 
     def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
         """Raises UserError where the pictures of all parts are not as many as there must be."""

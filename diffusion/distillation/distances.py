@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
-from diffusion.runtime.settings import Settings, UserPath
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -34,7 +34,7 @@ def squared_l2(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().flatten(1).mean(dim=1)
 
 
-class LpipsSettings(Settings):
+class LpipsSettings(GrownSettings):
     """The LPIPS distance (Zhang et al. 2018, arXiv 1801.03924), version 0.1.
 
     Attributes:
@@ -48,6 +48,8 @@ class LpipsSettings(Settings):
             (``replace_pooling=True``), which the PyTorch code of consistency models and of PID takes. The layer
             weights, which were fitted with "max", are the same.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("pooling",)
 
     backbone: Backbone = "vgg"
     weights: UserPath | None = None

@@ -17,7 +17,7 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method, Sampler
 from diffusion.distillation.pairs import Pairs, PairsSettings
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Snapshot, Step, Trained
 
@@ -53,7 +53,7 @@ def finished_student(nfe: int, trained: Trained) -> Student:
     return Student(nfe, copy.deepcopy(trained.network).cpu(), trained.cost, trained.snapshots)
 
 
-class TrainedSettings(Settings):
+class TrainedSettings(GrownSettings):
     """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
 
     Steps too few for a default warm-up or average shorten it, see

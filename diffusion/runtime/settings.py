@@ -8,16 +8,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
 )
 
 # What YAML takes for null.
@@ -75,6 +77,23 @@ class Settings(BaseModel):
             return None
         choices = _choices(cls, info.field_name)
         return next((choice for choice in choices if isinstance(choice, int) and str(choice) == value), value)
+
+
+class GrownSettings(Settings):
+    """A block that has got keys since results were first made with it.
+
+    Results are known by the text of their settings. The later keys are left out of it where they say nothing, so that
+    what was made before they came stays valid.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _unused_later_keys_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, dumped = type(self).model_fields, dump(self)
+        # A block may lack later keys that others with the same base have.
+        unused = {key for key in self.later if key in fields and getattr(self, key) == fields[key].default}
+        return {key: value for key, value in dumped.items() if key not in unused}
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:

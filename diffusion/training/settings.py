@@ -1,7 +1,7 @@
 """How a network is trained: the block `training` of the YAML."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -9,10 +9,10 @@ from torch import nn
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.precision import has_short_products
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings
 
 
-class TrainingSettings(Settings):
+class TrainingSettings(GrownSettings):
     """How a network is optimised.
 
     Attributes:
@@ -46,6 +46,8 @@ class TrainingSettings(Settings):
         channels_last: whether the channels of weights and activations lie beside each other in memory, as tensor cores
             want them; "auto": under bfloat16 on a GPU. The same values up to the order of sums.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("minutes",)
 
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0)

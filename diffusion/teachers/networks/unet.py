@@ -1,17 +1,17 @@
 """Networks that are trained here."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import nn
 
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings
 
 _DOWN_BLOCKS = {"conv": "DownBlock2D", "resnet": "ResnetDownsampleBlock2D"}
 _UP_BLOCKS = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
 
 
-class NetworkSettings(Settings):
+class NetworkSettings(GrownSettings):
     """A `diffusers` ``UNet2DModel``; the names are that class's own.
 
     ``attention_resolutions`` names the feature-map sizes (in pixels) that have self-attention, as the papers do.
@@ -20,6 +20,8 @@ class NetworkSettings(Settings):
     embedding of time and class scales and shifts what is normalised and is not only added, and ``resnet`` for
     ``downsample_type`` and ``upsample_type``, residual blocks in place of single convolutions.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("resnet_time_scale_shift", "downsample_type", "upsample_type")
 
     kind: Literal["unet"] = "unet"
     block_out_channels: tuple[int, ...] = Field((32, 64, 64), min_length=1)
