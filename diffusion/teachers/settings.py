@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -11,7 +11,7 @@ from diffusion.conditions import Unconditional
 from diffusion.guidance import Guidance
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.settings import Settings, UserPath
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
 from diffusion.teachers.facts import TeacherFacts, facts_of
 from diffusion.teachers.families import TeacherFamily, families
@@ -40,7 +40,7 @@ class _UsedTeacher(Settings):
         return Guidance(self.guidance_scale)
 
 
-class TeacherSettings(_UsedTeacher):
+class TeacherSettings(_UsedTeacher, GrownSettings):
     """A teacher that the workflow trains on the data set.
 
     Attributes:
@@ -61,6 +61,8 @@ class TeacherSettings(_UsedTeacher):
     labels: bool = False
     label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
+
+    later: ClassVar[tuple[str, ...]] = ("noise_levels",)
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
