@@ -56,9 +56,7 @@ class KnowledgeDistillation(OneStep):
                 f"({teacher.num_timesteps})"
             )
 
-    def batch(
-        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
-    ) -> tuple[Any, ...]:
+    def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         assert isinstance(data, Pairs)
         return data.draw(step.batch_size, step.generator)
 

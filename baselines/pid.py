@@ -86,11 +86,9 @@ class Pid(OneStep):
         raw = self.settings.output == "network"
         return NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw, family=teacher.family)
 
-    def batch(
-        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
-    ) -> tuple[Any, ...]:
+    def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         batch, device, times = step.batch_size, step.generator.device, self._times
-        noise = torch.randn((batch, *shape), generator=step.generator, device=device)
+        noise = torch.randn((batch, *teacher.shape), generator=step.generator, device=device)
         index = torch.randint(len(times), (batch,), generator=step.generator, device=device)
         s, t = times[neighbour(index, len(times))], times[index]
         return noise, s, t, teacher.conditions.draw(batch, step.generator)

@@ -110,7 +110,6 @@ class Sid(OneStep):
         fake_training = training.model_copy(update=changes | {"warmup_steps": 0})
         fake_optimiser = fake_training.optimiser_of(fake_network)
         told = torch.full((training.batch_size,), start, dtype=torch.float64, device=run.device)
-        shape = teacher.shape
 
         def fake_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             with torch.no_grad():
@@ -125,7 +124,7 @@ class Sid(OneStep):
 
         def draw(step: Step, lognormal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Condition]:
             batch, generator = step.batch_size, step.generator
-            z, noise = torch.randn((2, batch, *shape), generator=generator, device=generator.device)
+            z, noise = torch.randn((2, batch, *teacher.shape), generator=generator, device=generator.device)
             if lognormal:
                 levels = lognormal_levels(batch, generator)
             else:

@@ -134,13 +134,11 @@ class Boot(OneStep):
         kind = StateStudent if self.settings.target == "state" else NoiseStudent
         return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
 
-    def batch(
-        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
-    ) -> tuple[Any, ...]:
+    def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         if self.settings.bootstrap_from == "average" and self._source is None:
             assert step.average is not None
             self._source = self.student(step.average, teacher)
-        noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
+        noise = torch.randn(step.batch_size, *teacher.shape, generator=step.generator, device=step.generator.device)
         s, t = draw_times(self.settings, teacher.schedule, step)
         return noise, s, t, teacher.conditions.draw(step.batch_size, step.generator)
 

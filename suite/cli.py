@@ -3,7 +3,7 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Literal, get_args, get_origin
 
@@ -60,11 +60,11 @@ def parse(arguments: Sequence[str]) -> Task:
         ) from error
 
 
-def main() -> None:
-    """Runs one command; an error that the user can mend is printed without a traceback."""
+def run(read: Callable[[], Task]) -> None:
+    """Runs the task that ``read`` gives; an error that the user can mend is printed without a traceback."""
     print_anything(sys.stdout)
     try:
-        task = parse(sys.argv[1:])
+        task = read()
         with task.sole_maker():
             task.run()
     except UserError as error:
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda: parse(sys.argv[1:]))

@@ -26,5 +26,5 @@ def inputs_of(method, folder, data, teacher):
     if not stored.exists():
         stored.mkdir(parents=True)
         with TrainingRun(folder / "pairs-state", "key", 0, torch.device("cpu")) as run:
-            generate_pairs(method.pairs(), teacher, teacher.shape, run, stored)
+            generate_pairs(method.pairs(), teacher, run, stored)
     return Pairs(stored, teacher.conditions)

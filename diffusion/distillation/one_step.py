@@ -30,16 +30,13 @@ class OneStep(Distiller):
         """
         raise NotImplementedError
 
-    def batch(
-        self, step: Step, teacher: Denoiser, shape: tuple[int, ...], data: Split | Pairs | None
-    ) -> tuple[Any, ...]:
+    def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         """Draws one batch, from the step's generator alone.
 
         Args:
-            shape: of an image, (C, H, W).
             data: as of :meth:`distil`.
         """
-        noise = torch.randn(step.batch_size, *shape, generator=step.generator, device=step.generator.device)
+        noise = torch.randn(step.batch_size, *teacher.shape, generator=step.generator, device=step.generator.device)
         return noise, teacher.conditions.draw(step.batch_size, step.generator)
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
@@ -58,7 +55,6 @@ class OneStep(Distiller):
         student = self.student(network, teacher)
         run.count(teacher.network)
         run.count(network)
-        shape = teacher.shape
 
         def compute(*batch: Any) -> torch.Tensor:
             return self.loss(student, teacher, *batch)
@@ -66,6 +62,6 @@ class OneStep(Distiller):
         compute = run.compiled(compute, self.settings.training)
 
         def loss(step: Step) -> torch.Tensor:
-            return compute(*self.batch(step, teacher, shape, data))
+            return compute(*self.batch(step, teacher, data))
 
         return [Student(1, *run.fit(self.name.replace("_", "-"), network, loss, self.settings.training))]

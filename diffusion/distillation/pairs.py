@@ -50,7 +50,6 @@ class PairsSettings(Settings):
 def generate_pairs(
     settings: PairsSettings,
     teacher: Denoiser,
-    shape: tuple[int, int, int],
     run: "TrainingRun",
     folder: Path,
     batch_size: int = 256,
@@ -61,7 +60,6 @@ def generate_pairs(
 
     Args:
         teacher: guided and in evaluation mode, on the run's device.
-        shape: (C, H, W).
 
     Raises:
         NonFiniteError: a sample is not finite.
@@ -74,7 +72,7 @@ def generate_pairs(
     evaluations_a_sample = 0
 
     def draw(indices: range) -> torch.Tensor:
-        noise = initial_noise(SEED, indices, shape).to(run.device)
+        noise = initial_noise(SEED, indices, teacher.shape).to(run.device)
         condition = teacher.conditions.of_samples(indices, run.device)
         with torch.inference_mode():
             return ddim_sample(teacher, noise, settings.num_inference_steps, condition)
@@ -101,7 +99,7 @@ def generate_pairs(
         run.note_seconds()
         return {"evaluations": run.evaluations}
 
-    images = begun.fill((settings.count, *shape), np.float16, portions, (part.numpy() for part in drawn), note)
+    images = begun.fill((settings.count, *teacher.shape), np.float16, portions, (part.numpy() for part in drawn), note)
     cost = run.cost() | {"offline_bytes": images.nbytes}
     np.save(folder / _IMAGES, images)
     write_json(folder / _FACTS, {"settings": settings.model_dump(), "cost": cost})

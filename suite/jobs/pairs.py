@@ -23,7 +23,7 @@ class Make(TrainingJob):
         teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
         with self.training_run(f"pairs-{self.settings.name}", 0, inputs, teacher.family) as run:
             with self.result_folder(run.processes) as folder:
-                generate_pairs(self.settings, teacher, teacher.shape, run, folder, self.batch_size)
+                generate_pairs(self.settings, teacher, run, folder, self.batch_size)
                 if not run.processes.is_main:
                     return
                 self.write_record(folder, inputs)

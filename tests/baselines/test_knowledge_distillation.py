@@ -73,7 +73,7 @@ def generate(folder, teacher=None, batch_size=4, settings=SETTINGS):
     folder.mkdir(parents=True, exist_ok=True)
     teacher = teacher or tiny_denoiser()
     with TrainingRun(folder / "state", "key", 0, CPU) as run:
-        generate_pairs(settings, teacher, SHAPE, run, folder, batch_size)
+        generate_pairs(settings, teacher, run, folder, batch_size)
     return Pairs(folder, teacher.conditions)
 
 

@@ -116,7 +116,7 @@ def pairs(folder):
         if (settings := build(name).pairs()) is not None:
             (folder / "pairs" / name).mkdir(parents=True)
             with TrainingRun(folder / "pairs-state", "key", 0, CPU) as run:
-                generate_pairs(settings, teacher, teacher.shape, run, folder / "pairs" / name)
+                generate_pairs(settings, teacher, run, folder / "pairs" / name)
     return folder / "pairs"
 
 

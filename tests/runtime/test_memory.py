@@ -258,7 +258,7 @@ def test_sampling_pairs_and_speed_name_their_batch(tmp_path, monkeypatch):
         TrainingRun(tmp_path / "run", "key", 0, CPU) as run,
         pytest.raises(DeviceMemoryError, match=r"evaluation\.batch_size: found 8, .* at most 2\."),
     ):
-        generate_pairs(few, teacher, (1, 8, 8), run, tmp_path / "pairs", batch_size=8)
+        generate_pairs(few, teacher, run, tmp_path / "pairs", batch_size=8)
     handle.remove()
 
     sampler = crowded(tmp_path / "teacher", 2, CPU)[0]

@@ -65,6 +65,13 @@ def test_every_mistake_is_named_with_its_place(tmp_path, text, place, said):
     assert said in problem
 
 
+def assert_each_is_told_once(found, file, expected):
+    """Every line that is expected, by its beginning, and no other."""
+    assert len(found) == len(expected), "\n".join(found)
+    for beginning in expected:
+        assert sum(line.startswith(f"{file}:{beginning}") for line in found) == 1, f"{beginning}\n" + "\n".join(found)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read \(No such file or directory\)"):
         ConfigurationFiles([tmp_path / "nowhere.yaml"])
@@ -118,9 +125,7 @@ def test_all_problems_come_at_once_each_with_the_place_of_its_key(tmp_path):
         "15:9: speed.batch_sizes: found [1, 0], expected different numbers",
         "16:1: select: found 'bot', expected names under methods: ddim, boot, mine, b0.5.",
     }
-    assert len(found) == len(expected), "\n".join(found)
-    for beginning in expected:
-        assert sum(line.startswith(f"{file}:{beginning}") for line in found) == 1, f"{beginning}\n" + "\n".join(found)
+    assert_each_is_told_once(found, file, expected)
 
 
 def test_what_is_right_of_a_broken_block_is_checked_in_the_same_turn(tmp_path):
@@ -161,9 +166,7 @@ def test_what_is_right_of_a_broken_block_is_checked_in_the_same_turn(tmp_path):
         "16:19: evaluation.protocols.a.library: found 'cleanfid'",
         "16:67: evaluation.protocols.c.reference: found 'nowhere.npz'",
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for beginning in expected:
-        assert sum(line.startswith(f"{file}:{beginning}") for line in found) == 1, f"{beginning}\n" + "\n".join(found)
+    assert_each_is_told_once(found, file, expected)
 
 
 @pytest.mark.parametrize(
