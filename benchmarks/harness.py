@@ -41,7 +41,7 @@ def untrained(experiment: Experiment, device: torch.device, classes: int) -> Den
         return load_denoiser(Path(teacher.path), device)
     conditions = ClassLabels(classes, teacher.label_dropout > 0) if teacher.labels else Unconditional()
     labels = classes + (teacher.label_dropout > 0) if teacher.labels else None
-    network = build_network(teacher.network, experiment.data.channels, experiment.data.resolution, labels)
+    network = build_network(teacher.network, experiment.data.shape, labels)
     schedule = teacher.schedule.build()
     denoiser = Denoiser(network, schedule, teacher.prediction_type, teacher.thresholding, conditions)
     return denoiser.to(device).eval().requires_grad_(False)

@@ -152,7 +152,7 @@ class PlainLoop:
 
         data = experiment.data
         labels = CLASSES + 1 if conditional(experiment) else None
-        network: Any = build_network(experiment.teacher.network, data.channels, data.resolution, labels)
+        network: Any = build_network(experiment.teacher.network, data.shape, labels)
         self.accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
         kind = {"model_cls": type(network), "model_config": network.config}
         self.average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, **kind)
@@ -161,7 +161,7 @@ class PlainLoop:
         rates = get_scheduler("cosine", optimizer=optimiser, num_warmup_steps=500, num_training_steps=1_000_000)
         self.network, self.optimiser, self.rates = self.accelerator.prepare(network, optimiser, rates)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000)
-        self.pictures = torch.randn(batch, data.channels, data.resolution, data.resolution, device=device)
+        self.pictures = torch.randn(batch, *data.shape, device=device)
         self.told = {"class_labels": torch.zeros(batch, dtype=torch.int64, device=device)} if labels else {}
         self.network.train()
 
@@ -251,7 +251,7 @@ def conditional(experiment: Experiment) -> bool:
 
 def some_pictures(experiment: Experiment) -> Split:
     data, rng, count = experiment.data, np.random.default_rng(0), 512
-    images = rng.integers(0, 256, (count, data.resolution, data.resolution, data.channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, *data.shape[1:], data.shape[0]), dtype=np.uint8)
     names = tuple(map(str, range(CLASSES))) if conditional(experiment) else ("all",)
     return Split(Shards([images]), np.arange(count, dtype=np.int64) % len(names), names, "", "train")
 
@@ -418,7 +418,7 @@ def sampling(experiment: Experiment, rounds: int, batch: int, device: torch.devi
 
     @torch.inference_mode()
     def ours() -> Any:
-        images = student.sample(torch.randn(batch, data.channels, data.resolution, data.resolution, device=device))
+        images = student.sample(torch.randn(batch, *data.shape, device=device))
         return (images / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
 
     def theirs(steps: int) -> Any:
@@ -564,7 +564,7 @@ def main(argv: list[str] | None = None, spent: float = 0.0) -> int:
 
     def run(experiment: Experiment, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         data = experiment.data
-        batch = arguments.batch_size or (8 if data.resolution > 64 else 64 if on_gpu or not quick else 16)
+        batch = arguments.batch_size or (8 if max(data.shape) > 64 else 64 if on_gpu or not quick else 16)
         evaluations = known.setdefault(experiment.name, {})
         if name == "sampling":
             return sampling(experiment, rounds, batch, device)
@@ -573,8 +573,8 @@ def main(argv: list[str] | None = None, spent: float = 0.0) -> int:
         if experiment.name not in operations:
             labels = CLASSES + 1 if conditional(experiment) else None
             operations[experiment.name] = network_operations(
-                lambda: build_network(experiment.teacher.network, data.channels, data.resolution, labels),
-                (data.channels, data.resolution, data.resolution),
+                lambda: build_network(experiment.teacher.network, data.shape, labels),
+                data.shape,
                 ClassLabels(CLASSES, has_null=True) if labels else Unconditional(),
             )
         each, turn = operations[experiment.name], 0.3 if quick else 0.5  # so long that its ends do not matter

@@ -36,7 +36,7 @@ def work(configuration: str) -> None:
     denoiser = untrained(experiment, torch.device("cpu"), 1).train().requires_grad_(True)
     schedule, optimiser = denoiser.schedule, teacher.training.optimiser_of(denoiser.network)
     generator, batch = torch.Generator().manual_seed(0), teacher.training.batch_size
-    shape = (2, batch, data.channels, data.resolution, data.resolution)
+    shape = (2, batch, *data.shape)
 
     def step() -> float:
         began = time.perf_counter()

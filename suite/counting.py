@@ -221,7 +221,9 @@ class Made:
             schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
         else:
             schedule, prediction, thresholding = load_schedule(teacher.folder)
-        network = build_network(_STAND_IN, self.channels, _SIDE, _labels(self.conditions)).requires_grad_(False)
+        network = build_network(_STAND_IN, (self.channels, _SIDE, _SIDE), _labels(self.conditions)).requires_grad_(
+            False
+        )
         return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
 
     @staticmethod
@@ -270,10 +272,10 @@ def real_network(
 
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
-            return build_network(teacher.network, data.channels, data.resolution, _labels(conditions))
+            return build_network(teacher.network, data.shape, _labels(conditions))
         return stored_network(teacher.folder).build()
 
-    shape, family = (data.channels, data.resolution, data.resolution), teacher.family
+    shape, family = data.shape, teacher.family
     operations = network_operations(build, shape, conditions, family)
     exact = network_activations(build, shape, conditions, family=family)
     short = network_activations(build, shape, conditions, bf16=True, family=family)

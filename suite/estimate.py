@@ -6,6 +6,7 @@ real network, with random weights: its rate on the present machine, measured for
 operations, counted without computing, at an assumed share of a stated card's peak.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -160,7 +161,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         seconds: for how long the rate of the real network is measured, one pass at least.
     """
     plan, data = Plan(experiment), experiment.data
-    picture = data.resolution**2 * data.channels
+    picture = math.prod(data.shape)
     conditions = conditions_of(experiment, plan)
     network, operations, activations, passing_bytes = real_network(experiment, conditions, device)
     weights = 4 * sum(weight.numel() for weight in network.parameters())
@@ -178,13 +179,12 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     for name, pairs in plan.pairs().items():
         evaluations, at_once = pairs.count * pairs.num_inference_steps * twice, min(batch, pairs.count) * twice
         rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture, passing=at_once))
-    shape = (data.channels, data.resolution, data.resolution)
     for variant in plan.trained_variants():
         settings = experiment.methods[variant].settings
         students, seeds = len(experiment.methods[variant].students()), len(plan.train_seeds(variant))
         comparison = NO_COMPARISON
         if getattr(settings, "distance", None) == "lpips":
-            comparison = lpips_comparison(settings.lpips, shape)
+            comparison = lpips_comparison(settings.lpips, data.shape)
         cost = made.cost_of(variant, comparison.operations / operations)
         precision = settings.training.precision_where(True)
         rows.append(_trained("distil", variant, cost, weights, students * weights, seeds, precision, comparison))
@@ -264,9 +264,8 @@ def _rates(
 
 def _rate(network: nn.Module, made: Made, device: torch.device, seconds: float, precision: str) -> float:
     """Evaluations a second without a gradient, at a batch that a card is filled by."""
-    data = made.experiment.data
     count = 64 if device.type == "cuda" else 4
-    x = torch.randn(count, data.channels, data.resolution, data.resolution, device=device)
+    x = torch.randn(count, *made.experiment.data.shape, device=device)
 
     def once() -> None:
         evaluate(made.experiment.teacher.family, network, x, made.conditions)

@@ -137,8 +137,9 @@ def _reference_problem(file: Path, data: Any, dimensions: int) -> str | None:
         mean = archive["mu"].shape if {"mu", "sigma"} <= names else None
     if "arr_0" in names:
         shape = samples_shape(file)
-        if data is not None and shape[1:3] != (data.resolution, data.resolution):
-            return f"{file}: images of {shape[1]}×{shape[2]} pixels, expected {data.resolution}×{data.resolution}."
+        if data is not None and shape[1:3] != data.shape[1:]:
+            height, width = data.shape[1:]
+            return f"{file}: images of {shape[1]}×{shape[2]} pixels, expected {height}×{width}."
         return None
     if mean is None:
         return f"{file}: holds {sorted(names)}; expected 'arr_0' (images), or 'mu' and 'sigma' (moments)."

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from diffusion.data.store import size_of
 from evaluation.report.format import format_value
 
 # What the licences of data sets are known to be; of all others nothing is said but that.
@@ -136,10 +137,10 @@ def _origin(facts: CardFacts) -> str:
     else:
         teacher = f"Teacher, trained with the suite:\n\n{_block(facts.teacher.get('settings'))}"
     data, channels = facts.data, facts.data["channels"]
-    side, count = data["resolution"], data["splits"]["train"]["count"]
+    (height, width), count = size_of(data["resolution"]), data["splits"]["train"]["count"]
     used = "The student's training read it." if facts.method.needs_data else "The student's training read none of it."
     return (
-        f"{teacher}\n\nData set: `{data['settings']['kind']}`, {count:,} training images of {side}×{side} pixels, "
+        f"{teacher}\n\nData set: `{data['settings']['kind']}`, {count:,} training images of {height}×{width} pixels, "
         f"{channels} channel{'s' * (channels != 1)}, {len(data['class_names'])} classes ({data['source']}). {used}"
     )
 

@@ -24,7 +24,7 @@ TEACHER = {
 
 def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1, network=NETWORK):
     torch.manual_seed(seed)
-    network = build_network(NetworkSettings.model_validate(network), channels=channels, resolution=8)
+    network = build_network(NetworkSettings.model_validate(network), (channels, 8, 8))
     schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
     denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
     return denoiser.eval().requires_grad_(False)
@@ -32,7 +32,7 @@ def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1,
 
 def tiny_conditional(num_classes=3, has_null=True, prediction_type="v_prediction", thresholding=NO_THRESHOLD):
     torch.manual_seed(0)
-    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, num_classes + has_null)
+    network = build_network(NetworkSettings.model_validate(NETWORK), (1, 8, 8), num_classes + has_null)
     conditions = ClassLabels(num_classes, has_null)
     denoiser = Denoiser(network, CosineSchedule(num_timesteps=200), prediction_type, thresholding, conditions)
     return denoiser.eval().requires_grad_(False)

@@ -1,7 +1,7 @@
 """What the settings of data sets have in common."""
 
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pydantic
 
@@ -22,6 +22,12 @@ class DataSettings(GrownSettings):
     flip: bool = False
 
     later: ClassVar[tuple[str, ...]] = ("flip",)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images: ``resolution`` pixels a side, unless a kind says otherwise."""
+        kind: Any = self
+        return kind.channels, kind.resolution, kind.resolution
 
 
 class CountedSettings(DataSettings):

@@ -1,18 +1,19 @@
 """A data set on disk: a folder with shards of pictures, two files of labels and a manifest.
 
-``train-00000.npy``, ``train-00001.npy`` … and ``test-00000.npy`` … are uint8 (N, H, W, C) with H = W and C = 1 or 3, no
-larger than :data:`SHARD_BYTES` each, to be memory-mapped; ``train-labels.npy`` and ``test-labels.npy`` are int64 (N,),
-indices into the manifest's ``class_names``. ``manifest.json`` holds counts, resolution, channels, class names, pictures
-per class, the SHA-256 of every file, the settings and the source.
+``train-00000.npy``, ``train-00001.npy`` … and ``test-00000.npy`` … are uint8 (N, H, W, C) with C = 1 or 3, no larger
+than :data:`SHARD_BYTES` each, to be memory-mapped; ``train-labels.npy`` and ``test-labels.npy`` are int64 (N,), indices
+into the manifest's ``class_names``. ``manifest.json`` holds counts, resolution (a number, or height and width),
+channels, class names, attributes of the classes, images per class, the SHA-256 of every file, the settings and the
+source.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -89,10 +90,12 @@ class Splits:
         train_labels: int64 (N,), indices into ``class_names``.
         test_images: uint8 (M, H, W, C), likewise.
         test_labels: int64 (M,).
-        class_names: one name a class; a single name where there are no classes.
+        class_names: one name a class, or one caption; a single name where there are neither.
         source: where the pictures come from, in words.
         fingerprint: changes when the source does, as far as can be told without reading it: what an interrupted
             preparation has made is used again only under the same fingerprint.
+        attributes: what can be seen in an image of a class, where classes are captions: name of the attribute to its
+            value in every class, a count from 0.
     """
 
     train_images: Pictures
@@ -102,6 +105,7 @@ class Splits:
     class_names: tuple[str, ...]
     source: str
     fingerprint: str = ""
+    attributes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class Shards:
@@ -149,6 +153,7 @@ class Split:
         sha256: hash of the pictures, as the manifest records it: of the hashes of its shards.
         name: ``train`` or ``test``.
         flip: whether training draws each image mirrored left to right with probability 1/2; ``images`` are unflipped.
+        attributes: as of :class:`Splits`.
     """
 
     images: Shards
@@ -157,6 +162,25 @@ class Split:
     sha256: str
     name: str
     flip: bool = False
+    attributes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of its images."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+
+def resolution_of(images_shape: Sequence[int]) -> int | list[int]:
+    """What a file says of images of shape (N, H, W, C): the side of square ones, else height and width."""
+    height, width = images_shape[1:3]
+    return height if height == width else [height, width]
+
+
+def size_of(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """(H, W) of what :func:`resolution_of` says."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width
 
 
 def stratified_split(labels: np.ndarray, test_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -236,13 +260,15 @@ def write_dataset(
         "test": (splits.test_images, splits.test_labels),
     }
     manifest: dict[str, Any] = {
-        "resolution": splits.train_images.shape[1],
+        "resolution": resolution_of(splits.train_images.shape),
         "channels": splits.train_images.shape[3],
         "class_names": list(splits.class_names),
         "source": splits.source,
         "settings": settings.model_dump(mode="json"),
         "splits": {},
     }
+    if splits.attributes:
+        manifest["attributes"] = {name: list(values) for name, values in splits.attributes.items()}
     with _workplace(folder, splits, settings, state) as work:
         _refuse_if_full(folder, work, sum(_size(images) for images, _ in parts.values()))
         for name, (images, labels) in parts.items():
@@ -344,7 +370,7 @@ def load_split(folder: Path | str, name: Literal["train", "test"], flip: bool = 
             f"{folder / f'{name}-labels.npy'}: labels reach from {labels.min()} to {labels.max()}, expected "
             f"0 to {len(class_names) - 1} for the classes of the manifest."
         )
-    return Split(images, labels, tuple(class_names), about["sha256"], name, flip)
+    return Split(images, labels, tuple(class_names), about["sha256"], name, flip, about["attributes"])
 
 
 def stored_files(folder: Path | str, *names: Literal["train", "test"]) -> list[Path]:
@@ -358,17 +384,18 @@ def stored_files(folder: Path | str, *names: Literal["train", "test"]) -> list[P
 
 
 def _shards_of(folder: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """The shapes of a part's shards, by their names; and ``count``, ``sha256`` and ``class_names``."""
+    """The shapes of a part's shards, by their names; and ``count``, ``sha256``, ``class_names``, ``attributes``."""
     manifest = read_json(folder / "manifest.json")
     try:
         part = manifest["splits"][name]
-        side, channels, class_names = manifest["resolution"], manifest["channels"], manifest["class_names"]
+        size, channels, class_names = size_of(manifest["resolution"]), manifest["channels"], manifest["class_names"]
         sizes = {str(shard["file"]): shard["count"] for shard in part["shards"]}
-        shards: dict[str, tuple[int, ...]] = {file: (count, side, side, channels) for file, count in sizes.items()}
+        shards: dict[str, tuple[int, ...]] = {file: (count, *size, channels) for file, count in sizes.items()}
         about = {"count": part["count"], "sha256": part["sha256"]["images"], "class_names": class_names}
+        about["attributes"] = manifest.get("attributes", {})
         if not shards or sum(shape[0] for shape in shards.values()) != about["count"]:
             raise KeyError("shards")
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'manifest.json'}: is not a manifest of a data set ({error!r}).") from error
     return shards, about
 
@@ -396,9 +423,12 @@ def _check(splits: Splits) -> None:
         kind = images[:1].dtype if len(images.shape) == 4 and len(images) else None
         if kind != np.uint8:
             raise ValueError(f"{part}_images must be uint8 (N, H, W, C) with N > 0, found {kind} {images.shape}")
-        if images.shape[1] != images.shape[2] or images.shape[3] not in (1, 3) or images.shape[1:] != shape:
-            raise ValueError(f"pictures must be square with 1 or 3 channels, alike in both parts, found {images.shape}")
+        if images.shape[3] not in (1, 3) or images.shape[1:] != shape:
+            raise ValueError(f"images must have 1 or 3 channels and one shape in both parts, found {images.shape}")
         if labels.dtype != np.int64 or labels.shape != (len(images),):
             raise ValueError(f"{part}_labels must be int64 ({len(images)},), found {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(f"{part}_labels must lie in 0..{len(names) - 1}")
+    for name, values in splits.attributes.items():
+        if len(values) != len(names) or any(type(value) is not int or value < 0 for value in values):
+            raise ValueError(f"attributes[{name!r}] must be a whole number ≥ 0 for each of the {len(names)} classes")

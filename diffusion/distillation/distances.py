@@ -57,15 +57,16 @@ class LpipsSettings(GrownSettings):
     greyscale: Literal["repeat"] | None = None
     pooling: Literal["max", "average"] = "max"
 
-    def check(self, channels: int, resolution: int) -> None:
-        """Raises ValueError where pictures of that shape cannot be compared."""
-        if channels == 1 and self.greyscale is None:
+    def check(self, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError where images of that shape, (C, H, W), cannot be compared."""
+        side = min(shape[1:])
+        if shape[0] == 1 and self.greyscale is None:
             raise ValueError(
                 "lpips.greyscale: found null with pictures of one channel, expected 'repeat': the backbone has three"
             )
-        if (self.resize or resolution) < SMALLEST[self.backbone]:
+        if (self.resize or side) < SMALLEST[self.backbone]:
             raise ValueError(
-                f"lpips.resize: found {self.resize} with pictures of {resolution} pixels, expected at least "
+                f"lpips.resize: found {self.resize} with pictures of {side} pixels, expected at least "
                 f"{SMALLEST[self.backbone]} for the backbone {self.backbone!r}"
             )
         if self.pooling != "max" and self.backbone != "vgg":
@@ -94,10 +95,10 @@ class ComparingSettings(Settings):
             raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
         return self
 
-    def check_distance(self, channels: int, resolution: int) -> None:
-        """Raises ValueError where images of that shape cannot be compared."""
+    def check_distance(self, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError where images of that shape, (C, H, W), cannot be compared."""
         if self.distance == "lpips":
-            self.lpips.check(channels, resolution)
+            self.lpips.check(shape)
 
     def perceptual(self, device: torch.device) -> "LpipsDistance | None":
         """The network of "lpips", None with any other distance; errors as :func:`load_lpips`."""

@@ -14,6 +14,7 @@ class TeacherFacts:
 
     Attributes:
         log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
+        shape: (C, H, W) of the images.
     """
 
     prediction_type: PredictionType
@@ -21,15 +22,14 @@ class TeacherFacts:
     t_min: float
     t_max: float
     log_noise_to_signal: tuple[float, float]
-    channels: int
-    resolution: int
+    shape: tuple[int, int, int]
     conditional: bool
 
 
 def facts_of(
-    schedule: Schedule, prediction_type: PredictionType, channels: int, resolution: int, conditional: bool
+    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], conditional: bool
 ) -> TeacherFacts:
     t_min, t_max = schedule.t_min, schedule.t_max
     low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
     timesteps = schedule.num_timesteps
-    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), channels, resolution, conditional)
+    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, conditional)

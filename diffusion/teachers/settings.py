@@ -107,14 +107,14 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
         # beyond which no sampler and no student asks the network.
         return schedule.time_of(lognormal_levels(count, generator))
 
-    def facts(self, channels: int, resolution: int) -> TeacherFacts:
-        """What a teacher of the data set's pictures will be."""
-        return facts_of(self.schedule.build(), self.prediction_type, channels, resolution, self.labels)
+    def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
+        """What a teacher of images of shape (C, H, W) will be."""
+        return facts_of(self.schedule.build(), self.prediction_type, shape, self.labels)
 
-    def check_pictures(self, channels: int, resolution: int) -> None:
-        """Raises ValueError where the network does not fit the pictures."""
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError where the network does not fit images of shape (C, H, W)."""
         try:
-            self.network.check_resolution(resolution)
+            self.network.check_size(shape[1:])
         except ValueError as error:
             raise ValueError(f"network: {error}") from error
 
@@ -142,8 +142,8 @@ class StoredTeacher(_UsedTeacher):
         """
         return model_folder(self.path, self.revision)
 
-    def facts(self, channels: int, resolution: int) -> TeacherFacts:
-        """What the folder's teacher is; the pictures' shape is checked by :meth:`check_pictures`.
+    def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
+        """What the folder's teacher is; whether it makes images of that shape, :meth:`check_images` says.
 
         Raises:
             UserError: the folder is not such a pipeline, with every reason on a line of its own; or cannot be guided.
@@ -165,7 +165,7 @@ class StoredTeacher(_UsedTeacher):
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
         conditional = not isinstance(conditions, Unconditional)
-        return facts_of(schedule, prediction_type, channels, resolution, conditional)
+        return facts_of(schedule, prediction_type, shape, conditional)
 
     @property
     def family(self) -> TeacherFamily:
@@ -177,11 +177,8 @@ class StoredTeacher(_UsedTeacher):
         """How many classes the teacher can be told; None where it is told nothing."""
         return load_conditions(self.folder, self.num_classes).num_classes
 
-    def check_pictures(self, channels: int, resolution: int) -> None:
-        """Raises ValueError where the network makes other pictures than the data set's."""
-        shape = stored_network(self.folder).shape
-        if shape != (channels, resolution, resolution):
-            raise ValueError(
-                f"path: {self.path} makes pictures of shape {shape}, but the data set's are "
-                f"{(channels, resolution, resolution)}"
-            )
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        """Raises ValueError where the network makes other images than the data set's."""
+        found = stored_network(self.folder).shape
+        if found != shape:
+            raise ValueError(f"path: {self.path} makes images of shape {found}, but the data set's are {shape}")

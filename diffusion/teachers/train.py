@@ -25,11 +25,10 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
             f"the pictures of each class into a folder of its own."
         )
     run.seed_initialisation("initialisation")
-    resolution, channels = split.images.shape[1], split.images.shape[3]
     has_null = settings.label_dropout > 0
     conditions: Conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()
     embeddings = len(split.class_names) + has_null if settings.labels else None
-    network = build_network(settings.network, channels, resolution, embeddings).to(run.device)
+    network = build_network(settings.network, split.shape, embeddings).to(run.device)
     schedule = settings.schedule.build()
     denoiser = Denoiser(network, schedule, settings.prediction_type, settings.thresholding, conditions)
     pictures = RealPictures(split, run.device)

@@ -6,7 +6,7 @@ memory does not grow with the number of pictures.
 
 import json
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffusion.data.samples import load_samples
-from diffusion.data.store import Pictures
+from diffusion.data.store import Pictures, size_of
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, new_array, read_json, sha256_file
 from diffusion.runtime.processes import ALONE, Processes, drain, portions_of
@@ -161,7 +161,7 @@ def load_real(folder: Path, part: str = "train") -> Reference:
 
 def load_given(
     path: Path,
-    resolution: int,
+    resolution: int | Sequence[int],
     extractor: Mapping[str, Any],
     extract: Callable[[np.ndarray], np.ndarray],
     sha256: str | None = None,
@@ -174,7 +174,7 @@ def load_given(
     taken for the Fréchet distance where the samples' features are of that network, and left alone otherwise.
 
     Args:
-        resolution: of the samples.
+        resolution: of the samples, or their height and width.
         extractor: description of the samples' extractor.
         extract: pictures to features.
         sha256: of the file, or its beginning.
@@ -198,10 +198,10 @@ def load_given(
     has_moments = {"mu", "sigma"} <= names
     if "arr_0" in names:
         images = load_samples(path)
-        if images.shape[1:3] != (resolution, resolution):
+        if images.shape[1:3] != (expected := size_of(resolution)):
             raise UserError(
-                f"{path}: pictures of {images.shape[1]}×{images.shape[2]} pixels, but the samples have {resolution}. A "
-                f"reference of another resolution says nothing about them."
+                f"{path}: images of {images.shape[1]}×{images.shape[2]} pixels, but the samples have "
+                f"{expected[0]}×{expected[1]}. A reference of another resolution says nothing about them."
             )
         about: dict[str, Any] = {"count": len(images), "sha256": found}
         own = None

@@ -41,7 +41,7 @@ class Experiment:
 
     Attributes:
         name, results, teacher, train_seeds, evaluation, speed: as in the file, typed.
-        data: the data set's settings, of its kind's own model; they tell ``resolution`` and ``channels``.
+        data: the data set's settings, of its kind's own model; they tell the images' ``shape``.
         raw: the configuration as it was given.
         trains_teacher: whether the workflow trains it.
         methods: the selected variants in the file's order, name to configured method.
@@ -129,7 +129,7 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         required = {} if model is StoredTeacher else {"training": {"steps": 1}}
         teacher, of_teacher = without_wrong(model, layout.teacher, "teacher", problems, required)
     if data and teacher and not touched(of_teacher, "schedule", "prediction_type", "labels", "num_classes"):
-        facts = collected(teacher.facts, data.channels, data.resolution)
+        facts = collected(teacher.facts, data.shape)
     blocks, derived = all_blocks(layout, problems) if "methods" not in wrong else ({}, {})
     methods: dict[str, Method] = {}
     said: dict[str, list[str]] = {}
@@ -145,7 +145,7 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
             problems[before:] = [f"{key}: methods.{name}{problem}" for problem in new]
     # A stored one without facts is refused as it is.
     if data and teacher and (facts or model is TeacherSettings) and not touched(of_teacher, "network"):
-        problem = collected(refused, teacher.check_pictures, data.channels, data.resolution)
+        problem = collected(refused, teacher.check_images, data.shape)
         problems += [f"teacher.{problem}."] if problem else []
     selected = tuple(blocks) if layout.select is None else (*layout.select, *made_and_selected(layout, derived))
     if "methods" not in wrong:
@@ -174,9 +174,9 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     if look_at_files:
         problems += _file_problems(layout, data)
         if data and facts:
-            shape = (data.resolution, data.resolution, data.channels)
+            channels, *size = data.shape
             taken = set(labels_of(chosen).values())
-            problems += external_problems(layout.evaluation.external, shape, facts.conditional, taken)
+            problems += external_problems(layout.evaluation.external, (*size, channels), facts.conditional, taken)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     assert teacher is not None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.store import PARTS, load_split
+from diffusion.data.store import PARTS, load_split, resolution_of
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import sha256_file, write_json
 from diffusion.runtime.processes import join
@@ -39,7 +39,7 @@ class Extract(UnderProtocol):
                     processes,
                 )
                 if processes.is_main:
-                    about = {"resolution": split.images.shape[1], "sha256": split.sha256}
+                    about = {"resolution": resolution_of(split.images.shape), "sha256": split.sha256}
                     write_moments(folder / f"{part}.npz", load_features(file), about | {"extractor": description})
                     own = {"count": len(split.images), "features_sha256": sha256_file(file)}
                     parts[part] = about | own

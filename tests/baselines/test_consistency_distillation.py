@@ -221,7 +221,7 @@ def test_there_are_no_more_steps_than_chosen_levels():
 def test_chosen_levels_that_cannot_serve_every_step_are_refused(chosen):
     method = ConsistencyDistillation(settings(num_inference_steps=[1, 4], sampling_levels=chosen))
     with pytest.raises(ValueError, match=r"sampling_levels: found .*, expected 3 or more indices"):
-        method.check(TeacherSettings.model_validate(TEACHER).facts(channels=1, resolution=8))
+        method.check(TeacherSettings.model_validate(TEACHER).facts((1, 8, 8)))
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------
@@ -562,10 +562,10 @@ def test_one_student_serves_every_number_of_steps():
 
 
 def test_settings_that_make_no_sense_are_refused():
-    facts = TeacherSettings.model_validate(TEACHER).facts(channels=1, resolution=8)
+    facts = TeacherSettings.model_validate(TEACHER).facts((1, 8, 8))
     with pytest.raises(ValueError, match=r"num_inference_steps: found 6, expected fewer than num_levels \(6\)"):
         ConsistencyDistillation(settings(num_inference_steps=[6], num_levels=6)).check(facts)
-    late = TeacherSettings.model_validate(TEACHER | {"schedule": {"t_min": 0.9}}).facts(channels=1, resolution=8)
+    late = TeacherSettings.model_validate(TEACHER | {"schedule": {"t_min": 0.9}}).facts((1, 8, 8))
     with pytest.raises(
         ValueError, match=r"sigma_max: found 5\.0, expected more than the teacher's smallest .*6\.31375"
     ):

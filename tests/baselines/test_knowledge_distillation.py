@@ -184,6 +184,6 @@ def build(**changes):
 
 def test_more_steps_than_the_teacher_has_are_refused():
     teacher = {"schedule": {"num_timesteps": 20}, "training": {"steps": 1}}
-    facts = TeacherSettings.model_validate(teacher).facts(channels=1, resolution=8)
+    facts = TeacherSettings.model_validate(teacher).facts((1, 8, 8))
     with pytest.raises(ValueError, match=r"pairs\.num_inference_steps: found 21, expected at most"):
         build(pairs={"count": 4, "num_inference_steps": 21}).check(facts)

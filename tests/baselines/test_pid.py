@@ -246,7 +246,7 @@ def test_the_networks_own_output_can_be_the_image(tmp_path):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_an_output_that_is_no_image_is_refused(kind):
-    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "prediction_type": kind}).facts(1, 8)
+    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "prediction_type": kind}).facts((1, 8, 8))
     Pid(PidSettings()).check(facts)
     with pytest.raises(ValueError, match=f"output: found 'network' with a teacher of {kind}, expected 'estimate'"):
         Pid(PidSettings(output="network")).check(facts)

@@ -466,9 +466,7 @@ def test_only_deterministic_samplers_follow_the_teacher():
 
 
 def test_settings_and_teachers_that_make_no_sense_are_refused():
-    facts = TeacherSettings.model_validate(TEACHER | {"schedule": {"num_timesteps": 100}}).facts(
-        channels=1, resolution=8
-    )
+    facts = TeacherSettings.model_validate(TEACHER | {"schedule": {"num_timesteps": 100}}).facts((1, 8, 8))
     assert isinstance(facts, TeacherFacts)
     for name in ("ddim", "ddpm", "dpm_solver_pp", "unipc", "heun"):
         with pytest.raises(ValueError, match=r"expected different numbers ≥ 1, found \[4, 4\]"):

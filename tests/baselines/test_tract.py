@@ -28,6 +28,7 @@ EDM = EdmSchedule()
 MEAN, SCALE = 0.3, 0.5  # of the Gaussian teacher's data
 NOISE = torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
 POINTS = torch.arange(1, 17)
+SHORT = {"training": {"steps": 1}, "schedule": {"num_timesteps": 200}}
 
 
 def level(schedule, point, num_steps):
@@ -316,7 +317,7 @@ def test_only_the_teacher_takes_heun_steps(tmp_path, data, kind):
 
 
 def test_heun_steps_need_a_signal():
-    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "schedule": {"num_timesteps": 200}}).facts(1, 8)
+    facts = TeacherSettings.model_validate(SHORT).facts((1, 8, 8))
     method = Tract(TractSettings(start_steps=40, phases=(8, 1), solver="heun"))
     method.check(facts)
     with pytest.raises(ValueError, match=r"solver: found 'heun' with a teacher without signal at t_max"):
@@ -333,7 +334,7 @@ def test_phases_that_are_no_groups_are_refused(start, phases):
 
 
 def test_start_steps_must_lie_on_the_teachers_grid():
-    facts = TeacherSettings.model_validate({"training": {"steps": 1}, "schedule": {"num_timesteps": 200}}).facts(1, 8)
+    facts = TeacherSettings.model_validate(SHORT).facts((1, 8, 8))
     Tract(TractSettings(start_steps=40, phases=(8, 1))).check(facts)
     with pytest.raises(ValueError, match=r"start_steps: found 48, expected a divisor .*200"):
         Tract(TractSettings(start_steps=48, phases=(8, 1))).check(facts)

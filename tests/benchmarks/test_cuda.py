@@ -417,7 +417,7 @@ LARGER = {"block_out_channels": [64, 128], "layers_per_block": 2, "attention_res
 
 def larger_denoiser(device):
     torch.manual_seed(0)
-    network = build_network(NetworkSettings.model_validate(LARGER), channels=3, resolution=32)
+    network = build_network(NetworkSettings.model_validate(LARGER), (3, 32, 32))
     return Denoiser(network, CosineSchedule(num_timesteps=200), "v_prediction").to(device).eval().requires_grad_(False)
 
 

@@ -150,8 +150,8 @@ def test_a_foreign_folder_is_told_its_number_of_classes(tmp_path):
     with pytest.raises(UserError, match="4 labels"):
         load_conditions(tmp_path, 2)
     with pytest.raises(UserError, match=r"teacher\.guidance_scale: found 2.0.*num_classes"):
-        StoredTeacher(path=str(tmp_path), guidance_scale=2.0).facts(1, 8)
-    assert StoredTeacher(path=str(tmp_path), guidance_scale=2.0, num_classes=3).facts(1, 8).conditional
+        StoredTeacher(path=str(tmp_path), guidance_scale=2.0).facts((1, 8, 8))
+    assert StoredTeacher(path=str(tmp_path), guidance_scale=2.0, num_classes=3).facts((1, 8, 8)).conditional
 
 
 def test_guided_ddim_counts_two_evaluations_a_step(tmp_path):
@@ -206,7 +206,7 @@ def test_a_conditional_teacher_is_trained_with_its_null_class(tmp_path):
     )
     with TrainingRun(tmp_path / "state", "key", 0, torch.device("cpu")) as run:
         run.seed_initialisation("initialisation")
-        before = build_network(settings.network, 1, 8, 3)
+        before = build_network(settings.network, (1, 8, 8), 3)
         denoiser, _ = train_teacher(settings, data, run)
     assert denoiser.conditions == ClassLabels(2, has_null=True)
     moved = (denoiser.network.class_embedding.weight - before.class_embedding.weight).abs().amax(dim=1)
@@ -409,7 +409,7 @@ def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
     from diffusion.teachers.local_pipeline import LocalPipeline
 
     torch.manual_seed(0)
-    network = build_network(NetworkSettings.model_validate(NETWORK), 1, 8, 4)
+    network = build_network(NetworkSettings.model_validate(NETWORK), (1, 8, 8), 4)
     denoiser = Denoiser(network, EdmSchedule(num_timesteps=200), "edm", STATIC, ClassLabels(3, has_null=True))
     save_denoiser(tmp_path, denoiser)
     with torch.no_grad():

@@ -194,8 +194,8 @@ def test_vgg_by_the_published_formula(pooling, tmp_path, monkeypatch):
 
 def test_averages_replace_the_pools_of_vgg_alone():
     with pytest.raises(ValueError, match=r"lpips\.pooling: found 'average' with the backbone 'alex', expected 'max'"):
-        LpipsSettings(backbone="alex", pooling="average").check(3, 64)
-    LpipsSettings(pooling="average").check(3, 64)
+        LpipsSettings(backbone="alex", pooling="average").check((3, 64, 64))
+    LpipsSettings(pooling="average").check((3, 64, 64))
 
 
 @pytest.mark.parametrize("backbone", list(distances._FILES))
@@ -238,4 +238,4 @@ def test_the_installed_backbone_is_the_networks_own_forward_pass():
 
 def test_the_installed_backbone_takes_no_file():
     with pytest.raises(ValueError, match="are installed"):
-        LpipsSettings(backbone="efficientnet-lite0", weights="x.pth").check(3, 64)
+        LpipsSettings(backbone="efficientnet-lite0", weights="x.pth").check((3, 64, 64))

@@ -83,7 +83,7 @@ def test_settings_name_the_method_and_have_json(name):
     assert method.settings.method == name
     assert type(method.settings).model_validate_json(method.settings.model_dump_json()) == method.settings
     assert method.evaluations()
-    method.check(TeacherSettings.model_validate(TEACHER).facts(channels=1, resolution=8))
+    method.check(TeacherSettings.model_validate(TEACHER).facts((1, 8, 8)))
 
 
 @pytest.mark.parametrize("name", METHODS)

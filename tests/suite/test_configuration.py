@@ -339,7 +339,7 @@ def test_a_stored_teacher_is_checked_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match="epsilon teacher"):
         parse_experiment(raw)
     raw["methods"]["boot-heun"]["boundary_weight"] = 1.0
-    assert parse_experiment(raw).teacher.facts(1, 8).num_timesteps == 200
+    assert parse_experiment(raw).teacher.facts((1, 8, 8)).num_timesteps == 200
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def weights(network):
 def test_by_default_it_is_the_network_without_the_later_keys(tmp_path):
     settings = NetworkSettings.model_validate(SMALL)
     torch.manual_seed(0)
-    network = build_network(settings, 3, 16, 4)
+    network = build_network(settings, (3, 16, 16), 4)
     torch.manual_seed(0)
     plain = UNet2DModel(
         sample_size=16,
@@ -70,8 +70,8 @@ def test_the_text_of_settings_has_the_later_keys_only_where_they_are_used():
 @pytest.mark.parametrize("keys", [["resnet_time_scale_shift"], ["downsample_type"], ["upsample_type"], list(ADM)])
 def test_each_of_adms_parts_makes_another_network_that_runs(keys):
     settings = NetworkSettings.model_validate(SMALL | {key: ADM[key] for key in keys})
-    network = build_network(settings, 3, 16, 4)
-    assert weights(network) > weights(build_network(NetworkSettings.model_validate(SMALL), 3, 16, 4))
+    network = build_network(settings, (3, 16, 16), 4)
+    assert weights(network) > weights(build_network(NetworkSettings.model_validate(SMALL), (3, 16, 16), 4))
     x, timestep = torch.randn(2, 3, 16, 16), torch.tensor([3.0, 700.5])
     answer = network(x, timestep, torch.tensor([0, 3])).sample
     assert answer.shape == x.shape
@@ -85,7 +85,7 @@ def test_the_published_experiments_have_adms_networks(name):
     resolution, settings = raw["data"]["resolution"], NetworkSettings.model_validate(raw["teacher"]["network"])
     labels = 1001 if raw["teacher"].get("labels") else None
     with torch.device("meta"):
-        network = build_network(settings, 3, resolution, labels)
+        network = build_network(settings, (3, resolution, resolution), labels)
     channels = settings.block_out_channels
     expected = unet_configuration(
         resolution=resolution,

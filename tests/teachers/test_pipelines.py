@@ -184,7 +184,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
     reads = (
-        lambda: StoredTeacher(path=str(folder)).facts(1, 8),
+        lambda: StoredTeacher(path=str(folder)).facts((1, 8, 8)),
         lambda: load_denoiser(folder),
         lambda: stored_network(folder),
     )
@@ -339,11 +339,11 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     teacher = StoredTeacher(path="google/ddpm-tiny", revision="abc")
-    facts = teacher.facts(1, 8)
+    facts = teacher.facts((1, 8, 8))
     assert (facts.prediction_type, facts.channels, facts.resolution) == ("epsilon", 1, 8)
-    teacher.check_pictures(1, 8)
+    teacher.check_images((1, 8, 8))
     with pytest.raises(ValueError, match=r"google/ddpm-tiny makes pictures of shape \(1, 8, 8\), but the data"):
-        teacher.check_pictures(3, 32)
+        teacher.check_images((3, 32, 32))
     assert asked == [("google/ddpm-tiny", "abc", False)]
     Import(stored="google/ddpm-tiny", revision="abc", output=tmp_path / "t").run()
     assert asked[1:] == [("google/ddpm-tiny", "abc", True)]
@@ -358,13 +358,13 @@ def test_a_teacher_that_is_nowhere_is_refused_in_words(tmp_path, monkeypatch):
     from diffusion.teachers.settings import StoredTeacher
 
     with pytest.raises(UserError, match=r"teacher\.path: 'no such folder' is no folder .* and no name of a model"):
-        StoredTeacher(path="no such folder").facts(1, 8)
+        StoredTeacher(path="no such folder").facts((1, 8, 8))
     with pytest.raises(UserError, match=r"'nobody/nothing': no folder of that name, not in the Hub's cache, and"):
-        StoredTeacher(path="nobody/nothing").facts(1, 8)  # the tests have no network
+        StoredTeacher(path="nobody/nothing").facts((1, 8, 8))  # the tests have no network
 
     def missing(*_args, **_options):
         raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", missing)
     with pytest.raises(UserError, match=r"'nobody/nothing', revision 'x': .* the Hub has no such public model"):
-        StoredTeacher(path="nobody/nothing", revision="x").facts(1, 8)
+        StoredTeacher(path="nobody/nothing", revision="x").facts((1, 8, 8))

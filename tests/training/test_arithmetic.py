@@ -98,7 +98,7 @@ def test_boot_trains_the_same_with_recomputed_activations(tmp_path, slices):
 
 def test_recomputed_activations_take_less_memory():
     settings = NetworkSettings(block_out_channels=(32, 32), layers_per_block=4)
-    network = build_network(settings, channels=1, resolution=32)
+    network = build_network(settings, (1, 32, 32))
     x = torch.randn(8, 1, 32, 32)
 
     def step():

@@ -54,21 +54,20 @@ class UNet2D(TeacherFamily):
         return [f"{found}: the network must estimate the image that it is given, and nothing be given beside it."]
 
     def _size(self, config: Mapping[str, Any]) -> list[str]:
-        side, blocks = config.get("sample_size"), config.get("block_out_channels")
-        if isinstance(side, (list, tuple)) and len(side) == 2 and side[0] == side[1]:
-            side = side[0]
+        found, blocks = config.get("sample_size"), config.get("block_out_channels")
+        sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else (found,)
         levels = len(blocks) if isinstance(blocks, (list, tuple)) else 1
-        if type(side) is not int or side < 1:
+        if any(type(side) is not int or side < 1 for side in sides):
             return [
-                f"found sample_size {config.get('sample_size')!r}, expected the side of the square images that the "
-                f"network was trained on, such as 32; write it into the file."
+                f"found sample_size {found!r}, expected the side of the images that the network was trained on, such "
+                f"as 32, or their height and width; write it into the file."
             ]
-        if side % 2 ** (levels - 1):
-            return [
-                f"found sample_size {side} with {levels} block_out_channels, expected a multiple of "
-                f"{2 ** (levels - 1)}: every level halves the image."
-            ]
-        return []
+        return [
+            f"found sample_size {side} with {levels} block_out_channels, expected a multiple of {2 ** (levels - 1)}: "
+            f"every level halves the image."
+            for side in dict.fromkeys(sides)
+            if side % 2 ** (levels - 1)
+        ]
 
     def _time(self, config: Mapping[str, Any]) -> list[str]:
         embedding = config.get("time_embedding_type", "positional")

@@ -14,7 +14,8 @@ _UP_BLOCKS = {"conv": "UpBlock2D", "resnet": "ResnetUpsampleBlock2D"}
 class NetworkSettings(GrownSettings):
     """A `diffusers` ``UNet2DModel``; the names are that class's own.
 
-    ``attention_resolutions`` names the feature-map sizes (in pixels) that have self-attention, as the papers do.
+    ``attention_resolutions`` names the feature-map sizes (in pixels; of images that are not
+    square, their height) that have self-attention, as the papers do.
 
     The networks of Dhariwal & Nichol 2021 (arXiv 2105.05233) have ``resnet_time_scale_shift: scale_shift``, where the
     embedding of time and class scales and shifts what is normalised and is not only added, and ``resnet`` for
@@ -49,42 +50,43 @@ class NetworkSettings(GrownSettings):
                 )
         return self
 
-    def check_resolution(self, resolution: int) -> None:
-        """Raises ValueError where a picture of ``resolution`` pixels does not fit the network's levels."""
+    def check_size(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError where images of ``size`` (H, W) do not fit the network's levels."""
         levels = len(self.block_out_channels)
-        if resolution % 2 ** (levels - 1):
-            raise ValueError(
-                f"block_out_channels has {levels} levels, so the resolution must be a multiple of "
-                f"{2 ** (levels - 1)}; found {resolution}"
-            )
-        sizes = [resolution >> level for level in range(levels)]
-        for size in self.attention_resolutions:
-            if size not in sizes:
-                raise ValueError(f"attention_resolutions: {size} is not one of the feature-map sizes {sizes}")
+        for side in size:
+            if side % 2 ** (levels - 1):
+                raise ValueError(
+                    f"block_out_channels has {levels} levels, so the resolution must be a multiple of "
+                    f"{2 ** (levels - 1)}; found {side}"
+                )
+        heights = [size[0] >> level for level in range(levels)]
+        for height in self.attention_resolutions:
+            if height not in heights:
+                raise ValueError(f"attention_resolutions: {height} is not one of the feature-map sizes {heights}")
 
 
 def build_network(
-    settings: NetworkSettings, channels: int, resolution: int, num_class_embeds: int | None = None
+    settings: NetworkSettings, shape: tuple[int, int, int], num_class_embeds: int | None = None
 ) -> nn.Module:
-    """A fresh network for pictures of shape (channels, resolution, resolution).
+    """A fresh network.
 
     Args:
+        shape: (C, H, W) of the images.
         num_class_embeds: labels of a class-conditional network, the one for no class included.
 
     Raises:
-        ValueError: the picture does not fit the network's levels.
+        ValueError: the images do not fit the network's levels.
     """
     from diffusers import UNet2DModel  # 3 seconds: not at import
 
-    settings.check_resolution(resolution)
-    attends = [
-        resolution >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))
-    ]
+    channels, *size = shape
+    settings.check_size(shape[1:])
+    attends = [size[0] >> level in settings.attention_resolutions for level in range(len(settings.block_out_channels))]
     down, up = _DOWN_BLOCKS[settings.downsample_type], _UP_BLOCKS[settings.upsample_type]
     # Without it the attention in the middle has no norm where the embedding scales.
     groups = settings.norm_num_groups if settings.resnet_time_scale_shift == "scale_shift" else None
     return UNet2DModel(
-        sample_size=resolution,
+        sample_size=size[0] if size[0] == size[1] else tuple(size),
         in_channels=channels,
         out_channels=channels,
         block_out_channels=settings.block_out_channels,
