@@ -24,6 +24,7 @@ from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_conditions, load_schedule
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
+from diffusion.teachers.prompts import Embeddings, Prompts
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.train import train_teacher
@@ -173,7 +174,7 @@ class Made:
         settings = self.experiment.teacher
         assert isinstance(settings, TeacherSettings)
         small = settings.model_copy(update={"network": _STAND_IN, "training": _uncompiled(settings.training)})
-        return self._counted(lambda run: train_teacher(small, self.split, run))
+        return self._counted(lambda run: train_teacher(small, self.split, run, _captions(self.conditions)))
 
     def cost_of(self, variant: str, a_pair: float) -> CountingRun:
         """The same of a method that trains, without its offline set.
@@ -221,10 +222,10 @@ class Made:
             schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
         else:
             schedule, prediction, thresholding = load_schedule(teacher.folder)
-        network = build_network(_STAND_IN, (self.channels, _SIDE, _SIDE), _labels(self.conditions)).requires_grad_(
-            False
-        )
-        return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
+        conditions = self.conditions
+        network = build_network(_STAND_IN, self.shape, _labels(conditions), _text_width(conditions))
+        network.requires_grad_(False)
+        return Denoiser(network, schedule, prediction, thresholding, conditions, teacher.family).eval()
 
     @staticmethod
     def _counted(train: Callable[[CountingRun], Any], a_pair: float = 0.0) -> CountingRun:
@@ -246,6 +247,14 @@ def pictures_of(experiment: Experiment, plan: Plan) -> Any:
     return getattr(experiment.data, "num_pictures", None) or 0
 
 
+def _captions(conditions: Conditions) -> Prompts | None:
+    return conditions if isinstance(conditions, Prompts) else None
+
+
+def _text_width(conditions: Conditions) -> int | None:
+    return conditions.embeddings.text.shape[-1] if isinstance(conditions, Prompts) else None
+
+
 def _labels(conditions: Conditions) -> int | None:
     return conditions.num_classes + conditions.has_null if isinstance(conditions, ClassLabels) else None
 
@@ -256,6 +265,10 @@ def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
     teacher = experiment.teacher
     if not isinstance(teacher, TeacherSettings):
         return load_conditions(teacher.folder, teacher.num_classes)
+    if teacher.text is not None:
+        width, length = read_json(teacher.text.folder() / "config.json")["hidden_size"], teacher.text.max_tokens
+        zeros = Embeddings(torch.zeros(1, length, width, dtype=torch.float16), torch.ones(1, length, dtype=torch.bool))
+        return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, teacher.text.folder())
     if not teacher.labels:
         return Unconditional()
     manifest = plan.root / "data" / "manifest.json"
@@ -272,7 +285,7 @@ def real_network(
 
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
-            return build_network(teacher.network, data.shape, _labels(conditions))
+            return build_network(teacher.network, data.shape, _labels(conditions), _text_width(conditions))
         return stored_network(teacher.folder).build()
 
     shape, family = data.shape, teacher.family

@@ -130,6 +130,6 @@ class Distiller(Method):
         pipeline = LocalPipeline.read(folder, device)
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return pipeline.drawn(noise, nfe, (condition or {}).get("class_labels"))
+            return pipeline.drawn(noise, nfe, condition)
 
         return sample, pipeline.unet

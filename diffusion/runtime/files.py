@@ -147,6 +147,17 @@ def new_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np
     return array
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """``target`` as another name of the file ``source``, or as a copy where the file system has no second names.
+
+    For files that are never written to again: those of results, which are replaced whole.
+    """
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path | str, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically. NaN and infinity are refused by ``json`` itself."""
     with atomic_path(path) as temporary:

@@ -1,11 +1,14 @@
 """What must be known of a teacher before anything runs."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from diffusion.prediction import PredictionType
 from diffusion.schedule import Schedule
+
+Told = Literal["nothing", "class", "text"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,7 @@ class TeacherFacts:
     Attributes:
         log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
         shape: (C, H, W) of the images.
+        told: what it is told beside the time.
     """
 
     prediction_type: PredictionType
@@ -23,13 +27,17 @@ class TeacherFacts:
     t_max: float
     log_noise_to_signal: tuple[float, float]
     shape: tuple[int, int, int]
-    conditional: bool
+    told: Told
+
+    @property
+    def conditional(self) -> bool:
+        return self.told != "nothing"
 
 
 def facts_of(
-    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], conditional: bool
+    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], told: Told
 ) -> TeacherFacts:
     t_min, t_max = schedule.t_min, schedule.t_max
     low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
     timesteps = schedule.num_timesteps
-    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, conditional)
+    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, told)

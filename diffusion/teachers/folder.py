@@ -1,5 +1,6 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from diffusion.conditions import Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
-from diffusion.runtime.files import read_json, read_json_object, write_json
+from diffusion.runtime.files import link_or_copy, read_json, read_json_object, write_json
 from diffusion.schedule import CosineSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.teachers.prompts import ENCODER, PROMPTS, TOKENIZER, Prompts, load_prompts, prompts_files, save_prompts
 from diffusion.teachers.schedulers import (
     build_scheduler,
     prediction_type_of,
@@ -61,10 +63,25 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         pipeline.save_pretrained(folder, safe_serialization=True)
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    if isinstance(denoiser.conditions, Prompts):
+        _carry_texts(folder, denoiser.conditions)
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
     # EDM's scheduler has no place for the thresholding.
     thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
     write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | thresholding)
+
+
+def _carry_texts(folder: Path, prompts: Prompts) -> None:
+    """Puts the texts, and the encoder with its tokenizer, into a pipeline's folder; large files are linked."""
+    for part in (ENCODER, TOKENIZER):
+        shutil.copytree(prompts.source / part, folder / part, copy_function=link_or_copy)
+    save_prompts(folder / PROMPTS, prompts)
+    classes = {
+        ENCODER: read_json(folder / ENCODER / "config.json")["architectures"][0],
+        TOKENIZER: read_json(folder / TOKENIZER / "tokenizer_config.json")["tokenizer_class"],
+    }
+    index = read_json(folder / "model_index.json")
+    write_json(folder / "model_index.json", index | {part: ["transformers", name] for part, name in classes.items()})
 
 
 def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
@@ -72,6 +89,8 @@ def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
     facts: dict[str, Any] = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
     if denoiser.conditions.num_classes is not None:
         facts["num_classes"] = denoiser.conditions.num_classes
+    if isinstance(denoiser.conditions, Prompts):
+        facts["max_tokens"] = denoiser.conditions.max_tokens
     if isinstance(denoiser.schedule, CosineSchedule):
         facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}
     return facts
@@ -101,6 +120,8 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     Raises:
         UserError: the network's class embedding is of another kind, or does not fit ``num_classes``.
     """
+    if (folder / PROMPTS).is_dir():
+        return load_prompts(folder / PROMPTS)
     known = num_classes or read_json_object(folder / "model_index.json").get("num_classes")
     stored = stored_network(folder)
     try:
@@ -152,10 +173,12 @@ def _check_parts(folder: Path) -> None:
     index = read_json_object(path)
     # A part is [library, class]; [null, null] is one that was left out.
     parts = [name for name, value in index.items() if isinstance(value, list) and value and isinstance(value[0], str)]
-    if unread := [name for name in parts if name not in (*NETWORK_PARTS, "scheduler") and not name.startswith("_")]:
+    read = (*NETWORK_PARTS, "scheduler", *((ENCODER, TOKENIZER) if (folder / PROMPTS).is_dir() else ()))
+    if unread := [name for name in parts if name not in read and not name.startswith("_")]:
         problems.append(
             f"found the parts {some_of(unread)}, expected unet and scheduler alone: nothing else is read. Pipelines "
-            f"with an autoencoder draw latents, those with a text encoder want a text; neither is supported."
+            f"with an autoencoder draw latents, which is not supported; of those with a text encoder the ones that "
+            f"this suite wrote are read, for they hold the texts of the teacher's training ({PROMPTS})."
         )
     name = index.get("_class_name")
     name = name[-1] if isinstance(name, list) and name else name
@@ -232,5 +255,6 @@ def deciding_files(folder: Path) -> list[Path]:
         _scheduler_file(folder),
         folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
+        *prompts_files(folder),
     ]
     return [file for file in files if file.exists()]

@@ -1,6 +1,6 @@
 """Any folder of a teacher or a student as a `diffusers` pipeline, read by this suite: no code of the folder runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class LocalPipeline(StudentPipeline):
         at = self.schedule.at(self.schedule.time(torch.as_tensor(timestep)))
         return at.alpha.value, at.sigma.value
 
-    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.family.call(self.unet, fed, told, condition)
 
     def _further_noise(self, noise: torch.Tensor) -> Iterator[torch.Tensor]:

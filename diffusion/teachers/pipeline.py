@@ -10,14 +10,21 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+# What a condition is called here, and what the networks of `diffusers` call it.
+_NETWORK_NAMES = {
+    "class_labels": "class_labels",
+    "text": "encoder_hidden_states",
+    "text_mask": "encoder_attention_mask",
+}
 
 
 class StudentPipeline(DiffusionPipeline):
@@ -37,11 +44,15 @@ class StudentPipeline(DiffusionPipeline):
         levels: {"timesteps": increasing, "sampling": indices of the levels at which further steps start, None spreads
             them evenly, "clip": whether images are clipped between steps; left out where they are not}.
         num_classes: labels that are classes; one more label is no class, which guidance needs.
+        max_tokens: tokens that a prompt is padded to; set of a network that is told texts.
+        text_encoder, tokenizer: of `transformers`, of such a network; its last hidden states are what the network is
+            told.
         thresholding: how x̂ is bounded by DDIM steps, {"kind": "none", "static" or "dynamic", "ratio", "maximum"}.
         cosine: {"t_min", "t_max"} of α_t = cos(πt/2), of which the scheduler's betas are a rounded form.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "text_encoder->unet"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
 
     def __init__(
         self,
@@ -55,9 +66,12 @@ class StudentPipeline(DiffusionPipeline):
         num_classes: Any = None,
         thresholding: Any = None,
         cosine: Any = None,
+        max_tokens: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             told_timestep=told_timestep,
             read_timestep=read_timestep,
@@ -67,6 +81,7 @@ class StudentPipeline(DiffusionPipeline):
             num_classes=num_classes,
             thresholding=thresholding,
             cosine=cosine,
+            max_tokens=max_tokens,
         )
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
@@ -91,6 +106,8 @@ class StudentPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
+        prompt: str | list[str] | None = None,
+        *,
         batch_size: int = 1,
         class_labels: int | list[int] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
@@ -104,7 +121,8 @@ class StudentPipeline(DiffusionPipeline):
         """Samples.
 
         Args:
-            batch_size: number of images; that of ``class_labels`` or ``latents`` counts where one of them is given.
+            prompt: of a network that is told texts, one an image, or one for all.
+            batch_size: number of images; that of prompts, ``class_labels`` or ``latents`` counts where one is given.
             class_labels: of a class-conditional network, one an image, or one for all.
             num_inference_steps: evaluations of the network an image (two under guidance). One for students of one step,
                 one unless given for consistency; DDIM steps must be told.
@@ -129,10 +147,16 @@ class StudentPipeline(DiffusionPipeline):
         if timestep is not None and not one_step:
             raise ValueError("timestep: given, but only the network of one step is told a time of one's choice")
         count = batch_size if latents is None else len(latents)
-        labels = self._labels(class_labels, count, guidance_scale)
-        count = count if labels is None else len(labels)
+        if self.config.max_tokens is not None:
+            condition = self._told(prompt, class_labels, count)
+        elif prompt is not None:
+            raise ValueError(f"prompt: found {prompt!r}, expected none: the network is told no text")
+        else:
+            condition = self._labels(class_labels, count, guidance_scale)
+        for value in condition.values():
+            count = len(value)
         noise = self._noise(count, generator, latents)
-        images = self.drawn(noise, num_inference_steps, labels, guidance_scale, timestep)
+        images = self.drawn(noise, num_inference_steps, condition, guidance_scale, timestep)
         self.maybe_free_model_hooks()
         drawn = images if output_type == "pt" else self._shown(images, output_type)
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
@@ -141,11 +165,14 @@ class StudentPipeline(DiffusionPipeline):
         self,
         noise: torch.Tensor,
         num_inference_steps: int | None = None,
-        class_labels: torch.Tensor | None = None,
+        condition: Mapping[str, torch.Tensor] | None = None,
         guidance_scale: float = 1.0,
         timestep: float | None = None,
     ) -> torch.Tensor:
-        """Images from ``noise`` in [−1, 1], not clipped, both of shape (N, C, H, W); labels, shape (N,).
+        """Images from ``noise`` in [−1, 1], not clipped, both of shape (N, C, H, W).
+
+        Args:
+            condition: ``class_labels``, shape (N,), or ``text``, (N, L, D), and ``text_mask``, (N, L).
 
         Raises:
             ValueError: a number of steps that the network cannot take.
@@ -154,10 +181,10 @@ class StudentPipeline(DiffusionPipeline):
         if told is not None:
             if num_inference_steps not in (None, 1):
                 raise ValueError(f"num_inference_steps: found {num_inference_steps}, expected 1")
-            return self._in_one_step(noise, told, class_labels)
+            return self._in_one_step(noise, told, condition or {})
         if self.config.levels:
-            return self._by_consistency(noise, num_inference_steps or 1, class_labels)
-        return self._by_ddim(noise, num_inference_steps, class_labels, guidance_scale)
+            return self._by_consistency(noise, num_inference_steps or 1, condition or {})
+        return self._by_ddim(noise, num_inference_steps, condition or {}, guidance_scale)
 
     def _shown(self, images: torch.Tensor, output_type: str) -> Any:
         """Images as numbers in [0, 1], N×H×W×C, or as PIL has them: round(127.5 x + 127.5)."""
@@ -170,13 +197,45 @@ class StudentPipeline(DiffusionPipeline):
 
     # -- what a call is given ------------------------------------------------------------------------------------------
 
-    def _labels(self, given: Any, count: int, guidance_scale: float) -> torch.Tensor | None:
-        """One label an image, shape (N,), ``count`` times where one is given for all; None without classes."""
+    def _told(self, prompt: Any, labels: Any, count: int) -> dict[str, torch.Tensor]:
+        """What the network is told of a prompt an image, ``count`` times where one is given for all."""
+        if labels is not None:
+            raise ValueError("class_labels: given, but the network is told texts: prompt")
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+            raise ValueError(f"prompt: found {prompt!r}, expected a text, or a list of them, one an image")
+        if count not in (1, len(texts)) and len(texts) > 1:
+            raise ValueError(f"prompt: found {len(texts)}, expected {count}, one an image")
+        return self.encoded(texts * count if len(texts) == 1 else texts)
+
+    def encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """The text encoder's last hidden states, rounded to float16 as stored ones are, and where its tokens are.
+
+        Raises:
+            ValueError: a text has more tokens than the network has seen.
+        """
+        most = self.config.max_tokens
+        given = self.tokenizer(texts, padding="max_length", max_length=most, truncation=False, return_tensors=None)
+        for text, tokens in zip(texts, given["input_ids"], strict=True):
+            if len(tokens) > most:
+                raise ValueError(f"prompt: found {len(tokens)} tokens, expected {most} at most: {text!r}")
+        tokens = {name: torch.tensor(rows, device=self._execution_device) for name, rows in given.items()}
+        text = self.text_encoder(**tokens).last_hidden_state.half().float()
+        return {"text": text, "text_mask": tokens["attention_mask"].bool()}
+
+    def _without(self, condition: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """No class, or the empty text, in the place of the condition."""
+        if "class_labels" in condition:
+            return {"class_labels": torch.full_like(condition["class_labels"], self.config.num_classes)}
+        return {name: value.expand_as(condition[name]) for name, value in self.encoded([""]).items()}
+
+    def _labels(self, given: Any, count: int, guidance_scale: float) -> dict[str, torch.Tensor]:
+        """One label an image, shape (N,), ``count`` times where one is given for all; nothing without classes."""
         known = self.unet.config.get("num_class_embeds")
         if known is None:
             if given is not None or guidance_scale != 1:
                 raise ValueError("class_labels, guidance_scale: given, but the network is not class-conditional")
-            return None
+            return {}
         classes = self.config.num_classes or known
         if guidance_scale != 1 and known == classes:
             raise ValueError(
@@ -190,7 +249,7 @@ class StudentPipeline(DiffusionPipeline):
             raise ValueError(f"class_labels: found shape {tuple(labels.shape)}, expected ({count},), one an image")
         if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= known:
             raise ValueError(f"class_labels: found {labels.tolist()}, expected labels from 0 to {classes - 1}")
-        return labels
+        return {"class_labels": labels}
 
     def _noise(self, count: int, generator: Any, latents: torch.Tensor | None) -> torch.Tensor:
         """``latents`` where they are given, else ``count`` fresh ones; float32, shape (N, C, H, W)."""
@@ -229,19 +288,23 @@ class StudentPipeline(DiffusionPipeline):
         """The state at the last timestep: noise alone."""
         return self.scheduler.config.sigma_max * noise if self._is_edm else noise
 
-    def _output(self, x: torch.Tensor, sigma: torch.Tensor, timestep: Any, labels: torch.Tensor | None) -> torch.Tensor:
+    def _output(
+        self, x: torch.Tensor, sigma: torch.Tensor, timestep: Any, condition: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """F for the state x of noise level σ, in float32."""
         if self._is_edm:
             x = x / (sigma.square() + self.scheduler.config.sigma_data**2).sqrt().to(x.dtype)
             timestep = torch.log(self._levels(timestep)[1]) / 4  # c_noise
         # As a tensor: networks of `diffusers` truncate Python's floats.
         told = torch.full((len(x),), float(timestep), device=x.device)
-        condition = {} if labels is None else {"class_labels": labels}
         return self._called(x.to(next(self.unet.parameters()).dtype), told, condition)
 
-    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """F in float32, from what the network is fed."""
-        return self.unet(fed, told, return_dict=False, **condition)[0].float()
+        named = {_NETWORK_NAMES[name]: value for name, value in condition.items() if name in _NETWORK_NAMES}
+        if "encoder_hidden_states" in named:
+            named["encoder_hidden_states"] = named["encoder_hidden_states"].to(fed.dtype)
+        return self.unet(fed, told, return_dict=False, **named)[0].float()
 
     def _read(self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """x̂ from F at the state x, unbounded."""
@@ -258,13 +321,13 @@ class StudentPipeline(DiffusionPipeline):
 
     # -- the three ways ------------------------------------------------------------------------------------------------
 
-    def _in_one_step(self, noise: torch.Tensor, told: float, labels: torch.Tensor | None) -> torch.Tensor:
+    def _in_one_step(self, noise: torch.Tensor, told: float, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The image from pure noise, fed and read at one noise level, whatever time the network is told."""
         at_end = self.config.read_timestep is None
         timestep = self.scheduler.config.num_train_timesteps - 1 if at_end else self.config.read_timestep
         alpha, sigma = self._levels(timestep)
         x = self._start(noise) if at_end else sigma.to(noise.dtype) * noise
-        output = self._output(x, sigma, told, labels)
+        output = self._output(x, sigma, told, condition)
         if self.config.raw:
             images = output
         elif at_end and not self._is_edm and self.scheduler.config.prediction_type == "epsilon":
@@ -273,7 +336,7 @@ class StudentPipeline(DiffusionPipeline):
             images = self._read(output, x, alpha, sigma)
         return self.config.signal_scale * images
 
-    def _by_consistency(self, noise: torch.Tensor, steps: int, labels: torch.Tensor | None) -> torch.Tensor:
+    def _by_consistency(self, noise: torch.Tensor, steps: int, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Multi-step consistency sampling: z = f + √(τ² − τ_1²) ε' with τ = σ/α between two evaluations."""
         least_alpha, least_sigma = self._levels(0.0)
         least = least_sigma / least_alpha
@@ -286,7 +349,7 @@ class StudentPipeline(DiffusionPipeline):
                 added = (sigma.square() - (alpha * least).square()).clamp(min=0).sqrt()
                 images = images.clamp(-1, 1) if self.config.levels.get("clip") else images
                 x = alpha.to(noise.dtype) * images + added.to(noise.dtype) * next(fresh)
-            estimate = self._read(self._output(x, sigma, timestep, labels), x, alpha, sigma)
+            estimate = self._read(self._output(x, sigma, timestep, condition), x, alpha, sigma)
             skip, out = self._boundary(alpha, sigma, least)
             images = skip.to(x.dtype) * x + out.to(x.dtype) * estimate
         return images
@@ -309,7 +372,7 @@ class StudentPipeline(DiffusionPipeline):
         return skip / alpha, rest / tau
 
     def _by_ddim(
-        self, noise: torch.Tensor, steps: int | None, labels: torch.Tensor | None, scale: float
+        self, noise: torch.Tensor, steps: int | None, condition: Mapping[str, torch.Tensor], scale: float
     ) -> torch.Tensor:
         """DDIM steps from the last timestep to the clean image."""
         most = self.scheduler.config.num_train_timesteps
@@ -323,13 +386,14 @@ class StudentPipeline(DiffusionPipeline):
         alphas, sigmas = self._levels(torch.from_numpy(grid))
         alphas, sigmas = torch.cat([alphas, torch.ones(1)]), torch.cat([sigmas, torch.zeros(1)])
         x = self._start(noise)
+        none = {} if scale == 1 else self._without(condition)
+        joint = {name: torch.cat([condition[name], value]) for name, value in none.items()}
         for i, timestep in enumerate(grid):
             if scale == 1:
-                estimate = self._read(self._output(x, sigmas[i], timestep, labels), x, alphas[i], sigmas[i])
+                estimate = self._read(self._output(x, sigmas[i], timestep, condition), x, alphas[i], sigmas[i])
             else:
-                assert labels is not None
-                both, none = torch.cat([x, x]), torch.full_like(labels, self.config.num_classes)
-                output = self._output(both, sigmas[i], timestep, torch.cat([labels, none]))
+                both = torch.cat([x, x])
+                output = self._output(both, sigmas[i], timestep, joint)
                 told, untold = self._read(output, both, alphas[i], sigmas[i]).chunk(2)
                 estimate = untold + scale * (told - untold)
             ratio = sigmas[i + 1] / sigmas[i]

@@ -13,12 +13,14 @@ from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
-from diffusion.teachers.facts import TeacherFacts, facts_of
+from diffusion.teachers.facts import TeacherFacts, Told, facts_of
 from diffusion.teachers.families import TeacherFamily, families
 from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.networks.unet import NetworkSettings
+from diffusion.teachers.prompts import Prompts
 from diffusion.teachers.stored_network import stored_network
+from diffusion.teachers.text import TextSettings
 from diffusion.thresholding import STATIC, Thresholding
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.settings import TrainingSettings
@@ -49,8 +51,9 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
             edm schedule and uniform for others.
         thresholding: how its estimate is bounded.
         labels: whether it is told the class of the picture.
-        label_dropout: share of the training pictures of which it is told no class, which guidance needs; 0 leaves that
-            label out.
+        text: what reads the captions that it is told in place of a class; null where it is told none.
+        label_dropout: share of the training images of which it is told no class, or the empty text, which guidance
+            needs; 0 leaves that label out.
     """
 
     network: NetworkSettings = NetworkSettings()
@@ -59,10 +62,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
     noise_levels: Literal["uniform", "lognormal"] | None = Field(None, validate_default=True)
     thresholding: Thresholding = STATIC
     labels: bool = False
+    text: TextSettings | None = None
     label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
 
-    later: ClassVar[tuple[str, ...]] = ("noise_levels",)
+    later: ClassVar[tuple[str, ...]] = ("noise_levels", "text")
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
@@ -86,18 +90,33 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     @model_validator(mode="after")
     def _can_be_guided(self) -> "TeacherSettings":
-        if self.guidance_scale != 1 and not (self.labels and self.label_dropout):
-            lacks = "label_dropout 0" if self.labels else "labels false"
+        if self.guidance_scale != 1 and (self.told == "nothing" or not self.label_dropout):
+            lacks = "labels false" if self.told == "nothing" else "label_dropout 0"
             raise ValueError(
-                f"guidance_scale: found {self.guidance_scale} with {lacks}, expected 1: guidance needs labels and, "
-                f"learnt by label_dropout, an unconditional input"
+                f"guidance_scale: found {self.guidance_scale} with {lacks}, expected 1: guidance needs labels or text "
+                f"and, learnt by label_dropout, an unconditional input"
             )
         return self
+
+    @model_validator(mode="after")
+    def _is_told_one_thing(self) -> "TeacherSettings":
+        if self.labels and self.text:
+            raise ValueError("text: given with labels true, expected one of the two")
+        try:
+            self.network.check_condition(self.text is not None)
+        except ValueError as error:
+            raise ValueError(f"network.{error}") from error
+        return self
+
+    @property
+    def told(self) -> Told:
+        """What it is told beside the time."""
+        return "text" if self.text else "class" if self.labels else "nothing"
 
     @property
     def family(self) -> TeacherFamily:
         """How its network is called."""
-        return families()["unet2d"]
+        return families()["unet2d" if self.text is None else "unet2d_condition"]
 
     def draw_times(self, count: int, schedule: Schedule, generator: torch.Generator) -> torch.Tensor:
         """``count`` times of ``schedule`` to train on, float64, shape (count,), on the generator's device."""
@@ -109,7 +128,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
         """What a teacher of images of shape (C, H, W) will be."""
-        return facts_of(self.schedule.build(), self.prediction_type, shape, self.labels)
+        return facts_of(self.schedule.build(), self.prediction_type, shape, self.told)
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError where the network does not fit images of shape (C, H, W)."""
@@ -164,8 +183,8 @@ class StoredTeacher(_UsedTeacher):
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
-        conditional = not isinstance(conditions, Unconditional)
-        return facts_of(schedule, prediction_type, shape, conditional)
+        told: Told = "text" if isinstance(conditions, Prompts) else "class"
+        return facts_of(schedule, prediction_type, shape, "nothing" if isinstance(conditions, Unconditional) else told)
 
     @property
     def family(self) -> TeacherFamily:

@@ -1,5 +1,8 @@
 """Training a diffusion teacher."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from diffusion.conditions import ClassLabels, Condition, Conditions, Unconditional
@@ -8,13 +11,19 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.networks.unet import build_network
+from diffusion.teachers.prompts import Prompts, TextEncoder, encode
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.training.loop import TrainingRun
 from diffusion.training.steps import Step
 
 
-def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> tuple[Denoiser, dict[str, float]]:
+def train_teacher(
+    settings: TeacherSettings, split: Split, run: TrainingRun, captions: Prompts | None = None
+) -> tuple[Denoiser, dict[str, float]]:
     """Trains a teacher on the real pictures of ``split``; returns it, without guidance, and its cost.
+
+    Args:
+        captions: of the images, where it is told texts (:func:`captions_of`).
 
     Raises:
         UserError: labels are asked for, and the data set has one class.
@@ -24,13 +33,18 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
             f"teacher.labels: found true, expected false: the data set has one class, {split.class_names[0]!r}; put "
             f"the pictures of each class into a folder of its own."
         )
-    run.seed_initialisation("initialisation")
     has_null = settings.label_dropout > 0
-    conditions: Conditions = ClassLabels(len(split.class_names), has_null) if settings.labels else Unconditional()
-    embeddings = len(split.class_names) + has_null if settings.labels else None
-    network = build_network(settings.network, split.shape, embeddings).to(run.device)
-    schedule = settings.schedule.build()
-    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.thresholding, conditions)
+    labels, text_width = None, None
+    conditions: Conditions = Unconditional()
+    if settings.labels:
+        labels, conditions = len(split.class_names) + has_null, ClassLabels(len(split.class_names), has_null)
+    if settings.text is not None:
+        assert captions is not None
+        text_width, conditions = captions.embeddings.text.shape[-1], captions
+    run.seed_initialisation("initialisation")
+    network = build_network(settings.network, split.shape, labels, text_width).to(run.device)
+    schedule, family = settings.schedule.build(), settings.family
+    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.thresholding, conditions, family)
     pictures = RealPictures(split, run.device)
     run.count(network)
 
@@ -48,3 +62,20 @@ def train_teacher(settings: TeacherSettings, split: Split, run: TrainingRun) -> 
 
     trained = run.fit("teacher", network, loss, settings.training, real_images=True, bf16=True)
     return denoiser.with_network(trained.network), trained.cost
+
+
+def captions_of(settings: TeacherSettings, split: Split, place: Path, device: torch.device) -> Prompts:
+    """The captions that occur in ``split``, read by the teacher's encoder.
+
+    Args:
+        place: an empty folder, in which the encoder and its tokenizer lie afterwards as in a pipeline's.
+
+    Raises:
+        UserError: the encoder is not there, or a caption has more tokens than ``teacher.text.max_tokens``.
+    """
+    assert settings.text is not None
+    source = settings.text.checked_folder()
+    encoder = TextEncoder(source, source, settings.text.max_tokens, device)
+    encoder.save(place)
+    indices = np.unique(split.labels).tolist()
+    return encode(encoder, [split.class_names[i] for i in indices], indices, settings.label_dropout > 0, place)

@@ -48,7 +48,9 @@ class Experiment:
         unselected: the variants under ``methods`` that ``select`` leaves out: nothing is made of them.
         published_as: the data set of evaluation/results/published.yaml that this experiment reproduces, or None.
         ablation: question to variant to its change in words; None where the experiment has no ablation.
-        conditional: whether the teacher is told a class, so that samples have labels.
+        conditional: whether the teacher is told a class or a text, so that samples have labels.
+        told: what it is told.
+        has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
         ablation_base: the variant that those differ from.
@@ -77,7 +79,8 @@ class Experiment:
         self.trains_teacher = isinstance(teacher, TeacherSettings)
         self.methods = methods
         self.unselected = tuple(name for name in layout.methods if name not in methods)
-        self.conditional = facts.conditional
+        self.conditional, self.told = facts.conditional, facts.told
+        self.has_classifier = facts.told == "class" or (facts.told == "text" and bool(getattr(data, "attributes", ())))
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
@@ -173,6 +176,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     ]
     if look_at_files:
         problems += _file_problems(layout, data)
+        if isinstance(teacher, TeacherSettings) and teacher.text:
+            collected(teacher.text.folder)
         if data and facts:
             channels, *size = data.shape
             taken = set(labels_of(chosen).values())

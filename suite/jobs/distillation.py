@@ -11,7 +11,7 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
 from suite.job import Key, TrainingSeed
-from suite.jobs.inputs import check_classes, checked_data, snapshot_name
+from suite.jobs.inputs import check_labels_of, checked_data, snapshot_name
 from suite.jobs.networks import VariantJob, checked_network, load_teacher
 from suite.jobs.training import TrainingJob, parameters_of, write_log
 from suite.provenance import checked
@@ -46,7 +46,7 @@ class Distil(VariantJob, TrainingJob):
         if self.data is not None:
             inputs |= checked_data(self.data, "train")
             given = load_split(self.data, "train", self.flip)
-            check_classes(teacher.conditions, self.data / "manifest.json", len(given.class_names))
+            check_labels_of(teacher.conditions, self.data / "manifest.json", given)
         if self.pairs is not None:
             inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})
             given = Pairs(self.pairs, teacher.conditions)

@@ -20,7 +20,7 @@ from evaluation.measure.reference import load_real
 from suite.job import NumSamples, SamplingSeed, TeacherNfe, TrainingSeed
 from suite.jobs.extraction import UnderProtocol
 from suite.jobs.inputs import snapshot_name
-from suite.jobs.networks import VariantJob, checked_network, network_folder
+from suite.jobs.networks import VariantJob, checked_network, checked_prompts, conditions_of_samples, network_folder
 from suite.jobs.sampling import draw_samples
 from suite.provenance import checked, checked_folder
 from suite.trackers import Trackers
@@ -35,6 +35,7 @@ class Measure(VariantJob, UnderProtocol):
 
     Attributes:
         students: the variant's folder.
+        prompts: as of :class:`suite.jobs.sampling.Sample`.
         real: the real pictures' features.
         teacher_samples: of the variant that stands for the teacher, below which ``teacher_nfe`` names a folder.
     """
@@ -43,6 +44,7 @@ class Measure(VariantJob, UnderProtocol):
     seed: SamplingSeed
     num_samples: NumSamples
     students: Path
+    prompts: Path | None = None
     real: Path
     teacher_samples: Path
     teacher_nfe: TeacherNfe
@@ -59,7 +61,7 @@ class Measure(VariantJob, UnderProtocol):
             *((snapshot, self.students / snapshot_name(snapshot["step"])) for snapshot in costs["snapshots"]),
             (end | {"step": last_step}, network_folder(method, self.students, nfe)),
         ]
-        inputs |= checked_folder("real", self.real)
+        inputs |= checked_folder("real", self.real) | checked_prompts(self.prompts)
         for cost, folder in points:
             inputs |= checked_network(f"step {cost['step']}", folder)
         teacher = None
@@ -74,7 +76,9 @@ class Measure(VariantJob, UnderProtocol):
         for cost, folder in points:
             at = {"variant": self.variant, "nfe": nfe, "train_seed": self.train_seed, "step": cost["step"]}
             at |= {key: cost[key] for key in _COSTS}
-            drawn = draw_samples(method, folder, nfe, self.seed, self.num_samples, self.batch_size, device)
+            conditions = conditions_of_samples(folder, self.prompts)
+            given = (method, folder, nfe, self.seed, self.num_samples, self.batch_size, device)
+            drawn = draw_samples(*given, conditions=conditions)
             with _on_disk(drawn, self.num_samples, self.output.parent) as images:
                 measured = quality.measure(
                     at | {"experiment": None, "method": method.name},

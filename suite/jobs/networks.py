@@ -7,14 +7,16 @@ from typing import Annotated, Any
 import torch
 from pydantic import ValidationError
 
+from diffusion.conditions import Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance, guided
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import problems_of
-from diffusion.teachers.folder import deciding_files, load_denoiser
+from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser
+from diffusion.teachers.prompts import load_prompts
 from suite.job import GuidanceScale, Job, Key
-from suite.provenance import Input, checked
+from suite.provenance import Input, checked, checked_folder
 
 
 class VariantJob(Job):
@@ -57,6 +59,16 @@ def checked_network(role: str, folder: Path) -> dict[str, Input]:
 def network_folder(method: Any, source: Path, nfe: int) -> Path:
     """The `diffusers` folder that a method samples from with ``nfe`` evaluations: a student of its, or the teacher."""
     return source / f"nfe-{method.student_for(nfe)}" if method.trains else source
+
+
+def conditions_of_samples(source: Path, prompts: Path | None) -> Conditions:
+    """What the samples of a stored network are conditions of: of the texts to evaluate with, where there are some."""
+    return load_prompts(prompts) if prompts else load_conditions(source)
+
+
+def checked_prompts(prompts: Path | None) -> dict[str, Input]:
+    """The texts to evaluate with, as inputs of a result; none where the teacher is told none."""
+    return checked_folder("prompts", prompts) if prompts else {}
 
 
 def load_teacher(folder: Path, guidance_scale: float, device: torch.device) -> Denoiser:

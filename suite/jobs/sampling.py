@@ -1,6 +1,5 @@
 """Samples."""
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,19 +12,20 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 
+from diffusion.conditions import Conditions
 from diffusion.data.samples import Quantiser, load_labels, load_samples, save_samples, to_uint8
 from diffusion.noise import initial_noise
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.files import only_one, remove_leftovers
+from diffusion.runtime.files import link_or_copy, only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.teachers.folder import deciding_files, load_conditions
 from diffusion.teachers.stored_network import stored_network
 from diffusion.training.delivered import mark_delivered
 from suite.job import BatchSize, Key, NumSamples
-from suite.jobs.networks import VariantJob, network_folder
+from suite.jobs.networks import VariantJob, checked_prompts, conditions_of_samples, network_folder
 from suite.provenance import Input, checked
 from suite.sources import state_key
 
@@ -43,9 +43,11 @@ class Sample(VariantJob):
         nfe: evaluations to sample with; all that the method has, if none is named.
         quantiser: how samples become uint8.
         state: where interrupted sampling is kept; None starts anew.
+        prompts: the texts that samples are drawn of; None where the teacher is told none.
     """
 
     source: Path
+    prompts: Path | None = None
     num_samples: NumSamples
     batch_size: BatchSize
     seeds: Annotated[tuple[int, ...], Key("evaluation.seeds")]
@@ -60,6 +62,7 @@ class Sample(VariantJob):
         inputs = checked(
             {f"{file.name}, nfe {nfe}": file for nfe, source in sources.items() for file in deciding_files(source)}
         )
+        inputs |= checked_prompts(self.prompts)
         with self._kept(sources.values(), inputs, processes) as state:
             for nfe, source in sources.items():
                 for seed in self.seeds:
@@ -68,13 +71,14 @@ class Sample(VariantJob):
                     processes.wait()  # until all have looked
                     if not is_there:
                         count, size = self.num_samples, self.batch_size
-                        told = (method, source, nfe, seed, count, size, device, self.quantiser, processes)
-                        _store(path, source, count, size, partial(draw_samples, *told), processes)
+                        conditions = conditions_of_samples(source, self.prompts)
+                        told = (method, source, nfe, seed, count, size, device, self.quantiser, processes, conditions)
+                        _store(path, source, conditions, count, size, partial(draw_samples, *told), processes)
             if not processes.is_main:
                 return
             with self.result_folder() as folder:
-                for nfe in sources:
-                    shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=_linked)
+                for nfe in sources:  # not moved: a job that is stopped here has them still
+                    shutil.copytree(state / f"nfe-{nfe}", folder / f"nfe-{nfe}", copy_function=link_or_copy)
                 facts = {"network_evaluations_per_sample": list(sources), "device": str(device)}
                 self.write_record(folder, inputs, **facts)
             mark_delivered(state, self.output)
@@ -101,7 +105,13 @@ class Sample(VariantJob):
 
 
 def _store(
-    path: Path, source: Path, count: int, size: int, draw: Callable[..., Iterator[np.ndarray]], processes: Processes
+    path: Path,
+    source: Path,
+    conditions: Conditions,
+    count: int,
+    size: int,
+    draw: Callable[..., Iterator[np.ndarray]],
+    processes: Processes,
 ) -> None:
     """Writes ``count`` samples of the network ``source`` to ``path``, and goes on with those that were begun there.
 
@@ -124,7 +134,6 @@ def _store(
         batches,
         every_s=_NOTED_EVERY_S,
     )
-    conditions = load_conditions(source)
     labels = conditions.labels(conditions.of_samples(range(count), "cpu"))
     parts = (images[part.start : part.stop] for part in portions_of(count, size))
     save_samples(path, parts, images.shape, labels)
@@ -142,14 +151,6 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _linked(source: str, target: str) -> None:
-    # Not moved: a job that is stopped here has them still. Not copied where that can be helped: they may be large.
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def draw_samples(
     method: Any,
     source: Path,
@@ -160,6 +161,7 @@ def draw_samples(
     device: torch.device,
     quantiser: Quantiser = "round",
     processes: Processes = ALONE,
+    conditions: Conditions | None = None,
     first: int = 0,
 ) -> Iterator[np.ndarray]:
     """Samples of one stored network in batches, uint8, each of shape (n, H, W, C).
@@ -167,6 +169,7 @@ def draw_samples(
     Several processes share the batches; the samples do not depend on how many they are.
 
     Args:
+        conditions: of the samples; those of the network's own folder, if not given.
         first: the sample to go on with, where a batch begins.
 
     Raises:
@@ -181,12 +184,12 @@ def draw_samples(
 
     sampler, network = method.sampler(source, nfe, device)
     network.register_forward_pre_hook(count)
-    shape, conditions = stored_network(source).shape, load_conditions(source)
+    shape, told = stored_network(source).shape, conditions or load_conditions(source)
 
     def draw(indices: range) -> np.ndarray:
         noise = initial_noise(seed, indices, shape).to(device)
         with torch.inference_mode():
-            return to_uint8(sampler(noise, conditions.of_samples(indices, device)), quantiser)
+            return to_uint8(sampler(noise, told.of_samples(indices, device)), quantiser)
 
     def portion(indices: range) -> torch.Tensor:
         nonlocal evaluated

@@ -11,12 +11,17 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.settings import Settings
-from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.stored_network import stored_network
 from evaluation.measure import speed
 from evaluation.measure.protocols import SpeedSettings
 from suite.job import GuidanceScale, Job, Key
-from suite.jobs.networks import checked_network, configured_method, network_folder
+from suite.jobs.networks import (
+    checked_network,
+    checked_prompts,
+    conditions_of_samples,
+    configured_method,
+    network_folder,
+)
 from suite.provenance import Input
 
 
@@ -34,25 +39,27 @@ class Time(Job):
 
     Attributes:
         sources: of each variant the folder of its students, or the teacher.
+        prompts: as of :class:`suite.jobs.sampling.Sample`.
     """
 
     experiment: str
     units: tuple[TimedUnit, ...]
     sources: dict[str, Path]
+    prompts: Path | None = None
     settings: Annotated[SpeedSettings, Key("speed")]
     guidance_scale: GuidanceScale = 1.0
 
     def run(self) -> None:
         settings, device = self.settings, default_device()
         samplers, networks, identities = {}, {}, {}
-        inputs: dict[str, Input] = {}
+        inputs: dict[str, Input] = checked_prompts(self.prompts)
         for unit in self.units:
             key, nfe = f"{unit.variant}:{unit.nfe}", unit.nfe
             method = configured_method(unit.variant, unit.settings, self.guidance_scale)
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
             sampler, networks[key] = method.sampler(folder, nfe, device)
-            conditions = load_conditions(folder)
+            conditions = conditions_of_samples(folder, self.prompts)
             samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
                 noise, conditions.of_samples(range(len(noise)), device)
             )

@@ -1,6 +1,7 @@
 """The teacher: trained, or taken from a folder."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from diffusion.data.store import load_split
@@ -15,7 +16,7 @@ from diffusion.teachers.folder import (
 )
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.settings import TeacherSettings
-from diffusion.teachers.train import train_teacher
+from diffusion.teachers.train import captions_of, train_teacher
 from suite.job import Job, Key
 from suite.jobs.inputs import checked_data
 from suite.jobs.training import TrainingJob, parameters_of, write_log
@@ -30,10 +31,16 @@ class Train(TrainingJob):
     flip: Annotated[bool, Key("data.flip")] = False
 
     def run(self) -> None:
-        split = load_split(self.data, "train", self.flip)
+        split, settings = load_split(self.data, "train", self.flip), self.settings
         inputs = checked_data(self.data, "train")
-        with self.training_run("teacher", self.settings.seed, inputs) as run:
-            denoiser, cost = train_teacher(self.settings, split, run)
+        if settings.text is not None:
+            inputs |= checked({"text encoder": settings.text.folder() / "model.safetensors"})
+        with (
+            TemporaryDirectory() as place,
+            self.training_run("teacher", settings.seed, inputs, settings.family) as run,
+        ):
+            captions = captions_of(settings, split, Path(place), run.device) if settings.text else None
+            denoiser, cost = train_teacher(settings, split, run, captions)
             if not run.processes.is_main:
                 return
             with self.result_folder() as folder:

@@ -135,7 +135,13 @@ def test_conditional_round_trip_and_pipeline(tmp_path, has_null):
     with torch.no_grad():
         expected = ddim_sample(guided(again, Guidance(scale)), NOISE, 4, LABELS)
     pipeline = LocalPipeline.from_pretrained(tmp_path)
-    images = pipeline(5, LABELS["class_labels"], 4, scale, latents=NOISE, output_type="pt").images
+    images = pipeline(
+        class_labels=LABELS["class_labels"],
+        num_inference_steps=4,
+        guidance_scale=scale,
+        latents=NOISE,
+        output_type="pt",
+    ).images
     assert torch.equal(images, expected)
     assert len(pipeline(class_labels=[0, 1], num_inference_steps=2).images) == 2
 
@@ -415,7 +421,9 @@ def test_an_edm_pipeline_with_classes_keeps_its_thresholding(tmp_path):
     with torch.no_grad():
         expected = ddim_sample(guided(load_denoiser(tmp_path), Guidance(3.0)), NOISE, 3, LABELS)
     pipeline = LocalPipeline.from_pretrained(tmp_path)
-    images = pipeline(5, LABELS["class_labels"], 3, 3.0, latents=NOISE, output_type="pt").images
+    images = pipeline(
+        class_labels=LABELS["class_labels"], num_inference_steps=3, guidance_scale=3.0, latents=NOISE, output_type="pt"
+    ).images
     assert torch.equal(images, expected)
     assert float(images.abs().max()) <= 1
 

@@ -141,6 +141,8 @@ GUIDANCE = EXPERIMENT.teacher.guidance_scale
 # Where the user's images are: of them the content counts.
 BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.files.values()]
 TRAINED = "{variant}/train-{train_seed}"
+# The texts that samples are drawn of, of a teacher that is told texts.
+PROMPTS = {"prompts": ROOT / "prompts"} if EXPERIMENT.told == "text" else {}
 STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"

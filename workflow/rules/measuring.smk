@@ -3,7 +3,7 @@
 TEACHER_UNIT = PLAN.teacher_unit()
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 # The classifier where samples have labels to be judged, in batches.
-CLASSIFIER = {"classifier": ROOT / "classifier"} if EXPERIMENT.conditional else {}
+CLASSIFIER = {"classifier": ROOT / "classifier"} if EXPERIMENT.has_classifier else {}
 JUDGED = {"batch_size": EVALUATION.batch_size} if CLASSIFIER else {}
 # Neighbours of tens of thousands of samples in a million pictures want all processors. Small sets are measured side by
 # side.
@@ -171,6 +171,7 @@ rule protocol:
 # Quality against what training cost: the last student at its snapshots and at the end.
 rule learning_curve:
     input:
+        **PROMPTS,
         students=STUDENT,
         real=PLAN.real(),
         teacher_samples=ROOT / "samples" / TEACHER,
@@ -209,6 +210,7 @@ rule learning_curve:
 rule speed:
     input:
         sorted({str(source(unit)) for unit in PLAN.timed_units()}),
+        **PROMPTS,
         asked=job(
             ROOT / "speed/speed.json",
             "speed.Time",

@@ -1,9 +1,33 @@
 """Samples, and features of images."""
 
 
+# The captions of the test part, read by the teacher's encoder. No student is trained with them.
+rule prompts:
+    input:
+        teacher=ROOT / "teacher",
+        data=ROOT / "data",
+        asked=job(ROOT / "prompts" / RECORD, "prompts.Encode"),
+    output:
+        directory(ROOT / "prompts"),
+    log:
+        ROOT / "logs/prompts.log",
+    benchmark:
+        ROOT / "benchmarks/prompts/prompts.tsv"
+    priority: 1
+    conda:
+        "../../environment.yml"
+    resources:
+        **asks(16_000, 60, gpu=GPU),
+    params:
+        job=told(),
+    shell:
+        ALONE
+
+
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.
 rule sample:
     input:
+        **PROMPTS,
         source=source,
         asked=sampled(ROOT / "samples" / TRAINED / RECORD, seeds=EVALUATION.seeds, nfe=chosen_nfe),
     output:
@@ -27,6 +51,7 @@ rule sample:
 # The same samples made uint8 in another way, for protocols that ask for it.
 use rule sample as sample_quantised with:
     input:
+        **PROMPTS,
         source=source,
         asked=sampled(
             ROOT / "quantised/{quantiser}" / TRAINED / RECORD,

@@ -6,8 +6,6 @@ from typing import Any
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.teachers.families import TeacherFamily
 
-_CHANNELS = 3  # of `diffusers`' networks that do not say
-
 
 class UNet2D(TeacherFamily):
     networks = ("UNet2DModel", "SongUNet", "TimeScaledUNet")
@@ -39,45 +37,52 @@ class UNet2D(TeacherFamily):
         return ClassLabels(classes, has_null=labels == classes + 1)
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
-        return [*self._channels(config), *self._size(config), *self._time(config)]
+        return [*channel_problems(config), *size_problems(config), *time_problems(config)]
 
-    def _channels(self, config: Mapping[str, Any]) -> list[str]:
-        inputs, outputs = (config.get(key, _CHANNELS) for key in ("in_channels", "out_channels"))
-        if inputs == outputs:
-            return []
-        found = f"found in_channels {inputs} and out_channels {outputs}, expected both alike"
-        if outputs == 2 * inputs:
-            return [
-                f"{found}: the second half is a learnt variance, which is not read. Store the network with the first "
-                f"half of conv_out alone (of its weight and bias) and out_channels {inputs}."
-            ]
-        return [f"{found}: the network must estimate the image that it is given, and nothing be given beside it."]
 
-    def _size(self, config: Mapping[str, Any]) -> list[str]:
-        found, blocks = config.get("sample_size"), config.get("block_out_channels")
-        sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else (found,)
-        levels = len(blocks) if isinstance(blocks, (list, tuple)) else 1
-        if any(type(side) is not int or side < 1 for side in sides):
-            return [
-                f"found sample_size {found!r}, expected the side of the images that the network was trained on, such "
-                f"as 32, or their height and width; write it into the file."
-            ]
+def channel_problems(config: Mapping[str, Any], default: int = 3) -> list[str]:
+    """What is wrong with the channels of a U-Net's configuration, a line each; ``default`` is its class's own."""
+    inputs, outputs = (config.get(key, default) for key in ("in_channels", "out_channels"))
+    if inputs == outputs:
+        return []
+    found = f"found in_channels {inputs} and out_channels {outputs}, expected both alike"
+    if outputs == 2 * inputs:
         return [
-            f"found sample_size {side} with {levels} block_out_channels, expected a multiple of {2 ** (levels - 1)}: "
-            f"every level halves the image."
-            for side in dict.fromkeys(sides)
-            if side % 2 ** (levels - 1)
+            f"{found}: the second half is a learnt variance, which is not read. Store the network with the first "
+            f"half of conv_out alone (of its weight and bias) and out_channels {inputs}."
         ]
+    return [f"{found}: the network must estimate the image that it is given, and nothing be given beside it."]
 
-    def _time(self, config: Mapping[str, Any]) -> list[str]:
-        embedding = config.get("time_embedding_type", "positional")
-        if embedding == "positional":
-            return []
-        reasons = {
-            "learned": ": it knows whole timesteps only, and methods ask between them",
-            "fourier": ": it takes the logarithm of a noise level, and is given timesteps from 0 on here",
-        }
-        return [f"found time_embedding_type {embedding!r}, expected 'positional'{reasons.get(embedding, '')}."]
+
+def size_problems(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the size of a U-Net's images, a line each."""
+
+    found, blocks = config.get("sample_size"), config.get("block_out_channels")
+    sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else (found,)
+    levels = len(blocks) if isinstance(blocks, (list, tuple)) else 1
+    if any(type(side) is not int or side < 1 for side in sides):
+        return [
+            f"found sample_size {found!r}, expected the side of the images that the network was trained on, such "
+            f"as 32, or their height and width; write it into the file."
+        ]
+    return [
+        f"found sample_size {side} with {levels} block_out_channels, expected a multiple of {2 ** (levels - 1)}: "
+        f"every level halves the image."
+        for side in dict.fromkeys(sides)
+        if side % 2 ** (levels - 1)
+    ]
+
+
+def time_problems(config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the way a U-Net is told the time, a line each."""
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding == "positional":
+        return []
+    reasons = {
+        "learned": ": it knows whole timesteps only, and methods ask between them",
+        "fourier": ": it takes the logarithm of a noise level, and is given timesteps from 0 on here",
+    }
+    return [f"found time_embedding_type {embedding!r}, expected 'positional'{reasons.get(embedding, '')}."]
 
 
 FAMILY = UNet2D()
