@@ -17,11 +17,13 @@ class DataSettings(GrownSettings):
     Attributes:
         flip: whether training draws each image mirrored left to right with probability 1/2. The stored data set is the
             same with and without: references, neighbours and the classifier that judges labels see no flip.
+        attributes: names of what can be seen in an image of a class; see :class:`diffusion.data.store.Splits`.
     """
 
     flip: bool = False
 
     later: ClassVar[tuple[str, ...]] = ("flip",)
+    attributes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

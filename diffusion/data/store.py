@@ -393,6 +393,7 @@ def _shards_of(folder: Path, name: str) -> tuple[dict[str, tuple[int, ...]], dic
         shards: dict[str, tuple[int, ...]] = {file: (count, *size, channels) for file, count in sizes.items()}
         about = {"count": part["count"], "sha256": part["sha256"]["images"], "class_names": class_names}
         about["attributes"] = manifest.get("attributes", {})
+        _check_attributes(about["attributes"], len(class_names))
         if not shards or sum(shape[0] for shape in shards.values()) != about["count"]:
             raise KeyError("shards")
     except (KeyError, TypeError, ValueError) as error:
@@ -429,6 +430,14 @@ def _check(splits: Splits) -> None:
             raise ValueError(f"{part}_labels must be int64 ({len(images)},), found {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError(f"{part}_labels must lie in 0..{len(names) - 1}")
-    for name, values in splits.attributes.items():
-        if len(values) != len(names) or any(type(value) is not int or value < 0 for value in values):
-            raise ValueError(f"attributes[{name!r}] must be a whole number ≥ 0 for each of the {len(names)} classes")
+    _check_attributes(splits.attributes, len(names))
+
+
+def _check_attributes(attributes: Any, classes: int) -> None:
+    """Raises ValueError unless they are what :class:`Splits` says, for so many classes."""
+    if not isinstance(attributes, Mapping):
+        raise ValueError(f"attributes must be a mapping, found {attributes!r}")
+    for name, values in attributes.items():
+        fit = isinstance(values, Sequence) and len(values) == classes
+        if not fit or any(type(value) is not int or value < 0 for value in values):
+            raise ValueError(f"attributes[{name!r}] must be a whole number ≥ 0 for each of the {classes} classes")

@@ -68,11 +68,17 @@ def test_settings_are_strict_and_describe_the_pictures(kind: str, tmp_path: Path
     # What a manifest records can be read back.
     assert data.parse_settings(settings.model_dump(mode="json")) == settings
     splits = prepared(settings)
-    assert splits.train_images.shape[1:] == (settings.resolution, settings.resolution, settings.channels)
+    channels, height, width = settings.shape
+    assert splits.train_images.shape[1:] == (height, width, channels)
+    assert tuple(splits.attributes) == settings.attributes
 
 
 def test_flips_change_nothing_that_is_stored(kind: str, tmp_path: Path) -> None:
     raw = data.kinds()[kind].tiny_settings(tmp_path / "source")
+    if kind == "digit_pairs":
+        with pytest.raises(UserError, match=r"data\.flip: found true, expected false: of a mirrored image its caption"):
+            data.parse_settings(raw | {"flip": True})
+        return
     plain, flipped = (data.parse_settings(raw | more) for more in ({}, {"flip": True}))
     assert (plain.flip, flipped.flip) == (False, True)
     # They are compared as text: a key that says nothing must not be in it.
@@ -94,7 +100,10 @@ def test_prepares_two_valid_and_disjoint_parts(kind: str, tmp_path: Path) -> Non
         assert set(labels) <= set(range(len(splits.class_names)))
         assert images.max() > 128, "the range is 0 to 255"
         assert images.min() < 128
-    assert set(splits.train_labels) >= set(splits.test_labels)
+    if splits.attributes:  # captions, of which evaluation may ask for new ones
+        assert all(len(values) == len(splits.class_names) for values in splits.attributes.values())
+    else:
+        assert set(splits.train_labels) >= set(splits.test_labels)
     train = {image.tobytes() for image in splits.train_images}
     assert not train & {image.tobytes() for image in splits.test_images}
 
@@ -119,6 +128,8 @@ def test_written_and_loaded(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.labels, getattr(splits, f"{part}_labels"))
         assert isinstance(loaded.images, Shards)
         assert loaded.class_names == splits.class_names
+        assert loaded.attributes == splits.attributes
+        assert loaded.shape == settings.shape
         assert loaded.name == part
         entry = manifest["splits"][part]
         assert loaded.sha256 == entry["sha256"]["images"]
@@ -148,8 +159,8 @@ def test_kinds_are_cheap_to_import() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ({"kind": "imagenet"}, r"data\.kind: found 'imagenet', expected one of: cifar10, digits, "),
-        ({}, r"data\.kind: is missing, expected one of: cifar10, digits, "),
+        ({"kind": "imagenet"}, r"data\.kind: found 'imagenet', expected one of: cifar10, digit_pairs, digits, "),
+        ({}, r"data\.kind: is missing, expected one of: cifar10, digit_pairs, digits, "),
         ({"kind": ["digits"]}, r"data\.kind: found \['digits'\]"),
         ("digits", r"data: found 'digits', expected a block"),
         ({"kind": "digits", "test_size": "many"}, r"data\.test_size: found 'many'"),
@@ -267,6 +278,13 @@ def stored(tmp_path: Path) -> Path:
         {"train_labels": np.array([0, 1, -1])},
         {"train_labels": np.array([0.0, 1.0, 0.0])},
         {"class_names": ("a", "a")},
+        {"attributes": {"left": [0]}},
+        {"attributes": {"left": [0, 1, 2]}},
+        {"attributes": {"left": [0, 1], "right": [0, -1]}},
+        {"attributes": {"left": [0, 1.0]}},
+        {"attributes": {"left": [0, True]}},
+        {"attributes": {"left": np.array([0, 1])}},
+        {"attributes": [[0, 1]]},
     ],
 )
 def test_store_refuses_splits_that_break_the_contract(changes: dict, tmp_path: Path) -> None:
@@ -318,6 +336,88 @@ def test_load_refuses_what_does_not_fit_the_manifest(stored: Path) -> None:
     refuses("is not a manifest")
     (stored / "manifest.json").unlink()
     refuses(r"manifest\.json: not found")
+
+
+# Images that are not square, and attributes
+
+
+WIDE = {
+    "train_images": np.arange(3 * 8 * 16, dtype=np.int64).astype(np.uint8).reshape(3, 8, 16, 1),
+    "test_images": np.full((2, 8, 16, 1), 7, np.uint8),
+    "attributes": {"left": [3, 0], "right": (7, 12)},
+}
+
+
+@pytest.fixture
+def stored_wide(tmp_path: Path) -> Path:
+    store.write_dataset(tmp_path / "data", some_splits(**WIDE), data.parse_settings({"kind": "digits"}))
+    return tmp_path / "data"
+
+
+def test_images_need_not_be_square(stored_wide: Path) -> None:
+    manifest = json.loads((stored_wide / "manifest.json").read_text())
+    assert (manifest["resolution"], manifest["channels"]) == ([8, 16], 1)
+    for part in store.PARTS:
+        split = store.load_split(stored_wide, part)
+        assert split.shape == (1, 8, 16)
+        np.testing.assert_array_equal(split.images, WIDE[f"{part}_images"])
+    assert [file.name for file in store.stored_files(stored_wide, "test")] == ["test-00000.npy", "test-labels.npy"]
+
+
+def test_the_parts_have_one_height_and_width(tmp_path: Path) -> None:
+    turned = some_splits(**{**WIDE, "test_images": np.zeros((2, 16, 8, 1), np.uint8)})
+    with pytest.raises(ValueError, match=r"one shape in both parts, found \(2, 16, 8, 1\)"):
+        store.write_dataset(tmp_path / "data", turned, data.parse_settings({"kind": "digits"}))
+
+
+def test_height_and_width_are_not_confused(stored_wide: Path) -> None:
+    np.save(stored_wide / "test-00000.npy", np.zeros((2, 16, 8, 1), np.uint8))
+    with pytest.raises(UserError, match=r"found uint8 \(2, 16, 8, 1\), expected uint8 \(2, 8, 16, 1\)"):
+        store.load_split(stored_wide, "test")
+
+
+def test_of_square_images_the_manifest_says_the_side(stored: Path) -> None:
+    """As before there were others; and nothing of attributes that there are not."""
+    manifest = json.loads((stored / "manifest.json").read_text())
+    assert manifest["resolution"] == 2
+    assert "attributes" not in manifest
+    split = store.load_split(stored, "train")
+    assert split.shape == (1, 2, 2)
+    assert split.attributes == {}
+
+
+def test_attributes_are_written_and_read(stored_wide: Path) -> None:
+    expected = {"left": [3, 0], "right": [7, 12]}
+    assert json.loads((stored_wide / "manifest.json").read_text())["attributes"] == expected
+    for part in store.PARTS:
+        assert store.load_split(stored_wide, part).attributes == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attributes", [[3, 0], [7, 12]], "attributes must be a mapping"),
+        ("attributes", None, "attributes must be a mapping"),
+        ("attributes", {"left": [3, 0], "right": [7]}, r"attributes\['right'\] must be a whole number"),
+        ("attributes", {"left": [3, 0, 1]}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": [3, -1]}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": [3, 0.5]}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": [3, True]}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": "30"}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": {"a": 3, "b": 0}}, r"attributes\['left'\] must be a whole number"),
+        ("attributes", {"left": 3}, r"attributes\['left'\] must be a whole number"),
+        ("resolution", [8, 16, 1], "too many values"),
+        ("resolution", None, "NoneType"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_refused(
+    key: str, value: typing.Any, message: str, stored_wide: Path
+) -> None:
+    file = stored_wide / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    for read in (store.load_split, store.stored_files):
+        with pytest.raises(UserError, match=rf"manifest\.json: is not a manifest of a data set .*{message}"):
+            read(stored_wide, "train")
 
 
 # Layouts of folders and zips

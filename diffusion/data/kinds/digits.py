@@ -10,7 +10,16 @@ from diffusion.data.settings import DataSettings
 from diffusion.data.store import Splits, split_by_class
 
 
-class Settings(DataSettings):
+class DigitSplit(DataSettings):
+    """Which of the digits are for testing."""
+
+    kind: str
+    # Pictures in the test part; 1,437 remain for training. Each of the ten classes keeps one.
+    test_size: int = pydantic.Field(default=360, ge=10, le=1787)
+    split_seed: int = pydantic.Field(default=0, ge=0)
+
+
+class Settings(DigitSplit):
     """The split; the pictures leave nothing to choose."""
 
     resolution: ClassVar[int] = 8
@@ -18,12 +27,9 @@ class Settings(DataSettings):
     channels: ClassVar[int] = 1
 
     kind: Literal["digits"]
-    # Pictures in the test part; 1,437 remain for training. Each of the ten classes keeps one.
-    test_size: int = pydantic.Field(default=360, ge=10, le=1787)
-    split_seed: int = pydantic.Field(default=0, ge=0)
 
 
-def prepare(settings: Settings) -> Splits:
+def prepare(settings: DigitSplit) -> Splits:
     """Reads the digits from the installed package and splits them by class.
 
     Pixel counts 0…16 become round(255·x/16). Shapes (1797 - test_size, 8, 8, 1) and (test_size, 8, 8, 1).
