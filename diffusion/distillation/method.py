@@ -10,18 +10,31 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import create_model
+from pydantic import Field, create_model
 from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings, Settings
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import save_denoiser
 
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
+
+
+class MethodSettings(GrownSettings):
+    """What the block of every method can say.
+
+    Attributes:
+        guidance_scale: w of the teacher's guidance, where the method evaluates it or has learnt from it; null is the
+            teacher's own.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("guidance_scale",)
+
+    guidance_scale: float | None = Field(None, ge=0)
 
 
 class Method(ABC):
@@ -59,8 +72,12 @@ class Method(ABC):
             )
 
     def __init__(self, settings: Any, guidance: Guidance | None = None) -> None:
-        """Args: guidance: of the teacher. Students have learnt it; samplers of the teacher must apply it."""
-        self.settings, self.guidance = settings, guidance or Guidance()
+        """Args: guidance: of the teacher, unless the settings have their own. Students have learnt it; samplers of the
+        teacher must apply it."""
+        scale = getattr(settings, "guidance_scale", None)
+        self.settings, self.guidance = settings, Guidance() if guidance is None else guidance
+        if scale is not None:
+            self.guidance = Guidance(scale)
 
     @abstractmethod
     def evaluations(self) -> tuple[int, ...]:

@@ -8,15 +8,15 @@ from torch import nn
 
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.method import Method, Sampler
+from diffusion.distillation.method import Method, MethodSettings, Sampler
 from diffusion.guidance import guided
-from diffusion.runtime.settings import Settings, StepCounts
+from diffusion.runtime.settings import StepCounts
 from diffusion.samplers import Spacing
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import load_denoiser
 
 
-class TeacherSamplerSettings(Settings):
+class TeacherSamplerSettings(MethodSettings):
     """Settings of a sampler of the teacher.
 
     Attributes:

@@ -91,8 +91,9 @@ class GrownSettings(Settings):
     @model_serializer(mode="wrap")
     def _unused_later_keys_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields, dumped = type(self).model_fields, dump(self)
+        later = {key for kind in type(self).__mro__ for key in getattr(kind, "later", ())}
         # A block may lack later keys that others with the same base have.
-        unused = {key for key in self.later if key in fields and getattr(self, key) == fields[key].default}
+        unused = {key for key in later if key in fields and getattr(self, key) == fields[key].default}
         return {key: value for key, value in dumped.items() if key not in unused}
 
 

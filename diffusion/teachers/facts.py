@@ -19,6 +19,7 @@ class TeacherFacts:
         log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
         shape: (C, H, W) of the images.
         told: what it is told beside the time.
+        can_be_guided: whether it has an unconditional input too.
     """
 
     prediction_type: PredictionType
@@ -28,6 +29,7 @@ class TeacherFacts:
     log_noise_to_signal: tuple[float, float]
     shape: tuple[int, int, int]
     told: Told
+    can_be_guided: bool
 
     @property
     def conditional(self) -> bool:
@@ -35,9 +37,9 @@ class TeacherFacts:
 
 
 def facts_of(
-    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], told: Told
+    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], told: Told, can_be_guided: bool
 ) -> TeacherFacts:
     t_min, t_max = schedule.t_min, schedule.t_max
     low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
     timesteps = schedule.num_timesteps
-    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, told)
+    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, told, can_be_guided)

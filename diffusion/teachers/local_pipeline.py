@@ -12,6 +12,7 @@ from diffusion.runtime.files import read_json, write_json
 from diffusion.schedule import Schedule
 from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
+from diffusion.teachers.prompts import encoder_of
 from diffusion.teachers.schedulers import build_scheduler
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
@@ -26,6 +27,7 @@ class LocalPipeline(StudentPipeline):
 
     schedule: Schedule | None = None
     family: Family = UNET
+    source: Path | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -49,8 +51,15 @@ class LocalPipeline(StudentPipeline):
         denoiser = load_denoiser(folder, device)
         facts = pipeline_facts(denoiser) | sampling_facts(folder)
         pipeline = cls(unet=denoiser.network, scheduler=build_scheduler(denoiser), **facts)
-        pipeline.schedule, pipeline.family = denoiser.schedule, denoiser.family
+        pipeline.schedule, pipeline.family, pipeline.source = denoiser.schedule, denoiser.family, folder
         return pipeline
+
+    def encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        """As the base class, whose encoder is read where a text is given: suites draw of stored embeddings."""
+        if self.text_encoder is None and self.source is not None:
+            encoder = encoder_of(self.source, self.config.max_tokens, self._execution_device)
+            self.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
+        return super().encoded(texts)
 
     def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.schedule is None:

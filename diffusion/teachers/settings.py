@@ -90,7 +90,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     @model_validator(mode="after")
     def _can_be_guided(self) -> "TeacherSettings":
-        if self.guidance_scale != 1 and (self.told == "nothing" or not self.label_dropout):
+        if self.guidance_scale != 1 and not self.can_be_guided:
             lacks = "labels false" if self.told == "nothing" else "label_dropout 0"
             raise ValueError(
                 f"guidance_scale: found {self.guidance_scale} with {lacks}, expected 1: guidance needs labels or text "
@@ -107,6 +107,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
         except ValueError as error:
             raise ValueError(f"network.{error}") from error
         return self
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether it learns an unconditional input, too."""
+        return self.told != "nothing" and self.label_dropout > 0
 
     @property
     def told(self) -> Told:
@@ -128,7 +133,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
         """What a teacher of images of shape (C, H, W) will be."""
-        return facts_of(self.schedule.build(), self.prediction_type, shape, self.told)
+        return facts_of(self.schedule.build(), self.prediction_type, shape, self.told, self.can_be_guided)
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError where the network does not fit images of shape (C, H, W)."""
@@ -184,7 +189,8 @@ class StoredTeacher(_UsedTeacher):
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
         told: Told = "text" if isinstance(conditions, Prompts) else "class"
-        return facts_of(schedule, prediction_type, shape, "nothing" if isinstance(conditions, Unconditional) else told)
+        told = "nothing" if isinstance(conditions, Unconditional) else told
+        return facts_of(schedule, prediction_type, shape, told, conditions.can_be_guided)
 
     @property
     def family(self) -> TeacherFamily:

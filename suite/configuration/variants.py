@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.method import Method
 from diffusion.distillation.registry import RESERVED, method_class, method_modules
 from diffusion.guidance import Guidance
@@ -132,6 +133,18 @@ def labels_of(methods: dict[str, Method]) -> dict[str, str]:
     }
 
 
+def _guidance_problem(method: Method, teacher: TeacherFacts, guidance: Guidance) -> str | None:
+    """What is wrong with a guidance scale of a method's own."""
+    scale = method.guidance.scale
+    if method.guidance == guidance:
+        return None
+    if scale != 1 and not teacher.can_be_guided:
+        return f"guidance_scale: found {scale}, expected 1: the teacher has no condition, or no unconditional input"
+    if isinstance(method, Distiller) and method.pairs() is not None:
+        return f"guidance_scale: found {scale}, expected the teacher's {guidance.scale}, which made the pairs"
+    return None
+
+
 def parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: Guidance) -> Method:
     key = f"methods.{name}"
     if not NAME.fullmatch(name) or name in RESERVED:
@@ -149,7 +162,10 @@ def parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: 
         raise UserError(f"{key}.method: {error}") from error
     problems: list[str] = []
     settings, wrong = without_wrong(method_type.Settings, block, key, problems)
-    problem = refused(method_type(settings, guidance).check, teacher) if settings and teacher else None
+    problem = None
+    if settings and teacher:
+        method = method_type(settings, guidance)
+        problem = _guidance_problem(method, teacher, guidance) or refused(method.check, teacher)
     if problem and not touched(wrong, problem.partition(":")[0]):
         problems.append(f"{key}.{problem}.")
     if problems:

@@ -129,6 +129,15 @@ def method_settings(wildcards):
     return settings(EXPERIMENT.methods[wildcards.variant].settings)
 
 
+def of_trained(wildcards):
+    return EXPERIMENT.methods[wildcards.variant].trains
+
+
+def guidance_scale(wildcards):
+    """Of the teacher, as the variant's method evaluates it or has learnt it."""
+    return EXPERIMENT.methods[wildcards.variant].guidance.scale
+
+
 def method_module(wildcards):
     """The module of a variant's method, which the job imports by its name."""
     return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
@@ -202,7 +211,7 @@ def distilled(**further):
         variant=wildcard("variant"),
         train_seed=wildcard("train_seed"),
         settings=method_settings,
-        guidance_scale=GUIDANCE,
+        guidance_scale=guidance_scale,
         **further,
     )
 
@@ -216,7 +225,7 @@ def sampled(record, **chosen):
         variant=wildcard("variant"),
         settings=method_settings,
         # A student has learnt it.
-        guidance_scale=lambda wildcards: 1.0 if EXPERIMENT.methods[wildcards.variant].trains else GUIDANCE,
+        guidance_scale=lambda wildcards: 1.0 if of_trained(wildcards) else guidance_scale(wildcards),
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
         **chosen,
@@ -258,6 +267,6 @@ def of_student(record, stage, **further):
         stage,
         seed=PLAN.first_seed,
         batch_size=EVALUATION.batch_size,
-        guidance_scale=GUIDANCE,
+        guidance_scale=guidance_scale,
         **further,
     )
