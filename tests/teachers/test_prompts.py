@@ -184,7 +184,7 @@ def test_boots_losses_pass_the_texts_on(denoiser, prompts):
     student = NoiseStudent(denoiser.network, denoiser.schedule, "v_prediction", family=denoiser.family)
     s, t = torch.full((3,), 0.4, dtype=torch.float64), torch.full((3,), 0.5, dtype=torch.float64)
     with torch.no_grad():
-        bootstrap, _boundary = boot_losses(student, teacher, NOISE, s, t, condition=told, solver="euler", boundary_count=1)
+        bootstrap, _ = boot_losses(student, teacher, NOISE, s, t, 1, "euler", condition=told)
         at, to = denoiser.schedule.at(t), denoiser.schedule.at(s)
         y_t = student(NOISE, t, told)
         f_t = teacher(at.noised(y_t, NOISE), at, told)
