@@ -158,10 +158,11 @@ class Made:
     """Stand-ins of an experiment's teacher and data, of a few weights and numbers."""
 
     def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
-        self.experiment, self.conditions, self.channels = experiment, conditions, experiment.data.channels
-        self.shape = (self.channels, _SIDE, _SIDE)
+        self.experiment, self.conditions = experiment, conditions
+        channels, _, _ = experiment.data.shape
+        self.shape = (channels, _SIDE, _SIDE)
         self.split = Split(
-            Shards([np.zeros((8, _SIDE, _SIDE, self.channels), np.uint8)]),
+            Shards([np.zeros((8, _SIDE, _SIDE, channels), np.uint8)]),
             np.zeros(8, np.int64),
             tuple(map(str, range(conditions.num_classes or 1))),
             "",
@@ -221,9 +222,7 @@ class Made:
             schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
         else:
             schedule, prediction, thresholding = load_schedule(teacher.folder)
-        network = build_network(_STAND_IN, (self.channels, _SIDE, _SIDE), _labels(self.conditions)).requires_grad_(
-            False
-        )
+        network = build_network(_STAND_IN, self.shape, _labels(self.conditions)).requires_grad_(False)
         return Denoiser(network, schedule, prediction, thresholding, self.conditions).eval()
 
     @staticmethod
