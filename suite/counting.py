@@ -159,10 +159,11 @@ class Made:
     """Stand-ins of an experiment's teacher and data, of a few weights and numbers."""
 
     def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
-        self.experiment, self.conditions, self.channels = experiment, conditions, experiment.data.channels
-        self.shape = (self.channels, _SIDE, _SIDE)
+        self.experiment, self.conditions = experiment, conditions
+        channels, _, _ = experiment.data.shape
+        self.shape = (channels, _SIDE, _SIDE)
         self.split = Split(
-            Shards([np.zeros((8, _SIDE, _SIDE, self.channels), np.uint8)]),
+            Shards([np.zeros((8, _SIDE, _SIDE, channels), np.uint8)]),
             np.zeros(8, np.int64),
             tuple(map(str, range(conditions.num_classes or 1))),
             "",

@@ -5,7 +5,7 @@ import torch
 
 from diffusion.conditions import ClassLabels
 from diffusion.data.kinds import parse_settings
-from diffusion.data.store import Splits, load_split, write_dataset
+from diffusion.data.store import Splits, load_split, size_of, write_dataset
 from diffusion.denoiser import Denoiser
 from diffusion.schedule import CosineSchedule, EdmSchedule
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
@@ -22,9 +22,9 @@ TEACHER = {
 }
 
 
-def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1, network=NETWORK):
+def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1, network=NETWORK, size=(8, 8)):
     torch.manual_seed(seed)
-    network = build_network(NetworkSettings.model_validate(network), (channels, 8, 8))
+    network = build_network(NetworkSettings.model_validate(network), (channels, *size))
     schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
     denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
     return denoiser.eval().requires_grad_(False)
@@ -39,7 +39,8 @@ def tiny_conditional(num_classes=3, has_null=True, prediction_type="v_prediction
 
 
 def tiny_splits(count=24, resolution=8, channels=1):
-    images = np.random.default_rng(0).integers(0, 256, (count, resolution, resolution, channels), dtype=np.uint8)
+    """``resolution``: a side, or height and width."""
+    images = np.random.default_rng(0).integers(0, 256, (count, *size_of(resolution), channels), dtype=np.uint8)
     labels = np.arange(count, dtype=np.int64) % 2
     half = count // 2
     return Splits(images[:half], labels[:half], images[half:], labels[half:], ("even", "odd"), "made for a test")

@@ -42,7 +42,8 @@ class LpipsSettings(GrownSettings):
             no download, but no layer weights were ever fitted for it: :class:`UncalibratedLpips`.
         weights: file with torchvision's ImageNet weights of the backbone; null looks in the usual cache and downloads
             where the network allows.
-        resize: side in pixels to which pictures are resized first (bilinear); null leaves them as they are.
+        resize: side in pixels to which images are resized first (bilinear); of those that are not square, the shorter
+            one, so that nothing is distorted. null leaves them as they are.
         greyscale: how pictures of one channel get the three that the backbone wants: "repeat". There is no default.
         pooling: between the backbone's layers, "max" as it was trained, or, of "vgg", "average" as in the package piq
             (``replace_pooling=True``), which the PyTorch code of consistency models and of PID takes. The layer
@@ -125,7 +126,9 @@ class LpipsDistance(nn.Module):
         images = images.expand(-1, 3, -1, -1)
         if self.resize is None:
             return images
-        size = (self.resize, self.resize)
+        height, width = images.shape[2:]
+        shorter = min(height, width)
+        size = [round(self.resize * side / shorter) for side in (height, width)]
         return nn.functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 

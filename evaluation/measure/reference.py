@@ -198,11 +198,7 @@ def load_given(
     has_moments = {"mu", "sigma"} <= names
     if "arr_0" in names:
         images = load_samples(path)
-        if images.shape[1:3] != (expected := size_of(resolution)):
-            raise UserError(
-                f"{path}: images of {images.shape[1]}×{images.shape[2]} pixels, but the samples have "
-                f"{expected[0]}×{expected[1]}. A reference of another resolution says nothing about them."
-            )
+        _check_size(path, images.shape[1:3], resolution)
         about: dict[str, Any] = {"count": len(images), "sha256": found}
         own = None
         if has_moments and extractor["name"] == "inception":
@@ -220,13 +216,22 @@ def load_given(
         return Reference(str(path), None, stored_moments=own, about=about)
     facts = json.loads(str(content["facts"]))
     check_extractor(path, facts["extractor"], extractor)
-    if facts["resolution"] != resolution:
-        raise UserError(f"{path}: made of pictures of {facts['resolution']} pixels, but the samples have {resolution}.")
+    _check_size(path, facts["resolution"], resolution)
     if data is not None and facts["sha256"] not in data:
         raise UserError(
             f"{path}: made of other data (pictures with sha256 {facts['sha256'][:16]}…) than this experiment's."
         )
     return Reference(str(path), None, stored_moments=own, about=about | {"data_sha256": facts["sha256"]})
+
+
+def _check_size(path: Path, found: int | Sequence[int], samples: int | Sequence[int]) -> None:
+    """Raises UserError unless a reference's images have the samples' size: sides, or heights and widths."""
+    (height, width), (expected_height, expected_width) = size_of(found), size_of(samples)
+    if (height, width) != (expected_height, expected_width):
+        raise UserError(
+            f"{path}: made of images of {height}×{width} pixels, but the samples have {expected_height}×"
+            f"{expected_width}. A reference of another resolution says nothing about them."
+        )
 
 
 def _checked_moments(path: Path, content: Mapping[str, np.ndarray], extractor: Mapping[str, Any]) -> Moments:

@@ -260,6 +260,14 @@ def picture_strip(images: np.ndarray, smallest: int = 32, gap: int = 2) -> np.nd
     return strip
 
 
+def shown_in_row(height: int, width: int) -> int:
+    """How many samples a row shows: 16 small ones, 8 large ones, and fewer of images that are wider than high.
+
+    Large images make a heavy page, and more than eight of them no longer fit a phone.
+    """
+    return max(1, (16 if height <= 32 else 8) * min(height, width) // width)
+
+
 def png_bytes(pixels: np.ndarray) -> bytes:
     """A PNG of uint8 pixels, shape (H, W, 3 or 4), without a date."""
     out = io.BytesIO()

@@ -353,14 +353,14 @@ def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
     strips: list[Strip] = []
     for label, path in samples.items():
         images = load_samples(path)
-        size = strips[0].images.shape[1:3] if strips else images.shape[1:3]
-        if images.shape[1:3] != size:
+        size = height, width = images.shape[1:3]
+        expected = strips[0].images.shape[1:3] if strips else size
+        if size != expected:
             raise UserError(
-                f"{path}: pictures of {images.shape[1:3]} pixels; the other methods have {size}. "
+                f"{path}: images of {height}×{width} pixels; the other methods have {expected[0]}×{expected[1]}. "
                 f"Bring samples of the experiment's resolution."
             )
-        # Large pictures make a heavy page, and more than eight of them no longer fit a phone.
-        strips.append(Strip(label, images[: 16 if images.shape[1] <= 32 else 8]))
+        strips.append(Strip(label, images[: plots.shown_in_row(height, width)]))
     return strips
 
 
@@ -460,7 +460,7 @@ def _neighbours(path: Path) -> list[StripGroup]:
                 f"{facts['suspicious']:.2%} of the samples nearer than 99 of 100 of those"
             )
             samples, nearest = archive[f"samples-{number}"], archive[f"nearest-{number}"]
-            shown = 16 if samples.shape[1] <= 32 else 8
+            shown = plots.shown_in_row(*samples.shape[1:3])
             strips = [Strip(label, samples[:shown]), Strip("nearest training picture", nearest[:shown])]
             groups.append(StripGroup(title, strips))
     return groups

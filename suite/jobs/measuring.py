@@ -213,7 +213,7 @@ def check_resolution(teacher_samples: Path, files: Mapping[int, Path], samples: 
     for seed, images in samples.items():
         if images.shape[1:3] != expected:
             raise UserError(
-                f"{files[seed]}: pictures of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
+                f"{files[seed]}: images of {images.shape[1]}×{images.shape[2]} pixels; the experiment's have "
                 f"{expected[0]}×{expected[1]}. Bring samples of that resolution."
             )
 

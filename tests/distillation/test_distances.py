@@ -50,6 +50,14 @@ def test_lpips_hands_three_channels_of_the_right_size_to_its_network():
     assert network.seen[-1] == (5, 3, 8, 8)
 
 
+@pytest.mark.parametrize(("size", "resized"), [((8, 16), (24, 48)), ((16, 8), (48, 24)), ((8, 11), (24, 33))])
+def test_images_that_are_not_square_are_not_distorted(size, resized):
+    network = StandIn()
+    images = torch.zeros(2, 1, *size)
+    LpipsDistance(network, resize=24)(images, images)
+    assert network.seen == [(2, 3, *resized)]
+
+
 def test_gradients_reach_the_pictures_and_not_the_network():
     distance, a = LpipsDistance(StandIn()), A.clone().requires_grad_(True)
     distance(a, B).sum().backward()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from methods import METHODS, TRAINED, build, inputs_of
-from tiny import SMALLEST, TEACHER, stored_data, tiny_conditional, tiny_denoiser
+from tiny import SMALLEST, TEACHER, stored_data, tiny_conditional, tiny_denoiser, tiny_splits
 
 from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance, guided
@@ -259,6 +259,34 @@ def test_saved_folders_load_with_a_diffusers_pipeline(name, tmp_path):
         assert (folder / "pipeline.py").read_bytes() == Path(student_pipeline.__file__).read_bytes()
         loaded = LocalPipeline.from_pretrained(folder)
         assert len(loaded(batch_size=2).images) == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_need_not_be_square(name, tmp_path):
+    """Trained, stored, sampled, and made by the pipeline of the student's folder: 8 pixels high and 16 wide."""
+    from diffusers import DDIMPipeline
+
+    method, teacher = build(name), tiny_denoiser(size=(8, 16))
+    assert teacher.shape == (1, 8, 16)
+    data = stored_data(tmp_path / "data", tiny_splits(resolution=(8, 16)))
+    folders = {nfe: tmp_path / f"nfe-{method.student_for(nfe)}" for nfe in method.evaluations()}
+    if method.trains:
+        for student in distil(method, tmp_path / "state", data, teacher=teacher):
+            method.save(folders[student.nfe], student.network, teacher)
+    else:
+        for folder in set(folders.values()):
+            method.save(folder, teacher.network, teacher)
+    noise = initial_noise(0, range(3), (1, 8, 16))
+    for nfe, folder in folders.items():
+        sampler, _network = method.sampler(folder, nfe, CPU)
+        with torch.inference_mode():
+            samples = sampler(noise, None)
+        assert samples.shape == (3, 1, 8, 16)
+        assert torch.isfinite(samples).all()
+    index = json.loads((folder / "model_index.json").read_text())
+    loaded = (DDIMPipeline if index["_class_name"] == "DDIMPipeline" else LocalPipeline).from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded(batch_size=2, num_inference_steps=nfe).images[0].size == (16, 8)  # Pillow: width, height
 
 
 @pytest.mark.parametrize("name", METHODS)

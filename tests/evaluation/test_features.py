@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffusion.data.store import size_of
 from diffusion.runtime import efficientnet
 from diffusion.runtime.errors import UserError
 from evaluation.measure import features
@@ -44,7 +45,8 @@ def empty_cache(tmp_path, monkeypatch):
 
 
 def pictures(count=37, channels=1, size=8, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    """``size``: a side, or height and width."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size_of(size), channels), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -59,6 +61,27 @@ def test_shapes_types_and_order(name):
         one = extract(images[36:37], 16)
         np.testing.assert_allclose(vectors[36:37], one, rtol=1e-3, atol=1e-3)
         assert np.abs(vectors[36] - vectors[35]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_images_that_are_not_square_are_seen_whole(name):
+    """Squeezed to the network's size: of smooth images at twice the width the features are nearly the same."""
+    extractor = load_extractor(name)
+    coarse = [Image.fromarray(image[..., 0]) for image in pictures(8, size=3)]
+    square, wide = (
+        np.stack([np.asarray(image.resize((width, 32), Image.Resampling.BICUBIC)) for image in coarse])[..., None]
+        for width in (32, 64)
+    )
+    assert wide.shape == (8, 32, 64, 1)
+    for extract in (extractor.extract, extractor.extract_cleanfid):
+        expected, found = extract(square, 5), extract(wide, 5)
+        spread = np.linalg.norm(expected - expected.mean(axis=0))
+        assert np.linalg.norm(found - expected) / spread < 0.25
+        # Both halves count.
+        for half in (np.s_[:, :, :32], np.s_[:, :, 32:]):
+            changed = wide.copy()
+            changed[half] = 255 - changed[half]
+            assert np.linalg.norm(extract(changed, 5) - found) / spread > 1
 
 
 def test_batch_size_order_and_threads_change_nothing():
@@ -261,15 +284,16 @@ class Scripted(torch.nn.Module):
         return self.layers((resized - 128) / 128)
 
 
+@pytest.mark.parametrize("size", [16, (8, 24)])
 @pytest.mark.parametrize("mode", ["clean", "legacy_pytorch", "legacy_tensorflow"])
-def test_the_inception_in_every_mode_of_clean_fid_is_clean_fids_own(made_inception, mode, tmp_path, monkeypatch):
+def test_the_inception_in_every_mode_of_clean_fid_is_clean_fids_own(made_inception, mode, size, tmp_path, monkeypatch):
     """Its own builder and its own loop over a folder of PNG files give the same features, from made weights."""
     _network, weights, _digest = made_inception
     (tmp_path / "nothing-here").mkdir()  # the temporary folder
     script = tmp_path / "hub" / "checkpoints" / features.CLEANFID_INCEPTION_FILE
     torch.jit.script(Scripted()).save(str(script))
     monkeypatch.setattr(features, "CLEANFID_INCEPTION_SHA256", hashlib.sha256(script.read_bytes()).hexdigest())
-    images = pictures(5, channels=3, size=16)
+    images = pictures(5, channels=3, size=size)
     (tmp_path / "folder").mkdir()
     for index, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "folder" / f"{index}.png")

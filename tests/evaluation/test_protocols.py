@@ -9,6 +9,7 @@ import yaml
 from repository import TINY
 
 from diffusion.data.samples import to_uint8
+from diffusion.data.store import resolution_of
 from diffusion.runtime.errors import UserError
 from evaluation.measure.moments import Moments, moments, streamed_moments
 from evaluation.measure.protocols import Protocol, in_words, resize_in_words
@@ -213,7 +214,7 @@ def test_a_reference_of_this_suite_is_read_as_it_was_written(tmp_path):
     assert all((own[name] == found.moments.statistics[name]).all() for name in own)
     assert found.features is None
     assert found.about["count"] == 40
-    with pytest.raises(UserError, match="made of pictures of 8 pixels, but the samples have 16"):
+    with pytest.raises(UserError, match="made of images of 8×8 pixels, but the samples have 16×16"):
         load(tmp_path / "r.npz", resolution=16)
     with pytest.raises(UserError, match=r"made with another extractor: resize is 'none' there and '64' of"):
         load(tmp_path / "r.npz", extractor=EXTRACTOR | {"resize": "64"})
@@ -223,6 +224,22 @@ def test_a_reference_of_this_suite_is_read_as_it_was_written(tmp_path):
     with pytest.raises(UserError, match=r"sha256 .*, expected 00000000"):
         load(tmp_path / "r.npz", sha256="00000000")
     assert load(tmp_path / "r.npz", sha256=found.about["sha256"][:12]).about == found.about
+
+
+@pytest.mark.parametrize("kind", ["images", "moments"])
+def test_a_reference_has_the_samples_height_and_width(tmp_path, kind):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 16, 1), dtype=np.uint8)
+    if kind == "images":
+        np.savez(tmp_path / "r.npz", arr_0=images)
+    else:
+        facts = {"extractor": EXTRACTOR, "resolution": resolution_of(images.shape), "sha256": "ef"}
+        write_moments(tmp_path / "r.npz", extract(images), facts)
+    for resolution in ([8, 16], (8, 16)):
+        found = load(tmp_path / "r.npz", resolution=resolution)
+        assert (found.moments.statistics["mu"] == moments(extract(images)).statistics["mu"]).all()
+    for resolution, said in ((8, "8×8"), (16, "16×16"), ([16, 8], "16×8")):
+        with pytest.raises(UserError, match=f"made of images of 8×16 pixels, but the samples have {said}"):
+            load(tmp_path / "r.npz", resolution=resolution)
 
 
 def test_moments_from_elsewhere_are_taken(tmp_path):
@@ -245,7 +262,7 @@ def test_pictures_from_elsewhere_are_measured_by_the_samples_own_extractor(tmp_p
     assert (found.moments.statistics["mu"] == extract(images).mean(axis=0)).all()
     assert found.about["count"] == 30
     assert found.about["note"] == "the file's pictures, not its moments, which are of another network"
-    with pytest.raises(UserError, match="pictures of 8×8 pixels, but the samples have 16"):
+    with pytest.raises(UserError, match="images of 8×8 pixels, but the samples have 16×16"):
         load(tmp_path / "r.npz", resolution=16)
 
 

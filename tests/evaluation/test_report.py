@@ -21,7 +21,7 @@ from evaluation.columns import RANK_MARK
 from evaluation.report import figures as plots
 from evaluation.report import format, tables
 from evaluation.report.format import Cell, Column, Table, format_value
-from evaluation.report.page import findings, flatten, load_results, render, standing
+from evaluation.report.page import findings, flatten, load_results, render, sample_rows, standing
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
 from evaluation.results import stored
@@ -889,6 +889,40 @@ def test_small_pictures_are_enlarged_without_smoothing():
     assert (strip[::2, 11::2, 2] == images[1, :, :, 0]).all()
     assert (strip[:, 8:11, 3] == 0).all()
     assert (strip[:, :8, 3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((8, 8), 16),
+        ((32, 32), 16),
+        ((33, 33), 8),
+        ((64, 64), 8),
+        ((8, 16), 8),
+        ((16, 8), 16),
+        ((64, 128), 4),
+        ((4, 400), 1),
+    ],
+)
+def test_a_row_is_about_as_wide_whatever_the_images_are(size, shown):
+    assert plots.shown_in_row(*size) == shown
+
+
+def test_rows_of_wide_images(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 16, 1), dtype=np.uint8)
+    files = {name: tmp_path / f"{name}.npz" for name in ("one", "other", "turned")}
+    for name, file in files.items():
+        np.savez(file, arr_0=images.transpose(0, 2, 1, 3) if name == "turned" else images)
+    strips = sample_rows({name: files[name] for name in ("one", "other")})
+    assert [strip.images.shape for strip in strips] == [(8, 8, 16, 1)] * 2
+    row = plots.picture_strip(strips[0].images)
+    assert row.shape == (32, 8 * 64 + 7 * 2, 4)  # each is enlarged four times
+    np.testing.assert_array_equal(row[::4, 66 : 66 + 64 : 4, 0], images[1, :, :, 0])
+    figure = plots.grid_figure([(strip.label, strip.images) for strip in strips])
+    (drawn,) = figure.axes[0].get_images()
+    assert drawn.get_array().shape == (2 * 32 + 2, row.shape[1], 4)
+    with pytest.raises(UserError, match=r"turned\.npz: images of 16×8 pixels; the other methods have 8×16\."):
+        sample_rows({name: files[name] for name in ("one", "turned")})
 
 
 @pytest.mark.parametrize("restart", [True, False])

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from diffusion.data.store import size_of
 from diffusion.runtime.errors import UserError
 from evaluation.measure.features import load_extractor
 from evaluation.measure.metrics import frechet_distance, kid
@@ -46,9 +47,11 @@ def made(request, tmp_path):
 
 
 def pictures(count, size):
+    """``size``: a side, or height and width."""
+    height, width = size_of(size)
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
     return np.stack(
-        [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in coarse]
+        [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR)) for one in coarse]
     )
 
 
@@ -67,7 +70,7 @@ def expected_features(name, model, images):
         return model(**inputs).last_hidden_state[:, 0].numpy()
 
 
-@pytest.mark.parametrize("size", [224, 64])
+@pytest.mark.parametrize("size", [224, 64, (64, 128)])
 def test_features_are_those_of_the_library(made, size):
     name, folder, model = made
     images = pictures(5, size)

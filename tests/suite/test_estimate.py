@@ -291,6 +291,20 @@ def test_operations_and_weights_are_the_real_networks():
     assert found.parameters == sum(weight.numel() for weight in tiny_denoiser().network.parameters())
 
 
+def test_images_that_are_not_square_are_estimated_by_height_and_width():
+    """Before they are made: twice the pixels, and twice the operations of every convolution."""
+    raw = yaml.safe_load(TINY.read_text())
+    raw["teacher"]["network"]["attention_resolutions"] = []
+    wide = raw | {"data": {"kind": "digit_pairs", "train_per_pair": 5, "test_per_pair": 1}}
+    one, two = (estimate(parse_experiment(found, look_at_files=False), CPU, 0) for found in (raw, wide))
+    assert two.operations == pytest.approx(2 * one.operations, rel=0.01)
+    assert two.parameters == one.parameters
+    rows = {(row.rule, row.variant): row for row in two.rows}
+    assert rows["data", ""].disk == (90 * 5 + 100) * 8 * 16
+    assert rows["pairs", "24-ddim-4"].disk == 2 * 24 * 8 * 16
+    assert rows["teacher", ""].trained == 8 * 16
+
+
 def test_memory_is_that_of_weights_and_of_the_largest_slice():
     found = estimate(experiment_of(), CPU, 0)
     rows = {(row.rule, row.variant): row for row in found.rows}

@@ -13,7 +13,7 @@ from diffusion.data.samples import load_samples, samples_shape
 from diffusion.runtime.errors import UserError
 from evaluation.measure import metrics
 from suite.configuration.experiment import parse_experiment
-from suite.external import LEAST_SAMPLES, ExternalSamples
+from suite.external import LEAST_SAMPLES, ExternalSamples, reference_problem
 from suite.plan import Plan
 
 
@@ -137,6 +137,22 @@ BROKEN = {
 def test_samples_that_cannot_be_measured_are_refused_while_the_configuration_is_read(given, message, folder):
     with pytest.raises(UserError, match=r"(?m)^evaluation\.external\." + message):
         parse({"mine": given, "sound": "d.npz"})
+
+
+def test_samples_and_references_have_the_height_and_width_of_the_data(folder):
+    np.savez("wide.npz", arr_0=images(6, 8, 16, 1))
+    np.savez("tall.npz", arr_0=images(6, 16, 8, 1))
+    data = {"kind": "digit_pairs"}
+    assert parse({"mine": "wide.npz"}, data=data).evaluation.external["mine"].files[0].name == "wide.npz"
+    for file, found in (("tall.npz", "16, 8"), ("a.npz", "8, 8")):
+        message = rf"mine: {file[:-4]}\.npz: 'arr_0' has the shape \(6, {found}, 1\), expected \(N, 8, 16, 1\)"
+        with pytest.raises(UserError, match=message):
+            parse({"mine": file}, data=data)
+    settings = parse({"mine": "wide.npz"}, data=data).data
+    assert reference_problem(folder / "wide.npz", settings, "efficientnet-lite0-64") is None
+    for file, found in (("tall.npz", "16×8"), ("a.npz", "8×8")):
+        problem = reference_problem(folder / file, settings, "efficientnet-lite0-64")
+        assert problem == f"{folder / file}: images of {found} pixels, expected 8×16."
 
 
 def test_all_files_are_told_of_at_once_and_titles_are_told_apart(folder):

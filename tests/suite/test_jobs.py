@@ -31,7 +31,11 @@ def test_samples_of_another_resolution_are_refused(tmp_path):
     np.savez(tmp_path / "teacher" / "seed-0.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
     teacher, files = tmp_path / "teacher", {0: tmp_path / "mine.npz"}
     check_resolution(teacher, files, {0: np.zeros((2, 8, 8, 3), np.uint8)})
-    with pytest.raises(UserError, match=r"mine\.npz: pictures of 16×8 pixels; the experiment's have 8×8"):
+    with pytest.raises(UserError, match=r"mine\.npz: images of 16×8 pixels; the experiment's have 8×8"):
+        check_resolution(teacher, files, {0: np.zeros((2, 16, 8, 1), np.uint8)})
+    np.savez(tmp_path / "teacher" / "seed-0.npz", arr_0=np.zeros((4, 8, 16, 1), np.uint8))
+    check_resolution(teacher, files, {0: np.zeros((2, 8, 16, 1), np.uint8)})
+    with pytest.raises(UserError, match=r"mine\.npz: images of 16×8 pixels; the experiment's have 8×16"):
         check_resolution(teacher, files, {0: np.zeros((2, 16, 8, 1), np.uint8)})
 
 

@@ -89,6 +89,14 @@ def card_of(folder):
     return yaml.safe_load(front), text
 
 
+def test_the_card_says_height_and_width(delivered, tmp_path):
+    root = tmp_path / "wide"
+    shutil.copytree(delivered, root)
+    write_dataset(root / "data", tiny_splits(resolution=(8, 16)), parse_settings({"kind": "digits"}))
+    push(root, "boot", 1, "--output", tmp_path / "out")
+    assert "12 training images of 8×16 pixels, 1 channel, 2 classes" in card_of(tmp_path / "out")[1]
+
+
 @pytest.mark.parametrize(
     ("variant", "nfe", "call"),
     [

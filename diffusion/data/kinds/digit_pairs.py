@@ -32,7 +32,6 @@ _NEVER_TRAINED = frozenset((left, (3 * left + 4) % 10) for left in range(10))
 class Settings(digits.DigitSplit):
     """Which digits are for testing, and how many images are made of a pair."""
 
-    channels: ClassVar[int] = 1
     attributes: ClassVar[tuple[str, ...]] = ("left", "right")
 
     kind: Literal["digit_pairs"]
