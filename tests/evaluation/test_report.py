@@ -532,7 +532,8 @@ def test_a_classifiers_accuracy_on_real_images_stands_at_its_own_count(tmp_path)
 
 def test_measures_of_captions_stand_where_they_were_taken(tmp_path):
     own = load_results(fabricate(tmp_path / "r"))
-    taken = {"caption_accuracy": 0.875, "caption_accuracy_new": 0.75, "caption_swapped": 0.0625, "caption_variance": 0.125}
+    names = ("caption_accuracy", "caption_accuracy_new", "caption_swapped", "caption_variance")
+    taken = dict(zip(names, (0.875, 0.75, 0.0625, 0.125), strict=True))
     rows = own.metrics[(own.metrics["metric"] == "frechet_distance") & (own.metrics["num_samples"] == FULL)]
     more = [rows.assign(metric=name, value=value) for name, value in taken.items()]
     with_captions = dataclasses.replace(own, metrics=pd.concat([own.metrics, *more], ignore_index=True))
