@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from diffusion.runtime.errors import UserError
+from evaluation.measure.captions import Captions
 from evaluation.measure.moments import Moments
 from evaluation.measure.neighbours import Neighbours
 
@@ -28,7 +29,9 @@ class Metric:
     inception_name: str = ""  # its name on the FID Inception, and there alone
     library: str = "torch-fidelity"  # what computes it
     features: str = ""  # what it looks at, where that is not the extractor's features
-    against: Literal["", "teacher", "labels"] = ""  # what it is measured against, where that is not the reference
+    against: Literal["", "teacher", "labels", "captions"] = (
+        ""  # what it is measured against, where that is not the reference
+    )
     whole: bool = False  # taken of all samples alone, not of fewer too
     of_covariances: bool = False  # of the features, which few samples leave without full rank
     # Number of images to the smallest difference that it can show; None: any difference is one.
@@ -60,18 +63,24 @@ class TooFewSamplesError(UserError):
 class Given:
     """What a metric can ask for, by the name of a parameter; None where there is none."""
 
-    features: np.ndarray  # of the samples, float32 (N, D)
-    own_moments: Moments  # theirs
-    real_features: np.ndarray | None  # of the reference
-    real_moments: Moments
-    compared: np.ndarray  # the reference's features, or 50,000 drawn of them
-    classifier: tuple[np.ndarray, np.ndarray] | None  # weight (K, D) and bias (K,) of the extractor's own
-    distance_of_held_out: Neighbours | None  # of real pictures that are not in the reference, to it
+    features: np.ndarray | None = None  # of the samples, float32 (N, D)
+    own_moments: Moments | None = None  # theirs
+    real_features: np.ndarray | None = None  # of the reference
+    real_moments: Moments | None = None
+    compared: np.ndarray | None = None  # the reference's features, or 50,000 drawn of them
+    classifier: tuple[np.ndarray, np.ndarray] | None = None  # weight (K, D) and bias (K,) of the extractor's own
+    distance_of_held_out: Neighbours | None = None  # of real pictures that are not in the reference, to it
     images: np.ndarray | None = None  # the samples, uint8 (N, H, W, C)
     teacher_images: np.ndarray | None = None  # the teacher's many-step samples from the same noise
     labels: tuple[np.ndarray, np.ndarray] | None = None  # classes asked for, and found by a classifier, (N,) each
+    captions: Captions | None = None  # in place of labels, where classes are captions
     first_features: np.ndarray | None = None  # of a finished student's first sampling seed, for what is dear to take
     other_teacher_features: np.ndarray | None = None  # beside these, of the teacher's samples of all other seeds
+
+    @property
+    def exchangeable_captions(self) -> Captions | None:
+        """Captions whose attributes have the same values."""
+        return self.captions if self.captions is not None and self.captions.exchangeable else None
 
 
 def taken_of(given: Given) -> dict[str, float]:

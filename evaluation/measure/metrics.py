@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from diffusion.runtime.errors import UserError
+from evaluation.measure.captions import Captions, variance_within
 from evaluation.measure.metric import METRICS, Metric, TooFewSamplesError, metric
 from evaluation.measure.moments import Moments, as_tensor, checked, finite, moments
 from evaluation.measure.neighbours import MOST_COMPARED, Neighbours, nearer_than_held_out, nearest
@@ -380,6 +381,139 @@ def label_accuracy(labels: tuple[np.ndarray, np.ndarray]) -> float:
     """The share of the classes asked for, (N,), that a classifier finds, (N,)."""
     asked, found = labels
     return float(np.mean(asked == found))
+
+
+@metric(
+    Metric(
+        "caption_accuracy",
+        "Caption accuracy",
+        "Share of the samples in which a classifier, trained on the real training images alone, finds every attribute "
+        "as the caption says; for the real test images, as their own caption says.",
+        better="higher",
+        words="caption accuracy",
+        library="torchvision",
+        features="classifier",
+        against="captions",
+        whole=True,
+        resolution=_one_image,
+    )
+)
+def caption_accuracy(captions: Captions) -> float:
+    """The share of samples with every attribute right."""
+    return float(np.mean(captions.right))
+
+
+@metric(
+    Metric(
+        "caption_accuracy_new",
+        "Caption accuracy, new combinations",
+        "Caption accuracy over the samples whose caption combines attributes as no training image does.",
+        better="higher",
+        library="torchvision",
+        features="classifier",
+        against="captions",
+        whole=True,
+        resolution=_one_image,
+    )
+)
+def caption_accuracy_new(captions: Captions) -> float:
+    """The same share among samples of combinations that the training part never held.
+
+    Raises:
+        TooFewSamplesError: there are none.
+    """
+    return _share_among_new(captions.right, captions)
+
+
+@metric(
+    Metric(
+        "caption_partly_right",
+        "Partly right",
+        "Share of the samples in which the classifier finds some attributes as the caption says, but not all.",
+        better="lower",
+        library="torchvision",
+        features="classifier",
+        against="captions",
+        whole=True,
+        resolution=_one_image,
+    )
+)
+def caption_partly_right(captions: Captions) -> float:
+    """The share of samples with an attribute right and another wrong."""
+    any_right = (captions.found == captions.asked).any(axis=1)
+    return float(np.mean(any_right & ~captions.right))
+
+
+@metric(
+    Metric(
+        "caption_swapped",
+        "Swapped",
+        "Share of the samples in which the classifier finds all that the caption names, but in other places: the error "
+        "of binding. Taken where all attributes have the same values.",
+        better="lower",
+        library="torchvision",
+        features="classifier",
+        against="captions",
+        whole=True,
+        resolution=_one_image,
+    )
+)
+def caption_swapped(exchangeable_captions: Captions) -> float:
+    """The share of samples whose values are the caption's in another order."""
+    return float(np.mean(exchangeable_captions.swapped))
+
+
+@metric(
+    Metric(
+        "caption_swapped_new",
+        "Swapped, new combinations",
+        "The same over the samples whose caption combines attributes as no training image does.",
+        better="lower",
+        library="torchvision",
+        features="classifier",
+        against="captions",
+        whole=True,
+        resolution=_one_image,
+    )
+)
+def caption_swapped_new(exchangeable_captions: Captions) -> float:
+    """The same share among samples of combinations that the training part never held.
+
+    Raises:
+        TooFewSamplesError: there are none.
+    """
+    return _share_among_new(exchangeable_captions.swapped, exchangeable_captions)
+
+
+def _share_among_new(counted: np.ndarray, captions: Captions) -> float:
+    if not captions.is_new.any():
+        raise TooFewSamplesError("captions of new combinations: no sample was asked for one.")
+    return float(np.mean(counted[captions.is_new]))
+
+
+@metric(
+    Metric(
+        "caption_variance",
+        "Variance within a caption",
+        "Variance over the samples of one caption, per pixel, of images decoded to [-1, 1], unbiased; its mean over "
+        "the captions with two samples or more. A method that answers a caption with one image has 0; read it beside "
+        "the teacher's.",
+        library="numpy",
+        features="pixels",
+        against="captions",
+        whole=True,
+    )
+)
+def caption_variance(images: np.ndarray, captions: Captions) -> float:
+    """What :func:`~evaluation.measure.captions.variance_within` gives of samples, (N, H, W, C).
+
+    Raises:
+        TooFewSamplesError: no caption has two samples.
+    """
+    variance = variance_within(captions.classes, images)
+    if variance is None:
+        raise TooFewSamplesError("variance within a caption: no caption has two samples.")
+    return variance
 
 
 # Tables and figures call a metric the same on any features, and say which in its title.

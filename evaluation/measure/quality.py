@@ -9,6 +9,7 @@ import numpy as np
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.packages import version_of
 from evaluation.columns import METRICS_COLUMNS as COLUMNS
+from evaluation.measure.captions import Captions
 from evaluation.measure.clean_fid import NoMatrixRootError, cleanfid_frechet_distance, cleanfid_kid
 from evaluation.measure.metric import METRICS, Given, taken_of
 from evaluation.measure.metrics import frechet_distance, kid, metric_name
@@ -61,6 +62,7 @@ def measure(
     teacher_samples: Mapping[int, np.ndarray] | None = None,
     teacher_name: str = "teacher-50",
     labels: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    captions: Mapping[int, Captions] | None = None,
 ) -> list[dict[str, Any]]:
     """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
 
@@ -81,6 +83,7 @@ def measure(
             noise is not shared (stochastic samplers, external samples).
         teacher_name: what the column ``reference`` says in rows that compare with the teacher.
         labels: sampling seed to the classes that its samples were asked for and those that a classifier finds, (N,).
+        captions: the same where classes are captions.
 
     Raises:
         NonFiniteError: a feature or a value is NaN or infinite.
@@ -106,6 +109,7 @@ def measure(
             "images": samples[seed],
             "teacher_images": teacher_samples[seed] if teacher_samples is not None else None,
             "labels": (labels or {}).get(seed),
+            "captions": (captions or {}).get(seed),
             "first_features": vectors if seed == first and reference.held_out is not None else None,
             "other_teacher_features": np.concatenate(others) if others and seed == first else None,
         }
@@ -122,11 +126,14 @@ def measure_floor(
     *,
     extractor: str,
     label_accuracy: tuple[float, int] | None = None,
+    captions: Captions | None = None,
+    caption_variance: float | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the real test pictures against the reference: what a perfect model would get at that count.
 
     They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None. ``label_accuracy`` is the
-    classifier's own on the real test pictures, and their number.
+    classifier's own on the real test pictures, and their number; ``captions`` and ``caption_variance`` are those of the
+    real test images, where classes are captions.
     """
     identity = {
         "experiment": experiment,
@@ -137,6 +144,11 @@ def measure_floor(
     rows = _rows(identity, test_features, reference, extractor, "test pictures")
     if label_accuracy is not None:
         rows.append(_row(identity, "label_accuracy", *label_accuracy, extractor, "labels"))
+    if captions is not None:
+        values = taken_of(Given(captions=captions))
+        values |= {} if caption_variance is None else {"caption_variance": caption_variance}
+        count = len(captions.classes)
+        rows += [_row(identity, name, value, count, extractor, "captions") for name, value in values.items()]
     return rows
 
 
@@ -165,7 +177,7 @@ def _rows(
         distance_of_held_out=None if reference.held_out is None else reference.distance_of_held_out,
         **(further or {}),
     )
-    against = {"": reference.name, "teacher": teacher_name, "labels": "labels"}
+    against = {"": reference.name, "teacher": teacher_name, "labels": "labels", "captions": "captions"}
     return [
         _row(identity, name, value, len(features), extractor, against[METRICS[name].against])
         for name, value in taken_of(given).items()

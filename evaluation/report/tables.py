@@ -147,8 +147,7 @@ def between_references(
 
 def main_table(results: Results) -> Table:
     """The main table, in the form of Table 1 of the BOOT paper."""
-    # Only class-conditional samples have labels.
-    keys = [key for key in RANKED if key != "label_accuracy" or results.has("label_accuracy")]
+    keys = [key for key in RANKED if results.has(key)]
     best = {key: _supported_winners(results, key) for key in keys}
     columns = [
         *(METHOD, NFE, SAMPLES),
@@ -252,10 +251,17 @@ def measures_table(results: Results) -> Table:
         rows += cells(columns, named | {key: measured_cell(results, key, row, at[key]) for key in keys})
     notes = [
         "KID is an average over random subsets of the pictures; the deviation between them stands beside it. Density "
-        "is 1 for equal distributions, and may exceed 1. The last share is 0.01 for new pictures; much more says that "
-        "the training pictures are repeated. The last column, if there is one, is taken from all samples, against the "
-        "teacher's samples of the other sampling seeds, so that the teacher's own row is its floor.",
+        "is 1 for equal distributions, and may exceed 1. The share nearer to training is 0.01 for new images; much "
+        "more says that the training images are repeated. The distance to the teacher's samples, if there is one, "
+        "is taken of all samples, against those of the other sampling seeds, so that the teacher's own row is its "
+        "floor.",
     ]
+    if results.has("caption_accuracy"):
+        notes.append(
+            "What concerns captions is taken of all samples. The first row then shows what the classifier itself gets "
+            "wrong of real images, among new combinations too. A method that answers a caption with one image has no "
+            "variance within it; read the teacher's beside it."
+        )
     if not results.has("frechet_distance_extrapolated"):
         notes.append(
             "No Fréchet distance is extrapolated to infinitely many samples: that needs five samples a dimension of "

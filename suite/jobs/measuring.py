@@ -14,7 +14,7 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
 from evaluation.measure import quality
-from evaluation.measure.classifier import classify, load_classifier
+from evaluation.measure.classifier import classify, load_attributes, load_classifier
 from evaluation.measure.reference import Reference, drawn, load_features, load_real
 from suite.job import BatchSize, Job, Key, NumSamples, TeacherNfe, TrainingSeed
 from suite.jobs.inputs import number_in
@@ -28,7 +28,7 @@ class Measuring(Job):
 
     Attributes:
         real: the real pictures' features and moments.
-        classifier: judges the labels that samples were asked for, where they have some.
+        classifier: finds the classes, or the attributes of captions, of samples that were asked for some.
     """
 
     experiment: str
@@ -86,8 +86,7 @@ class MeasuringSamples(Measuring):
         return _by_seed(self.teacher_features / f"nfe-{self.teacher_nfe}")
 
     @cached_property
-    def judge(self) -> Any:
-        """The classifier's network."""
+    def classifying_network(self) -> Any:
         return load_classifier(self.classifier, default_device()) if self.classifier else None
 
     def all_inputs(self) -> dict[str, Input]:
@@ -129,15 +128,22 @@ class MeasuringSamples(Measuring):
             teacher_features=self.features_of_teacher,
             teacher_samples={seed: load_samples(path) for seed, path in targets.items()} or None,
             teacher_name=f"teacher-{self.teacher_nfe}",
-            labels=self._judged(files, samples) if self.classifier else {},
+            **self._asked_and_found(files, samples),
         )
 
-    def _judged(self, files: Mapping[int, Path], samples: Samples) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The labels that samples were asked for, where they have some, and those that the classifier gives them."""
-        assert self.classifier is not None
+    def _asked_and_found(self, files: Mapping[int, Path], samples: Samples) -> dict[str, Any]:
+        """What samples were asked for, where they were, beside what the classifier finds: ``labels`` or ``captions``
+        of :func:`quality.measure`."""
+        if self.classifier is None:
+            return {}
         asked = {seed: labels for seed, path in files.items() if (labels := load_labels(path)) is not None}
         check_labels(self.classifier, files, samples, asked)
-        return {seed: (told, classify(self.judge, samples[seed], self.batch_size)) for seed, told in asked.items()}
+        attributes = load_attributes(self.classifier)
+        heads = attributes.num_values if attributes else ()
+        found = {seed: classify(self.classifying_network, samples[seed], self.batch_size, heads) for seed in asked}
+        if attributes is None:
+            return {"labels": {seed: (asked[seed], found[seed]) for seed in asked}}
+        return {"captions": {seed: attributes.captions(asked[seed], found[seed]) for seed in asked}}
 
 
 class Measure(MeasuringSamples):
@@ -192,15 +198,25 @@ class MeasureFloor(Measuring):
         inputs = self.real_and_classifier()
         real = self.reference
         assert real.held_out is not None
-        facts = read_json(self.classifier / "classifier.json") if self.classifier else None
         rows = quality.measure_floor(
             self.experiment,
             drawn(real.held_out, self.num_samples),
             replace(real, held_out=None),
             extractor=self.extractor["name"],
-            label_accuracy=(facts["test_accuracy"], facts["test_count"]) if facts else None,
+            **self._of_classifier(),
         )
         self.write_rows(rows, inputs)
+
+    def _of_classifier(self) -> dict[str, Any]:
+        """What the classifier finds in the real test images, as :func:`quality.measure_floor` takes it."""
+        if self.classifier is None:
+            return {}
+        facts = read_json(self.classifier / "classifier.json")
+        attributes = load_attributes(self.classifier)
+        if attributes is None:
+            return {"label_accuracy": (facts["test_accuracy"], facts["test_count"])}
+        classes, found = (np.array(facts[key], np.int64) for key in ("test_classes", "test_found"))
+        return {"captions": attributes.captions(classes, found), "caption_variance": facts["test_caption_variance"]}
 
 
 def check_resolution(teacher_samples: Path, files: Mapping[int, Path], samples: Samples) -> None:

@@ -530,6 +530,29 @@ def test_a_classifiers_accuracy_on_real_images_stands_at_its_own_count(tmp_path)
         assert format.cell_text(main.rows[-1][place], main.columns[place]) == text.removesuffix(" ‡")
 
 
+def test_measures_of_captions_stand_where_they_were_taken(tmp_path):
+    own = load_results(fabricate(tmp_path / "r"))
+    names = ("caption_accuracy", "caption_accuracy_new", "caption_swapped", "caption_variance")
+    taken = dict(zip(names, (0.875, 0.75, 0.0625, 0.125), strict=True))
+    rows = own.metrics[(own.metrics["metric"] == "frechet_distance") & (own.metrics["num_samples"] == FULL)]
+    more = [rows.assign(metric=name, value=value) for name, value in taken.items()]
+    with_captions = dataclasses.replace(own, metrics=pd.concat([own.metrics, *more], ignore_index=True))
+
+    def shown(table, names):
+        """The cells of the first method under each of the names, which the table has all of."""
+        places = [[column.key for column in table.columns].index(name) for name in names]
+        method = next(row for number, row in enumerate(table.rows) if number not in table.aside)
+        return {name: method[place].value for name, place in zip(names, places, strict=True)}
+
+    accuracy, further = ["caption_accuracy"], list(taken)[1:]
+    assert shown(tables.main_table(with_captions), accuracy) == {"caption_accuracy": 0.875}
+    assert shown(tables.measures_table(with_captions), further) == {name: taken[name] for name in further}
+    assert "captions" in " ".join(tables.measures_table(with_captions).notes)
+    for table in (tables.main_table(own), tables.measures_table(own)):
+        assert not {column.key for column in table.columns} & {*taken, "label_accuracy"}
+        assert "caption" not in " ".join(table.notes)
+
+
 def test_there_is_one_speed_up(results, report):
     """The quotient of the printed columns, in every table and sentence."""
     rows = _rows(report, "main")
