@@ -67,6 +67,25 @@ def test_the_text_of_settings_has_the_later_keys_only_where_they_are_used():
         assert NetworkSettings.model_validate(settings.model_dump(mode="json")) == settings
 
 
+def test_images_that_are_not_square_attend_by_their_height(tmp_path):
+    settings = NetworkSettings.model_validate(SMALL | {"attention_resolutions": [8]})
+    network = build_network(settings, (1, 8, 16))
+    assert list(network.config.down_block_types) == ["AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]
+    assert tuple(network.config.sample_size) == (8, 16)
+    network.save_pretrained(tmp_path)
+    assert tuple(UNet2DModel.from_pretrained(tmp_path).config.sample_size) == (8, 16)
+    x = torch.randn(2, 1, 8, 16)
+    assert network(x, torch.tensor([3.0, 700.5])).sample.shape == x.shape
+    with pytest.raises(ValueError, match=r"16 is not one of the feature-map sizes \[8, 4, 2\]"):
+        settings.model_copy(update={"attention_resolutions": (16,)}).check_size((8, 16))
+
+
+@pytest.mark.parametrize("size", [(8, 18), (18, 8)])
+def test_height_and_width_fit_the_levels(size):
+    with pytest.raises(ValueError, match="3 levels, so the resolution must be a multiple of 4; found 18"):
+        NetworkSettings.model_validate(SMALL).check_size(size)
+
+
 @pytest.mark.parametrize("keys", [["resnet_time_scale_shift"], ["downsample_type"], ["upsample_type"], list(ADM)])
 def test_each_of_adms_parts_makes_another_network_that_runs(keys):
     settings = NetworkSettings.model_validate(SMALL | {key: ADM[key] for key in keys})

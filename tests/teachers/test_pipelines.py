@@ -340,9 +340,9 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     teacher = StoredTeacher(path="google/ddpm-tiny", revision="abc")
     facts = teacher.facts((1, 8, 8))
-    assert (facts.prediction_type, facts.channels, facts.resolution) == ("epsilon", 1, 8)
+    assert (facts.prediction_type, facts.shape) == ("epsilon", (1, 8, 8))
     teacher.check_images((1, 8, 8))
-    with pytest.raises(ValueError, match=r"google/ddpm-tiny makes pictures of shape \(1, 8, 8\), but the data"):
+    with pytest.raises(ValueError, match=r"google/ddpm-tiny makes images of shape \(1, 8, 8\), but the data"):
         teacher.check_images((3, 32, 32))
     assert asked == [("google/ddpm-tiny", "abc", False)]
     Import(stored="google/ddpm-tiny", revision="abc", output=tmp_path / "t").run()

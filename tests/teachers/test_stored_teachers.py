@@ -1,6 +1,7 @@
 """Teachers that users bring: what is read, and what is refused in words while the configuration is read."""
 
 import json
+import re
 import shutil
 import tempfile
 
@@ -164,6 +165,18 @@ def test_the_same_network_in_other_words_is_read(folder, changes):
     teacher = StoredTeacher(path=str(folder))
     teacher.facts((1, 8, 8))
     teacher.check_images((1, 8, 8))
+
+
+def test_a_stored_teacher_makes_images_of_the_datas_height_and_width(folder):
+    edit(folder / "unet/config.json", sample_size=[8, 16])
+    teacher = StoredTeacher(path=str(folder))
+    assert teacher.facts((1, 8, 16)).shape == (1, 8, 16)
+    teacher.check_images((1, 8, 16))
+    for shape in ((1, 16, 8), (1, 8, 8)):
+        expected = f"makes images of shape (1, 8, 16), but the data set's are {shape}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            teacher.check_images(shape)
+    assert load_denoiser(folder).shape == (1, 8, 16)
 
 
 def test_why_a_network_that_is_told_the_logarithm_is_refused():
