@@ -52,10 +52,11 @@ def test_shares_of_captions_are_counted_by_hand():
 
 def test_swapped_values_are_counted_with_their_number():
     """Of three attributes one may be right in a swap; 1, 2, 2 is no order of 1, 1, 2."""
-    found = np.array([[2, 1, 1], [1, 2, 2], [1, 1, 2]])
-    three = replace(BY_HAND, asked=np.array([[1, 1, 2]] * 3), found=found)
-    assert three.swapped.tolist() == [True, False, False]
-    assert caption_partly_right(three) == 2 / 3
+    asked = np.array([[1, 2, 3], [1, 1, 2], [1, 1, 2], [1, 1, 2]])
+    found = np.array([[2, 3, 1], [2, 1, 1], [1, 2, 2], [1, 1, 2]])
+    three = replace(BY_HAND, asked=asked, found=found)
+    assert three.swapped.tolist() == [True, True, False, False]
+    assert caption_partly_right(three) == 2 / 4
 
 
 def test_a_metric_of_captions_is_left_out_where_it_says_nothing():
