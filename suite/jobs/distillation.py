@@ -4,14 +4,18 @@ import copy
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+
+from diffusion.conditions import Conditions
 from diffusion.data.store import Split, load_split
 from diffusion.distillation.pairs import FILES as PAIRS_FILES
 from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
+from diffusion.teachers.prompts import Prompts, normalised
 from suite.job import Key, TrainingSeed
-from suite.jobs.inputs import check_labels_of, checked_data, snapshot_name
+from suite.jobs.inputs import check_classes, checked_data, snapshot_name
 from suite.jobs.networks import VariantJob, checked_network, load_teacher
 from suite.jobs.training import TrainingJob, parameters_of, write_log
 from suite.provenance import checked
@@ -46,7 +50,7 @@ class Distil(VariantJob, TrainingJob):
         if self.data is not None:
             inputs |= checked_data(self.data, "train")
             given = load_split(self.data, "train", self.flip)
-            check_labels_of(teacher.conditions, self.data / "manifest.json", given)
+            _check_labels(teacher.conditions, self.data / "manifest.json", given)
         if self.pairs is not None:
             inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})
             given = Pairs(self.pairs, teacher.conditions)
@@ -72,3 +76,22 @@ class Distil(VariantJob, TrainingJob):
                 write_log(folder, run)
                 self.write_record(folder, inputs, arithmetic=run.arithmetic, steps=run.steps)
             run.deliver(self.output)
+
+
+def _check_labels(conditions: Conditions, where: Path | str, split: Split) -> None:
+    """Refuses a data set whose labels mean other classes, or other captions, than the teacher's.
+
+    Raises:
+        UserError: naming both numbers, or a caption.
+    """
+    if not isinstance(conditions, Prompts):
+        check_classes(conditions, where, len(split.class_names))
+        return
+    known = dict(zip(conditions.indices.tolist(), conditions.texts, strict=True))
+    for label in np.unique(split.labels).tolist():
+        caption = normalised(split.class_names[label])
+        if known.get(label) != caption:
+            raise UserError(
+                f"{where}: the caption {caption!r} is not the teacher's ({known.get(label)!r} of number {label}); "
+                f"expected the data set that the teacher was trained on."
+            )

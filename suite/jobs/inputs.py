@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from diffusion.conditions import Conditions
-from diffusion.data.store import Split, stored_files
+from diffusion.data.store import stored_files
 from diffusion.runtime.errors import UserError
-from diffusion.teachers.prompts import Prompts, normalised
 from suite.provenance import Input, checked
 
 
@@ -16,25 +13,6 @@ def checked_data(folder: Path, *parts: Literal["train", "test"]) -> dict[str, In
     """The files of parts of the prepared data set, as :func:`suite.provenance.checked`; the manifest lists them."""
     inputs = checked({"data, manifest.json": folder / "manifest.json"})
     return inputs | checked({f"data, {file.name}": file for file in stored_files(folder, *parts)})
-
-
-def check_labels_of(conditions: Conditions, where: Path | str, split: Split) -> None:
-    """Refuses a data set whose labels mean other classes, or other captions, than the teacher's.
-
-    Raises:
-        UserError: naming both numbers, or a caption.
-    """
-    if not isinstance(conditions, Prompts):
-        check_classes(conditions, where, len(split.class_names))
-        return
-    known = dict(zip(conditions.indices.tolist(), conditions.texts, strict=True))
-    for label in np.unique(split.labels).tolist():
-        caption = normalised(split.class_names[label])
-        if known.get(label) != caption:
-            raise UserError(
-                f"{where}: the caption {caption!r} is not the teacher's ({known.get(label)!r} of number {label}); "
-                f"expected the data set that the teacher was trained on."
-            )
 
 
 def check_classes(conditions: Conditions, where: Path | str, found: int) -> None:

@@ -823,7 +823,7 @@ def test_the_configuration_and_the_estimate_know_a_converted_teacher(name, tmp_p
     assert found.operations > 1e6
     row = next(row for row in found.rows if row.rule == "distil")
     assert row.trained > 0
-    with pytest.raises(UserError, match=f"makes pictures of shape .3, {size}, {size}., but the data set's are"):
+    with pytest.raises(UserError, match=f"makes images of shape .3, {size}, {size}., but the data set's are"):
         parse_experiment(experiment(folder, 2 * size), look_at_files=False)
     if name == "ddpmpp":
         assert (

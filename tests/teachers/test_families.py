@@ -89,5 +89,5 @@ def test_a_student_of_the_documented_family_is_sampled_through_it(documented, tr
     student = NoiseStudent(teacher.network, teacher.schedule, teacher.prediction_type, family=documented)
     noise, labels = torch.randn(2, 1, 8, 8), torch.tensor([2, 1])
     with torch.no_grad():
-        drawn = LocalPipeline.read(tmp_path / "student").drawn(noise, 1, labels)
+        drawn = LocalPipeline.read(tmp_path / "student").drawn(noise, 1, {"class_labels": labels})
         torch.testing.assert_close(drawn, student.sample(noise, {"class_labels": labels}))

@@ -182,7 +182,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
 
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    path.write_text(json.dumps(config | {"_class_name": "UNet1DModel"}))
     reads = (
         lambda: StoredTeacher(path=str(folder)).facts((1, 8, 8)),
         lambda: load_denoiser(folder),
@@ -190,7 +190,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
     )
     for read in reads:
         with pytest.raises(
-            UserError, match=r"unet/config\.json: found the network 'UNet2DConditionModel' .*UNet2DModel"
+            UserError, match=r"unet/config\.json: found the network 'UNet1DModel' .*UNet2DModel"
         ):
             read()
     del config["_class_name"]  # the Hub's oldest folders do not say

@@ -144,7 +144,7 @@ NETWORKS = {
     "log times": ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier', expected 'positional': it takes"),
     "unknown times": ({"time_embedding_type": "rotary"}, "time_embedding_type 'rotary', expected 'positional'."),
     "no times": ({"time_embedding_type": None}, "time_embedding_type None, expected 'positional'."),
-    "another network": ({"_class_name": "UNet2DConditionModel"}, "the network 'UNet2DConditionModel'"),
+    "another network": ({"_class_name": "UNet1DModel"}, "the network 'UNet2DConditionModel'"),
 }
 
 
