@@ -101,7 +101,7 @@ class Pid(OneStep):
         # The sample is x(z, τ_min) without its noise τ_min ε: every sampler's last step goes to the clean picture.
         schedule = teacher.schedule
         scale = float(gain(schedule.at(schedule.t_min), schedule.at(start_time(schedule))).value)
-        return {"told_timestep": 0.0, "signal_scale": scale, "raw": self.settings.output == "network"}
+        return super().facts(teacher) | {"signal_scale": scale, "raw": self.settings.output == "network"}
 
 
 def start_time(schedule: Schedule) -> torch.Tensor:

@@ -9,10 +9,11 @@ from typing import Literal, get_args
 import torch
 
 from diffusion.level import Level
-from diffusion.schedule import EdmSchedule, Schedule
+from diffusion.schedule import EdmSchedule, FlowSchedule, Schedule
 
-# "edm" is the preconditioned output of Karras et al. 2022, which belongs to their schedule.
-PredictionType = Literal["epsilon", "v_prediction", "sample", "edm"]
+# "edm" is the preconditioned output of Karras et al. 2022, "flow" the velocity of flow matching; each belongs to the
+# schedule of its name.
+PredictionType = Literal["epsilon", "v_prediction", "sample", "edm", "flow"]
 
 
 class Prediction(ABC):
@@ -96,17 +97,37 @@ class Edm(Prediction):
         return (sigma * x - self._data**2 * noise) / (self._data * (sigma.square() + self._data**2).sqrt())
 
 
+class Flow(Prediction):
+    """F = dx_t/dσ = ε − x where α + σ = 1, so x̂ = x_t − σ F (Lipman et al. 2023); DDIM is Euler's step of that flow.
+
+    At t_max, where σ = 1, a student reads y = ε − F: exact, and nothing is divided by.
+    """
+
+    def read(self, output: torch.Tensor, x_t: torch.Tensor, at: Level) -> torch.Tensor:
+        return x_t - at.sigma * output
+
+    def target(self, x: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
+        return noise - x
+
+
 def prediction_of(kind: PredictionType, schedule: Schedule) -> Prediction:
     """The prediction of a name.
 
     Raises:
-        ValueError: an unknown name, or "edm" with another schedule than EDM's.
+        ValueError: an unknown name, or one that belongs to another schedule.
     """
+    owners = {"edm": EdmSchedule, "flow": FlowSchedule}
+    if kind in owners and not isinstance(schedule, owners[kind]):
+        raise ValueError(f"prediction_type: found {kind!r}, expected another: it belongs to the {kind} schedule")
     if kind == "edm":
-        if not isinstance(schedule, EdmSchedule):
-            raise ValueError("prediction_type: found 'edm', expected another: it belongs to the edm schedule")
+        assert isinstance(schedule, EdmSchedule)
         return Edm(schedule.sigma_data)
-    known: dict[str, type[Prediction]] = {"epsilon": Epsilon, "v_prediction": Velocity, "sample": Sample}
+    known: dict[str, type[Prediction]] = {
+        "epsilon": Epsilon,
+        "v_prediction": Velocity,
+        "sample": Sample,
+        "flow": Flow,
+    }
     if kind not in known:
         raise ValueError(f"prediction_type: found {kind!r}, expected one of: {', '.join(get_args(PredictionType))}")
     return known[kind]()

@@ -4,12 +4,13 @@
 tensors: near t_max the signal α is about 1e-3, and float32 times would cost it four digits.
 
 Variance-preserving schedules have α² + σ² = 1 and start from x = ε at t_max. Variance-exploding ones (EDM) have α = 1
-and start from x = σ_max ε; their t is a clock, not a noise level.
+and start from x = σ_max ε; their t is a clock, not a noise level. Flow matching has α + σ = 1 and starts from x = ε,
+with no signal at all.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,26 +18,34 @@ from pydantic import Field, model_validator
 
 from diffusion.level import Coefficient, Level, Times
 from diffusion.runtime.errors import UserError
-from diffusion.runtime.settings import Settings
+from diffusion.runtime.settings import GrownSettings
 
-_ONLY_COSINE = {"t_min", "t_max"}
-_ONLY_EDM = {"sigma_min", "sigma_max", "sigma_data", "rho"}
+# Keys that a kind has for itself.
+_OWN = {
+    "cosine": {"t_min", "t_max"},
+    "edm": {"sigma_min", "sigma_max", "sigma_data", "rho"},
+    "flow": {"shift"},
+}
 
 
-class ScheduleSettings(Settings):
+class ScheduleSettings(GrownSettings):
     """The schedule of a teacher that is trained here.
 
     Attributes:
-        kind: "cosine" (variance preserving), or "edm" (α = 1; Karras et al. 2022, arXiv 2206.00364).
+        kind: "cosine" (variance preserving), "edm" (α = 1; Karras et al. 2022, arXiv 2206.00364), or "flow" (α + σ = 1;
+            Lipman et al. 2023, arXiv 2210.02747).
         t_min, t_max: the ends of the interval, of the cosine schedule.
         sigma_min, sigma_max, sigma_data, rho: EDM's noise levels, the data's deviation and the clock's exponent; its
             t runs from 0 (σ_min) to 1 (σ_max), and σ^(1/ρ) is linear in it.
+        shift: s of the flow schedule; more than 1 spends more of the clock on noise (Esser et al. 2024).
         num_timesteps: discretises the schedule for `diffusers`: timesteps 0 (t_min) to num_timesteps − 1 (t_max).
             2000 is a multiple of every usual number of sampling steps (16 and 50 included), so that `diffusers`'
             integer steps fall on the same times as the exact ones.
     """
 
-    kind: Literal["cosine", "edm"] = "cosine"
+    later: ClassVar[tuple[str, ...]] = ("shift",)
+
+    kind: Literal["cosine", "edm", "flow"] = "cosine"
     t_min: float = Field(0.001, gt=0, lt=1)
     t_max: float = Field(0.999, gt=0, lt=1)
     num_timesteps: int = Field(2000, ge=2)
@@ -44,6 +53,7 @@ class ScheduleSettings(Settings):
     sigma_max: float = Field(80.0, gt=0)
     sigma_data: float = Field(0.5, gt=0)
     rho: float = Field(7.0, ge=1)
+    shift: float = Field(1.0, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScheduleSettings":
@@ -51,17 +61,18 @@ class ScheduleSettings(Settings):
             raise ValueError(f"t_min ({self.t_min}) must be smaller than t_max ({self.t_max})")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min ({self.sigma_min}) must be smaller than sigma_max ({self.sigma_max})")
-        others = _ONLY_COSINE if self.kind == "edm" else _ONLY_EDM
         # By value, not by presence: settings that were written out in full are read again.
-        foreign = sorted(k for k in others if getattr(self, k) != type(self).model_fields[k].default)
+        foreign = sorted(k for k in self._of_others() if getattr(self, k) != type(self).model_fields[k].default)
         if foreign:
             raise ValueError(f"{', '.join(foreign)}: not a key of the {self.kind} schedule")
         return self
 
+    def _of_others(self) -> set[str]:
+        return set().union(*(keys for kind, keys in _OWN.items() if kind != self.kind))
+
     def build(self) -> "Schedule":
         """The schedule."""
-        own = self.model_dump(exclude=_ONLY_COSINE if self.kind == "edm" else _ONLY_EDM)
-        return schedule_from_settings(own)
+        return schedule_from_settings(self.model_dump(exclude=self._of_others()))
 
 
 class Schedule(ABC):
@@ -259,6 +270,44 @@ class EdmSchedule(Schedule):
         return {"kind": "edm", **{name: getattr(self, name) for name in names}}
 
 
+class FlowSchedule(Schedule):
+    """α_u = (1 − u) / n and σ_u = s u / n with n = 1 + (s − 1) u, so that α + σ = 1 and λ = log s + logit u.
+
+    Rectified flow (Liu et al. 2023, arXiv 2209.03003) with the shift of Esser et al. 2024 (arXiv 2403.03206), sec.
+    5.3.2, which moves λ by a constant: k = e^{λ_s − λ_t} knows nothing of it. The clock t = u ends at 1, where there is
+    no signal, and begins where σ = 1 / num_timesteps; timestep i is u = (i + 1) / num_timesteps. The network is told
+    num_timesteps · σ, as `diffusers`' ``FlowMatchEulerDiscreteScheduler`` does.
+    """
+
+    def __init__(self, shift: float = 1.0, num_timesteps: int = 1000) -> None:
+        self.shift, self.num_timesteps = shift, num_timesteps
+        self.t_min, self.t_max = 1 / (shift * (num_timesteps - 1) + 1), 1.0
+
+    def _scale(self, t: torch.Tensor) -> torch.Tensor:
+        return 1 + (self.shift - 1) * t.double()
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return (1 - t.double()) / self._scale(t)
+
+    def sigma(self, t: torch.Tensor) -> torch.Tensor:
+        return self.shift * t.double() / self._scale(t)
+
+    def time_of(self, log_noise_to_signal: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(log_noise_to_signal.double() - math.log(self.shift)).clamp(self.t_min, self.t_max)
+
+    def network_time(self, t: torch.Tensor) -> torch.Tensor:
+        return self.num_timesteps * self.sigma(t)
+
+    def timestep(self, t: torch.Tensor) -> torch.Tensor:
+        return t.double() * self.num_timesteps - 1
+
+    def time(self, timestep: torch.Tensor) -> torch.Tensor:
+        return (timestep.double() + 1) / self.num_timesteps
+
+    def settings(self) -> dict[str, Any]:
+        return {"kind": "flow", "shift": self.shift, "num_timesteps": self.num_timesteps}
+
+
 def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
     """Builds a schedule from :meth:`Schedule.settings`.
 
@@ -273,7 +322,9 @@ def schedule_from_settings(settings: dict[str, Any]) -> Schedule:
         return DiscreteSchedule(np.asarray(arguments["alphas_cumprod"]))
     if kind == "edm":
         return EdmSchedule(**arguments)
-    raise UserError(f"schedule: found kind {kind!r}, expected 'cosine', 'discrete' or 'edm'.")
+    if kind == "flow":
+        return FlowSchedule(**arguments)
+    raise UserError(f"schedule: found kind {kind!r}, expected 'cosine', 'discrete', 'edm' or 'flow'.")
 
 
 def network_timesteps(schedule: Schedule, t: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:

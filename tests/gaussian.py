@@ -73,7 +73,13 @@ class Reads(torch.nn.Module):
             estimate = self.exact(x_t, t)
             skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
             return ((estimate - skip * x_t) / out,)
-        x_t, t = fed.double(), schedule.time(told)
+        x_t = fed.double()
+        if self.kind == "flow":
+            sigma = told.double() / schedule.num_timesteps
+            t = sigma / (schedule.shift - (schedule.shift - 1) * sigma)
+            sigma = sigma.reshape(-1, 1, 1, 1)
+            return ((x_t - self.exact(x_t, t)) / sigma,)
+        t = schedule.time(told)
         at, estimate = schedule.at(t), self.exact(x_t, t)
         noise = (x_t - at.alpha * estimate) / at.sigma
         velocity = at.alpha * noise - at.sigma * estimate

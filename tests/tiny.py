@@ -7,7 +7,7 @@ from diffusion.conditions import ClassLabels
 from diffusion.data.kinds import parse_settings
 from diffusion.data.store import Splits, load_split, size_of, write_dataset
 from diffusion.denoiser import Denoiser
-from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.schedule import CosineSchedule, EdmSchedule, FlowSchedule
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 
@@ -25,7 +25,8 @@ TEACHER = {
 def tiny_denoiser(prediction_type="v_prediction", seed=0, clip=True, channels=1, network=NETWORK, size=(8, 8)):
     torch.manual_seed(seed)
     network = build_network(NetworkSettings.model_validate(network), (channels, *size))
-    schedule = EdmSchedule(num_timesteps=200) if prediction_type == "edm" else CosineSchedule(num_timesteps=200)
+    own = {"edm": EdmSchedule, "flow": FlowSchedule}
+    schedule = own.get(prediction_type, CosineSchedule)(num_timesteps=200)
     denoiser = Denoiser(network, schedule, prediction_type, STATIC if clip else NO_THRESHOLD)
     return denoiser.eval().requires_grad_(False)
 

@@ -44,7 +44,8 @@ class OneStep(Distiller):
         return NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
 
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
-        return {"told_timestep": 0.0}
+        schedule = teacher.schedule
+        return {"told_timestep": float(schedule.timestep(torch.tensor(schedule.t_min, dtype=torch.float64)))}
 
     def network(self, teacher: Denoiser, run: "TrainingRun") -> Any:
         """The network that training starts from."""

@@ -13,7 +13,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
 from diffusion.runtime.files import link_or_copy, read_json, read_json_object, write_json
-from diffusion.schedule import CosineSchedule, EdmSchedule, Schedule, schedule_from_settings
+from diffusion.schedule import CosineSchedule, EdmSchedule, FlowSchedule, Schedule, schedule_from_settings
 from diffusion.teachers.prompts import ENCODER, PROMPTS, TOKENIZER, Prompts, load_prompts, prompts_files, save_prompts
 from diffusion.teachers.schedulers import (
     build_scheduler,
@@ -55,7 +55,7 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     from diffusion.teachers.pipeline import StudentPipeline
 
     facts = pipeline_facts(denoiser) | facts
-    stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule)
+    stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule | FlowSchedule)
     stock = stock and type(denoiser.network).__module__.startswith("diffusers.")
     parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
     pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
@@ -235,7 +235,7 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
 
 
 def _same_schedule(one: Schedule, other: Schedule) -> bool:
-    if isinstance(one, EdmSchedule) or isinstance(other, EdmSchedule):
+    if isinstance(one, EdmSchedule | FlowSchedule) or isinstance(other, EdmSchedule | FlowSchedule):
         return one.settings() == other.settings()
     return one.num_timesteps == other.num_timesteps and np.allclose(
         one.alphas_cumprod(), other.alphas_cumprod(), rtol=1e-6, atol=1e-12

@@ -36,7 +36,8 @@ class StudentPipeline(DiffusionPipeline):
 
     Args:
         unet: a ``UNet2DModel``, or a network that is called as one.
-        scheduler: ``EDMEulerScheduler`` of an EDM network, else one with betas; for noise levels and prediction type.
+        scheduler: ``EDMEulerScheduler`` of an EDM network, ``FlowMatchEulerDiscreteScheduler`` of flow matching, else
+            one with betas; for noise levels and prediction type.
         told_timestep: the timestep that the network of one step is told.
         read_timestep: the whole timestep at whose noise level it is fed and read; None is the last one.
         signal_scale: what its image is multiplied by.
@@ -267,13 +268,21 @@ class StudentPipeline(DiffusionPipeline):
     def _is_edm(self) -> bool:
         return "sigma_data" in self.scheduler.config
 
+    @property
+    def _is_flow(self) -> bool:
+        return "shift" in self.scheduler.config
+
     def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """α and σ at a timestep, whole unless it is EDM's; float64, shape of ``timestep``."""
+        """α and σ at a timestep, whole unless it is EDM's or a flow's; float64, shape of ``timestep``."""
         config, timestep = self.scheduler.config, torch.as_tensor(timestep, dtype=torch.float64)
         last = config.num_train_timesteps - 1
         if self._is_edm:  # Karras et al. 2022, eq. 5; α = 1
             low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
             return torch.ones_like(timestep), (low + timestep * (1 / last) * (high - low)) ** config.rho
+        if self._is_flow:  # Esser et al. 2024, sec. 5.3.2; α + σ = 1
+            time = (timestep + 1) / config.num_train_timesteps
+            scale = 1 + (config.shift - 1) * time
+            return (1 - time) / scale, config.shift * time / scale
         if (cosine := self.config.cosine) is not None:
             time = cosine["t_min"] + timestep * ((cosine["t_max"] - cosine["t_min"]) / last)
             return torch.cos(time * (np.pi / 2)), torch.sin(time * (np.pi / 2))
@@ -295,6 +304,8 @@ class StudentPipeline(DiffusionPipeline):
         if self._is_edm:
             x = x / (sigma.square() + self.scheduler.config.sigma_data**2).sqrt().to(x.dtype)
             timestep = torch.log(self._levels(timestep)[1]) / 4  # c_noise
+        elif self._is_flow:
+            timestep = self.scheduler.config.num_train_timesteps * self._levels(timestep)[1]
         # As a tensor: networks of `diffusers` truncate Python's floats.
         told = torch.full((len(x),), float(timestep), device=x.device)
         return self._called(x.to(next(self.unet.parameters()).dtype), told, condition)
@@ -312,6 +323,8 @@ class StudentPipeline(DiffusionPipeline):
             data = self.scheduler.config.sigma_data
             total = sigma.square() + data**2
             return (data**2 / total).to(x.dtype) * x + (sigma * data / total.sqrt()).to(x.dtype) * output
+        if self._is_flow:  # F = ε − x
+            return x - sigma.to(x.dtype) * output
         kind = self.scheduler.config.prediction_type
         if kind == "sample":
             return output
@@ -330,7 +343,7 @@ class StudentPipeline(DiffusionPipeline):
         output = self._output(x, sigma, told, condition)
         if self.config.raw:
             images = output
-        elif at_end and not self._is_edm and self.scheduler.config.prediction_type == "epsilon":
+        elif at_end and self.scheduler.config.get("prediction_type") == "epsilon" and not self._is_edm:
             images = noise - sigma.to(noise.dtype) * output  # α is next to nothing: not divided by
         else:
             images = self._read(output, x, alpha, sigma)

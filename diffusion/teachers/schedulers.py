@@ -12,11 +12,12 @@ from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError, brief
 from diffusion.runtime.files import read_json_object
-from diffusion.schedule import DiscreteSchedule, EdmSchedule, Schedule
+from diffusion.schedule import DiscreteSchedule, EdmSchedule, FlowSchedule, Schedule
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 
 # Both precondition alike; they differ in how they sample.
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
@@ -40,9 +41,10 @@ _VARIANCE_PRESERVING = (
 
 
 def build_scheduler(denoiser: Denoiser) -> Any:
-    """The `diffusers` scheduler of ``denoiser``: ``EDMEulerScheduler`` for EDM's schedule, else ``DDIMScheduler``.
+    """The `diffusers` scheduler of ``denoiser``: ``EDMEulerScheduler`` for EDM's schedule,
+    ``FlowMatchEulerDiscreteScheduler`` for a flow's, else ``DDIMScheduler``.
 
-    The latter samples as :func:`diffusion.solvers.ddim_sample` does, for step counts N that divide ``num_timesteps`` T.
+    The last samples as :func:`diffusion.solvers.ddim_sample` does, for step counts N that divide ``num_timesteps`` T.
     For others `diffusers` steps by ⌊T/N⌋ timesteps and begins the next step elsewhere (docs/methods.md, "Step counts").
 
     The betas are ours (``trained_betas``): `diffusers`' own cosine schedule ends at another α. Spacing is
@@ -50,7 +52,7 @@ def build_scheduler(denoiser: Denoiser) -> Any:
     ``use_clipped_model_output=True`` to take ε from the clipped x̂, as the closed form does; that flag is an argument
     of the call and cannot be stored.
     """
-    from diffusers import DDIMScheduler, EDMEulerScheduler
+    from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
     schedule = denoiser.schedule
     if isinstance(schedule, EdmSchedule):
@@ -62,6 +64,8 @@ def build_scheduler(denoiser: Denoiser) -> Any:
             num_train_timesteps=schedule.num_timesteps,
             prediction_type="epsilon",  # so `diffusers` calls the sign of c_out
         )
+    if isinstance(schedule, FlowSchedule):
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=schedule.num_timesteps, shift=schedule.shift)
     return DDIMScheduler(
         num_train_timesteps=schedule.num_timesteps,
         trained_betas=schedule.betas().tolist(),
@@ -98,13 +102,16 @@ def schedule_of(scheduler: Any) -> Schedule:
         return EdmSchedule(
             config.sigma_min, config.sigma_max, config.sigma_data, config.rho, config.num_train_timesteps
         )
+    if type(scheduler).__name__ in _FLOW:
+        return FlowSchedule(config.shift, config.num_train_timesteps)
     return DiscreteSchedule(alphas_cumprod_of(scheduler))
 
 
 def prediction_type_of(scheduler: Any) -> PredictionType:
     """What the output of a network with this `diffusers` scheduler means."""
-    kind: PredictionType = "edm" if type(scheduler).__name__ in _EDM else scheduler.config.prediction_type
-    return kind
+    name = type(scheduler).__name__
+    own: PredictionType | None = "edm" if name in _EDM else "flow" if name in _FLOW else None
+    return own or scheduler.config.prediction_type
 
 
 def read_scheduler(path: Path) -> Any:
@@ -137,20 +144,27 @@ def alphas_cumprod_of(scheduler: Any) -> np.ndarray:
 
 
 def _scheduler_problems(config: Mapping[str, Any]) -> list[str]:
-    # Another family (variance exploding, flow matching) would be read as a linear DDPM schedule without a word.
+    # Another family (variance exploding) would be read as a linear DDPM schedule without a word.
     name = config.get("_class_name")
-    if name not in (*_EDM, *_VARIANCE_PRESERVING):
+    if name not in (*_EDM, *_FLOW, *_VARIANCE_PRESERVING):
         return [
-            f"found the scheduler {name!r}, expected one with betas or EDM's preconditioning: "
-            f"{', '.join((*_VARIANCE_PRESERVING, *_EDM))}."
+            f"found the scheduler {name!r}, expected one with betas, EDM's preconditioning, or flow matching: "
+            f"{', '.join((*_VARIANCE_PRESERVING, *_EDM, *_FLOW))}."
+        ]
+    if name in _FLOW:
+        return [
+            f"found {key} {config[key]!r}, expected false: only a shift that is the same for all sizes is read."
+            for key in ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+            if config.get(key)
         ]
     problems = []
     if config.get("use_flow_sigmas"):
         problems.append(
-            "found use_flow_sigmas true, expected false: flow matching is not supported, and its networks read with "
-            "betas give wrong images."
+            "found use_flow_sigmas true, expected false: of flow matching FlowMatchEulerDiscreteScheduler is read; "
+            "store it with the same shift."
         )
-    known = ("epsilon",) if name in _EDM else tuple(kind for kind in get_args(PredictionType) if kind != "edm")
+    with_betas = tuple(kind for kind in get_args(PredictionType) if kind not in ("edm", "flow"))
+    known = ("epsilon",) if name in _EDM else with_betas
     kind = config.get("prediction_type", "epsilon")
     if kind not in known:
         problems.append(f"found prediction_type {kind!r}, expected one of {', '.join(known)}.")

@@ -70,10 +70,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
-        if (self.prediction_type == "edm") != (self.schedule.kind == "edm"):
+        own = {"edm": "edm", "flow": "flow"}  # schedule to the prediction type that it alone has
+        if own.get(self.schedule.kind) != (self.prediction_type if self.prediction_type in own.values() else None):
             raise ValueError(
                 f"prediction_type: found {self.prediction_type!r} with the {self.schedule.kind} schedule, expected "
-                f"'edm' with the edm schedule and another with others"
+                f"'edm' with the edm schedule, 'flow' with the flow schedule, and another with others"
             )
         return self
 

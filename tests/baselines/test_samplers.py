@@ -14,7 +14,7 @@ from diffusion.distillation.registry import method_class
 from diffusion.guidance import Guidance
 from diffusion.noise import further_noise, initial_noise, noise_generators
 from diffusion.samplers import sampling_grid, scheduler_on
-from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule
+from diffusion.schedule import CosineSchedule, DiscreteSchedule, EdmSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample, sampling_times
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.teachers.folder import save_denoiser
@@ -58,6 +58,7 @@ SCHEDULES = {
     "zero_snr": discrete("scaled_linear", rescale_betas_zero_snr=True),
     "zero_snr_linear": discrete("linear", rescale_betas_zero_snr=True),
     "edm": EdmSchedule(),
+    "flow": FlowSchedule(shift=3.0),
 }
 
 
@@ -410,7 +411,7 @@ def test_a_plain_loop_over_diffusers_scheduler_draws_the_same_pictures(name, pre
     [
         (kind, prediction_type)
         for kind in SCHEDULES
-        for prediction_type in (("edm",) if kind == "edm" else ("epsilon", "v_prediction", "sample"))
+        for prediction_type in ((kind,) if kind in ("edm", "flow") else ("epsilon", "v_prediction", "sample"))
         if not (kind.startswith("zero_snr") and prediction_type == "epsilon")
     ],
 )

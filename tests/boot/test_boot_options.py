@@ -57,7 +57,7 @@ def test_an_option_trains_to_another_student_than_the_default(name, tmp_path):
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "edm"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "edm", "flow"])
 def test_every_prediction_type_trains(prediction_type, tmp_path):
     student = distilled(tmp_path, prediction_type)
     assert all(torch.isfinite(p).all() for p in student.network.parameters())

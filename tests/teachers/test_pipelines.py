@@ -38,7 +38,7 @@ def test_only_safetensors_and_json_are_written(folder):
     assert suffixes == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm", "flow"])
 @pytest.mark.parametrize("clip", [True, False])
 def test_round_trip(tmp_path, prediction_type, clip):
     denoiser = tiny_denoiser(prediction_type, clip=clip)
@@ -112,7 +112,7 @@ def test_ddim_pipeline_reproduces_the_suites_samples(folder, steps):
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-3 if steps > 8 else 2e-4)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample", "edm", "flow"])
 def test_boot_pipeline_draws_the_students_own_samples(tmp_path, prediction_type):
     teacher = tiny_denoiser(prediction_type)
     method = Boot(BootSettings())
@@ -189,9 +189,7 @@ def test_another_network_is_refused_while_the_configuration_is_read(folder):
         lambda: stored_network(folder),
     )
     for read in reads:
-        with pytest.raises(
-            UserError, match=r"unet/config\.json: found the network 'UNet1DModel' .*UNet2DModel"
-        ):
+        with pytest.raises(UserError, match=r"unet/config\.json: found the network 'UNet1DModel' .*UNet2DModel"):
             read()
     del config["_class_name"]  # the Hub's oldest folders do not say
     path.write_text(json.dumps(config))
