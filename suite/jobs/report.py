@@ -108,6 +108,7 @@ def _inputs(plan: Plan) -> ReportInputs:
         comparison=_comparison(experiment, train_count),
         dimensions=floor["extractor"].get("dimensions"),
         reference_count=train_count,
+        captions=manifest["class_names"] if experiment.told == "text" else (),
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
 
