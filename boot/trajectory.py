@@ -9,7 +9,7 @@ import torch
 
 from boot.signal_ode import signal_step
 from boot.state_student import StateStudent
-from diffusion.conditions import ClassLabels, Condition, MixedClasses
+from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
@@ -189,28 +189,26 @@ def interpolate_noise(start: torch.Tensor, end: torch.Tensor, share: torch.Tenso
     return (from_start * start + from_end * end) / torch.sin(angle)
 
 
-def between_classes(
-    student: NoiseStudent, conditions: ClassLabels, noise: torch.Tensor, first: torch.Tensor, share: torch.Tensor
+def sample_between(
+    student: NoiseStudent,
+    conditions: Conditions,
+    noise: torch.Tensor,
+    first: Condition,
+    second: Condition,
+    share: torch.Tensor,
 ) -> torch.Tensor:
-    """Samples on the way from one class to the next, along the line between their embeddings.
+    """Samples on the way from one condition to another, along the line between their embeddings.
 
     Args:
+        conditions: of which both are.
         noise: shape (N, C, H, W).
-        first: the class at the start, int64, shape (N,); the next one is counted modulo the number of classes.
-        share: how far to the next class, in [0, 1], shape (N,).
+        share: how far from the first to the second, in [0, 1], shape (N,).
 
     Returns:
         shape (N, C, H, W).
     """
-    embedding = student.network.class_embedding
-    assert isinstance(embedding, torch.nn.Embedding)
-    ends = (first, (first + 1) % conditions.num_classes)
-    start, end = (torch.nn.functional.one_hot(label, embedding.num_embeddings).float() for label in ends)
-    student.network.class_embedding = MixedClasses(embedding)
-    try:
-        return student.sample(noise, {"class_labels": torch.lerp(start, end, share[:, None])})
-    finally:
-        student.network.class_embedding = embedding
+    with conditions.between_read_by(student.network):
+        return student.sample(noise, conditions.between(first, second, share))
 
 
 def load_student(folder: Path, device: torch.device | str = "cpu", target: str = "signal") -> NoiseStudent:

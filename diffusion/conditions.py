@@ -1,11 +1,13 @@
 """What a denoiser is told beside the noisy picture and the time: nothing, or a class."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.functional import one_hot
 
 # Keyword arguments of the network's forward call, for instance {"class_labels": labels} or
 # {"encoder_hidden_states": text}, each with one entry a picture. None is an unconditional network.
@@ -58,6 +60,21 @@ class Conditions(ABC):
             ValueError: the denoiser has no unconditional input.
         """
 
+    @abstractmethod
+    def between(self, first: Condition, second: Condition, share: torch.Tensor) -> Condition:
+        """What lies between two conditions, on the straight line between their embeddings.
+
+        A network reads it within :meth:`between_read_by`.
+
+        Args:
+            share: how far from the first to the second, in [0, 1], shape (N,).
+        """
+
+    @contextmanager
+    def between_read_by(self, network: nn.Module) -> Iterator[None]:
+        """Within it, ``network`` takes what :meth:`between` gives, and no other condition."""
+        yield
+
     def dropped(self, condition: Condition, share: float, generator: torch.Generator) -> Condition:
         """``condition`` :meth:`without` itself for a random ``share`` of the images (Ho & Salimans 2022, algorithm 1).
 
@@ -99,6 +116,9 @@ class Unconditional(Conditions):
         return None
 
     def without(self, condition: Condition) -> Condition:
+        return None
+
+    def between(self, first: Condition, second: Condition, share: torch.Tensor) -> Condition:
         return None
 
 
@@ -143,6 +163,24 @@ class ClassLabels(Conditions):
             raise ValueError("the network has no label for no class")
         assert condition is not None
         return {**condition, "class_labels": torch.full_like(condition["class_labels"], self.null)}
+
+    def between(self, first: Condition, second: Condition, share: torch.Tensor) -> Condition:
+        """Weights over the labels, float32, shape (N, labels), in place of one label an image."""
+        assert first is not None
+        assert second is not None
+        count = self.num_classes + self.has_null
+        start, end = (one_hot(condition["class_labels"], count).float() for condition in (first, second))
+        return {"class_labels": torch.lerp(start, end, share[:, None])}
+
+    @contextmanager
+    def between_read_by(self, network: nn.Module) -> Iterator[None]:
+        embedding = network.class_embedding
+        assert isinstance(embedding, nn.Embedding)
+        network.class_embedding = MixedClasses(embedding)
+        try:
+            yield
+        finally:
+            network.class_embedding = embedding
 
 
 class MixedClasses(nn.Module):

@@ -1,6 +1,6 @@
 """Fabricates a complete results folder with tiny pictures, as the workflow would leave it before the report."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def fabricate(
     external_nfe: int | None = None,
     train_seeds: int = 3,
     dimensions: int | None = None,
+    captions: Sequence[str] = (),
 ) -> ReportInputs:
     """Writes the files into ``folder`` and names them.
 
@@ -48,6 +49,7 @@ def fabricate(
         external_nfe: their evaluations; they are then as many as the others, and better.
         train_seeds: of every student.
         dimensions: of the features.
+        captions: of a teacher that is told texts, 8 or more; samples are of every second one.
     """
     if boot is None:
         boot = {"boot-heun": 124.0, NASTY: 131.0}
@@ -151,12 +153,15 @@ def fabricate(
     samples = {}
     for label in ("DDIM, 50", "DDIM, 1", *(f"{labels.get(v, v)}, 1" for v in boot), "my-samples"):
         samples[label] = place(f"samples/{len(samples)}.npz")
-        np.savez(samples[label], arr_0=images(20))
+        told = {"arr_1": 2 * np.arange(20) % len(captions)} if captions and label != "my-samples" else {}
+        np.savez(samples[label], arr_0=images(20), **told)
 
     shown, trajectory = {}, {}
     for number, variant in enumerate(boot):
         parts = {"all_times": images(4, 9), "trajectory": images(4, 9), "interpolation": images(4, 8)}
-        if number == 0:
+        if captions:
+            parts |= {"between": images(4, 8), "by_text": images(4, 8), "texts": np.array(captions[:5])}
+        elif number == 0:
             parts |= {"classes": images(4, 8), "class_pairs": np.array([[0, 1], [1, 2], [2, 0], [0, 1]])}
         shown[variant] = place(f"pictures/{number}.npz")
         np.savez(shown[variant], times=np.linspace(0.999, 0.001, 9), **parts)
@@ -266,6 +271,7 @@ def fabricate(
         untrained=frozenset({"ddim"}),
         dimensions=dimensions,
         reference_count=FULL,
+        captions=captions,
     )
 
 

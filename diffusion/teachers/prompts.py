@@ -121,15 +121,14 @@ class Prompts(Conditions):
         return {**condition, **{name: value.expand(count, *value.shape[1:]) for name, value in none.items()}}
 
     def between(self, first: Condition, second: Condition, share: torch.Tensor) -> Condition:
-        """The straight line between the embeddings of two texts; where either has a token, the network attends.
-
-        Args:
-            share: how far from the first to the second, in [0, 1], shape (N,).
-        """
+        """The line between the embeddings of two texts. The network attends to the tokens of both, and at an end to
+        those of the text there alone."""
         assert first is not None
         assert second is not None
-        text = torch.lerp(first["text"], second["text"], share.reshape(-1, 1, 1))
-        return {**first, "text": text, "text_mask": first["text_mask"] | second["text_mask"]}
+        share = share.reshape(-1, 1)
+        text = torch.lerp(first["text"], second["text"], share[:, :, None])
+        mask = (first["text_mask"] & (share < 1)) | (second["text_mask"] & (share > 0))
+        return {**first, "text": text, "text_mask": mask}
 
 
 def normalised(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -275,12 +276,16 @@ def png_bytes(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+# Letters of a row's label in a line; of a column's label that is not set upright; and a letter's width in inches.
+_LABEL, _LONGEST_FLAT, _LETTER = 44, 8, 0.075
+
+
 def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] = ()) -> Figure:
     """Rows of pictures with a label each.
 
     Args:
         rows: label and uint8 pictures, shape (K, H, W, C), of one size.
-        columns: labels over the columns, or none.
+        columns: labels over the columns, or none; those longer than a number stand upright.
     """
     if not rows:
         return empty_figure("There are no pictures to show.")
@@ -292,8 +297,10 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
     for number, strip in enumerate(strips):
         top = number * (height + gap)
         canvas[top : top + height, : strip.shape[1]] = strip
-    inches = 5.2
-    figure, axes = new_figure(inches + 1.6, inches * canvas.shape[0] / width + (0.35 if columns else 0.15))
+    inches, longest = 5.2, max(map(len, columns), default=0)
+    upright = longest > _LONGEST_FLAT
+    above = 0.15 + (_LETTER * longest if upright else 0.2 if columns else 0)
+    figure, axes = new_figure(inches + 1.6, inches * canvas.shape[0] / width + above)
     axis = axes[0, 0]
     with matplotlib.rc_context(STYLE):
         axis.imshow(canvas, interpolation="none", aspect="equal")
@@ -301,13 +308,14 @@ def grid_figure(rows: Sequence[tuple[str, np.ndarray]], columns: Sequence[str] =
         for spine in axis.spines.values():
             spine.set_visible(False)
         axis.tick_params(length=0)
-        axis.set_yticks([n * (height + gap) + height / 2 for n in range(len(rows))], [label for label, _ in rows])
+        labels = ["\n".join(textwrap.fill(line, _LABEL) for line in label.splitlines()) for label, _ in rows]
+        axis.set_yticks([n * (height + gap) + height / 2 for n in range(len(rows))], labels)
         axis.tick_params(axis="y", labelsize=8)
         if columns:
             step = (width + gap) / len(columns)
             axis.xaxis.tick_top()
             axis.set_xticks([n * step + (step - gap) / 2 for n in range(len(columns))], list(columns))
-            axis.tick_params(axis="x", labelsize=8)
+            axis.tick_params(axis="x", labelsize=8, labelrotation=90 if upright else 0)
         else:
             axis.set_xticks([])
     return figure

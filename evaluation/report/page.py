@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diffusion.data.samples import load_samples
+from diffusion.data.samples import load_labels, load_samples
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json
 from evaluation.columns import (
@@ -65,8 +65,8 @@ class ReportInputs:
     speed: Path
     costs: Sequence[CostFile]  # the teacher's too, with method "teacher"
     samples: Mapping[str, Path]  # label to ``.npz``, all from the same sampling seed, in the order of the rows
-    # BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation`` and, of a
-    # conditional student, ``classes``.
+    # BOOT variant to the ``.npz`` with ``times``, ``all_times``, ``trajectory``, ``interpolation``; of classes
+    # ``classes`` and ``class_pairs`` too, of texts ``between``, ``by_text`` and ``texts``.
     pictures: Mapping[str, Path]
     neighbours: Path  # the ``.npz`` with ``samples-<i>`` and ``nearest-<i>`` of the row i of the JSON beside it
     trajectory: Mapping[str, Path]  # BOOT variant to the errors of its first training seed's student along it
@@ -86,6 +86,7 @@ class ReportInputs:
     protocols: Mapping[str, Path] = field(default_factory=dict)  # to the figures, the settings in the JSON beside them
     dimensions: int | None = None  # of the features of the main protocol; None where they are not known
     reference_count: int | None = None  # images of its reference; None where they are not known
+    captions: Sequence[str] = ()  # at the index that is stored with samples of each; none without texts
 
     def files(self) -> list[Path]:
         """All results that the report reads."""
@@ -177,6 +178,8 @@ def render(inputs: ReportInputs, output: Path) -> None:
         "cost": plots.cost_figure(results),
         "wall_clock": plots.wall_clock_figure(results),
     }
+    if inputs.captions:
+        groups["captions"] = [captioned_samples(inputs.samples, inputs.captions)]
     for name, own in groups.items():
         strips = [(strip.label, strip.images) for group in own for strip in group.strips]
         figures[name] = plots.grid_figure(strips, own[0].columns if own else ())
@@ -337,11 +340,17 @@ class Strip:
 
 @dataclass(frozen=True)
 class StripGroup:
-    """Rows of pictures under one heading; ``columns`` are their times, if they have any."""
+    """Rows of images under one heading.
+
+    Attributes:
+        columns: what stands over them, if anything does: times, or methods.
+        sentences: whether labels are so long that they stand above their rows, not beside them.
+    """
 
     title: str
     strips: list[Strip]
     columns: tuple[str, ...] = ()
+    sentences: bool = False
 
 
 def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
@@ -364,13 +373,42 @@ def sample_rows(samples: Mapping[str, Path]) -> list[Strip]:
     return strips
 
 
+# More captions than that are not compared.
+_MOST_CAPTIONS = 8
+
+
+def captioned_samples(samples: Mapping[str, Path], captions: Sequence[str]) -> StripGroup:
+    """One row a caption, one column a file, of the first samples of different captions in the first file.
+
+    A row has the same index in every file, and so started from one noise. Files whose samples have other captions, as
+    those that a user brought may, are left out.
+
+    Args:
+        samples: label to ``.npz`` with the captions' indices.
+        captions: at those indices.
+    """
+    labels = {name: own for name, path in samples.items() if (own := load_labels(path)) is not None}
+    if not labels:
+        return StripGroup("", [])
+    first = next(iter(labels.values()))
+    shown = np.sort(np.unique(first, return_index=True)[1])[:_MOST_CAPTIONS]
+    columns = [
+        name for name, own in labels.items() if len(own) > shown[-1] and np.array_equal(own[shown], first[shown])
+    ]
+    images = np.stack([load_samples(samples[name])[shown] for name in columns], axis=1)
+    strips = [Strip(captions[first[index]], row) for index, row in zip(shown, images, strict=True)]
+    return StripGroup("", strips, tuple(columns))
+
+
 _PICTURES = ("times", "all_times", "trajectory", "interpolation")
+_OF_CLASSES, _OF_TEXTS = ("classes", "class_pairs"), ("between", "by_text", "texts")
 
 
 def _load_pictures(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            content = {name: archive[name] for name in (*_PICTURES, *({"classes", "class_pairs"} & set(archive)))}
+            further = {*_OF_CLASSES, *_OF_TEXTS} & set(archive)
+            content = {name: archive[name] for name in (*_PICTURES, *further)}
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that draws the pictures.") from error
     except (KeyError, ValueError, EOFError, OSError) as error:
@@ -408,6 +446,14 @@ def _interpolation(pictures: Mapping[str, Mapping[str, np.ndarray]], results: Re
             pairs = zip(content["class_pairs"][:4], content["classes"], strict=False)
             strips = [Strip(f"{label}, classes {first} to {last}", row) for (first, last), row in pairs]
             groups.append(StripGroup(f"{label}, between two classes at one noise", strips))
+        if "between" in content:
+            texts, by_text = content["texts"].tolist(), content["by_text"]
+            ways = zip(texts[:4], texts[1:], content["between"], strict=False)
+            strips = [Strip(f"from: {first}\nto: {last}", row) for first, last, row in ways]
+            groups.append(StripGroup(f"{label}, between two texts at one noise", strips, sentences=True))
+            most = plots.shown_in_row(*by_text.shape[2:4])
+            strips = [Strip(text, row[:most]) for text, row in zip(texts, by_text, strict=False)]
+            groups.append(StripGroup(f"{label}, one noise a column, one text a row", strips))
     return groups
 
 
@@ -570,6 +616,7 @@ def _page(
         cell_text=cell_text,
         ablation=inputs.ablation,
         comparison=inputs.comparison,
+        told_texts=bool(inputs.captions),
         **words,
     )
 

@@ -1,30 +1,42 @@
 """The pictures of a BOOT student that the paper shows."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from boot.trajectory import between_classes, interpolate_noise, true_signals
-from diffusion.conditions import ClassLabels, Condition
+from boot.trajectory import interpolate_noise, sample_between, true_signals
+from diffusion.conditions import ClassLabels, Condition, Conditions
 from diffusion.data.samples import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.student import NoiseStudent
+from diffusion.teachers.prompts import Prompts
+from suite.jobs.networks import checked_prompts, conditions_of_samples
 from suite.jobs.student import StudentJob
 
+# Two noises a row, and in a grid of conditions and noises one a column.
 _ROWS, _COLUMNS = 6, 12
 
 
 class Draw(StudentJob):
-    """The images of :func:`images_of`, and ``times``, in one file."""
+    """The images of :func:`images_of` in one file.
+
+    Attributes:
+        prompts: the texts of the rows; None where the teacher is told none.
+    """
+
+    prompts: Path | None = None
 
     def run(self) -> None:
         student, teacher, inputs = self.networks()
-        arrays = images_of(student, teacher, self.seed, self.shape, self.batch_size, default_device())
+        inputs |= checked_prompts(self.prompts)
+        conditions = conditions_of_samples(self.teacher, self.prompts)
+        arrays = images_of(student, teacher, self.seed, self.shape, self.batch_size, default_device(), conditions)
         with self.result_file(inputs) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]  # see neighbours.py
 
@@ -36,23 +48,33 @@ def images_of(
     shape: tuple[int, int, int],
     batch_size: int,
     device: torch.device,
+    conditions: Conditions | None = None,
 ) -> dict[str, np.ndarray]:
-    """The BOOT student read at every time beside the teacher's trajectory, between two noises, and between two classes.
+    """The BOOT student read at every time beside the teacher's trajectory, between noises, and between conditions.
 
-    The rows of a class-conditional student are of different classes; between two noises the class stays.
+    Each row is of one condition, which stays from one noise to another. Between two conditions, each row starts in its
+    own and ends in the next one, at one noise.
 
     Args:
         shape: (C, H, W).
         batch_size: the most that are evaluated at a time.
+        conditions: of the rows; the teacher's own, if not given.
 
     Returns:
-        ``all_times``, ``trajectory``, ``interpolation`` and perhaps ``classes``, uint8, shape (rows, columns, H, W, C);
-        ``times``, shape (columns,); with classes ``class_pairs``, the first and the last of a row, shape (rows, 2).
+        ``times``, shape (columns,), and images, uint8, shape (rows, columns, H, W, C): ``all_times``, ``trajectory``
+        and ``interpolation``.
+
+        Of classes ``classes``, between two of them, and ``class_pairs``, the first and the last of a row, int64, shape
+        (rows, 2).
+
+        Of texts ``between``, between two of them; ``by_text``, one text a row and one noise a column; and ``texts``:
+        those of the rows and the one that the last way ends in, unicode, shape (rows + 1,).
     """
     rows, columns = _ROWS, _COLUMNS
-    conditions, schedule = teacher.conditions, teacher.schedule
+    conditions, schedule = conditions or teacher.conditions, teacher.schedule
     channels, height, width = shape
-    noise, end = initial_noise(seed, range(2 * rows), shape).to(device).chunk(2)
+    noises = initial_noise(seed, range(2 * rows), shape).to(device)
+    noise, end = noises.chunk(2)
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
     share = torch.linspace(0, 1, columns).to(device)
 
@@ -84,10 +106,16 @@ def images_of(
             lambda row, column, told: student.sample(interpolate_noise(noise[row], end[row], share[column]), told)
         ),
     }
+
+    def to_the_next(row: torch.Tensor, column: torch.Tensor, told: Condition) -> torch.Tensor:
+        following = conditions.of_samples((row + 1).tolist(), device)
+        return sample_between(student, conditions, noise[row], told, following, share[column])
+
     if isinstance(conditions, ClassLabels):
-        first = (torch.arange(rows) % conditions.num_classes).to(device)
-        arrays["classes"] = by_image(
-            lambda row, column, _: between_classes(student, conditions, noise[row], first[row], share[column])
-        )
+        arrays["classes"] = by_image(to_the_next)
         arrays["class_pairs"] = (np.arange(rows)[:, None] + [0, 1]) % conditions.num_classes
+    if isinstance(conditions, Prompts):
+        arrays["between"] = by_image(to_the_next)
+        arrays["by_text"] = by_image(lambda _, column, told: student.sample(noises[column], told))
+        arrays["texts"] = np.array([conditions.texts[row % len(conditions.texts)] for row in range(rows + 1)])
     return {"times": times.numpy(), **arrays}

@@ -84,7 +84,7 @@ def _inputs(plan: Plan) -> ReportInputs:
         benchmarks=_benchmarks(plan),
         provenance={
             **({"not selected": list(experiment.unselected)} if experiment.unselected else {}),
-            "data": _data_facts(manifest),
+            "data": _data_facts(manifest, experiment.told == "text"),
             "teacher": experiment.teacher.model_dump(mode="json"),
             "hardware": speed_facts["hardware"],
             "versions": floor["versions"],
@@ -108,16 +108,19 @@ def _inputs(plan: Plan) -> ReportInputs:
         comparison=_comparison(experiment, train_count),
         dimensions=floor["extractor"].get("dimensions"),
         reference_count=train_count,
+        captions=manifest["class_names"] if experiment.told == "text" else (),
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
 
 
-def _data_facts(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest without its list of files, which is long."""
-    parts = {
-        name: {key: fact for key, fact in part.items() if key != "shards"} for name, part in manifest["splits"].items()
-    }
-    return manifest | {"splits": parts}
+def _data_facts(manifest: dict[str, Any], told_texts: bool) -> dict[str, Any]:
+    """The manifest without its list of files, which is long; classes that are captions are called so."""
+    words = {"class_names": "captions", "per_class": "per_caption"} if told_texts else {}
+
+    def named(facts: dict[str, Any]) -> dict[str, Any]:
+        return {words.get(key, key): fact for key, fact in facts.items() if key != "shards"}
+
+    return named(manifest) | {"splits": {name: named(part) for name, part in manifest["splits"].items()}}
 
 
 def _benchmarks(plan: Plan) -> list[Path]:

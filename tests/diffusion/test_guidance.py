@@ -11,7 +11,7 @@ from tiny import NETWORK, stored_data, tiny_conditional, tiny_splits
 
 from baselines.samplers import Ddim, DdimSettings
 from boot.losses import boot_losses
-from boot.trajectory import between_classes, ddim_signal, trajectory_errors
+from boot.trajectory import ddim_signal, sample_between, trajectory_errors
 from diffusion.conditions import ClassLabels, MixedClasses, Unconditional, first_of, join
 from diffusion.data.kinds import parse_settings
 from diffusion.data.samples import load_labels
@@ -304,16 +304,26 @@ def test_the_classifier_learns_and_is_stored(tmp_path):
         load_classifier(tmp_path / "classifier")
 
 
-def test_between_classes_ends_in_the_classes():
+def test_the_way_between_classes_ends_in_the_classes():
     student = NoiseStudent(tiny_conditional().network, SCHEDULE, "v_prediction")
-    embedding = student.network.class_embedding
+    embedding, conditions = student.network.class_embedding, ClassLabels(3, has_null=True)
+    ends = [{"class_labels": torch.tensor(labels)} for labels in ([0, 1, 2], [1, 2, 0])]
     with torch.no_grad():
-        for share, labels in ((0.0, [0, 1, 2]), (1.0, [1, 2, 0])):
-            shares = torch.full((3,), share)
-            images = between_classes(student, ClassLabels(3, has_null=True), NOISE[:3], torch.arange(3), shares)
-            expected = student.sample(NOISE[:3], {"class_labels": torch.tensor(labels)})
-            torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+        for share, end in enumerate(ends):
+            images = sample_between(student, conditions, NOISE[:3], *ends, torch.full((3,), float(share)))
+            torch.testing.assert_close(images, student.sample(NOISE[:3], end), rtol=1e-4, atol=1e-5)
+        halfway = sample_between(student, conditions, NOISE[:3], *ends, torch.full((3,), 0.5))
+    assert not any(torch.allclose(halfway, student.sample(NOISE[:3], end), atol=1e-4) for end in ends)
     assert student.network.class_embedding is embedding
+
+
+def test_what_lies_between_classes_are_weights_over_the_labels():
+    for has_null in (True, False):
+        ends = [{"class_labels": torch.tensor(labels)} for labels in ([0, 1], [2, 1])]
+        between = ClassLabels(3, has_null).between(*ends, torch.tensor([0.25, 0.5]))
+        expected = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]])
+        assert torch.equal(between["class_labels"][:, :3], expected)
+        assert between["class_labels"].shape == (2, 3 + has_null)
 
 
 def test_nearest_training_pictures_by_hand():

@@ -3,6 +3,7 @@
 import base64
 import csv
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from evaluation.columns import RANK_MARK
 from evaluation.report import figures as plots
 from evaluation.report import format, tables
 from evaluation.report.format import Cell, Column, Table, format_value
-from evaluation.report.page import findings, flatten, load_results, render, sample_rows, standing
+from evaluation.report.page import captioned_samples, findings, flatten, load_results, render, sample_rows, standing
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.report.spread import difference_table, spread_table
 from evaluation.results import stored
@@ -59,6 +60,21 @@ def results(inputs):
 def report(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rendered") / "report"
     render(inputs, folder)
+    return folder
+
+
+CAPTIONS = [f"a {name} to the left of <b>&_% {number}" for number, name in enumerate(("six", "nine") * 9)]
+
+
+@pytest.fixture(scope="module")
+def text_inputs(tmp_path_factory):
+    return fabricate(tmp_path_factory.mktemp("texts") / "results", captions=CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def text_report(text_inputs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rendered") / "report"
+    render(text_inputs, folder)
     return folder
 
 
@@ -948,6 +964,76 @@ def test_rows_of_wide_images(tmp_path):
         sample_rows({name: files[name] for name in ("one", "turned")})
 
 
+# --- captions ----------------------------------------------------------------------------------------------
+
+
+def test_every_method_stands_under_the_same_captions(text_inputs):
+    group = captioned_samples(text_inputs.samples, text_inputs.captions)
+    # What a user brought has no captions here.
+    assert group.columns == tuple(name for name in text_inputs.samples if name != "my-samples")
+    # Sample i is of caption 2 i: the first eight are of eight captions.
+    assert [strip.label for strip in group.strips] == [CAPTIONS[2 * number] for number in range(8)]
+    for column, name in enumerate(group.columns):
+        with np.load(text_inputs.samples[name]) as archive:
+            for row, strip in enumerate(group.strips):
+                assert np.array_equal(strip.images[column], archive["arr_0"][row])
+
+
+def test_rows_of_captions_are_the_first_samples_of_different_ones(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    asked = {"one": [1, 1, 0, 1, 2, 0], "other": [1, 1, 0, 2, 2, 0], "turned": [0, 1, 1, 1, 2, 0], "few": [1, 1, 0]}
+    samples = {name: tmp_path / f"{name}.npz" for name in (*asked, "untold")}
+    for name, file in samples.items():
+        labels = {"arr_1": np.array(asked[name])} if name in asked else {}
+        np.savez(file, arr_0=(images + len(name))[: len(asked.get(name, images))], **labels)
+    found = captioned_samples(samples, ["a", "b", "c"])
+    # In "other" the fourth sample alone is of another caption, and not shown; "few" has no fifth, and "turned" starts
+    # with other captions.
+    assert found.columns == ("one", "other")
+    assert [strip.label for strip in found.strips] == ["b", "a", "c"]
+    for strip, index in zip(found.strips, (0, 2, 4), strict=True):
+        assert np.array_equal(strip.images, np.stack([images[index] + len(name) for name in found.columns]))
+    without = captioned_samples({"untold": samples["untold"]}, ["a"])
+    assert without.strips == []
+
+
+def test_a_report_of_texts_has_the_sentences_and_a_column_a_method(text_inputs, text_report):
+    text = (text_report / "index.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    columns = len(text_inputs.samples) - 1
+    assert f"--columns: {columns}" in text
+    rows = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert rows.count(f"{CAPTIONS[14]}: {columns} samples, one a method") == 1
+    for number in range(0, 16, 2):
+        assert CAPTIONS[number] in page.text
+    for first, last in itertools.pairwise(CAPTIONS[:5]):
+        assert f"from: {first}\nto: {last}" in page.text
+    assert page.text.count("one noise a column, one text a row") == len(text_inputs.pictures)
+    assert "<b>" not in text
+    assert "two classes" not in page.text
+    assert "told the same" in page.text
+    found = {str(path.relative_to(text_report)) for path in text_report.rglob("*") if path.is_file()}
+    assert found == {*FILES, "figures/captions.svg", "figures/captions.png"}
+
+
+def test_classes_are_spoken_of_without_texts(page):
+    assert "BOOT (Heun), classes 2 to 0" in page.text
+    assert "between two classes at one noise" in page.text
+    assert "text a row" not in page.text
+    assert "caption" not in page.text.lower()
+
+
+def test_grids_have_upright_heads_where_they_are_names():
+    images = np.zeros((2, 8, 8, 1), np.uint8)
+    rows = [("a sentence that is longer than what fits beside a row of images", images), ("short", images)]
+    named, timed = (plots.grid_figure(rows, columns) for columns in (("DDIM, NFE 50", "BOOT, NFE 1"), ("0.9", "0.1")))
+    for figure, rotation in ((named, 90), (timed, 0)):
+        axis = figure.axes[0]
+        assert {label.get_rotation() for label in axis.get_xticklabels()} == {rotation}
+        assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [1, 0]
+    assert named.get_figheight() > timed.get_figheight()
+
+
 @pytest.mark.parametrize("restart", [True, False])
 def test_steps_run_through_all_stages(restart):
     steps = [0, 10, 20] * 2 if restart else [0, 10, 20, 30, 40, 50]
@@ -1077,9 +1163,10 @@ def test_the_page_opens_without_errors_and_without_the_network(browser, report):
     assert browser.execute_script(broken) == []
 
 
+@pytest.mark.parametrize("told", ["nothing", "texts"])
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_never_scrolls_sideways(browser, report, width):
-    _open(browser, report, width)
+def test_the_page_never_scrolls_sideways(browser, report, text_report, width, told):
+    _open(browser, text_report if told == "texts" else report, width)
     assert browser.execute_script("return window.innerWidth") == width
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.execute_script("return document.body.scrollWidth") <= width

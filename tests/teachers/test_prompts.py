@@ -136,12 +136,15 @@ def test_texts_are_dropped_one_by_one(prompts):
 
 
 def test_between_two_texts_is_a_straight_line(prompts):
-    first, second = prompts.of_samples([0, 0, 0], "cpu"), prompts.of_samples([1, 1, 1], "cpu")
+    """Of texts of different lengths: each counts as long as it has a share."""
+    first, second = prompts.of_samples([0, 0, 0], "cpu"), prompts.of_samples([2, 2, 2], "cpu")
     found = prompts.between(first, second, torch.tensor([0.0, 0.25, 1.0]))
     torch.testing.assert_close(found["text"][1], 0.75 * first["text"][0] + 0.25 * second["text"][0])
     assert torch.equal(found["text"][0], first["text"][0])
     assert torch.equal(found["text"][2], second["text"][0])
-    assert torch.equal(found["text_mask"], first["text_mask"] | second["text_mask"])
+    masks = [told["text_mask"][0] for told in (first, second)]
+    assert not torch.equal(*masks)
+    assert torch.equal(found["text_mask"], torch.stack([masks[0], masks[0] | masks[1], masks[1]]))
 
 
 # -- the network -------------------------------------------------------------------------------------------------------

@@ -240,9 +240,10 @@ rule speed:
         ALONE
 
 
-# The student read at all times at once, and between two noises.
+# The student read at all times at once, between two noises, and between two conditions.
 rule pictures:
     input:
+        **PROMPTS,
         student=STUDENT,
         teacher=ROOT / "teacher",
         asked=of_student(ROOT / "pictures" / f"{TRAINED}.json", "pictures.Draw"),
