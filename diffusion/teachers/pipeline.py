@@ -351,7 +351,7 @@ class StudentPipeline(DiffusionPipeline):
 
     def _by_consistency(self, noise: torch.Tensor, steps: int, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Multi-step consistency sampling: z = f + √(τ² − τ_1²) ε' with τ = σ/α between two evaluations."""
-        least_alpha, least_sigma = self._levels(0.0)
+        least_alpha, least_sigma = self._levels(self.config.levels["timesteps"][0])
         least = least_sigma / least_alpha
         images, fresh = torch.zeros_like(noise), self._further_noise(noise)
         for number, timestep in enumerate(consistency_timesteps(self.config.levels, steps)):

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from diffusion.prediction import PredictionType, Sample, prediction_of
-from diffusion.schedule import CosineSchedule, EdmSchedule
+from diffusion.schedule import CosineSchedule, EdmSchedule, FlowSchedule
 
 X, NOISE = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 T = torch.tensor([0.001, 0.2, 0.5, 0.8, 0.99], dtype=torch.float64)
 
 
+OWN = {"edm": EdmSchedule, "flow": FlowSchedule}
+
+
 def case(kind):
-    schedule = EdmSchedule() if kind == "edm" else CosineSchedule()
+    schedule = OWN.get(kind, CosineSchedule)()
     at = schedule.at(T)
     return prediction_of(kind, schedule), at, at.noised(X, NOISE)
 
@@ -30,6 +33,7 @@ def test_the_image_is_read_from_the_output_that_training_asks_for(kind):
         ("sample", lambda _alpha, _sigma: X),
         ("epsilon", lambda _alpha, _sigma: NOISE),
         ("v_prediction", lambda alpha, sigma: alpha * NOISE - sigma * X),
+        ("flow", lambda _alpha, _sigma: NOISE - X),
         # Karras et al. 2022, eq. 8: (x − c_skip x_t) / c_out.
         (
             "edm",
@@ -50,13 +54,13 @@ def test_edm_feeds_images_of_unit_variance():
     x_t = 0.5 * X + at.sigma * NOISE
     expected = x_t / (at.sigma**2 + 0.25).sqrt()
     torch.testing.assert_close(prediction.fed(x_t, at), expected)
-    for kind in ("sample", "epsilon", "v_prediction"):
+    for kind in ("sample", "epsilon", "v_prediction", "flow"):
         assert case(kind)[0].fed(x_t, at) is x_t
 
 
 @pytest.mark.parametrize("kind", get_args(PredictionType))
 def test_at_pure_noise_only_epsilon_is_read_in_another_way(kind):
-    schedule = EdmSchedule() if kind == "edm" else CosineSchedule()
+    schedule = OWN.get(kind, CosineSchedule)()
     at = schedule.at(schedule.t_max)
     prediction, start, output = prediction_of(kind, schedule), schedule.start(NOISE), X
     found = prediction.read_from_noise(output, start, NOISE, at)
@@ -67,6 +71,8 @@ def test_at_pure_noise_only_epsilon_is_read_in_another_way(kind):
 def test_wrong_predictions_are_refused():
     with pytest.raises(ValueError, match="belongs to the edm schedule"):
         prediction_of("edm", CosineSchedule())
-    with pytest.raises(ValueError, match=r"found 'flow', expected one of: epsilon, v_prediction, sample, edm"):
-        prediction_of("flow", CosineSchedule())
+    with pytest.raises(ValueError, match="belongs to the flow schedule"):
+        prediction_of("flow", EdmSchedule())
+    with pytest.raises(ValueError, match=r"found 'score', expected one of: epsilon, v_prediction, sample, edm, flow"):
+        prediction_of("score", CosineSchedule())
     assert isinstance(prediction_of("sample", EdmSchedule()), Sample)

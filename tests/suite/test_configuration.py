@@ -62,7 +62,7 @@ def test_every_shipped_experiment_is_valid(file):
         ("teacher.training.decay", "step", ["teacher.training.decay: found 'step'", "'cosine'"]),
         ("teacher.schedule.kind", "sigmoid", ["teacher.schedule.kind: found 'sigmoid'", "'cosine'"]),
         ("teacher.schedule.t_min", 0.9999, ["teacher.schedule", "t_min (0.9999)", "smaller than t_max (0.999)"]),
-        ("teacher.prediction_type", "flow", ["teacher.prediction_type: found 'flow'", "'v_prediction'"]),
+        ("teacher.prediction_type", "velocity", ["teacher.prediction_type: found 'velocity'", "'v_prediction'"]),
         ("teacher.network.attention_resolutions", [5], ["teacher.network", "5", "[8, 4]"]),
         ("teacher.network.block_out_channels", [12], ["teacher.network", "12", "norm_num_groups"]),
         ("teacher.network.block_out_channels", [8, 8, 8, 8, 8], ["teacher.network", "5 levels", "16"]),

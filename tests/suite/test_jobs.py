@@ -140,7 +140,7 @@ def told_to(**changes):
         ({"guidance_scale": True}, r"^teacher\.guidance_scale: found true, expected a number\.$"),
         (
             {"settings": {"method": "ddim", "steps": 4}},
-            r"^methods\.mine\.steps: unknown key; expected one of: num_inference_steps, ",
+            r"^methods\.mine\.steps: unknown key; expected one of: guidance_scale, num_inference_steps, ",
         ),
         ({"sead": 1}, r"^sampling\.Sample: sead: unknown key; expected one of: .*seeds"),
         ({"source": None}, r"^sampling\.Sample: source: found null"),

@@ -97,7 +97,7 @@ LOOP, PAIRS, LOCKS = "diffusion.training.loop", "diffusion.distillation.pairs", 
 CLOSURES = {
     "data": (2000, ["diffusion.training", "diffusion.teachers", "diffusion.distillation", "evaluation", "boot"]),
     "teacher": (6600, ["diffusion.distillation", "evaluation", "boot", "baselines"]),
-    "sampling": (4600, [LOOP, PAIRS, "evaluation"]),
+    "sampling": (4700, [LOOP, PAIRS, "evaluation"]),
     "extraction": (4000, ["diffusion.training", "diffusion.teachers", "diffusion.distillation", "boot"]),
     "measuring": (5000, [LOOP, "diffusion.teachers", "diffusion.distillation", "boot"]),
     "trajectory": (5500, [LOOP, PAIRS, "boot.distillation", "evaluation.measure", "evaluation.report"]),

@@ -144,7 +144,7 @@ NETWORKS = {
     "log times": ({"time_embedding_type": "fourier"}, "time_embedding_type 'fourier', expected 'positional': it takes"),
     "unknown times": ({"time_embedding_type": "rotary"}, "time_embedding_type 'rotary', expected 'positional'."),
     "no times": ({"time_embedding_type": None}, "time_embedding_type None, expected 'positional'."),
-    "another network": ({"_class_name": "UNet1DModel"}, "the network 'UNet2DConditionModel'"),
+    "another network": ({"_class_name": "UNet1DModel"}, "the network 'UNet1DModel'"),
 }
 
 
@@ -302,7 +302,10 @@ SCHEDULERS = {
         {"_class_name": "DEISMultistepScheduler", "prediction_type": "flow_prediction"},
         "found prediction_type 'flow_prediction', expected one of epsilon, v_prediction, sample",
     ),
-    "flow matching": ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "found the scheduler 'FlowMatchEuler"),
+    "flow of many sizes": (
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
+        "found use_dynamic_shifting True, expected false",
+    ),
     "of consistency models": ({"_class_name": "CMStochasticIterativeScheduler"}, "found the scheduler 'CMStoch"),
     "of their students": ({"_class_name": "LCMScheduler"}, "found the scheduler 'LCMScheduler'"),
     "unCLIP": ({"_class_name": "UnCLIPScheduler"}, "found the scheduler 'UnCLIPScheduler'"),

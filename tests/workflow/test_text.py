@@ -1,0 +1,108 @@
+"""The whole workflow of a teacher that is told texts, small: from captions to the report."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from repository import CONFIG, snakemake
+from tiny_text import write_encoder
+
+from diffusion.data.samples import load_labels
+from diffusion.teachers.folder import load_conditions
+from diffusion.teachers.prompts import load_prompts
+
+pytestmark = pytest.mark.slow
+
+FEW = {"steps": 2, "batch_size": 8, "warmup_steps": 0, "ema_decay": None}
+MEASURES = {
+    "caption_accuracy",
+    "caption_accuracy_new",
+    "caption_partly_right",
+    "caption_swapped",
+    "caption_swapped_new",
+    "caption_variance",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which config/digits-text.yaml has run with few steps, and with letters for an encoder."""
+    folder = tmp_path_factory.mktemp("text")
+    raw = yaml.safe_load((CONFIG / "digits-text.yaml").read_text())
+    raw["data"] |= {"train_per_pair": 2, "test_per_pair": 1}
+    teacher, methods = raw["teacher"], raw["methods"]
+    teacher["text"] = {"encoder": str(write_encoder(folder / "encoder")), "max_tokens": 40}
+    teacher["network"] |= {"block_out_channels": [8, 8, 16], "norm_num_groups": 4, "attention_head_dim": 4}
+    teacher["training"] |= FEW
+    raw["methods"] = {name: methods[name] for name in ("boot", "ddim", "progressive")}
+    raw["methods"]["unguided"] = {"method": "ddim", "num_inference_steps": [2], "guidance_scale": 1.0}
+    raw["methods"]["ddim"]["num_inference_steps"] = [1, 2]
+    raw["methods"]["boot"]["training"] |= FEW
+    raw["methods"]["progressive"] |= {"start_steps": 2, "training": FEW | {"snapshots": 2}}
+    raw["evaluation"] |= {"num_samples": 104, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 4}}
+    raw["evaluation"] |= {"trajectory_noises": 8, "classifier": {"training": FEW}}
+    raw["speed"] = {"batch_sizes": [4], "seconds": 1}
+    (folder / "text.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    snakemake(folder, config=folder / "text.yaml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return folder / "results" / "digits-text"
+
+
+def test_a_second_run_has_nothing_to_do(folder):
+    done = snakemake(folder, "--dry-run", config=folder / "text.yaml")
+    assert "Nothing to be done" in done.stdout + done.stderr
+
+
+def test_samples_are_of_captions_that_no_training_has_seen(results):
+    trained, asked = load_conditions(results / "teacher"), load_prompts(results / "prompts")
+    assert len(asked.texts) == 100
+    assert not set(trained.texts) & set(asked.texts)
+    names = json.loads((results / "data" / "manifest.json").read_text())["class_names"]
+    for sets in ("boot/train-0/nfe-1", "ddim/train-0/nfe-4", "progressive/train-0/nfe-1"):
+        labels = load_labels(results / "samples" / sets / "seed-0.npz")
+        assert [names[label] for label in labels] == [*asked.texts, *asked.texts[:4]]
+
+
+def test_a_method_has_its_own_guidance(results):
+    """Two steps without it are two evaluations, and other images."""
+    unguided = results / "samples" / "unguided" / "train-0" / "nfe-2" / "seed-0.npz"
+    guided = results / "samples" / "ddim" / "train-0" / "nfe-4" / "seed-0.npz"
+    assert (np.load(unguided)["arr_0"] != np.load(guided)["arr_0"]).any()
+    facts = {
+        name: json.loads((results / "students" / name / "train-0" / "provenance.json").read_text())
+        for name in ("boot",)
+    }
+    assert facts["boot"]["guidance_scale"] == 2.0
+
+
+def test_captions_are_measured_and_shown(results):
+    table = pd.read_csv(results / "report" / "metrics.csv")
+    assert set(table[table.variant == "boot"].metric) >= MEASURES
+    assert "label_accuracy" not in set(table.metric)
+    page = (results / "report" / "index.html").read_text()
+    assert load_prompts(results / "prompts").texts[0] in page
+    assert "Caption accuracy" in page
+
+
+def test_a_data_free_student_is_made_again_without_the_data(folder, results, tmp_path):
+    """The job of its rule is told the teacher alone."""
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    copy = tmp_path / "copy"
+    student = copy / "results" / "digits-text" / "students" / "boot" / "train-0"
+    before = (student / "nfe-1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    record = json.loads((student / "provenance.json").read_text())
+    assert {role.partition(",")[0] for role in record["inputs"]} == {"teacher"}
+    for gone in (student, copy / "results" / "digits-text" / "data", copy / "results" / "digits-text" / "state"):
+        shutil.rmtree(gone, ignore_errors=True)
+    target = "results/digits-text/students/boot/train-0"
+    snakemake(copy, target, "--allowed-rules", "distil", "--rerun-triggers", "mtime", config=copy / "text.yaml")
+    after = (student / "nfe-1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert after == before
+    assert not (copy / "results" / "digits-text" / "data").exists()
