@@ -269,7 +269,7 @@ def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
     if not isinstance(teacher, TeacherSettings):
         return load_conditions(teacher.folder, teacher.num_classes)
     if teacher.text is not None:
-        width, length = read_json(teacher.text.folder() / "config.json")["hidden_size"], teacher.text.max_tokens
+        width, length = teacher.text.width(), teacher.text.max_tokens
         zeros = Embeddings(torch.zeros(1, length, width, dtype=torch.float16), torch.ones(1, length, dtype=torch.bool))
         return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, teacher.text.folder())
     if not teacher.labels:

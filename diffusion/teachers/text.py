@@ -65,6 +65,12 @@ class TextSettings(Settings):
             )
         return Path(found.origin).parent / packaged.folder
 
+    def width(self) -> int:
+        """D, the numbers in a token's embedding."""
+        from transformers import AutoConfig  # seconds: where a cost is counted
+
+        return int(AutoConfig.from_pretrained(self.folder(), local_files_only=True).hidden_size)
+
     def checked_folder(self) -> Path:
         """As :meth:`folder`, with the hash of a package's weights compared."""
         folder, packaged = self.folder(), PACKAGED.get(self.encoder)

@@ -11,6 +11,7 @@ from methods import TRAINED, inputs_of
 from repository import CONFIG, TINY
 from test_experiments import PUBLISHED
 from tiny import stored_data, tiny_denoiser
+from tiny_text import write_encoder
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import silu
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -417,3 +418,23 @@ def test_a_published_experiment_is_estimated_without_its_data(monkeypatch):
     progressive = rows["distil", "progressive"]
     assert progressive.trained == 15 * 50_000 * 128
     assert progressive.forward == 2 * progressive.trained
+
+
+def test_a_teacher_that_is_told_texts_is_estimated(tmp_path):
+    """Its guided evaluations are two; the tables of embeddings are no part of what an evaluation holds."""
+    raw = yaml.safe_load((CONFIG / "digits-text.yaml").read_text())
+    raw["teacher"]["text"] = {"encoder": str(write_encoder(tmp_path / "encoder")), "max_tokens": 40}
+    raw["results"] = str(tmp_path)
+    experiment = parse_experiment(raw)
+    found = estimate(experiment, CPU, 0.01)
+    rows = {(row.rule, row.variant): row for row in found.rows}
+    samples = experiment.evaluation.num_samples * len(experiment.evaluation.seeds)
+    assert rows["sample", "ddim"].forward == samples * 2 * (1 + 2 + 4 + 8 + 16 + 32)
+    assert rows["sample", "boot"].forward == samples
+    training = experiment.methods["boot"].settings.training
+    # Of a step of N noises, B of them at the boundary: (N + B) and N estimates of the guided teacher by Heun's rule, N
+    # of the student without a gradient, and N + B with.
+    noises, boundary = training.batch_size, training.batch_size // 16
+    assert rows["distil", "boot"].trained == training.steps * (noises + boundary)
+    assert rows["distil", "boot"].forward == training.steps * (2 * (2 * noises + boundary) + noises)
+    assert rows["distil", "boot"].learning > 0
