@@ -20,7 +20,6 @@ from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.distillation.distiller import Student, TrainedSettings, student_network
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
-from diffusion.runtime.settings import GrownSettings
 from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
@@ -40,7 +39,7 @@ _SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class SidSettings(TrainedSettings, GrownSettings):
+class SidSettings(TrainedSettings):
     """Settings of SiD.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What a denoiser is told beside the noisy picture and the time: nothing, or a class."""
+"""What a denoiser is told beside the noisy image and the time: nothing, a class, or what a subclass has."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-# Keyword arguments of the network's forward call, for instance {"class_labels": labels} or
-# {"encoder_hidden_states": text}, each with one entry a picture. None is an unconditional network.
+# By this suite's names, for instance {"class_labels": labels} or {"text": …, "text_mask": …}, each with one entry an
+# image; the network's family knows what its forward call names them. None is an unconditional network.
 Condition = Mapping[str, torch.Tensor] | None
 
 

@@ -38,7 +38,7 @@ class CountedSettings(DataSettings):
     # In all parts together; null takes what is there. Seen before a picture is read.
     num_pictures: int | None = pydantic.Field(default=None, ge=1)
 
-    later: ClassVar[tuple[str, ...]] = (*DataSettings.later, "num_pictures", "num_classes", "classes")
+    later: ClassVar[tuple[str, ...]] = ("num_pictures", "num_classes", "classes")
 
     def refuse_other_number(self, where: str, parts: Mapping[str, int]) -> None:
         """Raises UserError where the pictures of all parts are not as many as there must be."""

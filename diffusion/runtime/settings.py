@@ -82,8 +82,8 @@ class Settings(BaseModel):
 class GrownSettings(Settings):
     """A block that has got keys since results were first made with it.
 
-    Results are known by the text of their settings. The later keys are left out of it where they say nothing, so that
-    what was made before they came stays valid.
+    Results are known by the text of their settings. The later keys, a class's own and its bases', are left out of it
+    where they say nothing, so that what was made before they came stays valid.
     """
 
     later: ClassVar[tuple[str, ...]] = ()

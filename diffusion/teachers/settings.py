@@ -70,10 +70,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
-        own = {"edm": "edm", "flow": "flow"}  # schedule to the prediction type that it alone has
-        if own.get(self.schedule.kind) != (self.prediction_type if self.prediction_type in own.values() else None):
+        kind = self.schedule.kind
+        own = ("edm", "flow")  # each has one prediction type, of its name, which no other schedule has
+        if self.prediction_type != kind and (kind in own or self.prediction_type in own):
             raise ValueError(
-                f"prediction_type: found {self.prediction_type!r} with the {self.schedule.kind} schedule, expected "
+                f"prediction_type: found {self.prediction_type!r} with the {kind} schedule, expected "
                 f"'edm' with the edm schedule, 'flow' with the flow schedule, and another with others"
             )
         return self

@@ -29,9 +29,8 @@ class Metric:
     inception_name: str = ""  # its name on the FID Inception, and there alone
     library: str = "torch-fidelity"  # what computes it
     features: str = ""  # what it looks at, where that is not the extractor's features
-    against: Literal["", "teacher", "labels", "captions"] = (
-        ""  # what it is measured against, where that is not the reference
-    )
+    # What it is measured against, where that is not the reference.
+    against: Literal["", "teacher", "labels", "captions"] = ""
     whole: bool = False  # taken of all samples alone, not of fewer too
     of_covariances: bool = False  # of the features, which few samples leave without full rank
     # Number of images to the smallest difference that it can show; None: any difference is one.

@@ -10,6 +10,7 @@ The report reads this module too, for names and directions: libraries that take 
 the functions.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -383,19 +384,25 @@ def label_accuracy(labels: tuple[np.ndarray, np.ndarray]) -> float:
     return float(np.mean(asked == found))
 
 
+# Of the shares of samples by what the classifier finds of their captions.
+_caption_share = functools.partial(
+    Metric,
+    library="torchvision",
+    features="classifier",
+    against="captions",
+    whole=True,
+    resolution=_one_image,
+)
+
+
 @metric(
-    Metric(
+    _caption_share(
         "caption_accuracy",
         "Caption accuracy",
         "Share of the samples in which a classifier, trained on the real training images alone, finds every attribute "
         "as the caption says; for the real test images, as their own caption says.",
         better="higher",
         words="caption accuracy",
-        library="torchvision",
-        features="classifier",
-        against="captions",
-        whole=True,
-        resolution=_one_image,
     )
 )
 def caption_accuracy(captions: Captions) -> float:
@@ -404,16 +411,11 @@ def caption_accuracy(captions: Captions) -> float:
 
 
 @metric(
-    Metric(
+    _caption_share(
         "caption_accuracy_new",
         "Caption accuracy, new combinations",
         "Caption accuracy over the samples whose caption combines attributes as no training image does.",
         better="higher",
-        library="torchvision",
-        features="classifier",
-        against="captions",
-        whole=True,
-        resolution=_one_image,
     )
 )
 def caption_accuracy_new(captions: Captions) -> float:
@@ -426,16 +428,11 @@ def caption_accuracy_new(captions: Captions) -> float:
 
 
 @metric(
-    Metric(
+    _caption_share(
         "caption_partly_right",
         "Partly right",
         "Share of the samples in which the classifier finds some attributes as the caption says, but not all.",
         better="lower",
-        library="torchvision",
-        features="classifier",
-        against="captions",
-        whole=True,
-        resolution=_one_image,
     )
 )
 def caption_partly_right(captions: Captions) -> float:
@@ -445,17 +442,12 @@ def caption_partly_right(captions: Captions) -> float:
 
 
 @metric(
-    Metric(
+    _caption_share(
         "caption_swapped",
         "Swapped",
         "Share of the samples in which the classifier finds all that the caption names, but in other places: the error "
         "of binding. Taken where all attributes have the same values.",
         better="lower",
-        library="torchvision",
-        features="classifier",
-        against="captions",
-        whole=True,
-        resolution=_one_image,
     )
 )
 def caption_swapped(exchangeable_captions: Captions) -> float:
@@ -464,16 +456,11 @@ def caption_swapped(exchangeable_captions: Captions) -> float:
 
 
 @metric(
-    Metric(
+    _caption_share(
         "caption_swapped_new",
         "Swapped, new combinations",
         "The same over the samples whose caption combines attributes as no training image does.",
         better="lower",
-        library="torchvision",
-        features="classifier",
-        against="captions",
-        whole=True,
-        resolution=_one_image,
     )
 )
 def caption_swapped_new(exchangeable_captions: Captions) -> float:

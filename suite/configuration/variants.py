@@ -162,12 +162,12 @@ def parse_method(name: str, block: Any, teacher: TeacherFacts | None, guidance: 
         raise UserError(f"{key}.method: {error}") from error
     problems: list[str] = []
     settings, wrong = without_wrong(method_type.Settings, block, key, problems)
-    problem = None
-    if settings and teacher:
-        method = method_type(settings, guidance)
+    method, problem = method_type(settings, guidance) if settings else None, None
+    if method and teacher:
         problem = _guidance_problem(method, teacher, guidance) or refused(method.check, teacher)
     if problem and not touched(wrong, problem.partition(":")[0]):
         problems.append(f"{key}.{problem}.")
     if problems:
         raise UserError("\n".join(problems))
-    return method_type(settings, guidance)
+    assert method is not None
+    return method

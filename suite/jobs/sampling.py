@@ -65,13 +65,13 @@ class Sample(VariantJob):
         inputs |= checked_prompts(self.prompts)
         with self._kept(sources.values(), inputs, processes) as state:
             for nfe, source in sources.items():
+                conditions = conditions_of_samples(source, self.prompts)
                 for seed in self.seeds:
                     path = state / f"nfe-{nfe}" / f"seed-{seed}.npz"
                     is_there = path.exists() and _is_whole(path)
                     processes.wait()  # until all have looked
                     if not is_there:
                         count, size = self.num_samples, self.batch_size
-                        conditions = conditions_of_samples(source, self.prompts)
                         told = (method, source, nfe, seed, count, size, device, self.quantiser, processes, conditions)
                         _store(path, source, conditions, count, size, partial(draw_samples, *told), processes)
             if not processes.is_main:

@@ -56,7 +56,6 @@ def channel_problems(config: Mapping[str, Any], default: int = 3) -> list[str]:
 
 def size_problems(config: Mapping[str, Any]) -> list[str]:
     """What is wrong with the size of a U-Net's images, a line each."""
-
     found, blocks = config.get("sample_size"), config.get("block_out_channels")
     sides = found if isinstance(found, (list, tuple)) and len(found) == 2 else (found,)
     levels = len(blocks) if isinstance(blocks, (list, tuple)) else 1
