@@ -127,7 +127,7 @@ class ConsistencyDistillation(Distiller):
                 f"sampling_levels: found {list(chosen)}, expected {most - 1} or more indices of levels, decreasing "
                 f"from below {last} (num_levels - 1)"
             )
-        settings.check_distance(teacher.shape)
+        settings.check_distance(teacher)
         smallest = math.exp(teacher.log_noise_to_signal[0])
         if settings.sigma_max <= smallest:
             raise ValueError(

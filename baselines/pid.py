@@ -70,7 +70,7 @@ class Pid(OneStep):
     settings: PidSettings
 
     def check(self, teacher: TeacherFacts) -> None:
-        self.settings.check_distance(teacher.shape)
+        self.settings.check_distance(teacher)
         if self.settings.output == "network" and teacher.prediction_type not in ("sample", "edm"):
             raise ValueError(
                 f"output: found 'network' with a teacher of {teacher.prediction_type}, expected 'estimate': what that "

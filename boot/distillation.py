@@ -109,7 +109,7 @@ class Boot(OneStep):
                     f"boundary_weight: found 0 with {reason}; expected > 0, because that student does not start on the "
                     f"trajectory and only the boundary loss puts it there"
                 )
-        settings.check_distance(teacher.shape)
+        settings.check_distance(teacher)
         if settings.target == "state" and (
             teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
         ):

@@ -1,5 +1,7 @@
 """A denoiser: a network, the schedule it was trained on, and what its output means."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -8,6 +10,7 @@ from diffusion.family import UNET, Family
 from diffusion.level import Level, Times
 from diffusion.prediction import PredictionType, prediction_of
 from diffusion.schedule import Schedule, network_timesteps
+from diffusion.space import PIXELS, Space
 from diffusion.thresholding import STATIC, Thresholding
 
 
@@ -20,6 +23,7 @@ class Denoiser(nn.Module):
         thresholding: bounds the estimate.
         conditions: what it can be told beside the picture and the time.
         family: how the network is called.
+        space: what its states are.
     """
 
     evaluations = 1  # of the network, for one estimate
@@ -32,16 +36,23 @@ class Denoiser(nn.Module):
         thresholding: Thresholding = STATIC,
         conditions: Conditions | None = None,
         family: Family = UNET,
+        space: Space = PIXELS,
     ) -> None:
         super().__init__()
-        self.family = family
+        self.family, self.space = family, space
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
         self.prediction = prediction_of(prediction_type, schedule)
         self.thresholding, self.conditions = thresholding, conditions or Unconditional()
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """A denoiser, without guidance, that reads ``network`` as this one reads its own."""
-        return Denoiser(network, self.schedule, self.prediction_type, self.thresholding, self.conditions, self.family)
+        return Denoiser(network, **self.reading)
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How it reads its network: the further arguments that it was made with."""
+        names = ("schedule", "prediction_type", "thresholding", "conditions", "family", "space")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -33,14 +33,7 @@ class GuidedDenoiser(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
-        super().__init__(
-            denoiser.network,
-            denoiser.schedule,
-            denoiser.prediction_type,
-            denoiser.thresholding,
-            denoiser.conditions,
-            denoiser.family,
-        )
+        super().__init__(denoiser.network, **denoiser.reading)
         self.scale, self.evaluations = scale, 2
 
     def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:

@@ -22,7 +22,9 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.guidance import guided
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
+from diffusion.teachers.autoencoder import build_autoencoder
 from diffusion.teachers.folder import load_conditions, load_schedule
+from diffusion.teachers.latents import Latents
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.prompts import Embeddings, Prompts
 from diffusion.teachers.settings import TeacherSettings
@@ -35,7 +37,10 @@ from suite.configuration.experiment import Experiment
 from suite.jobs.pictures import images_of
 from suite.jobs.trajectory import errors_of
 from suite.network_cost import (
+    NO_CODING,
+    Coding,
     Kept,
+    coding_cost,
     network_activations,
     network_operations,
     network_passing,
@@ -160,7 +165,7 @@ class Made:
 
     def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
         self.experiment, self.conditions = experiment, conditions
-        channels, _, _ = experiment.data.shape
+        channels, _, _ = experiment.state_shape
         self.shape = (channels, _SIDE, _SIDE)
         self.split = Split(
             Shards([np.zeros((8, _SIDE, _SIDE, channels), np.uint8)]),
@@ -284,16 +289,31 @@ def real_network(
 ) -> tuple[nn.Module, float, dict[Precision, Kept], float]:
     """The teacher's network with random weights, the operations of one of its evaluations, what it keeps for a backward
     pass, and what it holds at the most without one."""
-    data, teacher = experiment.data, experiment.teacher
+    teacher, shape, family = experiment.teacher, experiment.state_shape, experiment.teacher.family
 
     def build() -> nn.Module:
         if isinstance(teacher, TeacherSettings):
-            return build_network(teacher.network, data.shape, _labels(conditions), _text_width(conditions))
+            return build_network(teacher.network, shape, _labels(conditions), _text_width(conditions))
         return stored_network(teacher.folder).build()
 
-    shape, family = data.shape, teacher.family
     operations = network_operations(build, shape, conditions, family)
     exact = network_activations(build, shape, conditions, family=family)
     short = network_activations(build, shape, conditions, bf16=True, family=family)
     kept: dict[Precision, Kept] = {"fp32": exact, "tf32": exact, "bf16": short}
     return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions, family)
+
+
+def coding_of(experiment: Experiment) -> Coding:
+    """What the autoencoder of a latent teacher takes; nothing of another's."""
+    teacher, (channels, *_) = experiment.teacher, experiment.data.shape
+    if isinstance(teacher, TeacherSettings):
+        settings = teacher.autoencoder
+        if settings is None:
+            return NO_CODING
+        return coding_cost(lambda: build_autoencoder(settings, channels), experiment.data.shape, experiment.state_shape)
+    space = teacher.space
+    return (
+        coding_cost(space.build, experiment.data.shape, experiment.state_shape)
+        if isinstance(space, Latents)
+        else NO_CODING
+    )

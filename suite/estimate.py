@@ -29,6 +29,7 @@ from suite.counting import (
     Made,
     Precision,
     as_forward,
+    coding_of,
     conditions_of,
     pictures_of,
     real_network,
@@ -69,7 +70,8 @@ class Row:
         transfer: bytes from the network.
         through: evaluations whose gradient passes through frozen weights to the input.
         passing: images that are evaluated at once where nothing learns.
-        compared: evaluations without a gradient that take as many operations as LPIPS does beside those counted here.
+        compared: evaluations without a gradient that take as many operations as LPIPS, or an autoencoder, does beside
+            those counted here.
         comparing: bytes that LPIPS holds in a step of training: its weights, and what it keeps of the images.
         budget_s: seconds of trainings that end by time; the evaluations above are without theirs.
         timed: the evaluations of those trainings, in the order of :meth:`evaluations`, at a rate of one a second.
@@ -171,14 +173,24 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         rows.append(Row("fetch", "", disk=fetched, transfer=fetched))
     pictures = pictures_of(experiment, plan)
     rows.append(Row("data", "", disk=pictures * picture))
-    made = Made(experiment, conditions)
+    made, coding, state = Made(experiment, conditions), coding_of(experiment), math.prod(experiment.state_shape)
     if isinstance(experiment.teacher, TeacherSettings):
+        if own := experiment.teacher.autoencoder:
+            seen = WITH_GRADIENT * own.training.num_steps * own.training.batch_size
+            passes = seen * (coding.encoder + coding.decoder) / operations
+            # Gradient, two moments and the average.
+            held = (4 + (own.training.ema_decay is not None)) * coding.weights
+            rows.append(Row("autoencoder", "", compared=passes, memory=held, disk=coding.weights))
         precision = experiment.teacher.training.precision_where(True, bf16=True)
         rows.append(_trained("teacher", "", made.teacher_cost(), weights, weights, 1, precision))
+    if experiment.is_latent and (experiment.trains_teacher or plan.trained("data")):
+        kept = pictures * (1 + getattr(data, "flip", False))
+        passes = kept * coding.encoder / operations
+        rows.append(Row("latents", "", compared=passes, memory=coding.weights, disk=2 * kept * state))
     batch, twice = experiment.evaluation.batch_size, experiment.teacher.guidance.evaluations
     for name, pairs in plan.pairs().items():
         evaluations, at_once = pairs.count * pairs.num_inference_steps * twice, min(batch, pairs.count) * twice
-        rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * picture, passing=at_once))
+        rows.append(Row("pairs", name, evaluations, memory=weights, disk=2 * pairs.count * state, passing=at_once))
     for variant in plan.trained_variants():
         settings = experiment.methods[variant].settings
         students, seeds = len(experiment.methods[variant].students()), len(plan.train_seeds(variant))
@@ -197,7 +209,9 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         units = [unit for unit in plan.units() if unit.variant == variant]
         evaluations, disk = samples * sum(unit.nfe for unit in units), samples * len(units) * picture
         passing = at_once * (1 if method.trains else method.guidance.evaluations)
-        rows.append(Row("sample", variant, evaluations, memory=weights, disk=disk, passing=passing))
+        decoded = samples * len(units) * coding.decoder / operations
+        held = weights + coding.weights
+        rows.append(Row("sample", variant, evaluations, compared=decoded, memory=held, disk=disk, passing=passing))
     for variant in plan.curve_variants():
         method = experiment.methods[variant]
         points = (method.settings.training.snapshots + 1) * len(plan.train_seeds(variant))
@@ -264,7 +278,7 @@ def _rates(
 def _rate(network: nn.Module, made: Made, device: torch.device, seconds: float, precision: str) -> float:
     """Evaluations a second without a gradient, at a batch that a card is filled by."""
     count = 64 if device.type == "cuda" else 4
-    x = torch.randn(count, *made.experiment.data.shape, device=device)
+    x = torch.randn(count, *made.experiment.state_shape, device=device)
 
     def once() -> None:
         evaluate(made.experiment.teacher.family, network, x, made.conditions)
@@ -320,8 +334,9 @@ def table(found: Estimate) -> str:
         "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
         "several processes divide them. Where nothing learns, "
         f"{_bytes(found.passing)} of each of evaluation.batch_size images. LPIPS counts in hours, by its operations, "
-        "and in activations. Transfer: bytes from the network, where no cache has them. Not counted: the "
-        "time of features, measures and speed, further protocols, and the disk of sets whose size is not known yet.",
+        "and in activations; an autoencoder in hours alone. Transfer: bytes from the network, where no cache has "
+        "them. Not counted: the time of features, measures and speed, further protocols, and the disk of sets whose "
+        "size is not known yet.",
     ]
     if timed := [row for row in found.rows if row.timed_steps]:
         lines += ["", "| Ends by time | Minutes | Steps here | " + " | ".join(f"{card} steps" for card in CARDS) + " |"]

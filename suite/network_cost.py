@@ -160,6 +160,38 @@ def network_passing(
     return float(most[1] - most[0])
 
 
+class Coding(NamedTuple):
+    """What an autoencoder takes.
+
+    Attributes:
+        encoder, decoder: floating-point operations of one image.
+        weights: bytes.
+    """
+
+    encoder: float
+    decoder: float
+    weights: float
+
+
+NO_CODING = Coding(0.0, 0.0, 0.0)
+
+
+def coding_cost(build: Callable[[], Any], images: tuple[int, int, int], latents: tuple[int, int, int]) -> Coding:
+    """Of the autoencoder that ``build`` makes, without computing any.
+
+    Args:
+        images, latents: (C, H, W).
+    """
+    with torch.device("meta"):
+        autoencoder = build()
+    counted: dict[str, float] = {}
+    for part, code, shape in (("encoder", autoencoder.encode, images), ("decoder", autoencoder.decode, latents)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            code(torch.empty(1, *shape, device="meta"))
+        counted[part] = float(counter.get_total_flops())
+    return Coding(**counted, weights=4.0 * sum(weight.numel() for weight in autoencoder.parameters()))
+
+
 class Comparison(NamedTuple):
     """What LPIPS takes to compare one pair of images, one of which has a gradient.
 

@@ -11,9 +11,9 @@ class RealPictures:
     """Batches of the data set, drawn with replacement.
 
     Args:
-        split: the training part, as uint8 on disk. Up to a GiB is held on the training device; a larger one stays
-            memory-mapped, and only the batch travels. Where it says ``flip``, each drawn image is mirrored left to
-            right with probability 1/2.
+        split: the training part, as uint8 on disk, or its latents. Up to a GiB is held on the training device; a larger
+            one stays memory-mapped, and only the batch travels. Where it says ``flip``, each drawn image is mirrored
+            left to right with probability 1/2.
     """
 
     def __init__(self, split: Split, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class RealPictures:
             self._labels = self._labels.to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """``count`` pictures in [−1, 1], shape (count, C, H, W), and their labels, int64, shape (count,)."""
+        """``count`` pictures in [−1, 1], or latents, shape (count, C, H, W), and their labels, int64, (count,)."""
         place, drawing = generator.device, generator
         if self._held is None and place.type != "cpu":
             # Which of the host's images is drawn on the host, by its own generator, which every micro-batch seeds: a
@@ -44,9 +44,16 @@ class RealPictures:
             flipped = None if flipped is None else self._to_device(flipped)
         if flipped is not None:  # both are made and one is chosen: to look which are flipped, the host would wait
             images = torch.where(flipped[:, None, None, None], images.flip(2), images)  # (N, H, W, C)
-        return from_uint8(images), labels
+        return states_of(images), labels
 
     def _to_device(self, batch: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
             return batch.to(self._device)
         return batch.pin_memory().to(self._device, non_blocking=True)
+
+
+def states_of(images: torch.Tensor) -> torch.Tensor:
+    """Stored images, uint8, in [−1, 1]; stored latents as they are. From (N, H, W, C) to float32 (N, C, H, W)."""
+    if images.dtype == torch.uint8:
+        return from_uint8(images)
+    return images.permute(0, 3, 1, 2).float().contiguous()

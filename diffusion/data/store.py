@@ -109,18 +109,17 @@ class Splits:
 
 
 class Shards:
-    """The pictures of a part as one read-only array, uint8 (N, H, W, C), from memory-mapped files.
+    """The pictures of a part as one read-only array, (N, H, W, C), from memory-mapped files.
 
     It takes an index, a slice or an array of indices, and gives arrays in memory; ``np.asarray`` reads everything.
 
     Args:
-        arrays: at least one, each uint8 (n, H, W, C), read-only.
+        arrays: at least one, each (n, H, W, C) of the same type, read-only.
     """
-
-    dtype = np.dtype(np.uint8)
 
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
         self._arrays = tuple(arrays)
+        self.dtype = arrays[0].dtype
         self._ends = np.cumsum([len(array) for array in arrays])
         self.shape = (int(self._ends[-1]), *arrays[0].shape[1:])
         self.nbytes = sum(array.nbytes for array in arrays)
@@ -134,7 +133,7 @@ class Shards:
 
     def __getitem__(self, rows: int | slice | np.ndarray | Sequence[int]) -> np.ndarray:
         index = self._rows[np.asarray(rows, np.int64) if isinstance(rows, Sequence) else rows]  # NumPy's own rules
-        found = np.empty((*index.shape, *self.shape[1:]), np.uint8)
+        found = np.empty((*index.shape, *self.shape[1:]), self.dtype)
         shards = np.searchsorted(self._ends, index, side="right")
         for shard in np.unique(shards):
             inside, array = shards == shard, self._arrays[shard]
@@ -147,7 +146,8 @@ class Split:
     """One part of a stored data set.
 
     Attributes:
-        images: uint8 (N, H, W, C), memory-mapped and read-only.
+        images: uint8 (N, H, W, C), memory-mapped and read-only; or their latents, float16
+            (:func:`diffusion.data.latents.with_latents`).
         labels: int64 (N,).
         class_names: one name a class.
         sha256: hash of the pictures, as the manifest records it: of the hashes of its shards.

@@ -10,6 +10,7 @@ from torch import nn
 
 from diffusion.runtime.downloads import hub_checkpoints, read_or_download, tensors_of
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
+from diffusion.teachers.facts import TeacherFacts
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -96,10 +97,16 @@ class ComparingSettings(Settings):
             raise ValueError(f"lpips: given, but distance is {self.distance!r}; remove one")
         return self
 
-    def check_distance(self, shape: tuple[int, int, int]) -> None:
-        """Raises ValueError where images of that shape, (C, H, W), cannot be compared."""
-        if self.distance == "lpips":
-            self.lpips.check(shape)
+    def check_distance(self, teacher: TeacherFacts) -> None:
+        """Raises ValueError where the states of that teacher cannot be compared."""
+        if self.distance != "lpips":
+            return
+        if teacher.is_latent:
+            raise ValueError(
+                "distance: found 'lpips', expected another: it compares images, and the teacher's states are latents. "
+                "To decode them in the loss would cost more than the network"
+            )
+        self.lpips.check(teacher.shape)
 
     def perceptual(self, device: torch.device) -> "LpipsDistance | None":
         """The network of "lpips", None with any other distance; errors as :func:`load_lpips`."""

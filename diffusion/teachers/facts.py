@@ -17,7 +17,8 @@ class TeacherFacts:
 
     Attributes:
         log_noise_to_signal: λ at t_min and at t_max; the latter is infinite where no signal is left.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the states.
+        is_latent: whether these are an autoencoder's latents, and no images.
         told: what it is told beside the time.
         can_be_guided: whether it has an unconditional input too.
     """
@@ -30,6 +31,7 @@ class TeacherFacts:
     shape: tuple[int, int, int]
     told: Told
     can_be_guided: bool
+    is_latent: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -37,9 +39,14 @@ class TeacherFacts:
 
 
 def facts_of(
-    schedule: Schedule, prediction_type: PredictionType, shape: tuple[int, int, int], told: Told, can_be_guided: bool
+    schedule: Schedule,
+    prediction_type: PredictionType,
+    shape: tuple[int, int, int],
+    told: Told,
+    can_be_guided: bool,
+    is_latent: bool = False,
 ) -> TeacherFacts:
     t_min, t_max = schedule.t_min, schedule.t_max
     low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
-    timesteps = schedule.num_timesteps
-    return TeacherFacts(prediction_type, timesteps, t_min, t_max, (low, high), shape, told, can_be_guided)
+    levels = schedule.num_timesteps, t_min, t_max, (low, high)
+    return TeacherFacts(prediction_type, *levels, shape, told, can_be_guided, is_latent)

@@ -1,7 +1,7 @@
 """Denoisers as folders that `diffusers` loads: safetensors and JSON, no pickle."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
 from diffusion.runtime.files import link_or_copy, read_json, read_json_object, write_json
 from diffusion.schedule import CosineSchedule, EdmSchedule, FlowSchedule, Schedule, schedule_from_settings
+from diffusion.teachers.latents import AUTOENCODER, Latents, space_of
 from diffusion.teachers.prompts import ENCODER, PROMPTS, TOKENIZER, Prompts, load_prompts, prompts_files, save_prompts
 from diffusion.teachers.schedulers import (
     build_scheduler,
@@ -22,7 +23,7 @@ from diffusion.teachers.schedulers import (
     schedule_of,
     thresholding_of,
 )
-from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, stored_network
+from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, pipeline_class, stored_network
 from diffusion.teachers.weights import weights_files
 from diffusion.thresholding import Thresholding
 
@@ -55,7 +56,9 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     from diffusion.teachers.pipeline import StudentPipeline
 
     facts = pipeline_facts(denoiser) | facts
+    latent = isinstance(denoiser.space, Latents)
     stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule | FlowSchedule)
+    stock = stock and not latent
     stock = stock and type(denoiser.network).__module__.startswith("diffusers.")
     parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
     pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
@@ -65,6 +68,8 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         raise OSError(str(error)) from error
     if isinstance(denoiser.conditions, Prompts):
         _carry_texts(folder, denoiser.conditions)
+    if isinstance(denoiser.space, Latents):
+        _carry(folder, {AUTOENCODER: (denoiser.space.folder, "diffusers", denoiser.space.config["_class_name"])})
     # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
     # EDM's scheduler has no place for the thresholding.
     thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
@@ -72,16 +77,24 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
 
 
 def _carry_texts(folder: Path, prompts: Prompts) -> None:
-    """Puts the texts, and the encoder with its tokenizer, into a pipeline's folder; large files are linked."""
-    for part in (ENCODER, TOKENIZER):
-        shutil.copytree(prompts.source / part, folder / part, copy_function=link_or_copy)
+    """Puts the texts, and the encoder with its tokenizer, into a pipeline's folder."""
+    encoder, tokenizer = prompts.source / ENCODER, prompts.source / TOKENIZER
+    named = read_json(encoder / "config.json")["architectures"][0]
+    reads = read_json(tokenizer / "tokenizer_config.json")["tokenizer_class"]
+    _carry(folder, {ENCODER: (encoder, "transformers", named), TOKENIZER: (tokenizer, "transformers", reads)})
     save_prompts(folder / PROMPTS, prompts)
-    classes = {
-        ENCODER: read_json(folder / ENCODER / "config.json")["architectures"][0],
-        TOKENIZER: read_json(folder / TOKENIZER / "tokenizer_config.json")["tokenizer_class"],
-    }
+
+
+def _carry(folder: Path, parts: Mapping[str, tuple[Path, str, str]]) -> None:
+    """Puts further parts into a pipeline's folder, and names them in its index; their files are linked.
+
+    Args:
+        parts: name to folder, library and class.
+    """
+    for name, (source, _, _) in parts.items():
+        shutil.copytree(source, folder / name, copy_function=link_or_copy)
     index = read_json(folder / "model_index.json")
-    write_json(folder / "model_index.json", index | {part: ["transformers", name] for part, name in classes.items()})
+    write_json(folder / "model_index.json", index | {name: list(kind) for name, (_, *kind) in parts.items()})
 
 
 def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
@@ -106,7 +119,8 @@ def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     schedule, prediction_type, thresholding = load_schedule(folder)
     conditions = load_conditions(folder)
     stored = stored_network(folder)
-    denoiser = Denoiser(stored.load(), schedule, prediction_type, thresholding, conditions, stored.family)
+    space, family = space_of(folder), stored.family
+    denoiser = Denoiser(stored.load(), schedule, prediction_type, thresholding, conditions, family, space)
     return denoiser.to(device).eval().requires_grad_(False)
 
 
@@ -173,15 +187,16 @@ def _check_parts(folder: Path) -> None:
     index = read_json_object(path)
     # A part is [library, class]; [null, null] is one that was left out.
     parts = [name for name, value in index.items() if isinstance(value, list) and value and isinstance(value[0], str)]
-    read = (*NETWORK_PARTS, "scheduler", *((ENCODER, TOKENIZER) if (folder / PROMPTS).is_dir() else ()))
+    read = (*NETWORK_PARTS, "scheduler", AUTOENCODER, *((ENCODER, TOKENIZER) if (folder / PROMPTS).is_dir() else ()))
     if unread := [name for name in parts if name not in read and not name.startswith("_")]:
         problems.append(
-            f"found the parts {some_of(unread)}, expected unet and scheduler alone: nothing else is read. Pipelines "
-            f"with an autoencoder draw latents, which is not supported; of those with a text encoder the ones that "
-            f"this suite wrote are read, for they hold the texts of the teacher's training ({PROMPTS})."
+            f"found the parts {some_of(unread)}, expected unet, scheduler and {AUTOENCODER} alone: nothing else is "
+            f"read. Of pipelines with a text encoder the ones that this suite wrote are read, for they hold the texts "
+            f"of the teacher's training ({PROMPTS})."
         )
-    name = index.get("_class_name")
-    name = name[-1] if isinstance(name, list) and name else name
+    if AUTOENCODER in parts and not (folder / AUTOENCODER).is_dir():
+        problems.append(f"names the part {AUTOENCODER}, but there is no folder {folder / AUTOENCODER}.")
+    name = pipeline_class(index)
     # A StudentPipeline is a teacher's, too, where `diffusers` has no pipeline that samples it.
     distilled = index.get("told_timestep") is not None or index.get("levels") is not None
     if name in _STUDENTS or (name == "StudentPipeline" and distilled):
@@ -256,5 +271,7 @@ def deciding_files(folder: Path) -> list[Path]:
         folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
         *prompts_files(folder),
+        *sorted((folder / AUTOENCODER).glob("*.json")),
+        *sorted((folder / AUTOENCODER).glob("*.safetensors")),
     ]
     return [file for file in files if file.exists()]

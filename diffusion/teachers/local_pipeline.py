@@ -10,6 +10,7 @@ from diffusion.family import UNET, Family
 from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.files import read_json, write_json
 from diffusion.schedule import Schedule
+from diffusion.space import PIXELS, Space
 from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
 from diffusion.teachers.prompts import encoder_of
@@ -28,6 +29,7 @@ class LocalPipeline(StudentPipeline):
     schedule: Schedule | None = None
     family: Family = UNET
     source: Path | None = None
+    space: Space = PIXELS
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **options: Any) -> Any:
@@ -52,6 +54,7 @@ class LocalPipeline(StudentPipeline):
         facts = pipeline_facts(denoiser) | sampling_facts(folder)
         pipeline = cls(unet=denoiser.network, scheduler=build_scheduler(denoiser), **facts)
         pipeline.schedule, pipeline.family, pipeline.source = denoiser.schedule, denoiser.family, folder
+        pipeline.space = denoiser.space
         return pipeline
 
     def encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -60,6 +63,9 @@ class LocalPipeline(StudentPipeline):
             encoder = encoder_of(self.source, self.config.max_tokens, self._execution_device)
             self.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
         return super().encoded(texts)
+
+    def decoded(self, states: torch.Tensor) -> torch.Tensor:
+        return super().decoded(states) if self.source is None else self.space.decode(states)
 
     def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.schedule is None:

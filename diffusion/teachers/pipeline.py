@@ -48,12 +48,13 @@ class StudentPipeline(DiffusionPipeline):
         max_tokens: tokens that a prompt is padded to; set of a network that is told texts.
         text_encoder, tokenizer: of `transformers`, of such a network; its last hidden states are what the network is
             told.
+        vae: of `diffusers`, where the network's states are its latents.
         thresholding: how x̂ is bounded by DDIM steps, {"kind": "none", "static" or "dynamic", "ratio", "maximum"}.
         cosine: {"t_min", "t_max"} of α_t = cos(πt/2), of which the scheduler's betas are a rounded form.
     """
 
-    model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "vae"]
 
     def __init__(
         self,
@@ -70,9 +71,10 @@ class StudentPipeline(DiffusionPipeline):
         max_tokens: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
+        vae: Any = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
         self.register_to_config(
             told_timestep=told_timestep,
             read_timestep=read_timestep,
@@ -132,7 +134,8 @@ class StudentPipeline(DiffusionPipeline):
             latents: the noise itself, standard normal, shape (N, C, H, W).
             timestep: of a BOOT student, where its trajectory is read: 0 (the sample) to num_train_timesteps − 1 (the
                 blurred start).
-            output_type: "pil", "np" (float in [0, 1], N×H×W×C), or "pt" (float in [−1, 1], N×C×H×W, not clipped).
+            output_type: "pil", "np" (float in [0, 1], N×H×W×C), "pt" (float in [−1, 1], N×C×H×W, not clipped), or
+                "latent" (what the network itself draws).
 
         Returns:
             ``ImagePipelineOutput`` with ``images``, or a tuple when ``return_dict`` is false.
@@ -141,8 +144,8 @@ class StudentPipeline(DiffusionPipeline):
             ValueError: arguments that do not fit each other or the network, or images that are not finite.
         """
         one_step = self.config.told_timestep is not None
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np', 'pt' or 'latent'")
         if guidance_scale != 1 and (one_step or self.config.levels):
             raise ValueError(f"guidance_scale: found {guidance_scale}, expected 1: the student has learnt its guidance")
         if timestep is not None and not one_step:
@@ -158,8 +161,9 @@ class StudentPipeline(DiffusionPipeline):
             count = len(value)
         noise = self._noise(count, generator, latents)
         images = self.drawn(noise, num_inference_steps, condition, guidance_scale, timestep)
+        images = images if output_type == "latent" else self.decoded(images)
         self.maybe_free_model_hooks()
-        drawn = images if output_type == "pt" else self._shown(images, output_type)
+        drawn = images if output_type in ("pt", "latent") else self._shown(images, output_type)
         return ImagePipelineOutput(images=drawn) if return_dict else (drawn,)
 
     def drawn(
@@ -170,7 +174,7 @@ class StudentPipeline(DiffusionPipeline):
         guidance_scale: float = 1.0,
         timestep: float | None = None,
     ) -> torch.Tensor:
-        """Images from ``noise`` in [−1, 1], not clipped, both of shape (N, C, H, W).
+        """Images in [−1, 1], not clipped, or latents, from ``noise``, both of shape (N, C, H, W).
 
         Args:
             condition: ``class_labels``, shape (N,), or ``text``, (N, L, D), and ``text_mask``, (N, L).
@@ -186,6 +190,17 @@ class StudentPipeline(DiffusionPipeline):
         if self.config.levels:
             return self._by_consistency(noise, num_inference_steps or 1, condition or {})
         return self._by_ddim(noise, num_inference_steps, condition or {}, guidance_scale)
+
+    def decoded(self, states: torch.Tensor) -> torch.Tensor:
+        """Images in [−1, 1], not clipped, of what the network draws: of its latents, where there is an autoencoder."""
+        if self.vae is None:
+            return states
+        config = self.vae.config
+        shift, scale = torch.tensor(config.get("shift_factor") or 0.0), torch.tensor(float(config.scaling_factor))
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            shift, scale = torch.tensor(config.latents_mean), scale / torch.tensor(config.latents_std)
+        given = states / scale.to(states).reshape(-1, 1, 1) + shift.to(states).reshape(-1, 1, 1)
+        return self.vae.decode(given.to(next(self.vae.parameters()).dtype), return_dict=False)[0].float()
 
     def _shown(self, images: torch.Tensor, output_type: str) -> Any:
         """Images as numbers in [0, 1], N×H×W×C, or as PIL has them: round(127.5 x + 127.5)."""

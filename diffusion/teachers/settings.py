@@ -1,6 +1,7 @@
 """A teacher as the YAML describes it: one that the workflow trains, or one that exists."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,15 +14,18 @@ from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 from diffusion.schedule import Schedule, ScheduleSettings
+from diffusion.space import Space
+from diffusion.teachers.autoencoder import AutoencoderSettings
 from diffusion.teachers.facts import TeacherFacts, Told, facts_of
 from diffusion.teachers.families import TeacherFamily, families
 from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
 from diffusion.teachers.hub import model_folder
+from diffusion.teachers.latents import space_of
 from diffusion.teachers.networks.unet import NetworkSettings
 from diffusion.teachers.prompts import Prompts
 from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.text import TextSettings
-from diffusion.thresholding import STATIC, Thresholding
+from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.times import lognormal_levels, uniform_times
 from diffusion.training.settings import TrainingSettings
 
@@ -49,7 +53,9 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
         noise_levels: the noise levels that it is trained on: "uniform" in t, or "lognormal", for the edm schedule alone
             (log σ is normal with mean −1.2 and deviation 1.2, as EDM's networks are trained). Null is lognormal for the
             edm schedule and uniform for others.
-        thresholding: how its estimate is bounded.
+        thresholding: how its estimate is bounded. Of latents, which have no bounds, it is not: kind "none".
+        autoencoder: what is trained first and makes the latents that the teacher then is a diffusion of; null where its
+            states are the images.
         labels: whether it is told the class of the picture.
         text: what reads the captions that it is told in place of a class; null where it is told none.
         label_dropout: share of the training images of which it is told no class, or the empty text, which guidance
@@ -61,12 +67,13 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
     prediction_type: PredictionType = "v_prediction"
     noise_levels: Literal["uniform", "lognormal"] | None = Field(None, validate_default=True)
     thresholding: Thresholding = STATIC
+    autoencoder: AutoencoderSettings | None = None
     labels: bool = False
     text: TextSettings | None = None
     label_dropout: float = Field(0.1, ge=0, lt=1)
     training: TrainingSettings
 
-    later: ClassVar[tuple[str, ...]] = ("noise_levels", "text")
+    later: ClassVar[tuple[str, ...]] = ("noise_levels", "text", "autoencoder")
 
     @model_validator(mode="after")
     def _prediction_fits_the_schedule(self) -> "TeacherSettings":
@@ -76,6 +83,22 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
             raise ValueError(
                 f"prediction_type: found {self.prediction_type!r} with the {kind} schedule, expected "
                 f"'edm' with the edm schedule, 'flow' with the flow schedule, and another with others"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _latents_are_not_bounded(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("autoencoder") is not None:
+            return {"thresholding": NO_THRESHOLD, **given}
+        return given
+
+    @model_validator(mode="after")
+    def _bounds_are_of_pixels(self) -> "TeacherSettings":
+        if self.autoencoder is not None and self.thresholding.kind != "none":
+            raise ValueError(
+                f"thresholding: found {self.thresholding.kind!r} with an autoencoder, expected kind 'none': latents "
+                f"have no bounds"
             )
         return self
 
@@ -133,20 +156,27 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
         # beyond which no sampler and no student asks the network.
         return schedule.time_of(lognormal_levels(count, generator))
 
+    def state_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(C, H, W) of the states that images of shape (C, H, W) are diffused as."""
+        return shape if self.autoencoder is None else self.autoencoder.latent_shape(shape)
+
     def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
         """What a teacher of images of shape (C, H, W) will be."""
-        return facts_of(self.schedule.build(), self.prediction_type, shape, self.told, self.can_be_guided)
+        schedule, states, is_latent = self.schedule.build(), self.state_shape(shape), self.autoencoder is not None
+        return facts_of(schedule, self.prediction_type, states, self.told, self.can_be_guided, is_latent)
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError where the network does not fit images of shape (C, H, W)."""
+        if self.autoencoder is not None:
+            self.autoencoder.check_size(shape[1:])
         try:
-            self.network.check_size(shape[1:])
+            self.network.check_size(self.state_shape(shape)[1:])
         except ValueError as error:
             raise ValueError(f"network: {error}") from error
 
 
 class StoredTeacher(_UsedTeacher):
-    """A teacher that exists: any `diffusers` pipeline of a ``UNet2DModel`` in pixel space, in safetensors.
+    """A teacher that exists: any `diffusers` pipeline of a known family, in safetensors.
 
     Attributes:
         path: the pipeline's folder, or a model of the Hugging Face Hub ("google/ddpm-cifar10-32").
@@ -192,12 +222,18 @@ class StoredTeacher(_UsedTeacher):
             )
         told: Told = "text" if isinstance(conditions, Prompts) else "class"
         told = "nothing" if isinstance(conditions, Unconditional) else told
-        return facts_of(schedule, prediction_type, shape, told, conditions.can_be_guided)
+        states, is_latent = stored_network(self.folder).shape, self.space.is_latent
+        return facts_of(schedule, prediction_type, states, told, conditions.can_be_guided, is_latent)
 
     @property
     def family(self) -> TeacherFamily:
         """How its network is called and read."""
         return stored_network(self.folder).family
+
+    @property
+    def space(self) -> Space:
+        """What its states are."""
+        return space_of(self.folder)
 
     @property
     def num_known_classes(self) -> int | None:
@@ -206,6 +242,6 @@ class StoredTeacher(_UsedTeacher):
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError where the network makes other images than the data set's."""
-        found = stored_network(self.folder).shape
+        found = self.space.image_shape(stored_network(self.folder).shape)
         if found != shape:
             raise ValueError(f"path: {self.path} makes images of shape {found}, but the data set's are {shape}")

@@ -1,6 +1,6 @@
 """The network of a stored pipeline: its family, its configuration, its weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import nn
 from diffusion.runtime.errors import CheckpointError, UserError, brief
 from diffusion.runtime.files import canonical_json, read_json_object, sha256_file
 from diffusion.runtime.packages import version_of
-from diffusion.teachers.families import TeacherFamily, families
+from diffusion.teachers.families import TeacherFamily, families, family_of
 from diffusion.teachers.weights import check_fit, described_weights, fill, load_weights, weights_files
 
 # What `diffusers` calls the network among a pipeline's parts.
@@ -106,14 +106,22 @@ def stored_network(pipeline: Path) -> StoredNetwork:
     folder = network_folder(pipeline)
     config = read_json_object(folder / "config.json")
     name = config.get("_class_name") or UNNAMED
-    for family in families().values():
-        if name in family.networks:
-            return StoredNetwork(folder, family, config, name)
-    known = ", ".join(name for family in families().values() for name in family.networks)
+    index = pipeline / "model_index.json"
+    if family := family_of(pipeline_class(read_json_object(index)) if index.exists() else None, name):
+        return StoredNetwork(folder, family, config, name)
+    known = ", ".join(name for family in families().values() if not family.pipelines for name in family.networks)
+    stock = ", ".join(name for family in families().values() for name in family.pipelines)
     raise UserError(
-        f"{folder / 'config.json'}: found the network {name!r} (_class_name), expected one of {known}. Name a folder "
-        f"with one of these, or convert the checkpoint (docs/teachers.md)."
+        f"{folder / 'config.json'}: found the network {name!r} (_class_name), expected one of {known}, or that of a "
+        f"pipeline of the class {stock}. Name a folder with one of these, or convert the checkpoint "
+        f"(docs/teachers.md)."
     )
+
+
+def pipeline_class(index: Mapping[str, Any]) -> str:
+    """The name of a pipeline's class, from its model_index.json."""
+    name = index.get("_class_name")
+    return str(name[-1] if isinstance(name, list) and name else name)
 
 
 def network_folder(pipeline: Path) -> Path:

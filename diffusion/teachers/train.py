@@ -10,6 +10,7 @@ from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.runtime.errors import UserError
+from diffusion.space import PIXELS, Space
 from diffusion.teachers.networks.unet import build_network
 from diffusion.teachers.prompts import Prompts, TextEncoder, encode
 from diffusion.teachers.settings import TeacherSettings
@@ -18,12 +19,18 @@ from diffusion.training.steps import Step
 
 
 def train_teacher(
-    settings: TeacherSettings, split: Split, run: TrainingRun, captions: Prompts | None = None
+    settings: TeacherSettings,
+    split: Split,
+    run: TrainingRun,
+    captions: Prompts | None = None,
+    space: Space = PIXELS,
 ) -> tuple[Denoiser, dict[str, float]]:
     """Trains a teacher on the real pictures of ``split``; returns it, without guidance, and its cost.
 
     Args:
+        split: its images, or their latents.
         captions: of the images, where it is told texts (:func:`captions_of`).
+        space: what the states are.
 
     Raises:
         UserError: labels are asked for, and the data set has one class.
@@ -43,8 +50,8 @@ def train_teacher(
         text_width, conditions = captions.embeddings.text.shape[-1], captions
     run.seed_initialisation("initialisation")
     network = build_network(settings.network, split.shape, labels, text_width).to(run.device)
-    schedule, family = settings.schedule.build(), settings.family
-    denoiser = Denoiser(network, schedule, settings.prediction_type, settings.thresholding, conditions, family)
+    schedule, means = settings.schedule.build(), settings.prediction_type
+    denoiser = Denoiser(network, schedule, means, settings.thresholding, conditions, settings.family, space)
     pictures = RealPictures(split, run.device)
     run.count(network)
 

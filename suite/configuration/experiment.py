@@ -50,6 +50,8 @@ class Experiment:
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class or a text, so that samples have labels.
         told: what it is told.
+        is_latent: whether its states are an autoencoder's latents.
+        state_shape: (C, H, W) of its states.
         has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
@@ -80,6 +82,7 @@ class Experiment:
         self.methods = methods
         self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional, self.told = facts.conditional, facts.told
+        self.is_latent, self.state_shape = facts.is_latent, facts.shape
         self.has_classifier = facts.told == "class" or (facts.told == "text" and bool(getattr(data, "attributes", ())))
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}

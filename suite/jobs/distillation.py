@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 
 from diffusion.conditions import Conditions
+from diffusion.data.latents import with_latents
 from diffusion.data.store import Split, load_split
 from diffusion.distillation.pairs import FILES as PAIRS_FILES
 from diffusion.distillation.pairs import Pairs
@@ -15,7 +16,7 @@ from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
 from diffusion.teachers.prompts import Prompts, normalised
 from suite.job import Key, TrainingSeed
-from suite.jobs.inputs import check_classes, checked_data, snapshot_name
+from suite.jobs.inputs import check_classes, checked_data, checked_latents, snapshot_name
 from suite.jobs.networks import VariantJob, checked_network, load_teacher
 from suite.jobs.training import TrainingJob, parameters_of, write_log
 from suite.provenance import checked
@@ -26,6 +27,7 @@ class Distil(VariantJob, TrainingJob):
 
     Attributes:
         data: only for methods that need it; what a student trains on is read only if its method says so.
+        latents: of ``data``, where the teacher is a diffusion of latents.
         flip: whether half of the images that are drawn from ``data`` are mirrored.
         pairs: only for methods that train on an offline set.
     """
@@ -33,6 +35,7 @@ class Distil(VariantJob, TrainingJob):
     teacher: Path
     train_seed: TrainingSeed
     data: Path | None = None
+    latents: Path | None = None
     flip: Annotated[bool, Key("data.flip")] = False
     pairs: Path | None = None
 
@@ -48,8 +51,8 @@ class Distil(VariantJob, TrainingJob):
         teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
         given: Split | Pairs | None = None
         if self.data is not None:
-            inputs |= checked_data(self.data, "train")
-            given = load_split(self.data, "train", self.flip)
+            inputs |= checked_data(self.data, "train") | checked_latents(self.latents)
+            given = with_latents(load_split(self.data, "train", self.flip), self.latents)
             _check_labels(teacher.conditions, self.data / "manifest.json", given)
         if self.pairs is not None:
             inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.conditions import Conditions
+from diffusion.data.latents import FILE
 from diffusion.data.store import stored_files
 from diffusion.runtime.errors import UserError
 from suite.provenance import Input, checked
@@ -13,6 +14,11 @@ def checked_data(folder: Path, *parts: Literal["train", "test"]) -> dict[str, In
     """The files of parts of the prepared data set, as :func:`suite.provenance.checked`; the manifest lists them."""
     inputs = checked({"data, manifest.json": folder / "manifest.json"})
     return inputs | checked({f"data, {file.name}": file for file in stored_files(folder, *parts)})
+
+
+def checked_latents(folder: Path | None) -> dict[str, Input]:
+    """What an autoencoder made of the training images; nothing where states are images."""
+    return checked({"latents": folder / FILE}) if folder else {}
 
 
 def check_classes(conditions: Conditions, where: Path | str, found: int) -> None:

@@ -72,11 +72,14 @@ def images_of(
     """
     rows, columns = _ROWS, _COLUMNS
     conditions, schedule = conditions or teacher.conditions, teacher.schedule
-    channels, height, width = shape
+    channels, height, width = teacher.space.image_shape(shape)
     noises = initial_noise(seed, range(2 * rows), shape).to(device)
     noise, end = noises.chunk(2)
     times = torch.linspace(schedule.t_max, schedule.t_min, columns, dtype=torch.float64)
     share = torch.linspace(0, 1, columns).to(device)
+
+    def shown(states: torch.Tensor) -> np.ndarray:
+        return to_uint8(teacher.space.decode(states))
 
     def drawn(count: int, draw: Callable[[range], np.ndarray]) -> np.ndarray:
         with torch.inference_mode():
@@ -88,7 +91,7 @@ def images_of(
 
         def portion(indices: range) -> np.ndarray:
             row, column = torch.tensor(indices) // columns, torch.tensor(indices) % columns
-            return to_uint8(draw(row, column, conditions.of_samples(row.tolist(), device)))
+            return shown(draw(row, column, conditions.of_samples(row.tolist(), device)))
 
         return drawn(rows * columns, portion)
 
@@ -97,7 +100,7 @@ def images_of(
         told = conditions.of_samples(indices, device)
         signals = true_signals(teacher, noise[indices.start : indices.stop], times, condition=told)
         bar = tqdm(signals, "trajectory", total=columns, mininterval=5, unit="time")
-        return np.stack([to_uint8(signal) for signal in bar], axis=1)
+        return np.stack([shown(signal) for signal in bar], axis=1)
 
     arrays = {
         "all_times": by_image(lambda row, column, told: student(noise[row], times[column], told)),

@@ -22,6 +22,7 @@ from diffusion.runtime.files import link_or_copy, only_one, remove_leftovers
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import ALONE, Processes, drain, join, portions_of
 from diffusion.teachers.folder import deciding_files, load_conditions
+from diffusion.teachers.latents import space_of
 from diffusion.teachers.stored_network import stored_network
 from diffusion.training.delivered import mark_delivered
 from suite.job import BatchSize, Key, NumSamples
@@ -126,7 +127,7 @@ def _store(
     if not processes.is_main:
         drain(batches)
         return
-    channels, height, width = stored_network(source).shape
+    channels, height, width = space_of(source).image_shape(stored_network(source).shape)
     images = begun.fill(
         (count, height, width, channels),
         np.uint8,
@@ -184,12 +185,12 @@ def draw_samples(
 
     sampler, network = method.sampler(source, nfe, device)
     network.register_forward_pre_hook(count)
-    shape, told = stored_network(source).shape, conditions or load_conditions(source)
+    shape, told, space = stored_network(source).shape, conditions or load_conditions(source), space_of(source)
 
     def draw(indices: range) -> np.ndarray:
         noise = initial_noise(seed, indices, shape).to(device)
         with torch.inference_mode():
-            return to_uint8(sampler(noise, told.of_samples(indices, device)), quantiser)
+            return to_uint8(space.decode(sampler(noise, told.of_samples(indices, device))), quantiser)
 
     def portion(indices: range) -> torch.Tensor:
         nonlocal evaluated

@@ -11,6 +11,7 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.settings import Settings
+from diffusion.teachers.latents import space_of
 from diffusion.teachers.stored_network import stored_network
 from evaluation.measure import speed
 from evaluation.measure.protocols import SpeedSettings
@@ -59,9 +60,10 @@ class Time(Job):
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
             sampler, networks[key] = method.sampler(folder, nfe, device)
-            conditions = conditions_of_samples(folder, self.prompts)
-            samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
-                noise, conditions.of_samples(range(len(noise)), device)
+            conditions, space = conditions_of_samples(folder, self.prompts), space_of(folder)
+            # From noise to images: latents are decoded.
+            samplers[key] = lambda noise, sampler=sampler, conditions=conditions, space=space: space.decode(
+                sampler(noise, conditions.of_samples(range(len(noise)), device))
             )
             identities[key] = {"experiment": self.experiment, "method": method.name}
             identities[key] |= {"variant": unit.variant, "nfe": nfe}

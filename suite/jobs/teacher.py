@@ -4,9 +4,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
+from diffusion.data.latents import with_latents
 from diffusion.data.store import load_split
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
+from diffusion.space import PIXELS
 from diffusion.teachers.folder import (
     deciding_files,
     load_conditions,
@@ -15,24 +17,36 @@ from diffusion.teachers.folder import (
     save_denoiser,
 )
 from diffusion.teachers.hub import model_folder
+from diffusion.teachers.latents import AUTOENCODER, space_of
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import captions_of, train_teacher
 from suite.job import Job, Key
-from suite.jobs.inputs import checked_data
+from suite.jobs.inputs import checked_data, checked_latents
 from suite.jobs.training import TrainingJob, parameters_of, write_log
-from suite.provenance import checked
+from suite.provenance import checked, checked_folder
 
 
 class Train(TrainingJob):
-    """Trains the teacher; ``flip`` mirrors half of the images that are drawn."""
+    """Trains the teacher.
+
+    Attributes:
+        flip: whether half of the images that are drawn are mirrored; of latents, those of mirrored images are stored.
+        autoencoder, latents: of a latent teacher, the folder that has its autoencoder, and what that made of the data.
+    """
 
     settings: Annotated[TeacherSettings, Key("teacher")]
     data: Path
+    autoencoder: Path | None = None
+    latents: Path | None = None
     flip: Annotated[bool, Key("data.flip")] = False
 
     def run(self) -> None:
-        split, settings = load_split(self.data, "train", self.flip), self.settings
-        inputs = checked_data(self.data, "train")
+        settings, split = self.settings, with_latents(load_split(self.data, "train", self.flip), self.latents)
+        inputs, space = checked_data(self.data, "train"), PIXELS
+        if self.autoencoder is not None:
+            inputs |= checked_folder("autoencoder", self.autoencoder / AUTOENCODER)
+            space = space_of(self.autoencoder)
+        inputs |= checked_latents(self.latents)
         if settings.text is not None:
             inputs |= checked({"text encoder": settings.text.folder() / "model.safetensors"})
         with (
@@ -40,7 +54,7 @@ class Train(TrainingJob):
             self.training_run("teacher", settings.seed, inputs, settings.family) as run,
         ):
             captions = captions_of(settings, split, Path(place), run.device) if settings.text else None
-            denoiser, cost = train_teacher(settings, split, run, captions)
+            denoiser, cost = train_teacher(settings, split, run, captions, space)
             if not run.processes.is_main:
                 return
             with self.result_folder() as folder:

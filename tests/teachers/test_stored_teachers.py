@@ -81,7 +81,6 @@ def refusal(folder, channels=1, resolution=8):
 
 PARTS = {
     "vqvae": {"_class_name": "LDMPipeline", "vqvae": ["diffusers", "VQModel"]},
-    "vae": {"vae": ["diffusers", "AutoencoderKL"]},
     "text_encoder, tokenizer": {
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -97,7 +96,13 @@ PARTS = {
 def test_parts_that_nobody_reads_are_refused_by_name(folder, names):
     edit(folder / "model_index.json", **PARTS[names])
     (line,) = refusal(folder)
-    assert line.startswith(f"teacher.path: {folder}/model_index.json: found the parts {names}, expected unet and sched")
+    assert line.startswith(f"teacher.path: {folder}/model_index.json: found the parts {names}, expected unet, sched")
+
+
+def test_an_autoencoder_that_is_not_there_is_missed(folder):
+    edit(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    (line,) = refusal(folder)
+    assert line.startswith(f"teacher.path: {folder}/model_index.json: names the part vae, but there is no folder")
 
 
 @pytest.mark.parametrize(
@@ -572,7 +577,7 @@ def test_what_fits_is_remembered_and_what_has_changed_is_not(folder, tmp_path, m
 
 
 def test_all_that_is_wrong_with_a_folder_is_said_at_once(folder):
-    edit(folder / "model_index.json", vae=["diffusers", "AutoencoderKL"])
+    edit(folder / "model_index.json", movq=["diffusers", "VQModel"])
     edit(folder / "unet/config.json", in_channels=4, sample_size=None, time_embedding_type="learned")
     scheduler(folder, _class_name="UniPCMultistepScheduler", use_flow_sigmas=True, prediction_type="flow_prediction")
     (folder / WEIGHTS).write_bytes(POINTER)
@@ -582,7 +587,7 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(folder):
         parse_experiment(raw | {"teacher": {"path": str(folder)}, "evaluation": {"teacher": {"nfe": 4}}})
     found = [line.removeprefix(f"teacher.path: {folder}/") for line in str(refused.value).splitlines()]
     assert [line.split(", ")[0] for line in found] == [
-        "model_index.json: found the parts vae",
+        "model_index.json: found the parts movq",
         "unet/config.json: found in_channels 4 and out_channels 1",
         "unet/config.json: found sample_size None",
         "unet/config.json: found time_embedding_type 'learned'",

@@ -206,7 +206,7 @@ def test_folders_of_earlier_versions_draw_the_same(drawn, name, tmp_path):
         ("boot", {"class_labels": [1]}, "not class-conditional"),
         ("boot-classes", {"class_labels": [1], "guidance_scale": 2.0}, "learnt its guidance"),
         ("boot", {"num_inference_steps": 4}, "found 4, expected 1"),
-        ("boot", {"output_type": "latent"}, "expected 'pil', 'np' or 'pt'"),
+        ("boot", {"output_type": "numpy"}, "expected 'pil', 'np', 'pt' or 'latent'"),
         ("boot", {"latents": NOISE[:, :, :4]}, r"found shape \(4, 1, 4, 8\), expected \(4, 1, 8, 8\)"),
         ("boot-classes", {}, "class_labels: found none, expected one an image, each from 0 to 2"),
         ("boot-classes", {"class_labels": [0, 4]}, r"found \[0, 4\], expected labels from 0 to 2"),

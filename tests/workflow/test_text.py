@@ -1,4 +1,4 @@
-"""The whole workflow of a teacher that is told texts, small: from captions to the report."""
+"""The whole workflow of a teacher of latents that is told texts, small: from captions to the report."""
 
 import json
 import shutil
@@ -29,13 +29,18 @@ MEASURES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder in which config/digits-text.yaml has run with few steps, and with letters for an encoder."""
+    """A folder in which config/digits-text.yaml and its latent variant have run with few steps, and with letters for
+    an encoder."""
     folder = tmp_path_factory.mktemp("text")
     raw = yaml.safe_load((CONFIG / "digits-text.yaml").read_text())
     raw["data"] |= {"train_per_pair": 2, "test_per_pair": 1}
+    latent = yaml.safe_load((CONFIG / "digits-text-latent.yaml").read_text())["teacher"]
+    raw["teacher"] |= {"autoencoder": latent["autoencoder"] | {"block_out_channels": [4, 8], "norm_num_groups": 2}}
+    raw["teacher"]["autoencoder"]["training"] |= FEW
+    del raw["ablation"]
     teacher, methods = raw["teacher"], raw["methods"]
     teacher["text"] = {"encoder": str(write_encoder(folder / "encoder")), "max_tokens": 40}
-    teacher["network"] |= {"block_out_channels": [8, 8, 16], "norm_num_groups": 4, "attention_head_dim": 4}
+    teacher["network"] |= {"block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 4}
     teacher["training"] |= FEW
     raw["methods"] = {name: methods[name] for name in ("boot", "ddim", "progressive")}
     raw["methods"]["unguided"] = {"method": "ddim", "num_inference_steps": [2], "guidance_scale": 1.0}

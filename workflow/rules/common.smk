@@ -152,6 +152,10 @@ BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.
 TRAINED = "{variant}/train-{train_seed}"
 # The texts that samples are drawn of, of a teacher that is told texts.
 PROMPTS = {"prompts": ROOT / "prompts"} if EXPERIMENT.told == "text" else {}
+# What an autoencoder made of the training images, of a teacher whose states are latents, for those that train on them.
+LATENTS = {"latents": ROOT / "latents"} if EXPERIMENT.is_latent else {}
+# The autoencoder that is trained here; a stored teacher has its own.
+AUTOENCODER = {"autoencoder": ROOT / "autoencoder"} if EXPERIMENT.is_latent and EXPERIMENT.trains_teacher else {}
 STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"

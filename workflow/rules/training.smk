@@ -6,7 +6,9 @@ DOWNLOADS = ROOT.parent / "downloads" / EXPERIMENT.data.kind
 # Flips are drawn by the jobs that train on the data set and are told of them there: the stored images are the same, so
 # that a change of `data.flip` neither prepares nor measures them again.
 STORED = settings(EXPERIMENT.data, leave_out={"flip"})
-FLIP = getattr(EXPERIMENT.data, "flip", False)
+# Of latents the mirrored images' are stored beside the others'.
+FLIPPED = getattr(EXPERIMENT.data, "flip", False)
+FLIP = FLIPPED and not EXPERIMENT.is_latent
 
 # The user's images: their names, sizes and times stand for them. Where they lie may change. `name` may be a folder, too.
 PLACES = {key: fingerprint(getattr(EXPERIMENT.data, key, None)) for key in ("path", "name")}
@@ -99,11 +101,13 @@ else:
 
     rule teacher:
         input:
+            **AUTOENCODER,
+            **LATENTS,
             data=ROOT / "data",
             asked=job(
                 ROOT / "teacher" / RECORD,
                 "teacher.Train",
-                settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale"}),
+                settings=settings(EXPERIMENT.teacher, leave_out={"guidance_scale", "autoencoder"}),
                 flip=FLIP,
             ),
         output:
@@ -112,6 +116,8 @@ else:
             ROOT / "logs/teacher.log",
         benchmark:
             ROOT / "benchmarks/teacher/teacher.tsv"
+        # All else waits for it.
+        priority: 4
         conda:
             "../../environment.yml"
         # The result depends on the number of threads in its last bits, and more than a few do not help.
@@ -124,6 +130,56 @@ else:
             job=told(state=STATE),
         shell:
             TOGETHER
+
+
+if AUTOENCODER:
+
+    rule autoencoder:
+        input:
+            data=ROOT / "data",
+            asked=job(
+                ROOT / "autoencoder" / RECORD,
+                "autoencoder.Train",
+                settings=settings(EXPERIMENT.teacher.autoencoder),
+                flip=FLIPPED,
+            ),
+        output:
+            directory(ROOT / "autoencoder"),
+        log:
+            ROOT / "logs/autoencoder.log",
+        benchmark:
+            ROOT / "benchmarks/autoencoder/autoencoder.tsv"
+        conda:
+            "../../environment.yml"
+        threads: min(workflow.cores, 8)
+        resources:
+            **asks(16_000, RESUMED, gpu=GPU),
+        params:
+            job=told(state=STATE),
+        shell:
+            ALONE
+
+
+# Training images as latents, once for the teacher and all methods that train on them.
+rule latents:
+    input:
+        autoencoder=AUTOENCODER.get("autoencoder", ROOT / "teacher"),
+        data=ROOT / "data",
+        asked=job(ROOT / "latents" / RECORD, "autoencoder.Encode", flip=FLIPPED, batch_size=EVALUATION.batch_size),
+    output:
+        directory(ROOT / "latents"),
+    log:
+        ROOT / "logs/latents.log",
+    benchmark:
+        ROOT / "benchmarks/latents/latents.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        **asks(16_000, RESUMED, gpu=GPU),
+    params:
+        job=told(state=STATE),
+    shell:
+        ALONE
 
 
 # BOOT and every other data-free method: the teacher is the only input.
@@ -156,6 +212,7 @@ rule distil:
 # Methods that train on real pictures too.
 use rule distil as distil_with_data with:
     input:
+        **LATENTS,
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         asked=distilled(flip=FLIP),
