@@ -21,10 +21,13 @@ class TeacherFamily(Family):
     Attributes:
         networks: the names of its classes.
         own_networks: those of them that are this suite's, whose code travels with their weights.
+        pipelines: the stock pipelines of `diffusers` whose networks these are; empty of a family whose networks are
+            known by their class, whatever the pipeline.
     """
 
     networks: ClassVar[tuple[str, ...]]
     own_networks: ClassVar[tuple[str, ...]] = ()
+    pipelines: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def network_class(self, name: str) -> Any:
@@ -44,6 +47,13 @@ class TeacherFamily(Family):
     @abstractmethod
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         """What keeps a network of this configuration from being a teacher, a line each; none where nothing does."""
+
+
+def family_of(pipeline: str | None, network: str) -> TeacherFamily | None:
+    """The family of a network, by the classes of its pipeline and its own; None where it is not known."""
+    known = [family for family in families().values() if network in family.networks]
+    of_pipeline = (family for family in known if pipeline in family.pipelines)
+    return next(of_pipeline, next((family for family in known if not family.pipelines), None))
 
 
 @functools.cache

@@ -1,0 +1,24 @@
+"""DeepFloyd IF, the first stage (Saharia et al. 2022, arXiv 2205.11487): pixels, and T5's tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffusion.teachers.stock import TextFamily
+
+
+class DeepFloydIF(TextFamily):
+    pipelines = ("IFPipeline",)
+    networks = ("UNet2DConditionModel",)
+
+    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        text, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        return {"text": text}
+
+    def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        # Padding is attended to, as in its training: no mask.
+        return {"timestep": told, "encoder_hidden_states": condition["text"]}
+
+
+FAMILY = DeepFloydIF()

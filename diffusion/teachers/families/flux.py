@@ -1,0 +1,59 @@
+"""FLUX.1 (Black Forest Labs 2024): flow matching on packed latents; guidance is an input of the distilled "dev"."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.conditions import Condition
+from diffusion.teachers.stock import TextFamily
+
+
+class Flux(TextFamily):
+    pipelines = ("FluxPipeline",)
+    networks = ("FluxTransformer2DModel",)
+
+    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        text, pooled, _ = pipeline.encode_prompt(texts, None)
+        return {"text": text, "pooled": pooled}
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """As the base class; 2×2 latents are one token, and each token is told its place."""
+        height, width = x.shape[2] // 2, x.shape[3] // 2
+        places = torch.zeros(height, width, 3, device=x.device)
+        places[..., 1] += torch.arange(height, device=x.device)[:, None]
+        places[..., 2] += torch.arange(width, device=x.device)
+        given = {**(condition or {}), "places": places.reshape(-1, 3)}
+        packed = super().call(network, packed_latents(x), told, given)
+        return unpacked_latents(packed, height, width)
+
+    def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        text = condition["text"]
+        return {
+            "timestep": told / 1000,  # which the network multiplies by
+            "encoder_hidden_states": text,
+            "pooled_projections": condition["pooled"],
+            "img_ids": condition["places"],
+            "txt_ids": text.new_zeros(text.shape[1], 3),
+            "guidance": condition.get("guidance"),
+        }
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        raise ValueError("the network takes any size: teacher.resolution says which")
+
+
+def packed_latents(x: torch.Tensor) -> torch.Tensor:
+    """(N, C, 2H, 2W) to tokens, (N, H W, 4 C)."""
+    count, channels, height, width = x.shape
+    parts = x.reshape(count, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return parts.reshape(count, height * width // 4, 4 * channels)
+
+
+def unpacked_latents(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """(N, H W, 4 C) to latents, (N, C, 2H, 2W)."""
+    parts = tokens.reshape(len(tokens), height, width, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(len(tokens), -1, 2 * height, 2 * width)
+
+
+FAMILY = Flux()

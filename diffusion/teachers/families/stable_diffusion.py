@@ -1,0 +1,24 @@
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752): a U-Net that attends to CLIP's tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffusion.teachers.stock import TextFamily
+
+
+class StableDiffusion(TextFamily):
+    pipelines = ("StableDiffusionPipeline",)
+    networks = ("UNet2DConditionModel",)
+
+    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        text, _ = pipeline.encode_prompt(texts, pipeline.device, 1, False)
+        return {"text": text}
+
+    def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        # Padding is attended to, as in its training: no mask.
+        return {"timestep": told, "encoder_hidden_states": condition["text"]}
+
+
+FAMILY = StableDiffusion()

@@ -1,0 +1,27 @@
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv 2403.03206): flow matching, tokens of two CLIPs and of T5."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffusion.teachers.stock import TextFamily
+
+
+class StableDiffusion3(TextFamily):
+    pipelines = ("StableDiffusion3Pipeline",)
+    networks = ("SD3Transformer2DModel",)
+
+    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        text, _, pooled, _ = pipeline.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
+        return {"text": text, "pooled": pooled}
+
+    def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        return {
+            "timestep": told,
+            "encoder_hidden_states": condition["text"],
+            "pooled_projections": condition["pooled"],
+        }
+
+
+FAMILY = StableDiffusion3()

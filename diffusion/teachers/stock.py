@@ -1,0 +1,92 @@
+"""Families of `diffusers`' own pipelines, whose networks are called and whose texts are read as those pipelines do."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.conditions import Condition, Conditions
+from diffusion.runtime.errors import UserError, brief
+from diffusion.runtime.files import read_json_object
+from diffusion.teachers.families import TeacherFamily
+
+# Parts of a pipeline that encode no text. Safety checkers are never read.
+_NOT_OF_TEXT = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder", "watermarker")
+
+
+class StockFamily(TeacherFamily):
+    """Networks of pipelines of `diffusers`."""
+
+    def network_class(self, name: str) -> Any:
+        import diffusers  # 3 seconds: not at import
+
+        return getattr(diffusers, name)
+
+    @abstractmethod
+    def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What the network is told beside the state, by the names of its forward call.
+
+        Args:
+            condition: its numbers are of the network's own type.
+        """
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """As the base class. Channels beyond the state's are a learnt variance, which is not read."""
+        kind = next(network.parameters()).dtype
+        given = {
+            key: value.to(kind) if value.is_floating_point() else value for key, value in (condition or {}).items()
+        }
+        output: torch.Tensor = network(x.to(kind), return_dict=False, **self.arguments(network, told, given))[0]
+        return output[:, : x.shape[1]].float()
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"], height, width
+
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
+        return []
+
+
+class TextFamily(StockFamily):
+    """Those that are told texts."""
+
+    def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
+        raise ValueError("the network is told texts, and the folder holds none")
+
+    @abstractmethod
+    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """What the pipeline's encoders make of P texts: tensors of shape (P, …), by this suite's names.
+
+        Args:
+            pipeline: without network and autoencoder.
+            size: (height, width) of the images in pixels.
+        """
+
+    def negative(self, pipeline: Any, text: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """What stands in the place of a text in the unconditional input: the embedding of another, tensors (1, …)."""
+        return self.encoded(pipeline, [text], size)
+
+
+def encoding_pipeline(folder: Path, device: torch.device) -> Any:
+    """A stock pipeline with what it encodes texts by, and nothing else.
+
+    Raises:
+        UserError: a part is not there, or cannot be read.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = read_json_object(folder / "model_index.json")
+    left_out = {name: None for name in _NOT_OF_TEXT if name in index}
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **left_out)
+    except Exception as error:  # of classes that are not ours, at what a user's folder holds
+        raise UserError(
+            f"{folder}: its text encoders cannot be read ({brief(error)}); expected tokenizers, and weights in "
+            f"safetensors."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

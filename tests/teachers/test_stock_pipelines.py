@@ -1,0 +1,175 @@
+"""Families of stock pipelines: each network is called, and each text read, as its own pipeline does."""
+
+import pytest
+import tiny_pipelines
+import torch
+
+from diffusion.denoiser import Denoiser
+from diffusion.guidance import GuidedDenoiser
+from diffusion.schedule import DiscreteSchedule, FlowSchedule
+from diffusion.solvers import ddim_sample
+from diffusion.teachers.families import families
+from diffusion.teachers.families.flux import packed_latents, unpacked_latents
+from diffusion.teachers.schedulers import alphas_cumprod_of
+from diffusion.teachers.stock import encoding_pipeline
+from diffusion.thresholding import NO_THRESHOLD
+
+from diffusers import DiffusionPipeline  # isort: skip
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # isort: skip
+
+TEXTS = ["a red fox", "snow"]
+FAMILIES = {
+    "stable-diffusion": "stable_diffusion",
+    "stable-diffusion-xl": "stable_diffusion_xl",
+    "deepfloyd-if": "deepfloyd_if",
+    "pixart-alpha": "pixart",
+    "pixart-sigma": "pixart",
+    "stable-diffusion-3": "stable_diffusion_3",
+    "sana": "sana",
+    "flux": "flux",
+}
+SIZE = {"height": 16, "width": 16}
+# What a pipeline calls otherwise.
+OWN = {"deepfloyd-if": {"height": 8, "width": 8}, "pixart-alpha": SIZE | {"use_resolution_binning": False}}
+OWN |= {"pixart-sigma": OWN["pixart-alpha"], "sana": {"height": 32, "width": 32, "use_resolution_binning": False}}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Name to the folder of a tiny pipeline, made when it is asked for."""
+    made = {}
+
+    def folder(name, **options):
+        if (name, *options.values()) not in made:
+            made[name, *options.values()] = tiny_pipelines.write(tmp_path_factory.mktemp(name), name, **options)
+        return made[name, *options.values()]
+
+    return folder
+
+
+def part(pipeline):
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_network_is_called_as_its_pipeline_calls_it(folders, name):
+    """Every tensor that the pipeline's own network gets and gives in two guided steps, against the family's."""
+    folder, family = folders(name), families()[FAMILIES[name]]
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline).__name__ in family.pipelines
+    calls = []
+    network = part(pipeline)
+    hook = network.register_forward_hook(
+        lambda _, arguments, named, output: calls.append((arguments, named, output[0])), with_kwargs=True
+    )
+    options = OWN.get(name, SIZE) | ({"true_cfg_scale": 2.0} if name == "flux" else {})
+    pipeline(TEXTS, negative_prompt=["ice", "ice"], num_inference_steps=2, guidance_scale=3.0, **options)
+    hook.remove()
+    encoding = encoding_pipeline(folder, torch.device("cpu"))
+    told, negative = (
+        family.encoded(encoding, TEXTS, (16, 16)),
+        family.negative(encoding, "ice", (16, 16)),
+    )
+    negative = {key: value.expand(2, *value.shape[1:]) for key, value in negative.items()}
+    if name == "flux":
+        told, negative = ({**given, "guidance": torch.full((2,), 3.0)} for given in (told, negative))
+        conditions = [told, negative]  # two calls a step
+    else:
+        conditions = [{key: torch.cat([negative[key], told[key]]) for key in told}]
+    assert len(calls) == 2 * len(conditions)
+    for number, (arguments, named, output) in enumerate(calls):
+        fed = arguments[0] if arguments else named["hidden_states"]
+        time = pipeline.scheduler.timesteps[number // len(conditions)].float().expand(len(fed))
+        expected = output
+        if name == "flux":
+            fed, expected = unpacked_latents(fed, 4, 4), unpacked_latents(output, 4, 4)
+        with torch.no_grad():
+            found = family.call(network, fed, time, conditions[number % len(conditions)])
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected[:, : fed.shape[1]], rtol=1e-5, atol=1e-6)
+
+
+def test_dit_is_called_as_its_pipeline_calls_it(folders):
+    folder, family = folders("dit"), families()["dit"]
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    calls = []
+    hook = pipeline.transformer.register_forward_hook(
+        lambda _, arguments, output: calls.append((arguments[0], output.sample))
+    )
+    # The pipeline's label for no class is 1000; this network's is 10.
+    with torch.no_grad():
+        pipeline(class_labels=[3, 4], num_inference_steps=2, guidance_scale=1.0)
+        hook.remove()
+        fed, expected = calls[0]
+        conditions = family.conditions(pipeline.transformer.config)
+        condition = conditions.of_labels(torch.tensor([3, 4]))
+        time = pipeline.scheduler.timesteps[0].expand(2)
+        found = family.call(pipeline.transformer, fed, time, condition)
+        torch.testing.assert_close(found, expected[:, :4], rtol=1e-5, atol=1e-6)
+        assert conditions.without(condition)["class_labels"].tolist() == [10, 10]
+
+
+def test_the_empty_text_of_sdxl_is_zeros(folders):
+    pipeline, family = (
+        encoding_pipeline(folders("stable-diffusion-xl"), torch.device("cpu")),
+        families()["stable_diffusion_xl"],
+    )
+    none, other = (family.negative(pipeline, text, (16, 16)) for text in ("", "ice"))
+    assert not none["text"].any()
+    assert not none["pooled"].any()
+    assert other["text"].any()
+    assert none["sizes"].tolist() == [[16, 16, 0, 0, 16, 16]]
+
+
+def guided_teacher(folder, name, schedule, prediction_type, scale):
+    """The family's denoiser under guidance, with the texts as its condition."""
+    family = families()[FAMILIES[name]]
+    pipeline, encoding = DiffusionPipeline.from_pretrained(folder), encoding_pipeline(folder, torch.device("cpu"))
+    told, none = family.encoded(encoding, TEXTS, (16, 16)), family.negative(encoding, "", (16, 16))
+
+    class Given:
+        can_be_guided = True
+
+        @staticmethod
+        def without(condition):
+            return {key: value.expand_as(condition[key]) for key, value in none.items()}
+
+    denoiser = Denoiser(part(pipeline), schedule, prediction_type, NO_THRESHOLD, Given(), family)
+    return GuidedDenoiser(denoiser, scale).eval(), told, pipeline
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_stable_diffusion_is_sampled_as_its_pipeline_samples_it(folders, prediction_type):
+    folder = folders("stable-diffusion", prediction_type=prediction_type)
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    schedule = DiscreteSchedule(alphas_cumprod_of(pipeline.scheduler))
+    teacher, told, pipeline = guided_teacher(folder, "stable-diffusion", schedule, prediction_type, 7.5)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = pipeline(TEXTS, latents=noise, num_inference_steps=4, guidance_scale=7.5, output_type="latent").images
+    with torch.no_grad():
+        found = ddim_sample(teacher, noise, 4, told)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_stable_diffusion_3_is_sampled_as_its_pipeline_samples_it(folders):
+    """With trailing σ given: the pipeline's own grid shifts twice."""
+    folder = folders("stable-diffusion-3")
+    teacher, told, pipeline = guided_teacher(folder, "stable-diffusion-3", FlowSchedule(3.0, 1000), "flow", 7.0)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    sigmas = torch.linspace(1, 1 / 4, 4).tolist()
+    options = {"num_inference_steps": 4, "guidance_scale": 7.0, "output_type": "latent", **SIZE}
+    expected = pipeline(TEXTS, latents=noise, sigmas=sigmas, **options).images
+    with torch.no_grad():
+        found = ddim_sample(teacher, noise, 4, told)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_packing_is_the_pipelines_and_comes_back():
+    x = torch.randn(2, 4, 6, 8)
+    packed = packed_latents(x)
+    assert torch.equal(packed, FluxPipeline._pack_latents(x, 2, 4, 6, 8))
+    assert torch.equal(unpacked_latents(packed, 3, 4), x)
