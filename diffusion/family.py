@@ -1,6 +1,6 @@
 """How the networks of a family of teachers are called: what differs between them and no formula needs to know."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +12,13 @@ class Family:
     """Networks that are called, and configured, as `diffusers`' ``UNet2DModel`` is; other families derive from it.
 
     A subclass is a file of ``diffusion/teachers/families``.
+
+    Attributes:
+        pipelines: the stock pipelines of `diffusers` whose networks these are; empty of a family whose networks are
+            known by their class, whatever the pipeline.
     """
+
+    pipelines: ClassVar[tuple[str, ...]] = ()
 
     def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The network's output F in float32, shape of ``x``.

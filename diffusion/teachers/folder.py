@@ -23,6 +23,8 @@ from diffusion.teachers.schedulers import (
     schedule_of,
     thresholding_of,
 )
+from diffusion.teachers.stock import TextFamily, TextsToCome
+from diffusion.teachers.stock_student import STUDENT, save_stock
 from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, pipeline_class, stored_network
 from diffusion.teachers.weights import weights_files
 from diffusion.thresholding import Thresholding
@@ -55,6 +57,10 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
 
     from diffusion.teachers.pipeline import StudentPipeline
 
+    if denoiser.family.pipelines:
+        save_stock(folder, source_of(denoiser), denoiser, facts)
+        write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
+        return
     facts = pipeline_facts(denoiser) | facts
     latent = isinstance(denoiser.space, Latents)
     stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule | FlowSchedule)
@@ -70,10 +76,22 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         _carry_texts(folder, denoiser.conditions)
     if isinstance(denoiser.space, Latents):
         _carry(folder, {AUTOENCODER: (denoiser.space.folder, "diffusers", denoiser.space.config["_class_name"])})
-    # `diffusers` knows the schedule at integer timesteps only; this is what it is between them.
-    # EDM's scheduler has no place for the thresholding.
-    thresholding = {"thresholding": denoiser.thresholding.model_dump(mode="json")}
-    write_json(folder / _EXACT_SCHEDULE, denoiser.schedule.settings() | thresholding)
+    write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
+
+
+def _exact_schedule(denoiser: Denoiser) -> dict[str, Any]:
+    """The schedule between integer timesteps, which `diffusers` does not know; and the thresholding, for which EDM's
+    scheduler has no place."""
+    return denoiser.schedule.settings() | {"thresholding": denoiser.thresholding.model_dump(mode="json")}
+
+
+def source_of(denoiser: Denoiser) -> Path:
+    """The folder of a stock pipeline whose network this is, or is a student of."""
+    space, conditions = denoiser.space, denoiser.conditions
+    if isinstance(conditions, Prompts | TextsToCome):
+        return conditions.source
+    assert isinstance(space, Latents)
+    return space.folder.parent
 
 
 def _carry_texts(folder: Path, prompts: Prompts) -> None:
@@ -136,6 +154,8 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     """
     if (folder / PROMPTS).is_dir():
         return load_prompts(folder / PROMPTS)
+    if isinstance(stored_network(folder).family, TextFamily):
+        return TextsToCome(folder)
     known = num_classes or read_json_object(folder / "model_index.json").get("num_classes")
     stored = stored_network(folder)
     try:
@@ -187,8 +207,9 @@ def _check_parts(folder: Path) -> None:
     index = read_json_object(path)
     # A part is [library, class]; [null, null] is one that was left out.
     parts = [name for name, value in index.items() if isinstance(value, list) and value and isinstance(value[0], str)]
+    stock = bool(stored_network(folder).family.pipelines)
     read = (*NETWORK_PARTS, "scheduler", AUTOENCODER, *((ENCODER, TOKENIZER) if (folder / PROMPTS).is_dir() else ()))
-    if unread := [name for name in parts if name not in read and not name.startswith("_")]:
+    if unread := [name for name in parts if name not in read and not name.startswith("_") and not stock]:
         problems.append(
             f"found the parts {some_of(unread)}, expected unet, scheduler and {AUTOENCODER} alone: nothing else is "
             f"read. Of pipelines with a text encoder the ones that this suite wrote are read, for they hold the texts "
@@ -198,8 +219,8 @@ def _check_parts(folder: Path) -> None:
         problems.append(f"names the part {AUTOENCODER}, but there is no folder {folder / AUTOENCODER}.")
     name = pipeline_class(index)
     # A StudentPipeline is a teacher's, too, where `diffusers` has no pipeline that samples it.
-    distilled = index.get("told_timestep") is not None or index.get("levels") is not None
-    if name in _STUDENTS or (name == "StudentPipeline" and distilled):
+    distilled = index.get("told_timestep") is not None or index.get("levels") is not None or (folder / STUDENT).exists()
+    if name in _STUDENTS or ((name == "StudentPipeline" or stock) and distilled):
         problems.append(f"found a {name}, a distilled student; expected a teacher, which estimates the clean image.")
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -216,11 +237,15 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
     """
     if missing := missing_files(folder):
         raise UserError("\n".join(missing))
-    stored_network(folder)  # which refuses another network
+    network = stored_network(folder)  # which refuses another
+    if (folder / STUDENT).exists():  # whose scheduler is of its one step
+        stored = read_json(folder / _EXACT_SCHEDULE)
+        bounds = Thresholding.model_validate(stored.pop("thresholding"))
+        return schedule_from_settings(stored), read_json(folder / STUDENT)["prediction_type"], bounds
     scheduler_file = _scheduler_file(folder)
     scheduler = read_scheduler(scheduler_file)
     try:
-        schedule, prediction_type = schedule_of(scheduler), prediction_type_of(scheduler)
+        schedule, prediction_type = schedule_of(scheduler, network.shape), prediction_type_of(scheduler)
     except UserError as error:
         raise UserError(f"{scheduler_file}: {error}") from error
     thresholding = thresholding_of(scheduler)
@@ -270,6 +295,7 @@ def deciding_files(folder: Path) -> list[Path]:
         _scheduler_file(folder),
         folder / "model_index.json",
         folder / _EXACT_SCHEDULE,
+        folder / STUDENT,
         *prompts_files(folder),
         *sorted((folder / AUTOENCODER).glob("*.json")),
         *sorted((folder / AUTOENCODER).glob("*.safetensors")),

@@ -15,6 +15,7 @@ from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
 from diffusion.teachers.prompts import encoder_of
 from diffusion.teachers.schedulers import build_scheduler
+from diffusion.teachers.stock_student import STUDENT
 
 _SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
 
@@ -91,7 +92,8 @@ class LocalPipeline(StudentPipeline):
 
 def sampling_facts(folder: Path) -> dict[str, Any]:
     """How a stored network is sampled, as arguments of the pipeline; none for DDIM steps."""
-    index = read_json(folder / "model_index.json")
+    stock = folder / STUDENT
+    index = read_json(stock if stock.exists() else folder / "model_index.json")
     facts = {name: index[name] for name in _SAMPLING if index.get(name) is not None}
     # Folders of BOOT students had no such key, for they had a class of their own.
     return {"told_timestep": 0.0} | facts if index.get("_class_name") == "BootPipeline" else facts

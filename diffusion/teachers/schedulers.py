@@ -1,6 +1,7 @@
 """`diffusers` schedulers: what a stored one means, and the one of a denoiser."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,22 @@ from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 # Both precondition alike; they differ in how they sample.
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+# Keys of flows that are read at one value alone.
+_PLAIN_FLOW = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "time_shift_type": "exponential",
+}
 _NO_MAXIMUM = 1e9  # of dynamic thresholding; `diffusers` wants a number
+# Of the others, those that can be told to step along a flow.
+_ALONG_FLOWS = (
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "SASolverScheduler",
+    "UniPCMultistepScheduler",
+)
 _VARIANCE_PRESERVING = (
     "DDPMScheduler",
     "DDPMParallelScheduler",
@@ -95,22 +111,37 @@ def thresholding_of(scheduler: Any) -> Thresholding:
     return STATIC if config.get("clip_sample") else NO_THRESHOLD
 
 
-def schedule_of(scheduler: Any) -> Schedule:
-    """The schedule of a `diffusers` scheduler; one that is discrete is interpolated."""
+def schedule_of(scheduler: Any, shape: tuple[int, int, int]) -> Schedule:
+    """The schedule of a `diffusers` scheduler; one that is discrete is interpolated.
+
+    Args:
+        shape: (C, H, W) of the states, which a flow's shift may depend on.
+    """
     config = scheduler.config
     if type(scheduler).__name__ in _EDM:
         return EdmSchedule(
             config.sigma_min, config.sigma_max, config.sigma_data, config.rho, config.num_train_timesteps
         )
     if type(scheduler).__name__ in _FLOW:
-        return FlowSchedule(config.shift, config.num_train_timesteps)
+        shift = _shift_at(config, shape) if config.get("use_dynamic_shifting") else config.shift
+        return FlowSchedule(shift, config.num_train_timesteps)
+    if config.get("use_flow_sigmas"):
+        return FlowSchedule(config.flow_shift, config.num_train_timesteps)
     return DiscreteSchedule(alphas_cumprod_of(scheduler))
+
+
+def _shift_at(config: Mapping[str, Any], shape: tuple[int, int, int]) -> float:
+    """The shift s = e^μ of FLUX's sizes: μ is linear in the number of tokens, of 2×2 latents each."""
+    tokens, least, most = shape[1] * shape[2] // 4, config["base_image_seq_len"], config["max_image_seq_len"]
+    slope = (config["max_shift"] - config["base_shift"]) / (most - least)
+    return math.exp(config["base_shift"] + slope * (tokens - least))
 
 
 def prediction_type_of(scheduler: Any) -> PredictionType:
     """What the output of a network with this `diffusers` scheduler means."""
     name = type(scheduler).__name__
-    own: PredictionType | None = "edm" if name in _EDM else "flow" if name in _FLOW else None
+    flow = name in _FLOW or scheduler.config.get("use_flow_sigmas")
+    own: PredictionType | None = "edm" if name in _EDM else "flow" if flow else None
     return own or scheduler.config.prediction_type
 
 
@@ -153,16 +184,18 @@ def _scheduler_problems(config: Mapping[str, Any]) -> list[str]:
         ]
     if name in _FLOW:
         return [
-            f"found {key} {config[key]!r}, expected false: only a shift that is the same for all sizes is read."
-            for key in ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-            if config.get(key)
+            f"found {key} {config[key]!r}, expected {default!r}: of flows the shift is read, and no other grid."
+            for key, default in _PLAIN_FLOW.items()
+            if config.get(key, default) != default
         ]
     problems = []
     if config.get("use_flow_sigmas"):
-        problems.append(
-            "found use_flow_sigmas true, expected false: of flow matching FlowMatchEulerDiscreteScheduler is read; "
-            "store it with the same shift."
-        )
+        kind = config.get("prediction_type")
+        if name not in _ALONG_FLOWS:
+            return [f"found use_flow_sigmas True with {name}, expected it with {', '.join(_ALONG_FLOWS)} alone."]
+        if kind != "flow_prediction":
+            return [f"found prediction_type {kind!r} with use_flow_sigmas, expected 'flow_prediction'."]
+        return []
     with_betas = tuple(kind for kind in get_args(PredictionType) if kind not in ("edm", "flow"))
     known = ("epsilon",) if name in _EDM else with_betas
     kind = config.get("prediction_type", "epsilon")

@@ -1,14 +1,14 @@
 """Families of `diffusers`' own pipelines, whose networks are called and whose texts are read as those pipelines do."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from diffusion.conditions import Condition, Conditions
+from diffusion.conditions import Condition, Conditions, Unconditional
 from diffusion.runtime.errors import UserError, brief
 from diffusion.runtime.files import read_json_object
 from diffusion.teachers.families import TeacherFamily
@@ -69,6 +69,27 @@ class TextFamily(StockFamily):
     def negative(self, pipeline: Any, text: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         """What stands in the place of a text in the unconditional input: the embedding of another, tensors (1, …)."""
         return self.encoded(pipeline, [text], size)
+
+
+class TextsToCome(Unconditional):
+    """Of a teacher that is told texts, and whose folder holds none: they are given beside it.
+
+    Args:
+        source: the pipeline's folder, with its text encoders.
+    """
+
+    can_be_guided = True
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    def draw(self, count: int, generator: torch.Generator) -> Condition:
+        raise UserError(f"{self.source}: the teacher is told texts, and there are none; name some by prompts.train.")
+
+    def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
+        raise UserError(
+            f"{self.source}: the teacher is told texts, and there are none; name some by prompts.evaluation."
+        )
 
 
 def encoding_pipeline(folder: Path, device: torch.device) -> Any:

@@ -157,7 +157,7 @@ def test_a_foreign_diffusers_teacher_is_read_through_its_own_scheduler(tmp_path)
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "use_dynamic_shifting"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True}, "use_karras_sigmas"),
         ({"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVe"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "expected one of epsilon"),
         (

@@ -1,21 +1,28 @@
 """Families of stock pipelines: each network is called, and each text read, as its own pipeline does."""
 
+import copy
+
 import pytest
 import tiny_pipelines
 import torch
 
+from boot.distillation import Boot
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import GuidedDenoiser
+from diffusion.runtime.errors import UserError
 from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.families import families
 from diffusion.teachers.families.flux import packed_latents, unpacked_latents
-from diffusion.teachers.schedulers import alphas_cumprod_of
+from diffusion.teachers.folder import load_denoiser
+from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.schedulers import alphas_cumprod_of, schedule_of
+from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.stock import encoding_pipeline
 from diffusion.thresholding import NO_THRESHOLD
 
-from diffusers import DiffusionPipeline  # isort: skip
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline  # isort: skip
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler  # isort: skip
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift  # isort: skip
 
 TEXTS = ["a red fox", "snow"]
 FAMILIES = {
@@ -173,3 +180,87 @@ def test_packing_is_the_pipelines_and_comes_back():
     packed = packed_latents(x)
     assert torch.equal(packed, FluxPipeline._pack_latents(x, 2, 4, 6, 8))
     assert torch.equal(unpacked_latents(packed, 3, 4), x)
+
+
+# -- students ----------------------------------------------------------------------------------------------------------
+
+# Whether the folder needs code of its own: a scheduler that `diffusers` has not.
+STUDENTS = {
+    "stable-diffusion": True,
+    "stable-diffusion-v": False,
+    "stable-diffusion-xl": True,
+    "deepfloyd-if": True,
+    "pixart-alpha": True,
+    "stable-diffusion-3": False,
+    "flux": False,
+    "sana": False,
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_is_a_stock_pipeline_and_draws_what_the_suite_draws(folders, tmp_path, name):
+    """BOOT's student, one step, through `diffusers` and through the suite: the same latents from the same noise."""
+    stock = name.removesuffix("-v")
+    folder = folders(stock, prediction_type="v_prediction") if name.endswith("-v") else folders(stock)
+    teacher = load_denoiser(folder)
+    perturbed = copy.deepcopy(teacher.network)
+    torch.manual_seed(1)
+    for weight in perturbed.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    Boot(Boot.Settings()).save(tmp_path / "student", perturbed, teacher)
+    own_code = STUDENTS[name]
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=own_code)
+    pipeline.set_progress_bar_config(disable=True)
+    options = OWN.get(stock, SIZE)
+    state = (teacher.network.config.in_channels, *([16, 16] if stock == "sana" else [8, 8]))
+    encoding = encoding_pipeline(folder, torch.device("cpu"))
+    told = teacher.family.encoded(encoding, TEXTS, (16, 16))
+    given = {"num_inference_steps": 1, "output_type": "latent"}
+    if stock == "deepfloyd-if":
+        noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        drawn = pipeline(TEXTS, generator=torch.Generator().manual_seed(0), num_inference_steps=1, guidance_scale=1.0,
+                         output_type="pt", **options).images  # fmt: skip
+    elif stock == "flux":
+        noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        told["guidance"] = torch.full((2,), 3.5)
+        packed = pipeline(TEXTS, latents=packed_latents(noise), guidance_scale=3.5, **options, **given).images
+        drawn = unpacked_latents(packed, 4, 4)
+    else:
+        noise = torch.randn(2, *state, generator=torch.Generator().manual_seed(0))
+        drawn = pipeline(TEXTS, latents=noise, guidance_scale=1.0, **options, **given).images
+    own = LocalPipeline.read(tmp_path / "student")
+    with torch.no_grad():
+        expected = own.drawn(noise, 1, told)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+    # What was not trained is the teacher's, and is on the disk once.
+    linked = next(file for file in (folder / "text_encoder").glob("*.safetensors"))
+    assert (tmp_path / "student" / "text_encoder" / linked.name).stat().st_ino == linked.stat().st_ino
+    with pytest.raises(UserError, match="a distilled student"):
+        StoredTeacher(path=str(tmp_path / "student")).facts((3, 16, 16))
+    with pytest.raises(ValueError, match="num_inference_steps" if own_code else "."):
+        pipeline.scheduler.set_timesteps(2)
+
+
+def test_a_stock_pipeline_is_a_teacher(folders):
+    folder = folders("stable-diffusion")
+    teacher = StoredTeacher(path=str(folder), guidance_scale=7.5)
+    facts = teacher.facts((3, 16, 16))
+    assert (facts.shape, facts.is_latent, facts.told, facts.can_be_guided) == ((4, 8, 8), True, "text", True)
+    teacher.check_images((3, 16, 16))
+    with pytest.raises(UserError, match=r"prompts\.train"):
+        load_denoiser(folder).conditions.draw(1, torch.Generator())
+
+
+@pytest.mark.parametrize(("side", "shift"), [(128, 3.158), (64, 1.878), (32, 1.649)])
+def test_a_flow_that_depends_on_the_size_is_that_of_the_teachers(side, shift):
+    """FLUX's shift is e^μ with μ linear in the tokens from 0.5 at 256 to 1.15 at 4,096."""
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    schedule = schedule_of(scheduler, (16, side, side))
+    assert schedule.shift == pytest.approx(shift, abs=1e-3)
+    tokens = side * side // 4
+    mu = calculate_shift(tokens, 256, 4096, 0.5, 1.15)
+    scheduler.set_timesteps(sigmas=[0.7, 0.3], mu=mu)
+    u = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    torch.testing.assert_close(schedule.sigma(u).float(), scheduler.sigmas[:2], rtol=1e-5, atol=1e-6)

@@ -300,16 +300,22 @@ def test_both_of_edms_schedulers_are_read_alike(folder):
 
 
 SCHEDULERS = {
-    "flow": ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "found use_flow_sigmas true"),
-    "flow of UniPC": ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "found use_flow_sigmas"),
-    "flow of DDPM": ({"_class_name": "DDPMScheduler", "use_flow_sigmas": True}, "found use_flow_sigmas true"),
+    "flow": (
+        {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "epsilon"},
+        "found prediction_type 'epsilon' with use_flow_sigmas, expected 'flow_prediction'",
+    ),
+    "flow of DDPM": ({"_class_name": "DDPMScheduler", "use_flow_sigmas": True}, "found use_flow_sigmas True with DDPM"),
     "flow's prediction": (
         {"_class_name": "DEISMultistepScheduler", "prediction_type": "flow_prediction"},
         "found prediction_type 'flow_prediction', expected one of epsilon, v_prediction, sample",
     ),
-    "flow of many sizes": (
-        {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
-        "found use_dynamic_shifting True, expected false",
+    "flow on another grid": (
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_karras_sigmas": True},
+        "found use_karras_sigmas True, expected False",
+    ),
+    "flow of another shift": (
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "time_shift_type": "linear"},
+        "found time_shift_type 'linear', expected 'exponential'",
     ),
     "of consistency models": ({"_class_name": "CMStochasticIterativeScheduler"}, "found the scheduler 'CMStoch"),
     "of their students": ({"_class_name": "LCMScheduler"}, "found the scheduler 'LCMScheduler'"),
@@ -579,7 +585,7 @@ def test_what_fits_is_remembered_and_what_has_changed_is_not(folder, tmp_path, m
 def test_all_that_is_wrong_with_a_folder_is_said_at_once(folder):
     edit(folder / "model_index.json", movq=["diffusers", "VQModel"])
     edit(folder / "unet/config.json", in_channels=4, sample_size=None, time_embedding_type="learned")
-    scheduler(folder, _class_name="UniPCMultistepScheduler", use_flow_sigmas=True, prediction_type="flow_prediction")
+    scheduler(folder, _class_name="UniPCMultistepScheduler", use_flow_sigmas=True, prediction_type="epsilon")
     (folder / WEIGHTS).write_bytes(POINTER)
     block = {"method": "ddim", "num_inference_steps": [4]}
     raw = {"experiment": "x", "data": {"kind": "digits"}, "methods": {"ddim": block}}
@@ -591,8 +597,7 @@ def test_all_that_is_wrong_with_a_folder_is_said_at_once(folder):
         "unet/config.json: found in_channels 4 and out_channels 1",
         "unet/config.json: found sample_size None",
         "unet/config.json: found time_embedding_type 'learned'",
-        "scheduler/scheduler_config.json: found use_flow_sigmas true",
-        "scheduler/scheduler_config.json: found prediction_type 'flow_prediction'",
+        "scheduler/scheduler_config.json: found prediction_type 'epsilon' with use_flow_sigmas",
         f"{WEIGHTS}: is a pointer of git-LFS",
     ]
 

@@ -21,13 +21,10 @@ class TeacherFamily(Family):
     Attributes:
         networks: the names of its classes.
         own_networks: those of them that are this suite's, whose code travels with their weights.
-        pipelines: the stock pipelines of `diffusers` whose networks these are; empty of a family whose networks are
-            known by their class, whatever the pipeline.
     """
 
     networks: ClassVar[tuple[str, ...]]
     own_networks: ClassVar[tuple[str, ...]] = ()
-    pipelines: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def network_class(self, name: str) -> Any:

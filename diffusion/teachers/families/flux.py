@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition
+from diffusion.runtime.errors import UserError
 from diffusion.teachers.stock import TextFamily
 
 
@@ -40,7 +41,14 @@ class Flux(TextFamily):
         }
 
     def shape(self, config: Any) -> tuple[int, int, int]:
-        raise ValueError("the network takes any size: teacher.resolution says which")
+        if (size := config.get("sample_size")) is None:
+            raise UserError(
+                "transformer/config.json: found no sample_size, expected the side of the latents, or their height and "
+                "width: the network takes any, and the schedule depends on it. Write it into the file, 128 for 1,024 "
+                "pixels."
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"] // 4, height, width
 
 
 def packed_latents(x: torch.Tensor) -> torch.Tensor:

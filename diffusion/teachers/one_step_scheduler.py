@@ -1,0 +1,70 @@
+"""The scheduler of a one-step student within a stock pipeline, where `diffusers` has none that is exact.
+
+This file travels with the weights, as ``scheduler/one_step_scheduler.py``; it imports torch and `diffusers` alone.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+
+
+class OneStepScheduler(SchedulerMixin, ConfigMixin):
+    """One evaluation: the network is told one time, and the sample is a x + b F of the noise x and its output F.
+
+    Args:
+        told: the time.
+        of_noise, of_output: a and b.
+        num_train_timesteps: of the teacher.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self, told: float = 0.0, of_noise: float = 0.0, of_output: float = 1.0, num_train_timesteps: int = 1000
+    ) -> None:
+        self.timesteps = torch.tensor([told])
+        self.num_inference_steps = 1
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+        **_options: Any,
+    ) -> None:
+        """Takes 1, as the number of steps or as that of ``sigmas``.
+
+        Raises:
+            ValueError: another number.
+        """
+        steps = len(sigmas) if num_inference_steps is None and sigmas is not None else num_inference_steps
+        if steps not in (1, None):
+            raise ValueError(f"num_inference_steps: found {steps}, expected 1: the student answers to pure noise")
+        self.timesteps = torch.tensor([self.config.told], device=device)
+
+    def scale_model_input(self, sample: torch.Tensor, *_arguments: Any) -> torch.Tensor:
+        """The noise as it is."""
+        return sample
+
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
+        """The sample, twice in a tuple: as the next state, and as the clean one."""
+        # Of networks with a learnt variance the first half counts.
+        output = model_output[:, : sample.shape[1]]
+        made = self.config.of_noise * sample + self.config.of_output * output
+        return (made, made) if not options.get("return_dict", True) else _Stepped(made)
+
+
+class _Stepped(dict[str, torch.Tensor]):
+    """What a step gives to pipelines that ask by name."""
+
+    def __init__(self, made: torch.Tensor) -> None:
+        super().__init__(prev_sample=made, pred_original_sample=made)
+        self.prev_sample = self.pred_original_sample = made
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        return self.prev_sample if isinstance(key, int) else super().__getitem__(key)

@@ -1,0 +1,84 @@
+"""Students of stock pipelines, stored as pipelines of the same class: `diffusers` samples them as they are."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.denoiser import Denoiser
+from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import link_or_copy, read_json_object, write_json
+from diffusion.teachers.schedulers import build_scheduler
+from diffusion.teachers.stored_network import network_folder
+
+# How a network is sampled that answers otherwise than its teacher, beside the parts that `diffusers` reads.
+STUDENT = "student.json"
+
+
+def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[str, Any]) -> None:
+    """Writes a student, or a teacher of its own training, as a pipeline of its teacher's class.
+
+    ``DiffusionPipeline.from_pretrained(folder)`` reads it. Text encoders, tokenizers and the autoencoder are linked.
+
+    Args:
+        source: the teacher's folder.
+        sampled: as the arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`; none of DDIM steps.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index = read_json_object(source / "model_index.json")
+    network = network_folder(source).name
+    for name, value in index.items():
+        if not isinstance(value, list) or value[0] is None or name in (network, "scheduler"):
+            continue
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, copy_function=link_or_copy)
+        else:  # a safety checker, which was never fetched
+            index[name] = [None, None]
+    trained: Any = denoiser.network
+    trained.save_pretrained(folder / network, safe_serialization=True)
+    scheduler = build_scheduler(denoiser)
+    if sampled:
+        write_json(folder / STUDENT, {**sampled, "prediction_type": denoiser.prediction_type})
+    if "told_timestep" in sampled:
+        scheduler = one_step_scheduler(denoiser, sampled)
+    scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(scheduler).__name__]
+    if not type(scheduler).__module__.startswith("diffusers."):
+        code = Path(sys.modules[type(scheduler).__module__].__file__ or "")
+        shutil.copyfile(code, folder / "scheduler" / code.name)
+        index["scheduler"] = [code.stem, type(scheduler).__name__]
+    write_json(folder / "model_index.json", index)
+
+
+def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:
+    """The scheduler by which a stock pipeline makes a student's sample of its network's one output.
+
+    `diffusers`' own where it is exact: of flow matching and of v and x prediction, read at t_max.
+    """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    from diffusion.teachers.one_step_scheduler import OneStepScheduler
+
+    schedule, kind, told = denoiser.schedule, denoiser.prediction_type, sampled["told_timestep"]
+    at = schedule.at(schedule.t_max)
+    plain = sampled.get("read_timestep") is None and not sampled.get("raw") and sampled.get("signal_scale", 1.0) == 1
+    if plain and kind == "flow":
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+    if plain and kind in ("v_prediction", "sample") and told == 0:
+        betas = [1 - float(at.alpha.value) ** 2]
+        return DDIMScheduler(
+            num_train_timesteps=1, trained_betas=betas, prediction_type=kind, clip_sample=False, set_alpha_to_one=True
+        )
+    if not plain:
+        raise UserError("students that are read at an earlier level than t_max have no scheduler of a stock pipeline")
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    read = denoiser.prediction.read_from_noise
+    return OneStepScheduler(
+        told=float(schedule.network_time(schedule.time(torch.tensor(float(told), dtype=torch.float64)))),
+        of_noise=float(read(zero, schedule.start(one), one, at)),
+        of_output=float(read(one, schedule.start(zero), zero, at)),
+        num_train_timesteps=schedule.num_timesteps,
+    )
