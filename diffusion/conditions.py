@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -32,7 +33,10 @@ class Conditions(ABC):
 
     Attributes:
         num_classes: of images; None where the denoiser is told no class.
+        told: what the denoiser is told beside the time.
     """
+
+    told: ClassVar[Literal["nothing", "class", "text"]]
 
     num_classes: int | None
 
@@ -100,6 +104,7 @@ class Conditions(ABC):
 class Unconditional(Conditions):
     """No condition at all."""
 
+    told: ClassVar[Literal["nothing", "class", "text"]] = "nothing"
     num_classes = None
     can_be_guided = False
 
@@ -131,6 +136,7 @@ class ClassLabels(Conditions):
         has_null: whether the network has one more label, ``num_classes``, that stands for no class.
     """
 
+    told = "class"
     num_classes: int
     has_null: bool
 

@@ -17,6 +17,8 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         told: the time.
         of_noise, of_output: a and b.
         num_train_timesteps: of the teacher.
+        variance_type: as pipelines of networks with a learnt variance ask for it: its channels come along, and are
+            dropped here.
     """
 
     order = 1
@@ -24,7 +26,12 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, told: float = 0.0, of_noise: float = 0.0, of_output: float = 1.0, num_train_timesteps: int = 1000
+        self,
+        told: float = 0.0,
+        of_noise: float = 0.0,
+        of_output: float = 1.0,
+        num_train_timesteps: int = 1000,
+        variance_type: str = "learned_range",
     ) -> None:
         self.timesteps = torch.tensor([told])
         self.num_inference_steps = 1
@@ -53,7 +60,6 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
         """The sample, twice in a tuple: as the next state, and as the clean one."""
-        # Of networks with a learnt variance the first half counts.
         output = model_output[:, : sample.shape[1]]
         made = self.config.of_noise * sample + self.config.of_output * output
         return (made, made) if not options.get("return_dict", True) else _Stepped(made)

@@ -53,7 +53,7 @@ class Prompts(Conditions):
         source: the pipeline's folder, with the encoder and the tokenizer.
     """
 
-    num_classes = None
+    told, num_classes = "text", None
 
     def __init__(
         self,

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from diffusion.conditions import Unconditional
 from diffusion.guidance import Guidance
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import UserError
@@ -22,7 +21,6 @@ from diffusion.teachers.folder import load_conditions, load_schedule, missing_fi
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.latents import space_of
 from diffusion.teachers.networks.unet import NetworkSettings
-from diffusion.teachers.prompts import Prompts
 from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.text import TextSettings
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
@@ -220,10 +218,8 @@ class StoredTeacher(_UsedTeacher):
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
-        told: Told = "text" if isinstance(conditions, Prompts) else "class"
-        told = "nothing" if isinstance(conditions, Unconditional) else told
         states, is_latent = stored_network(self.folder).shape, self.space.is_latent
-        return facts_of(schedule, prediction_type, states, told, conditions.can_be_guided, is_latent)
+        return facts_of(schedule, prediction_type, states, conditions.told, conditions.can_be_guided, is_latent)
 
     @property
     def family(self) -> TeacherFamily:

@@ -78,7 +78,7 @@ class TextsToCome(Unconditional):
         source: the pipeline's folder, with its text encoders.
     """
 
-    can_be_guided = True
+    told, can_be_guided = "text", True
 
     def __init__(self, source: Path) -> None:
         self.source = source

@@ -68,9 +68,15 @@ def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:
     if plain and kind == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
     if plain and kind in ("v_prediction", "sample") and told == 0:
-        betas = [1 - float(at.alpha.value) ** 2]
         return DDIMScheduler(
-            num_train_timesteps=1, trained_betas=betas, prediction_type=kind, clip_sample=False, set_alpha_to_one=True
+            num_train_timesteps=1,
+            trained_betas=[1 - float(at.alpha.value) ** 2],
+            prediction_type=kind,
+            clip_sample=False,
+            set_alpha_to_one=True,
+            # Stable Diffusion's pipelines want an offset of 1, which moves no trailing step.
+            timestep_spacing="trailing",
+            steps_offset=1,
         )
     if not plain:
         raise UserError("students that are read at an earlier level than t_max have no scheduler of a stock pipeline")
