@@ -6,7 +6,7 @@ import torch
 
 from diffusion.conditions import Condition, join
 from diffusion.denoiser import Denoiser
-from diffusion.level import Times
+from diffusion.level import Level, Times
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,24 @@ class GuidedDenoiser(Denoiser):
         )
         self.scale, self.evaluations = scale, 2
 
+    def raw(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
+        """The guided output, which a loss on the network's own output compares."""
+        output, _x_t, _at = self._of_both(x_t, t, condition)
+        return self._guided(output)
+
     def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:
+        return self._guided(self.prediction.read(*self._of_both(x_t, t, condition)))
+
+    def _of_both(self, x_t: torch.Tensor, t: Times, condition: Condition) -> tuple[torch.Tensor, torch.Tensor, Level]:
+        """Outputs with the condition and without, 2 N of them, and the states and times that they are of."""
         both = join(condition, self.conditions.without(condition))
         times = self.schedule.at(t).time
-        times = times if times.ndim == 0 else torch.cat([times, times])
-        conditional, unconditional = super().estimate(torch.cat([x_t, x_t]), times, both).chunk(2)
+        at = self.schedule.at(times if times.ndim == 0 else torch.cat([times, times]))
+        x_t = torch.cat([x_t, x_t])
+        return super().raw(x_t, at, both), x_t, at
+
+    def _guided(self, both: torch.Tensor) -> torch.Tensor:
+        conditional, unconditional = both.chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
 
 
