@@ -84,6 +84,7 @@ class Boot(OneStep):
     title = "BOOT"
     Settings = BootSettings
     needs_data = False
+    embeds_guidance = True
     TINY = {"training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012
 
     settings: BootSettings
@@ -140,7 +141,8 @@ class Boot(OneStep):
             self._source = self.student(step.average, teacher)
         noise = torch.randn(step.batch_size, *teacher.shape, generator=step.generator, device=step.generator.device)
         s, t = draw_times(self.settings, teacher.schedule, step)
-        return noise, s, t, teacher.conditions.draw(step.batch_size, step.generator)
+        condition = teacher.conditions.draw(step.batch_size, step.generator)
+        return noise, s, t, self.guidance.told(condition, step.generator)
 
     def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
         settings, (noise, s, t, condition) = self.settings, batch

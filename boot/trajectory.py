@@ -11,6 +11,7 @@ from boot.signal_ode import signal_step
 from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
+from diffusion.family import AtScale
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
 
@@ -211,12 +212,16 @@ def sample_between(
         return student.sample(noise, conditions.between(first, second, share))
 
 
-def load_student(folder: Path, device: torch.device | str = "cpu", target: str = "signal") -> NoiseStudent:
+def load_student(
+    folder: Path, device: torch.device | str = "cpu", target: str = "signal", scale: float | None = None
+) -> NoiseStudent:
     """A stored BOOT student, to be read as y_t at every time; errors as
     :func:`diffusion.teachers.folder.load_denoiser`.
 
     Args:
         target: what it predicts, "signal", or "state" x_t.
+        scale: w that it is told, of a student that embeds it.
     """
     stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
-    return kind(stored.network, stored.schedule, stored.prediction_type, family=stored.family)
+    family = stored.family if scale is None else AtScale(stored.family, scale)
+    return kind(stored.network, stored.schedule, stored.prediction_type, family=family)

@@ -26,11 +26,35 @@ class Family:
         output: torch.Tensor = network(x, told, return_dict=False, **(condition or {}))[0]
         return output.float()
 
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        """A copy of ``network`` that is told w too, ``guidance`` of its condition, and does not heed it yet.
+
+        Raises:
+            ValueError: networks of this family have no input for it.
+        """
+        raise ValueError(
+            f"guidance_scale: found a range, expected a number: {type(network).__name__} has no input for a scale"
+        )
+
     def shape(self, config: Any) -> tuple[int, int, int]:
         """(C, H, W) of the states that a network of this configuration is fed."""
         size = config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
         return config.get("out_channels", 3), height, width  # 3: `diffusers`' default
+
+
+class AtScale(Family):
+    """``family`` for a network that embeds guidance, told one scale w for all images."""
+
+    def __init__(self, family: Family, scale: float) -> None:
+        self.family, self.scale = family, scale
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        scale = torch.full((len(x),), self.scale, device=x.device)
+        return self.family.call(network, x, told, {**(condition or {}), "guidance": scale})
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        return self.family.shape(config)
 
 
 UNET = Family()

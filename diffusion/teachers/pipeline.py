@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
 
 # What a condition is called here, and what the networks of `diffusers` call it.
@@ -45,6 +46,7 @@ class StudentPipeline(DiffusionPipeline):
         levels: {"timesteps": increasing, "sampling": indices of the levels at which further steps start, None spreads
             them evenly, "clip": whether images are clipped between steps; left out where they are not}.
         num_classes: labels that are classes; one more label is no class, which guidance needs.
+        guidance_range: [low, high] of the guidance scales that the network is told; None where it is told none.
         max_tokens: tokens that a prompt is padded to; set of a network that is told texts.
         text_encoder, tokenizer: of `transformers`, of such a network; its last hidden states are what the network is
             told.
@@ -68,22 +70,15 @@ class StudentPipeline(DiffusionPipeline):
         thresholding: Any = None,
         cosine: Any = None,
         max_tokens: Any = None,
+        guidance_range: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
     ) -> None:
+        given = dict(locals())
+        parts = {"unet": unet, "scheduler": scheduler, "text_encoder": text_encoder, "tokenizer": tokenizer}
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
-        self.register_to_config(
-            told_timestep=told_timestep,
-            read_timestep=read_timestep,
-            signal_scale=signal_scale,
-            raw=raw,
-            levels=levels,
-            num_classes=num_classes,
-            thresholding=thresholding,
-            cosine=cosine,
-            max_tokens=max_tokens,
-        )
+        self.register_modules(**parts)
+        self.register_to_config(**{name: given[name] for name in sorted(given.keys() - {"self", "__class__", *parts})})
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """As of every pipeline, and the code with it."""
@@ -127,7 +122,8 @@ class StudentPipeline(DiffusionPipeline):
             class_labels: of a class-conditional network, one an image, or one for all.
             num_inference_steps: evaluations of the network an image (two under guidance). One for students of one step,
                 one unless given for consistency; DDIM steps must be told.
-            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers; students have learnt theirs.
+            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers, and of
+                students that are told it, within their ``guidance_range``; all others have learnt theirs.
             generator: source of the noise. The further noise of a consistency student follows from that noise.
             latents: the noise itself, standard normal, shape (N, C, H, W).
             timestep: of a BOOT student, where its trajectory is read: 0 (the sample) to num_train_timesteps − 1 (the
@@ -143,7 +139,7 @@ class StudentPipeline(DiffusionPipeline):
         one_step = self.config.told_timestep is not None
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np' or 'pt'")
-        if guidance_scale != 1 and (one_step or self.config.levels):
+        if guidance_scale != 1 and (one_step or self.config.levels) and self.config.guidance_range is None:
             raise ValueError(f"guidance_scale: found {guidance_scale}, expected 1: the student has learnt its guidance")
         if timestep is not None and not one_step:
             raise ValueError("timestep: given, but only the network of one step is told a time of one's choice")
@@ -176,8 +172,16 @@ class StudentPipeline(DiffusionPipeline):
             condition: ``class_labels``, shape (N,), or ``text``, (N, L, D), and ``text_mask``, (N, L).
 
         Raises:
-            ValueError: a number of steps that the network cannot take.
+            ValueError: a number of steps that the network cannot take, or a scale that it has not learnt.
         """
+        if self.config.guidance_range is not None:
+            low, high = self.config.guidance_range
+            if not low <= guidance_scale <= high:
+                raise ValueError(
+                    f"guidance_scale: found {guidance_scale}, expected {low} to {high}, which the student has learnt"
+                )
+            scales = torch.full((len(noise),), float(guidance_scale), device=noise.device)
+            condition, guidance_scale = {**(condition or {}), "guidance": scales}, 1.0
         told = self.config.told_timestep if timestep is None else timestep
         if told is not None:
             if num_inference_steps not in (None, 1):
@@ -315,6 +319,9 @@ class StudentPipeline(DiffusionPipeline):
         named = {_NETWORK_NAMES[name]: value for name, value in condition.items() if name in _NETWORK_NAMES}
         if "encoder_hidden_states" in named:
             named["encoder_hidden_states"] = named["encoder_hidden_states"].to(fed.dtype)
+        if "guidance" in condition:
+            angles, size = 1000 * (condition["guidance"] - 1), self.unet.config["time_cond_proj_dim"]
+            named["timestep_cond"] = get_timestep_embedding(angles, size, downscale_freq_shift=1).to(fed.dtype)
         return self.unet(fed, told, return_dict=False, **named)[0].float()
 
     def _read(self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
