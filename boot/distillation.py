@@ -13,8 +13,8 @@ from boot.state_student import StateStudent
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, squared_l2
-from diffusion.distillation.distiller import Student, TrainedSettings
-from diffusion.distillation.one_step import OneStep
+from diffusion.distillation.distiller import Student
+from diffusion.distillation.one_step import OneStep, ReadingSettings
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
 from diffusion.student import NoiseStudent
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
 
 
-class BootSettings(TrainedSettings, ComparingSettings):
+class BootSettings(ReadingSettings, ComparingSettings):
     """Settings of BOOT.
 
     Attributes:
@@ -100,7 +100,7 @@ class Boot(OneStep):
             )
         if settings.boundary_weight == 0:
             reasons = {
-                "an epsilon teacher": teacher.prediction_type == "epsilon",
+                "an epsilon teacher": teacher.prediction_type == "epsilon" and settings.epsilon_reading == "noise",
                 "a guided teacher": self.guidance.scale != 1,
                 "a student of random weights": settings.initialisation == "random",
                 "a student of the noisy state": settings.target == "state",
@@ -111,6 +111,7 @@ class Boot(OneStep):
                     f"trajectory and only the boundary loss puts it there"
                 )
         settings.check_distance(teacher.shape)
+        settings.check_reading(teacher)
         if settings.target == "state" and (
             teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
         ):
@@ -133,7 +134,7 @@ class Boot(OneStep):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         kind = StateStudent if self.settings.target == "state" else NoiseStudent
-        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
+        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family, **self._reading)
 
     def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         if self.settings.bootstrap_from == "average" and self._source is None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.family import AtScale
+from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
 
@@ -213,15 +215,18 @@ def sample_between(
 
 
 def load_student(
-    folder: Path, device: torch.device | str = "cpu", target: str = "signal", scale: float | None = None
+    folder: Path, device: torch.device | str = "cpu", target: str = "signal", scale: float = 1.0
 ) -> NoiseStudent:
     """A stored BOOT student, to be read as y_t at every time; errors as
     :func:`diffusion.teachers.folder.load_denoiser`.
 
     Args:
         target: what it predicts, "signal", or "state" x_t.
-        scale: w that it is told, of a student that embeds it.
+        scale: w that it is told, where it embeds it.
     """
     stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
-    family = stored.family if scale is None else AtScale(stored.family, scale)
-    return kind(stored.network, stored.schedule, stored.prediction_type, family=family)
+    index = read_json(folder / "model_index.json")
+    told: dict[str, Any] = {"family": stored.family, "epsilon_reading": index.get("epsilon_reading") or "noise"}
+    if index.get("guidance_range") is not None:
+        told["family"] = AtScale(stored.family, scale)
+    return kind(stored.network, stored.schedule, stored.prediction_type, **told)

@@ -15,7 +15,7 @@ from diffusion.teachers.pipeline import StudentPipeline
 from diffusion.teachers.prompts import encoder_of
 from diffusion.teachers.schedulers import build_scheduler
 
-_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels", "guidance_range")
+_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels", "guidance_range", "epsilon_reading")
 
 
 class LocalPipeline(StudentPipeline):

@@ -43,6 +43,7 @@ class StudentPipeline(DiffusionPipeline):
         read_timestep: the whole timestep at whose noise level it is fed and read; None is the last one.
         signal_scale: what its image is multiplied by.
         raw: whether its output is the image itself, whatever the prediction type.
+        epsilon_reading: of epsilon there, at the last one, "noise", ε − σ F, or "exact", that divided by α.
         levels: {"timesteps": increasing, "sampling": indices of the levels at which further steps start, None spreads
             them evenly, "clip": whether images are clipped between steps; left out where they are not}.
         num_classes: labels that are classes; one more label is no class, which guidance needs.
@@ -65,6 +66,7 @@ class StudentPipeline(DiffusionPipeline):
         read_timestep: Any = None,
         signal_scale: Any = 1.0,
         raw: Any = False,
+        epsilon_reading: Any = "noise",
         levels: Any = None,
         num_classes: Any = None,
         thresholding: Any = None,
@@ -122,8 +124,8 @@ class StudentPipeline(DiffusionPipeline):
             class_labels: of a class-conditional network, one an image, or one for all.
             num_inference_steps: evaluations of the network an image (two under guidance). One for students of one step,
                 one unless given for consistency; DDIM steps must be told.
-            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers, and of
-                students that are told it, within their ``guidance_range``; all others have learnt theirs.
+            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers, and of students that are
+                told it, within their ``guidance_range``; all others have learnt theirs.
             generator: source of the noise. The further noise of a consistency student follows from that noise.
             latents: the noise itself, standard normal, shape (N, C, H, W).
             timestep: of a BOOT student, where its trajectory is read: 0 (the sample) to num_train_timesteps − 1 (the
@@ -178,7 +180,7 @@ class StudentPipeline(DiffusionPipeline):
             low, high = self.config.guidance_range
             if not low <= guidance_scale <= high:
                 raise ValueError(
-                    f"guidance_scale: found {guidance_scale}, expected {low} to {high}, which the student has learnt"
+                    f"guidance_scale: found {guidance_scale}, expected {low} to {high}: it has learnt those"
                 )
             scales = torch.full((len(noise),), float(guidance_scale), device=noise.device)
             condition, guidance_scale = {**(condition or {}), "guidance": scales}, 1.0
@@ -348,9 +350,10 @@ class StudentPipeline(DiffusionPipeline):
         alpha, sigma = self._levels(timestep)
         x = self._start(noise) if at_end else sigma.to(noise.dtype) * noise
         output = self._output(x, sigma, told, condition)
+        undivided = at_end and self.config.epsilon_reading == "noise" and not self._is_edm
         if self.config.raw:
             images = output
-        elif at_end and self.scheduler.config.get("prediction_type") == "epsilon" and not self._is_edm:
+        elif undivided and self.scheduler.config.get("prediction_type") == "epsilon":
             images = noise - sigma.to(noise.dtype) * output  # α is next to nothing: not divided by
         else:
             images = self._read(output, x, alpha, sigma)

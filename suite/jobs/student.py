@@ -5,7 +5,6 @@ from pathlib import Path
 from boot.trajectory import load_student
 from diffusion.denoiser import Denoiser
 from diffusion.runtime.device import default_device
-from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.stored_network import stored_network
 from suite.job import BatchSize, GuidanceScale, Job, SamplingSeed
@@ -33,5 +32,4 @@ class StudentJob(Job):
         inputs = checked_network("student", folder) | checked_network("teacher", self.teacher)
         teacher = load_teacher(self.teacher, self.guidance_scale, device)
         # Told the scale that the teacher has.
-        scale = self.guidance_scale if read_json(folder / "model_index.json").get("guidance_range") else None
-        return load_student(folder, device, target, scale), teacher, inputs
+        return load_student(folder, device, target, self.guidance_scale), teacher, inputs
