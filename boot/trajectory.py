@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from boot.signal_ode import signal_step
 from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
-from diffusion.family import AtScale
+from diffusion.family import Family
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
@@ -212,6 +213,20 @@ def sample_between(
     """
     with conditions.between_read_by(student.network):
         return student.sample(noise, conditions.between(first, second, share))
+
+
+class AtScale(Family):
+    """``family`` for a network that embeds guidance, told one scale w for all images."""
+
+    def __init__(self, family: Family, scale: float) -> None:
+        self.family, self.scale = family, scale
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        scale = torch.full((len(x),), self.scale, device=x.device)
+        return self.family.call(network, x, told, {**(condition or {}), "guidance": scale})
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        return self.family.shape(config)
 
 
 def load_student(

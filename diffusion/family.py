@@ -43,18 +43,4 @@ class Family:
         return config.get("out_channels", 3), height, width  # 3: `diffusers`' default
 
 
-class AtScale(Family):
-    """``family`` for a network that embeds guidance, told one scale w for all images."""
-
-    def __init__(self, family: Family, scale: float) -> None:
-        self.family, self.scale = family, scale
-
-    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
-        scale = torch.full((len(x),), self.scale, device=x.device)
-        return self.family.call(network, x, told, {**(condition or {}), "guidance": scale})
-
-    def shape(self, config: Any) -> tuple[int, int, int]:
-        return self.family.shape(config)
-
-
 UNET = Family()

@@ -18,7 +18,6 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
-from diffusion.guidance import Scale
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import atomic_path, only_one, remove_leftovers
 from diffusion.runtime.processes import ALONE, Processes
@@ -43,7 +42,7 @@ NumSamples = Annotated[int, Field(ge=1), Key("evaluation.num_samples")]
 SamplingSeed = Annotated[int, Field(ge=0), Key("evaluation.seeds")]
 TrainingSeed = Annotated[int, Field(ge=0), Key("train_seeds")]
 GuidanceScale = Annotated[float, Key("teacher.guidance_scale")]
-GuidanceScaleOrRange = Annotated[Scale, Key("teacher.guidance_scale")]
+GuidanceScaleOrRange = Annotated[float | tuple[float, float], Key("teacher.guidance_scale")]
 # Of the sampler that stands for the teacher.
 TeacherNfe = Annotated[int, Field(ge=1), Key("evaluation.teacher.nfe")]
 

@@ -49,8 +49,7 @@ class StudentPipeline(DiffusionPipeline):
         num_classes: labels that are classes; one more label is no class, which guidance needs.
         guidance_range: [low, high] of the guidance scales that the network is told; None where it is told none.
         max_tokens: tokens that a prompt is padded to; set of a network that is told texts.
-        text_encoder, tokenizer: of `transformers`, of such a network; its last hidden states are what the network is
-            told.
+        text_encoder, tokenizer: of `transformers`, of such a network, which is told the last hidden states.
         thresholding: how x̂ is bounded by DDIM steps, {"kind": "none", "static" or "dynamic", "ratio", "maximum"}.
         cosine: {"t_min", "t_max"} of α_t = cos(πt/2), of which the scheduler's betas are a rounded form.
     """
@@ -98,8 +97,7 @@ class StudentPipeline(DiffusionPipeline):
         if source is not None and not network.__module__.startswith("diffusers."):
             shutil.copyfile(source, folder / "unet" / Path(source).name)
             index["unet"] = [Path(source).stem, network.__name__]
-        text = json.dumps(index, indent=2, sort_keys=True)
-        (folder / "model_index.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @torch.no_grad()
     def __call__(
@@ -176,12 +174,9 @@ class StudentPipeline(DiffusionPipeline):
         Raises:
             ValueError: a number of steps that the network cannot take, or a scale that it has not learnt.
         """
-        if self.config.guidance_range is not None:
-            low, high = self.config.guidance_range
-            if not low <= guidance_scale <= high:
-                raise ValueError(
-                    f"guidance_scale: found {guidance_scale}, expected {low} to {high}: it has learnt those"
-                )
+        if (span := self.config.guidance_range) is not None:
+            if not span[0] <= guidance_scale <= span[1]:
+                raise ValueError(f"guidance_scale: found {guidance_scale}, expected {span[0]} to {span[1]}, as learnt")
             scales = torch.full((len(noise),), float(guidance_scale), device=noise.device)
             condition, guidance_scale = {**(condition or {}), "guidance": scales}, 1.0
         told = self.config.told_timestep if timestep is None else timestep
