@@ -153,7 +153,7 @@ class ConsistencyDistillation(Distiller):
         compute = run.compiled(compute, settings.training)
 
         def loss(step: Step) -> torch.Tensor:
-            x, noise, condition = real_batch(pictures, teacher.conditions, step)
+            x, noise, condition = real_batch(pictures, teacher.conditions, step, self.guidance)
             level = torch.randint(1, settings.num_levels, (len(x),), generator=step.generator, device=x.device)
             return compute(x, noise, level, condition)
 

@@ -6,8 +6,8 @@ import torch
 
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.distiller import Student, TrainedSettings
-from diffusion.distillation.one_step import OneStep
+from diffusion.distillation.distiller import Student
+from diffusion.distillation.one_step import OneStep, ReadingSettings
 from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.student import NoiseStudent
 from diffusion.teachers.facts import TeacherFacts
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
 
 
-class KnowledgeDistillationSettings(TrainedSettings):
+class KnowledgeDistillationSettings(ReadingSettings):
     """Settings of direct knowledge distillation.
 
     Attributes:
@@ -49,6 +49,7 @@ class KnowledgeDistillation(OneStep):
         return self.settings.pairs
 
     def check(self, teacher: TeacherFacts) -> None:
+        self.settings.check_reading(teacher)
         steps = self.settings.pairs.num_inference_steps
         if steps > teacher.num_timesteps:
             raise ValueError(
@@ -71,4 +72,4 @@ class KnowledgeDistillation(OneStep):
         return [student.with_cost_of(data) for student in super().distil(teacher, run, data)]
 
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
-        return {"told_timestep": float(teacher.schedule.num_timesteps - 1)}
+        return super().facts(teacher) | {"told_timestep": float(teacher.schedule.num_timesteps - 1)}

@@ -11,8 +11,8 @@ from diffusion.conditions import Condition, join
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, Distance
-from diffusion.distillation.distiller import Student, TrainedSettings
-from diffusion.distillation.one_step import OneStep
+from diffusion.distillation.distiller import Student
+from diffusion.distillation.one_step import OneStep, ReadingSettings
 from diffusion.distillation.pairs import Pairs
 from diffusion.level import decay, gain
 from diffusion.schedule import Schedule
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
 
 
-class PidSettings(TrainedSettings, ComparingSettings):
+class PidSettings(ReadingSettings, ComparingSettings):
     """Settings of PID.
 
     Attributes:
@@ -71,6 +71,7 @@ class Pid(OneStep):
 
     def check(self, teacher: TeacherFacts) -> None:
         self.settings.check_distance(teacher)
+        self.settings.check_reading(teacher)
         if self.settings.output == "network" and teacher.prediction_type not in ("sample", "edm"):
             raise ValueError(
                 f"output: found 'network' with a teacher of {teacher.prediction_type}, expected 'estimate': what that "
@@ -84,7 +85,8 @@ class Pid(OneStep):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         raw = self.settings.output == "network"
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, raw=raw, family=teacher.family)
+        told: dict[str, Any] = {"raw": raw, "family": teacher.family, **self._reading}
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, **told)
 
     def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         batch, device, times = step.batch_size, step.generator.device, self._times

@@ -61,6 +61,7 @@ class ProgressiveDistillation(Staged):
     name = "progressive_distillation"
     title = "Progressive distillation"
     Settings = ProgressiveSettings
+    embeds_guidance = True
     TINY = {"start_steps": 4, "training": {"steps": 3, "batch_size": 8, "learning_rate": 1e-4}}  # noqa: RUF012
 
     settings: ProgressiveSettings

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
@@ -20,6 +20,7 @@ from diffusion.denoiser import Denoiser, denoising_loss
 from diffusion.distillation.distiller import Student, TrainedSettings, student_network
 from diffusion.distillation.one_step import OneStep
 from diffusion.distillation.pairs import Pairs
+from diffusion.guidance import Guidance, guided
 from diffusion.schedule import Schedule
 from diffusion.solvers import karras_levels
 from diffusion.student import NoiseStudent
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # a student is sampled without the loop
 # The grid of noise levels that the paper takes from Karras et al. 2022, table 1; σ/α where the variance is preserved.
 _SIGMA_MIN, _SIGMA_MAX, _RHO = 0.002, 80.0, 7.0
 _SMALLEST_ERROR = 1e-5  # keeps the generator's weight finite
+_DROPPED = 0.1  # of the conditions of a fake score that is guided, in the authors' training
 
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -59,10 +61,31 @@ class SidSettings(TrainedSettings):
             0 and 0.999, of the generator on FFHQ 0.9 and 0.999).
         dropout: of both networks' residual blocks, of each in its own update alone (published: what EDM's teachers were
             trained with, 0.13 on CIFAR-10, 0.1 on ImageNet, 0.05 on FFHQ).
+        fake_guidance_train: κ1, the scale at which the fake score is guided while it learns.
+        fake_guidance: κ2 = κ3, the scale at which it is guided in the generator's loss. κ4, the teacher's, is
+            ``guidance_scale``. Published: long guidance κ4 > 1 and the others 1; short guidance κ1 = κ2 > 1 and κ4 = 1;
+            both, all alike.
+        fake_condition_dropout: share of the images whose condition is ∅ where the fake score learns; null is 0.1 where
+            κ1 or κ2 is not 1 (published), else 0.
+        timesteps: [low, high): the generator's loss draws whole timesteps of the teacher, uniformly, in place of the
+            levels up to ``largest_level`` (published with guidance: [20, 980] of 1000, ``fake_levels: same``).
+        fake_weight: of the fake score's loss, "output", the mean square of the network's own output, or "snr", α²/σ² of
+            ‖x̂ − x‖², which is that of ε: SNR/(SNR + 1) of v's (published with guidance).
+        gradient: of the generator, "sid", or "dmd", that of distribution matching (Yin et al. 2024, arXiv 2311.18828)
+            without its regression on pairs.
         training: the generator's; the fake score has its batch, micro-batches and largest gradient too.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("fake_betas", "dropout")
+    later: ClassVar[tuple[str, ...]] = (
+        "fake_betas",
+        "dropout",
+        "fake_guidance_train",
+        "fake_guidance",
+        "fake_condition_dropout",
+        "timesteps",
+        "fake_weight",
+        "gradient",
+    )
 
     method: Literal["sid"] = "sid"
     sigma_init: float = Field(2.5, gt=0)
@@ -73,9 +96,33 @@ class SidSettings(TrainedSettings):
     fake_levels: Literal["lognormal", "same"] = "lognormal"
     fake_betas: tuple[_Decay, _Decay] | None = None
     dropout: float = Field(0.0, ge=0, lt=1)
+    fake_guidance_train: float = Field(1.0, ge=0)
+    fake_guidance: float = Field(1.0, ge=0)
+    fake_condition_dropout: float | None = Field(None, ge=0, lt=1)
+    timesteps: tuple[NonNegativeInt, NonNegativeInt] | None = None
+    fake_weight: Literal["output", "snr"] = "output"
+    gradient: Literal["sid", "dmd"] = "sid"
     training: TrainingSettings = TrainingSettings(
         steps=800, batch_size=32, learning_rate=3e-4, decay="cosine", ema_decay=0.98, betas=(0.0, 0.999)
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SidSettings":
+        defaults = type(self).model_fields
+        if self.timesteps is not None and self.timesteps[0] >= self.timesteps[1]:
+            raise ValueError(f"timesteps: found {list(self.timesteps)}, expected [low, high] with low < high")
+        if self.timesteps is not None and self.largest_level != defaults["largest_level"].default:
+            raise ValueError(f"largest_level: found {self.largest_level} with timesteps; remove one")
+        if self.gradient == "dmd" and self.alpha != defaults["alpha"].default:
+            raise ValueError(f"alpha: found {self.alpha} with gradient 'dmd', which has none; remove one")
+        return self
+
+    @property
+    def fake_dropped(self) -> float:
+        """The share of conditions that the fake score learns without."""
+        if self.fake_condition_dropout is not None:
+            return self.fake_condition_dropout
+        return _DROPPED if (self.fake_guidance_train, self.fake_guidance) != (1, 1) else 0.0
 
 
 class Sid(OneStep):
@@ -96,6 +143,21 @@ class Sid(OneStep):
                 f"sigma_init: found {self.settings.sigma_init}, expected a noise level σ/α of the teacher, from "
                 f"{math.exp(low):.4g} to {math.exp(min(high, 700)):.4g}"
             )
+        if self.settings.timesteps is not None and self.settings.timesteps[1] > teacher.num_timesteps:
+            raise ValueError(
+                f"timesteps: found {list(self.settings.timesteps)}, expected at most the teacher's num_timesteps "
+                f"({teacher.num_timesteps})"
+            )
+        for key in ("fake_guidance_train", "fake_guidance"):
+            if (scale := getattr(self.settings, key)) != 1 and not teacher.can_be_guided:
+                raise ValueError(
+                    f"{key}: found {scale}, expected 1: the teacher has no condition, or no unconditional input"
+                )
+        if self.settings.fake_condition_dropout and not teacher.can_be_guided:
+            raise ValueError(
+                f"fake_condition_dropout: found {self.settings.fake_condition_dropout}, expected 0: the teacher has no "
+                f"condition, or no unconditional input"
+            )
 
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         settings, training, schedule = self.settings, self.settings.training, teacher.schedule
@@ -105,6 +167,9 @@ class Sid(OneStep):
         start = start_time(schedule, settings.sigma_init)
         student = NoiseStudent(network, schedule, teacher.prediction_type, start, family=teacher.family)
         fake = teacher.with_network(fake_network)
+        learning_fake, judging_fake = (
+            guided(fake, Guidance(scale)) for scale in (settings.fake_guidance_train, settings.fake_guidance)
+        )
         changes = {"learning_rate": settings.fake_learning_rate, "betas": settings.fake_betas or training.betas}
         fake_training = training.model_copy(update=changes | {"warmup_steps": 0})
         fake_optimiser = fake_training.optimiser_of(fake_network)
@@ -113,22 +178,31 @@ class Sid(OneStep):
         def fake_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             with torch.no_grad():
                 generated = student(z, told[: len(z)], condition)
-            return denoising_loss(fake, generated, noise, t, condition)
+            if settings.fake_weight == "snr":
+                return snr_loss(learning_fake, generated, noise, t, condition)
+            return denoising_loss(learning_fake, generated, noise, t, condition)
 
         def generator_loss(z: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             generated = student(z, told[: len(z)], condition)
-            return sid_loss(generated, teacher, fake, noise, t, settings.alpha, condition)
+            if settings.gradient == "dmd":
+                return dmd_loss(generated, teacher, judging_fake, noise, t, condition)
+            return sid_loss(generated, teacher, judging_fake, noise, t, settings.alpha, condition)
 
         fake_loss, generator_loss = run.compiled(fake_loss, training), run.compiled(generator_loss, training)
 
-        def draw(step: Step, lognormal: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Condition]:
+        def draw(step: Step, of_fake: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Condition]:
             batch, generator = step.batch_size, step.generator
             z, noise = torch.randn((2, batch, *teacher.shape), generator=generator, device=generator.device)
-            if lognormal:
-                levels = lognormal_levels(batch, generator)
+            if of_fake and settings.fake_levels == "lognormal":
+                t = schedule.time_of(lognormal_levels(batch, generator))
+            elif settings.timesteps is not None:
+                t = schedule.time(torch.randint(*settings.timesteps, (batch,), generator=generator, device=run.device))
             else:
-                levels = grid_levels(batch, generator, settings.largest_level)
-            return z, noise, schedule.time_of(levels), teacher.conditions.draw(batch, generator)
+                t = schedule.time_of(grid_levels(batch, generator, settings.largest_level))
+            condition = teacher.conditions.draw(batch, generator)
+            # The generator too is told ∅ then: its images of ∅ are what the fake score learns ∅ from.
+            dropped = settings.fake_dropped if of_fake else 0.0
+            return z, noise, t, teacher.conditions.dropped(condition, dropped, generator)
 
         def drop_in(learning: nn.Module, other: nn.Module) -> None:
             if settings.dropout:  # without it, modes stay as they are: another mode sums in another order
@@ -145,7 +219,7 @@ class Sid(OneStep):
                 for step in steps:
                     # Dropout's, of every micro-batch: other numbers than in the generator's update.
                     seed_dropout(step.generator, 1 + update)
-                    share = fake_loss(*draw(step, settings.fake_levels == "lognormal"))
+                    share = fake_loss(*draw(step, of_fake=True))
                     (share / training.gradient_accumulation_steps).backward()
                 run.processes.sum_gradients(fake_network)
                 nn.utils.clip_grad_norm_(fake_network.parameters(), training.gradient_clip)
@@ -155,7 +229,7 @@ class Sid(OneStep):
             drop_in(network, fake_network)
 
         def loss(step: Step) -> torch.Tensor:
-            return generator_loss(*draw(step, lognormal=False))
+            return generator_loss(*draw(step, of_fake=False))
 
         beside = {"fake": fake_network, "fake_optimiser": fake_optimiser}
         # The fake score first (algorithm 1): at the start it is the teacher, and would give no gradient at all.
@@ -207,7 +281,7 @@ def sid_loss(
         generated: x_g, the generator's pictures, shape (N, C, H, W).
         noise: ε, of the same shape; t: times, shape (N,).
         alpha: α of the paper, which is not α_t.
-        condition: of the pictures; the teacher's may be guided, the fake score takes the condition alone.
+        condition: of the pictures; teacher and fake score may be guided, each at a scale of its own.
     """
     at = teacher.schedule.at(t)
     x_t = at.noised(generated, noise)
@@ -215,3 +289,36 @@ def sid_loss(
     error = (generated - real).detach().abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_ERROR)
     difference = real - faked
     return (difference * ((1 - alpha) * difference + (faked - generated)) / error).mean()
+
+
+def dmd_loss(
+    generated: torch.Tensor,
+    teacher: Denoiser,
+    fake: Denoiser,
+    noise: torch.Tensor,
+    t: torch.Tensor,
+    condition: Condition = None,
+) -> torch.Tensor:
+    """Whose gradient in x_g is ω (f_ψ − f_φ), with nothing through the networks (Yin et al. 2024, algorithm 2).
+
+    Arguments, ω and mean as of :func:`sid_loss`; the value is half the mean square of that gradient.
+    """
+    with torch.no_grad():
+        at = teacher.schedule.at(t)
+        x_t = at.noised(generated, noise)
+        real, faked = teacher.estimate(x_t, at, condition), fake.estimate(x_t, at, condition)
+        error = (generated - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=_SMALLEST_ERROR)
+        target = generated - (faked - real) / error
+    return (generated - target).square().mean() / 2
+
+
+def snr_loss(
+    denoiser: Denoiser, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor, condition: Condition = None
+) -> torch.Tensor:
+    """α²/σ² ‖x̂ − x‖² at x_t = α_t x + σ_t ε, whatever the prediction type: ‖ε̂ − ε‖², or SNR/(SNR + 1) ‖v̂ − v‖².
+
+    Arguments and mean as of :func:`diffusion.denoiser.denoising_loss`.
+    """
+    at = denoiser.schedule.at(t)
+    error = denoiser.estimate(at.noised(x, noise), at, condition) - x
+    return (at.alpha / at.sigma * error).square().mean()

@@ -13,8 +13,8 @@ from boot.state_student import StateStudent
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distances import ComparingSettings, squared_l2
-from diffusion.distillation.distiller import Student, TrainedSettings
-from diffusion.distillation.one_step import OneStep
+from diffusion.distillation.distiller import Student
+from diffusion.distillation.one_step import OneStep, ReadingSettings
 from diffusion.distillation.pairs import Pairs
 from diffusion.schedule import Schedule
 from diffusion.student import NoiseStudent
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
 
 
-class BootSettings(TrainedSettings, ComparingSettings):
+class BootSettings(ReadingSettings, ComparingSettings):
     """Settings of BOOT.
 
     Attributes:
@@ -84,6 +84,7 @@ class Boot(OneStep):
     title = "BOOT"
     Settings = BootSettings
     needs_data = False
+    embeds_guidance = True
     TINY = {"training": {"steps": 6, "batch_size": 8, "learning_rate": 1e-4, "ema_decay": 0.5}}  # noqa: RUF012
 
     settings: BootSettings
@@ -99,7 +100,7 @@ class Boot(OneStep):
             )
         if settings.boundary_weight == 0:
             reasons = {
-                "an epsilon teacher": teacher.prediction_type == "epsilon",
+                "an epsilon teacher": teacher.prediction_type == "epsilon" and settings.epsilon_reading == "noise",
                 "a guided teacher": self.guidance.scale != 1,
                 "a student of random weights": settings.initialisation == "random",
                 "a student of the noisy state": settings.target == "state",
@@ -110,6 +111,7 @@ class Boot(OneStep):
                     f"trajectory and only the boundary loss puts it there"
                 )
         settings.check_distance(teacher)
+        settings.check_reading(teacher)
         if settings.target == "state" and (
             teacher.prediction_type == "edm" or math.isinf(teacher.log_noise_to_signal[1])
         ):
@@ -132,7 +134,7 @@ class Boot(OneStep):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         kind = StateStudent if self.settings.target == "state" else NoiseStudent
-        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
+        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family, **self._reading)
 
     def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         if self.settings.bootstrap_from == "average" and self._source is None:
@@ -140,7 +142,8 @@ class Boot(OneStep):
             self._source = self.student(step.average, teacher)
         noise = torch.randn(step.batch_size, *teacher.shape, generator=step.generator, device=step.generator.device)
         s, t = draw_times(self.settings, teacher.schedule, step)
-        return noise, s, t, teacher.conditions.draw(step.batch_size, step.generator)
+        condition = teacher.conditions.draw(step.batch_size, step.generator)
+        return noise, s, t, self.guidance.told(condition, step.generator)
 
     def loss(self, student: NoiseStudent, teacher: Denoiser, *batch: Any) -> torch.Tensor:
         settings, (noise, s, t, condition) = self.settings, batch

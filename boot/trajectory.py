@@ -4,13 +4,17 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from boot.signal_ode import signal_step
 from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
+from diffusion.family import Family
+from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser
 
@@ -211,12 +215,33 @@ def sample_between(
         return student.sample(noise, conditions.between(first, second, share))
 
 
-def load_student(folder: Path, device: torch.device | str = "cpu", target: str = "signal") -> NoiseStudent:
+class AtScale(Family):
+    """``family`` for a network that embeds guidance, told one scale w for all images."""
+
+    def __init__(self, family: Family, scale: float) -> None:
+        self.family, self.scale = family, scale
+
+    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
+        scale = torch.full((len(x),), self.scale, device=x.device)
+        return self.family.call(network, x, told, {**(condition or {}), "guidance": scale})
+
+    def shape(self, config: Any) -> tuple[int, int, int]:
+        return self.family.shape(config)
+
+
+def load_student(
+    folder: Path, device: torch.device | str = "cpu", target: str = "signal", scale: float = 1.0
+) -> NoiseStudent:
     """A stored BOOT student, to be read as y_t at every time; errors as
     :func:`diffusion.teachers.folder.load_denoiser`.
 
     Args:
         target: what it predicts, "signal", or "state" x_t.
+        scale: w that it is told, where it embeds it.
     """
     stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
-    return kind(stored.network, stored.schedule, stored.prediction_type, family=stored.family)
+    index = read_json(folder / "model_index.json")
+    told: dict[str, Any] = {"family": stored.family, "epsilon_reading": index.get("epsilon_reading") or "noise"}
+    if index.get("guidance_range") is not None:
+        told["family"] = AtScale(stored.family, scale)
+    return kind(stored.network, stored.schedule, stored.prediction_type, **told)

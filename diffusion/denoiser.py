@@ -27,6 +27,7 @@ class Denoiser(nn.Module):
     """
 
     evaluations = 1  # of the network, for one estimate
+    told_scale = False  # whether conditions must have a guidance scale of each image
 
     def __init__(
         self,

@@ -32,6 +32,16 @@ class Family:
         output: torch.Tensor = network(x, told, return_dict=False, **(condition or {}))[0]
         return output.float()
 
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        """A copy of ``network`` that is told w too, ``guidance`` of its condition, and does not heed it yet.
+
+        Raises:
+            ValueError: networks of this family have no input for it.
+        """
+        raise ValueError(
+            f"guidance_scale: found a range, expected a number: {type(network).__name__} has no input for a scale"
+        )
+
     def shape(self, config: Any) -> tuple[int, int, int]:
         """(C, H, W) of the states that a network of this configuration is fed."""
         size = config["sample_size"]

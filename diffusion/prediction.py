@@ -14,6 +14,8 @@ from diffusion.schedule import EdmSchedule, FlowSchedule, Schedule
 # "edm" is the preconditioned output of Karras et al. 2022, "flow" the velocity of flow matching; each belongs to the
 # schedule of its name.
 PredictionType = Literal["epsilon", "v_prediction", "sample", "edm", "flow"]
+# How a one-step student of an epsilon network reads it at t_max: ε − σ F, or that divided by α, the teacher's x̂.
+EpsilonReading = Literal["noise", "exact"]
 
 
 class Prediction(ABC):
@@ -69,7 +71,7 @@ class Epsilon(Prediction):
         return noise
 
     def read_from_noise(self, output: torch.Tensor, x_t: torch.Tensor, noise: torch.Tensor, at: Level) -> torch.Tensor:
-        # α is next to nothing there: not divided by.
+        # "noise": α is next to nothing there, and not divided by.
         return noise - at.sigma * output
 
 

@@ -25,6 +25,7 @@ _OWN = {
     "cosine": {"t_min", "t_max"},
     "edm": {"sigma_min", "sigma_max", "sigma_data", "rho"},
     "flow": {"shift"},
+    "scaled_linear": {"beta_start", "beta_end"},
 }
 
 
@@ -32,20 +33,23 @@ class ScheduleSettings(GrownSettings):
     """The schedule of a teacher that is trained here.
 
     Attributes:
-        kind: "cosine" (variance preserving), "edm" (α = 1; Karras et al. 2022, arXiv 2206.00364), or "flow" (α + σ = 1;
-            Lipman et al. 2023, arXiv 2210.02747).
+        kind: "cosine" (variance preserving), "edm" (α = 1; Karras et al. 2022, arXiv 2206.00364), "flow" (α + σ = 1;
+            Lipman et al. 2023, arXiv 2210.02747), or "scaled_linear" (variance preserving, given at the timesteps and
+            interpolated between them: √β rises linearly; Rombach et al. 2022, arXiv 2112.10752).
         t_min, t_max: the ends of the interval, of the cosine schedule.
         sigma_min, sigma_max, sigma_data, rho: EDM's noise levels, the data's deviation and the clock's exponent; its
             t runs from 0 (σ_min) to 1 (σ_max), and σ^(1/ρ) is linear in it.
+        beta_start, beta_end: β of the first and the last timestep, of "scaled_linear"; Stable Diffusion's, which has
+            1000 timesteps.
         shift: s of the flow schedule; more than 1 spends more of the clock on noise (Esser et al. 2024).
         num_timesteps: discretises the schedule for `diffusers`: timesteps 0 (t_min) to num_timesteps − 1 (t_max).
             2000 is a multiple of every usual number of sampling steps (16 and 50 included), so that `diffusers`'
             integer steps fall on the same times as the exact ones.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("shift",)
+    later: ClassVar[tuple[str, ...]] = ("shift", "beta_start", "beta_end")
 
-    kind: Literal["cosine", "edm", "flow"] = "cosine"
+    kind: Literal["cosine", "edm", "flow", "scaled_linear"] = "cosine"
     t_min: float = Field(0.001, gt=0, lt=1)
     t_max: float = Field(0.999, gt=0, lt=1)
     num_timesteps: int = Field(2000, ge=2)
@@ -54,6 +58,8 @@ class ScheduleSettings(GrownSettings):
     sigma_data: float = Field(0.5, gt=0)
     rho: float = Field(7.0, ge=1)
     shift: float = Field(1.0, gt=0)
+    beta_start: float = Field(0.00085, gt=0, lt=1)
+    beta_end: float = Field(0.012, gt=0, lt=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> "ScheduleSettings":
@@ -61,6 +67,8 @@ class ScheduleSettings(GrownSettings):
             raise ValueError(f"t_min ({self.t_min}) must be smaller than t_max ({self.t_max})")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min ({self.sigma_min}) must be smaller than sigma_max ({self.sigma_max})")
+        if self.beta_start >= self.beta_end:
+            raise ValueError(f"beta_start ({self.beta_start}) must be smaller than beta_end ({self.beta_end})")
         # By value, not by presence: settings that were written out in full are read again.
         foreign = sorted(k for k in self._of_others() if getattr(self, k) != type(self).model_fields[k].default)
         if foreign:
@@ -72,6 +80,9 @@ class ScheduleSettings(GrownSettings):
 
     def build(self) -> "Schedule":
         """The schedule."""
+        if self.kind == "scaled_linear":
+            roots = np.linspace(math.sqrt(self.beta_start), math.sqrt(self.beta_end), self.num_timesteps)
+            return DiscreteSchedule(np.cumprod(1 - roots**2))
         return schedule_from_settings(self.model_dump(exclude=self._of_others()))
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from diffusion.conditions import Condition
 from diffusion.denoiser import Denoiser
 from diffusion.family import UNET, Family
-from diffusion.prediction import PredictionType, Sample
+from diffusion.prediction import EpsilonReading, PredictionType, Sample
 from diffusion.schedule import Schedule
 
 
@@ -16,7 +16,7 @@ class NoiseStudent(nn.Module):
     Its output F is read with the coefficients of M for every t: ``v_prediction`` y = α_M ε − σ_M F, ``sample`` y = F,
     ``edm`` y = c_skip(σ_M) σ_M ε + c_out(σ_M) F(c_in(σ_M) σ_M ε). Started from a teacher's weights and told M, it then
     is the teacher's estimate there, before clipping and guidance. At t_max, ``epsilon`` would divide by α_M ≈ 0; there
-    y = ε − σ_M F instead, and the start is inexact.
+    y = ε − σ_M F instead, and the start is inexact, unless ``epsilon_reading`` is "exact".
 
     BOOT's student (sec. 3.2) is told every t ∈ [t_min, t_max] and predicts the signal y_t of its trajectory; others are
     told one time.
@@ -25,6 +25,7 @@ class NoiseStudent(nn.Module):
         read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
         raw: whether F is y itself, whatever the prediction type, which then says only how the network is fed.
         family: how the network is called.
+        epsilon_reading: at t_max, of ``epsilon``: "noise", y = ε − σ_M F, or "exact", y = (ε − σ_M F) / α_M.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class NoiseStudent(nn.Module):
         read_at: float | None = None,
         raw: bool = False,
         family: Family = UNET,
+        epsilon_reading: EpsilonReading = "noise",
     ) -> None:
         super().__init__()
         self.denoiser = Denoiser(network, schedule, prediction_type, family=family)
         self.schedule = schedule
         self._reading = Sample() if raw else self.denoiser.prediction
-        self._at_end = read_at is None
+        self._at_end, self._exact = read_at is None, epsilon_reading == "exact"
         # Beside the network: a scalar of the host inside a step would keep it from becoming a CUDA graph.
         device = next((parameter.device for parameter in network.parameters()), None)
         level = schedule.t_max if read_at is None else read_at
@@ -59,7 +61,7 @@ class NoiseStudent(nn.Module):
         at = self.schedule.at(self._read_at)
         start = self.schedule.start(noise) if self._at_end else at.sigma * noise
         output = self.denoiser.call(self.denoiser.prediction.fed(start, at), t, condition)
-        if self._at_end:
+        if self._at_end and not self._exact:
             return self._reading.read_from_noise(output, start, noise, at)
         return self._reading.read(output, start, at)
 

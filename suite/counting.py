@@ -19,7 +19,7 @@ from diffusion.distillation import distances
 from diffusion.distillation.distances import LpipsDistance, squared_l2
 from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.pairs import Pairs
-from diffusion.guidance import guided
+from diffusion.guidance import Guidance, guided
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.autoencoder import build_autoencoder
@@ -216,7 +216,8 @@ class Made:
         return self._passed(variant, lambda student, teacher: errors_of(student, teacher, 0, 1, self.shape, 1, _CPU))
 
     def _passed(self, variant: str, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
-        teacher = guided(self._teacher(), self.experiment.methods[variant].guidance)
+        method = self.experiment.methods[variant]
+        teacher = guided(self._teacher(), Guidance(method.sampled_at) if method.guidance.drawn else method.guidance)
         network = copy.deepcopy(teacher.network)
         seen: list[int] = []
         for counted in (network, teacher.network):

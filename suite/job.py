@@ -42,6 +42,7 @@ NumSamples = Annotated[int, Field(ge=1), Key("evaluation.num_samples")]
 SamplingSeed = Annotated[int, Field(ge=0), Key("evaluation.seeds")]
 TrainingSeed = Annotated[int, Field(ge=0), Key("train_seeds")]
 GuidanceScale = Annotated[float, Key("teacher.guidance_scale")]
+GuidanceScaleOrRange = Annotated[float | tuple[float, float], Key("teacher.guidance_scale")]
 # Of the sampler that stands for the teacher.
 TeacherNfe = Annotated[int, Field(ge=1), Key("evaluation.teacher.nfe")]
 

@@ -17,6 +17,7 @@ from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method, MethodSettings, Sampler
 from diffusion.distillation.pairs import Pairs, PairsSettings
+from diffusion.guidance import Guidance
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Snapshot, Step, Trained
 
@@ -80,12 +81,15 @@ class TrainedSettings(MethodSettings):
 
 def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
     """A trainable copy of the teacher's network, without the teacher's dropout: a student regresses, it does not
-    regularise.
+    regularise. Where the teacher is guided at scales of a range, the copy has an input for them.
 
     Args:
         dropout: of the residual blocks, for methods that were published with it.
     """
-    network: Any = copy.deepcopy(teacher.network).requires_grad_(True)
+    if teacher.told_scale:
+        network: Any = teacher.family.embedding_guidance(teacher.network).requires_grad_(True)
+    else:
+        network = copy.deepcopy(teacher.network).requires_grad_(True)
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names
@@ -93,11 +97,12 @@ def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
 
 
 def real_batch(
-    pictures: RealPictures, conditions: Conditions, step: Step
+    pictures: RealPictures, conditions: Conditions, step: Step, guidance: Guidance
 ) -> tuple[torch.Tensor, torch.Tensor, Condition]:
-    """Real images and noise, shape (N, C, H, W), and the images' conditions."""
+    """Real images and noise, shape (N, C, H, W), and the images' conditions, with scales where those are drawn."""
     x, labels = pictures.draw(step.batch_size, step.generator)
-    return x, torch.randn(x.shape, generator=step.generator, device=x.device), conditions.of_labels(labels)
+    noise = torch.randn(x.shape, generator=step.generator, device=x.device)
+    return x, noise, guidance.told(conditions.of_labels(labels), step.generator)
 
 
 class Distiller(Method):
@@ -127,8 +132,9 @@ class Distiller(Method):
         from diffusion.teachers.local_pipeline import LocalPipeline
 
         pipeline = LocalPipeline.read(folder, device)
+        scale = self.sampled_at if self.guidance.drawn else 1.0
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
-            return pipeline.drawn(noise, nfe, condition)
+            return pipeline.drawn(noise, nfe, condition, scale)
 
         return sample, pipeline.unet

@@ -7,10 +7,10 @@ finds it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, create_model
+from pydantic import AfterValidator, Discriminator, Field, Tag, create_model
 from torch import nn
 
 from diffusion.conditions import Condition
@@ -23,18 +23,33 @@ from diffusion.teachers.folder import save_denoiser
 # noise at t_max, shape (N, C, H, W), and a condition -> pictures, shape (N, C, H, W)
 Sampler = Callable[[torch.Tensor, Condition], torch.Tensor]
 
+_Scale = Annotated[float, Field(ge=0)]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError(f"found {list(value)}, expected [low, high] with low < high")
+    return value
+
+
+_Range = Annotated[tuple[_Scale, _Scale], AfterValidator(_ordered)]
+ScaleOrRange = Annotated[
+    Annotated[_Scale, Tag("[number]")] | Annotated[_Range, Tag("[range]")],
+    Discriminator(lambda value: "[range]" if isinstance(value, list | tuple) else "[number]"),
+]
+
 
 class MethodSettings(GrownSettings):
     """What the block of every method can say.
 
     Attributes:
         guidance_scale: w of the teacher's guidance, where the method evaluates it or has learnt from it; null is the
-            teacher's own.
+            teacher's own. A range [low, high] draws it uniformly for every image, and the student is told it.
     """
 
     later: ClassVar[tuple[str, ...]] = ("guidance_scale",)
 
-    guidance_scale: float | None = Field(None, ge=0)
+    guidance_scale: ScaleOrRange | None = None
 
 
 class Method(ABC):
@@ -48,6 +63,7 @@ class Method(ABC):
         needs_data: whether training reads the data set. The workflow gives the data only to methods that say so.
         follows_teacher: whether the sample is meant to be the teacher's own sample from the same noise, so that the
             distance between the two measures the method. A property where the settings decide.
+        embeds_guidance: whether its students can be told w, so that it may be drawn from a range.
         TINY: settings for the contract tests: seconds of training.
     """
 
@@ -57,6 +73,7 @@ class Method(ABC):
     trains: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     follows_teacher: ClassVar[bool] = True
+    embeds_guidance: ClassVar[bool] = False
     TINY: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -73,9 +90,10 @@ class Method(ABC):
 
     def __init__(self, settings: Any, guidance: Guidance | None = None) -> None:
         """Args: guidance: of the teacher, unless the settings have their own. Students have learnt it; samplers of the
-        teacher must apply it."""
+        teacher must apply it. Students that have learnt a range are sampled at the teacher's, ``sampled_at``."""
         scale = getattr(settings, "guidance_scale", None)
         self.settings, self.guidance = settings, Guidance() if guidance is None else guidance
+        self.sampled_at = 1.0 if isinstance(self.guidance.scale, tuple) else self.guidance.scale
         if scale is not None:
             self.guidance = Guidance(scale)
 
@@ -106,7 +124,8 @@ class Method(ABC):
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         """Writes a student, or the teacher, as a folder that `diffusers` loads."""
-        save_denoiser(folder, teacher.with_network(network), **self.facts(teacher))
+        known = {"guidance_range": list(self.guidance.scale)} if isinstance(self.guidance.scale, tuple) else {}
+        save_denoiser(folder, teacher.with_network(network), **self.facts(teacher), **known)
 
     @abstractmethod
     def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:

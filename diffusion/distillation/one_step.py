@@ -1,19 +1,53 @@
 """Distillers whose student answers to pure noise with an image, in one evaluation."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
-from diffusion.distillation.distiller import Distiller, Student, student_network
+from diffusion.distillation.distiller import Distiller, Student, TrainedSettings, student_network
 from diffusion.distillation.pairs import Pairs
+from diffusion.prediction import EpsilonReading
 from diffusion.student import NoiseStudent
+from diffusion.teachers.facts import TeacherFacts
 from diffusion.training.steps import Step
 
 if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
+
+_LARGEST_RATIO = 20.0  # of σ to α at t_max, by which the exact reading multiplies the network's error
+
+
+class ReadingSettings(TrainedSettings):
+    """Settings of a method whose student is fed pure noise at t_max and read there.
+
+    Attributes:
+        epsilon_reading: of an epsilon teacher's student, "noise", y = ε − σ_M F, which does not start as the teacher,
+            or "exact", that divided by α_M, which does; refused where σ/α is more than 20 at t_max.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("epsilon_reading",)
+
+    epsilon_reading: EpsilonReading = "noise"
+
+    def check_reading(self, teacher: TeacherFacts) -> None:
+        """Raises ValueError where that teacher's student cannot be read so."""
+        if self.epsilon_reading == "noise":
+            return
+        if teacher.prediction_type != "epsilon":
+            raise ValueError(
+                f"epsilon_reading: found 'exact' with a teacher of {teacher.prediction_type}, expected 'noise': its "
+                f"student is read exactly as it is"
+            )
+        ratio = math.exp(min(teacher.log_noise_to_signal[1], 700))
+        if ratio > _LARGEST_RATIO:
+            raise ValueError(
+                f"epsilon_reading: found 'exact' with σ/α = {ratio:.4g} at t_max, expected 'noise', or a teacher with "
+                f"{_LARGEST_RATIO:g} at most: the network's error is multiplied by it"
+            )
 
 
 class OneStep(Distiller):
@@ -41,11 +75,18 @@ class OneStep(Distiller):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         """How the student feeds and reads its network."""
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family)
+        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family, **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """How the student is read, where it is not the rule."""
+        reading = getattr(self.settings, "epsilon_reading", "noise")
+        return {} if reading == "noise" else {"epsilon_reading": reading}
 
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
         schedule = teacher.schedule
-        return {"told_timestep": float(schedule.timestep(torch.tensor(schedule.t_min, dtype=torch.float64)))}
+        told = float(schedule.timestep(torch.tensor(schedule.t_min, dtype=torch.float64)))
+        return {"told_timestep": told, **self._reading}
 
     def network(self, teacher: Denoiser, run: "TrainingRun") -> Any:
         """The network that training starts from."""

@@ -70,7 +70,7 @@ class Staged(Distiller):
                 compute: Callable[..., torch.Tensor] = compute,  # bound now: the stages go on
                 points: int = stage.points,
             ) -> torch.Tensor:
-                x, noise, condition = real_batch(pictures, conditions, step)
+                x, noise, condition = real_batch(pictures, conditions, step, self.guidance)
                 point = torch.randint(1, points + 1, (len(x),), generator=step.generator, device=x.device)
                 return compute(x, noise, point, condition=condition)
 

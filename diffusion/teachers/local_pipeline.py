@@ -17,7 +17,7 @@ from diffusion.teachers.prompts import encoder_of
 from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.stock_student import STUDENT
 
-_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels")
+_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels", "guidance_range", "epsilon_reading")
 
 
 class LocalPipeline(StudentPipeline):

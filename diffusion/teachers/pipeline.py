@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils.torch_utils import randn_tensor
 
 # What a condition is called here, and what the networks of `diffusers` call it.
@@ -42,12 +43,13 @@ class StudentPipeline(DiffusionPipeline):
         read_timestep: the whole timestep at whose noise level it is fed and read; None is the last one.
         signal_scale: what its image is multiplied by.
         raw: whether its output is the image itself, whatever the prediction type.
+        epsilon_reading: of epsilon there, at the last one, "noise", ε − σ F, or "exact", that divided by α.
         levels: {"timesteps": increasing, "sampling": indices of the levels at which further steps start, None spreads
             them evenly, "clip": whether images are clipped between steps; left out where they are not}.
         num_classes: labels that are classes; one more label is no class, which guidance needs.
+        guidance_range: [low, high] of the guidance scales that the network is told; None where it is told none.
         max_tokens: tokens that a prompt is padded to; set of a network that is told texts.
-        text_encoder, tokenizer: of `transformers`, of such a network; its last hidden states are what the network is
-            told.
+        text_encoder, tokenizer: of `transformers`, of such a network, which is told the last hidden states.
         vae: of `diffusers`, where the network's states are its latents.
         thresholding: how x̂ is bounded by DDIM steps, {"kind": "none", "static" or "dynamic", "ratio", "maximum"}.
         cosine: {"t_min", "t_max"} of α_t = cos(πt/2), of which the scheduler's betas are a rounded form.
@@ -64,28 +66,22 @@ class StudentPipeline(DiffusionPipeline):
         read_timestep: Any = None,
         signal_scale: Any = 1.0,
         raw: Any = False,
+        epsilon_reading: Any = "noise",
         levels: Any = None,
         num_classes: Any = None,
         thresholding: Any = None,
         cosine: Any = None,
         max_tokens: Any = None,
+        guidance_range: Any = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
         vae: Any = None,
     ) -> None:
+        given = dict(locals())
+        parts = {name: given[name] for name in ("unet", "scheduler", "text_encoder", "tokenizer", "vae")}
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, vae=vae)
-        self.register_to_config(
-            told_timestep=told_timestep,
-            read_timestep=read_timestep,
-            signal_scale=signal_scale,
-            raw=raw,
-            levels=levels,
-            num_classes=num_classes,
-            thresholding=thresholding,
-            cosine=cosine,
-            max_tokens=max_tokens,
-        )
+        self.register_modules(**parts)
+        self.register_to_config(**{name: given[name] for name in sorted(given.keys() - {"self", "__class__", *parts})})
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """As of every pipeline, and the code with it."""
@@ -103,8 +99,7 @@ class StudentPipeline(DiffusionPipeline):
         if source is not None and not network.__module__.startswith("diffusers."):
             shutil.copyfile(source, folder / "unet" / Path(source).name)
             index["unet"] = [Path(source).stem, network.__name__]
-        text = json.dumps(index, indent=2, sort_keys=True)
-        (folder / "model_index.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @torch.no_grad()
     def __call__(
@@ -129,7 +124,8 @@ class StudentPipeline(DiffusionPipeline):
             class_labels: of a class-conditional network, one an image, or one for all.
             num_inference_steps: evaluations of the network an image (two under guidance). One for students of one step,
                 one unless given for consistency; DDIM steps must be told.
-            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers; students have learnt theirs.
+            guidance_scale: w of f(∅) + w (f(c) − f(∅)) (Ho & Salimans 2022), of teachers, and of students that are
+                told it, within their ``guidance_range``; all others have learnt theirs.
             generator: source of the noise. The further noise of a consistency student follows from that noise.
             latents: the noise itself, standard normal, shape (N, C, H, W).
             timestep: of a BOOT student, where its trajectory is read: 0 (the sample) to num_train_timesteps − 1 (the
@@ -146,7 +142,7 @@ class StudentPipeline(DiffusionPipeline):
         one_step = self.config.told_timestep is not None
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type: found {output_type!r}, expected 'pil', 'np', 'pt' or 'latent'")
-        if guidance_scale != 1 and (one_step or self.config.levels):
+        if guidance_scale != 1 and (one_step or self.config.levels) and self.config.guidance_range is None:
             raise ValueError(f"guidance_scale: found {guidance_scale}, expected 1: the student has learnt its guidance")
         if timestep is not None and not one_step:
             raise ValueError("timestep: given, but only the network of one step is told a time of one's choice")
@@ -180,8 +176,13 @@ class StudentPipeline(DiffusionPipeline):
             condition: ``class_labels``, shape (N,), or ``text``, (N, L, D), and ``text_mask``, (N, L).
 
         Raises:
-            ValueError: a number of steps that the network cannot take.
+            ValueError: a number of steps that the network cannot take, or a scale that it has not learnt.
         """
+        if (span := self.config.guidance_range) is not None:
+            if not span[0] <= guidance_scale <= span[1]:
+                raise ValueError(f"guidance_scale: found {guidance_scale}, expected {span[0]} to {span[1]}, as learnt")
+            scales = torch.full((len(noise),), float(guidance_scale), device=noise.device)
+            condition, guidance_scale = {**(condition or {}), "guidance": scales}, 1.0
         told = self.config.told_timestep if timestep is None else timestep
         if told is not None:
             if num_inference_steps not in (None, 1):
@@ -330,6 +331,9 @@ class StudentPipeline(DiffusionPipeline):
         named = {_NETWORK_NAMES[name]: value for name, value in condition.items() if name in _NETWORK_NAMES}
         if "encoder_hidden_states" in named:
             named["encoder_hidden_states"] = named["encoder_hidden_states"].to(fed.dtype)
+        if "guidance" in condition:
+            angles, size = 1000 * (condition["guidance"] - 1), self.unet.config["time_cond_proj_dim"]
+            named["timestep_cond"] = get_timestep_embedding(angles, size, downscale_freq_shift=1).to(fed.dtype)
         return self.unet(fed, told, return_dict=False, **named)[0].float()
 
     def _read(self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -356,9 +360,10 @@ class StudentPipeline(DiffusionPipeline):
         alpha, sigma = self._levels(timestep)
         x = self._start(noise) if at_end else sigma.to(noise.dtype) * noise
         output = self._output(x, sigma, told, condition)
+        undivided = at_end and self.config.epsilon_reading == "noise" and not self._is_edm
         if self.config.raw:
             images = output
-        elif at_end and self.scheduler.config.get("prediction_type") == "epsilon" and not self._is_edm:
+        elif undivided and self.scheduler.config.get("prediction_type") == "epsilon":
             images = noise - sigma.to(noise.dtype) * output  # α is next to nothing: not divided by
         else:
             images = self._read(output, x, alpha, sigma)

@@ -140,8 +140,23 @@ def _guidance_problem(method: Method, teacher: TeacherFacts, guidance: Guidance)
         return None
     if scale != 1 and not teacher.can_be_guided:
         return f"guidance_scale: found {scale}, expected 1: the teacher has no condition, or no unconditional input"
+    if isinstance(scale, tuple):
+        return _range_problem(method, scale, teacher, guidance)
     if isinstance(method, Distiller) and method.pairs() is not None:
         return f"guidance_scale: found {scale}, expected the teacher's {guidance.scale}, which made the pairs"
+    return None
+
+
+def _range_problem(method: Method, scale: tuple[float, float], teacher: TeacherFacts, guidance: Guidance) -> str | None:
+    """What is wrong with a range of guidance scales."""
+    found = f"guidance_scale: found {list(scale)}, expected"
+    if not method.embeds_guidance:
+        return f"{found} a number: {method.title} has no student that is told a scale"
+    if teacher.told != "text":  # whose network is a UNet2DConditionModel
+        return f"{found} a number: a UNet2DModel has no input for a scale"
+    assert not isinstance(guidance.scale, tuple), "a teacher has a number"
+    if not scale[0] <= guidance.scale <= scale[1]:
+        return f"{found} a range with the teacher's {guidance.scale}, at which samples are evaluated"
     return None
 
 

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from diffusion.conditions import Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.registry import method_class
-from diffusion.guidance import Guidance, guided
+from diffusion.guidance import Guidance, Scale, guided
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import problems_of
 from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser
 from diffusion.teachers.prompts import load_prompts
-from suite.job import GuidanceScale, Job, Key
+from suite.job import GuidanceScaleOrRange, Job, Key
 from suite.provenance import Input, checked, checked_folder
 
 
@@ -25,12 +25,13 @@ class VariantJob(Job):
     Attributes:
         variant: its name in the configuration.
         settings: its block, with the name of the ``method``.
-        guidance_scale: of the teacher, where the method evaluates it; 1 is without.
+        guidance_scale: of the teacher, where the method evaluates it; 1 is without. Where a student is sampled that is
+            told it, the number that it is told.
     """
 
     variant: str
     settings: Annotated[dict[str, Any], Key("methods.{variant}")]
-    guidance_scale: GuidanceScale = 1.0
+    guidance_scale: GuidanceScaleOrRange = 1.0
 
     @cached_property
     def method(self) -> Any:
@@ -38,7 +39,7 @@ class VariantJob(Job):
         return configured_method(self.variant, self.settings, self.guidance_scale)
 
 
-def configured_method(variant: str, settings: dict[str, Any], guidance_scale: float) -> Any:
+def configured_method(variant: str, settings: dict[str, Any], guidance_scale: Scale) -> Any:
     """The method that a variant's block describes, for a teacher under that guidance.
 
     Raises:
@@ -71,6 +72,6 @@ def checked_prompts(prompts: Path | None) -> dict[str, Input]:
     return checked_folder("prompts", prompts) if prompts else {}
 
 
-def load_teacher(folder: Path, guidance_scale: float, device: torch.device) -> Denoiser:
+def load_teacher(folder: Path, guidance_scale: Scale, device: torch.device) -> Denoiser:
     """The experiment's teacher as its methods see it."""
     return guided(load_denoiser(folder, device), Guidance(guidance_scale))

@@ -31,4 +31,5 @@ class StudentJob(Job):
         folder, device = self.student / "nfe-1", default_device()
         inputs = checked_network("student", folder) | checked_network("teacher", self.teacher)
         teacher = load_teacher(self.teacher, self.guidance_scale, device)
-        return load_student(folder, device, target), teacher, inputs
+        # Told the scale that the teacher has.
+        return load_student(folder, device, target, self.guidance_scale), teacher, inputs

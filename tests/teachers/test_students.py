@@ -68,6 +68,7 @@ CASES = {
     "boot-classes": (tiny_conditional(3), "boot", {}, None),
     "boot-guided": (tiny_conditional(3), "boot", {}, GUIDED),
     "boot-epsilon-of-betas": (linear(), "boot", {}, None),
+    "boot-epsilon-exact": (linear(), "boot", {"epsilon_reading": "exact"}, None),
     "boot-zero-terminal": (zero_terminal(), "boot", {}, None),
     "boot-song": (edm(), "boot", {}, None),
     "boot-song-classes": (edm(classes=3), "boot", {}, None),

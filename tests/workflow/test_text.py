@@ -44,6 +44,10 @@ def folder(tmp_path_factory):
     teacher["training"] |= FEW
     raw["methods"] = {name: methods[name] for name in ("boot", "ddim", "progressive")}
     raw["methods"]["unguided"] = {"method": "ddim", "num_inference_steps": [2], "guidance_scale": 1.0}
+    raw["methods"]["ranged"] = methods["boot"] | {
+        "guidance_scale": [1.0, 4.0],
+        "training": methods["boot"]["training"] | FEW,
+    }
     raw["methods"]["ddim"]["num_inference_steps"] = [1, 2]
     raw["methods"]["boot"]["training"] |= FEW
     raw["methods"]["progressive"] |= {"start_steps": 2, "training": FEW | {"steps": 4, "snapshots": 2}}
@@ -82,6 +86,15 @@ def test_a_method_has_its_own_guidance(results):
     assert (np.load(unguided)["arr_0"] != np.load(guided)["arr_0"]).any()
     record = json.loads((results / "students" / "boot" / "train-0" / "provenance.json").read_text())
     assert record["guidance_scale"] == 2.0
+
+
+def test_a_student_of_a_range_of_scales_is_sampled_at_the_teachers(results):
+    told = {
+        kind: json.loads((results / kind / "ranged" / "train-0" / "provenance.json").read_text())["guidance_scale"]
+        for kind in ("students", "samples")
+    }
+    assert told == {"students": [1.0, 4.0], "samples": 2.0}
+    assert (results / "students" / "ranged" / "train-0" / "nfe-1" / "unet").is_dir()
 
 
 def test_captions_are_measured_and_shown(results):

@@ -138,6 +138,18 @@ def guidance_scale(wildcards):
     return EXPERIMENT.methods[wildcards.variant].guidance.scale
 
 
+def evaluated_scale(wildcards):
+    """The same as a number: a student that is told the scale is evaluated at the teacher's."""
+    method = EXPERIMENT.methods[wildcards.variant]
+    return method.sampled_at if method.guidance.drawn else method.guidance.scale
+
+
+def sampled_scale(wildcards):
+    """What a sampler is told of it: of other students nothing, for they have learnt it."""
+    learnt = of_trained(wildcards) and not EXPERIMENT.methods[wildcards.variant].guidance.drawn
+    return 1.0 if learnt else evaluated_scale(wildcards)
+
+
 def method_module(wildcards):
     """The module of a variant's method, which the job imports by its name."""
     return method_modules()[EXPERIMENT.methods[wildcards.variant].name]
@@ -228,8 +240,7 @@ def sampled(record, **chosen):
         method_module,
         variant=wildcard("variant"),
         settings=method_settings,
-        # A student has learnt it.
-        guidance_scale=lambda wildcards: 1.0 if of_trained(wildcards) else guidance_scale(wildcards),
+        guidance_scale=sampled_scale,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
         **chosen,
@@ -271,6 +282,6 @@ def of_student(record, stage, **further):
         stage,
         seed=PLAN.first_seed,
         batch_size=EVALUATION.batch_size,
-        guidance_scale=guidance_scale,
+        guidance_scale=evaluated_scale,
         **further,
     )

@@ -184,6 +184,7 @@ rule learning_curve:
             variant=wildcard("variant"),
             train_seed=wildcard("train_seed"),
             settings=method_settings,
+            guidance_scale=sampled_scale,
             teacher_nfe=TEACHER_UNIT.nfe,
             seed=PLAN.first_seed,
             num_samples=EVALUATION.num_samples,

@@ -1,7 +1,8 @@
 """U-Nets that attend to the tokens of a text, in pixel space: `diffusers`' ``UNet2DConditionModel``."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from diffusion.teachers.families.unet2d import channel_problems, size_problems, 
 
 # What a network may be told beside a text; none of it is given here.
 _FURTHER = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
+_EMBEDDED = 256  # numbers that embed a guidance scale, as many as of latent consistency models
 
 
 class UNet2DCondition(TeacherFamily):
@@ -24,14 +26,33 @@ class UNet2DCondition(TeacherFamily):
 
     def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
         assert condition is not None
+        config: Any = network.config
+        embedded = None
+        if (size := config.time_cond_proj_dim) is not None:  # as `diffusers`' pipelines embed w − 1
+            from diffusers.models.embeddings import get_timestep_embedding
+
+            angles = 1000 * (condition["guidance"] - 1)
+            embedded = get_timestep_embedding(angles, size, downscale_freq_shift=1).to(x.dtype)
         output: torch.Tensor = network(
             x,
             told,
             encoder_hidden_states=condition["text"].to(x.dtype),
             encoder_attention_mask=condition["text_mask"],
+            timestep_cond=embedded,
             return_dict=False,
         )[0]
         return output.float()
+
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        """`diffusers`' ``time_cond_proj_dim``, whose weights start at zero (theirs are random)."""
+        given: Any = network
+        if given.config.time_cond_proj_dim:
+            return copy.deepcopy(network)
+        told = self.network_class(type(given).__name__).from_config(given.config, time_cond_proj_dim=_EMBEDDED)
+        told.load_state_dict(told.state_dict() | given.state_dict())
+        nn.init.zeros_(told.time_embedding.cond_proj.weight)
+        told = told.to(next(given.parameters()).device).train(given.training)
+        return cast(nn.Module, told)
 
     def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
         raise ValueError("the network is told texts, and the folder holds none")
