@@ -256,11 +256,15 @@ def measures_table(results: Results) -> Table:
         "is taken of all samples, against those of the other sampling seeds, so that the teacher's own row is its "
         "floor.",
     ]
+    if results.has("caption_variance") or results.has("caption_diversity"):
+        notes.append(
+            "What concerns captions is taken of all samples. A method that answers a caption with one image has no "
+            "variance and no diversity within it; read the teacher's beside it."
+        )
     if results.has("caption_accuracy"):
         notes.append(
-            "What concerns captions is taken of all samples. The first row then shows what the classifier itself gets "
-            "wrong of real images, among new combinations too. A method that answers a caption with one image has no "
-            "variance within it; read the teacher's beside it."
+            "Of captions, the first row shows what the classifier itself gets wrong of real images, among new "
+            "combinations too."
         )
     if not results.has("frechet_distance_extrapolated"):
         notes.append(

@@ -50,6 +50,7 @@ class Experiment:
         ablation: question to variant to its change in words; None where the experiment has no ablation.
         conditional: whether the teacher is told a class or a text, so that samples have labels.
         told: what it is told.
+        has_captions: whether samples are asked for captions: texts, or classes that are captions.
         has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
@@ -80,7 +81,9 @@ class Experiment:
         self.methods = methods
         self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional, self.told = facts.conditional, facts.told
-        self.has_classifier = facts.told == "class" or (facts.told == "text" and bool(getattr(data, "attributes", ())))
+        has_attributes = bool(getattr(data, "attributes", ()))
+        self.has_captions = facts.told == "text" or (facts.told == "class" and has_attributes)
+        self.has_classifier = facts.told == "class" or (facts.told == "text" and has_attributes)
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
@@ -158,6 +161,11 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         problems.append(
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
+    if layout.evaluation.text_scores and facts and facts.told != "text":
+        problems.append(
+            "evaluation.text_scores: given, but the teacher is told no texts, with which samples could be compared; "
+            "remove it or set teacher.text."
+        )
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
     known = {name: methods.get(name) for name in blocks}
     # A guided sampler has other numbers of evaluations.
@@ -178,6 +186,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         problems += _file_problems(layout, data)
         if isinstance(teacher, TeacherSettings) and teacher.text:
             collected(teacher.text.folder)
+        for name, score in layout.evaluation.text_scores.items():
+            collected(score.folder, name)
         if data and facts:
             channels, *size = data.shape
             taken = set(labels_of(chosen).values())

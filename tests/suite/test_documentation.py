@@ -1,6 +1,7 @@
 """What the documentation says in YAML is what the suite takes."""
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
@@ -10,6 +11,8 @@ from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.settings import TeacherSettings
 from evaluation.measure.protocols import Protocol
 from evaluation.measure.quality import definitions
+from evaluation.measure.text_scores import TextScoreName
+from suite.configuration.blocks import EvaluationSettings
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
@@ -77,6 +80,18 @@ def test_every_measure_stands_in_the_table_with_tests_that_exist():
 
 
 def test_the_protocols_of_the_documentation_are_protocols():
-    (block,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S))
-    for protocol in block["evaluation"]["protocols"].values():
+    evaluation = evaluation_of_the_documentation()
+    for protocol in evaluation["protocols"].values():
         Protocol.model_validate(protocol)
+
+
+def test_the_text_scores_of_the_documentation_are_settings():
+    scores = evaluation_of_the_documentation()["text_scores"]
+    scores["pick_score"]["revision"] = "0" * 40
+    assert set(EvaluationSettings(text_scores=scores).text_scores) == set(get_args(TextScoreName))
+
+
+def evaluation_of_the_documentation():
+    """What the blocks of docs/measures.md have under ``evaluation``."""
+    blocks = (yaml.safe_load(text)["evaluation"] for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S))
+    return {key: value for block in blocks for key, value in block.items()}

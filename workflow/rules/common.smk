@@ -198,8 +198,18 @@ def extraction(name):
     return PLAN.extractions()[name].model_copy(update=rest)
 
 
+def files_of_weights(protocol):
+    """The files that count of those weights, some of which are folders."""
+    places = map(Path, own_weights(protocol).values())
+    return [
+        str(file)
+        for place in places
+        for file in ([place / name for name in ("config.json", "model.safetensors")] if place.is_dir() else [place])
+    ]
+
+
 MAIN_EXTRACTION = extraction(EVALUATION.all_protocols[MAIN].extraction)
-WEIGHTS_OF_MAIN = [*own_weights(MAIN_EXTRACTION).values()]
+WEIGHTS_OF_MAIN = files_of_weights(MAIN_EXTRACTION)
 
 
 def distilled(**further):
@@ -247,7 +257,7 @@ def further_sets(wildcards):
 
 
 def weights_of_extraction(wildcards):
-    return [*own_weights(extraction(wildcards.extraction)).values()]
+    return files_of_weights(extraction(wildcards.extraction))
 
 
 def protocol_of(wildcards):
