@@ -263,8 +263,10 @@ def _file_problems(layout: Layout, data: Any) -> list[str]:
     prepared = Path(layout.results, layout.experiment, "data", RECORD).exists()
     problems = data_problems(data) if data and not prepared else []
     for name, protocol in layout.evaluation.further_protocols.items():
+        if not protocol.reference_is_file:
+            continue
         features = protocol.features or layout.evaluation.features
-        if protocol.reference_is_file and (problem := reference_problem(Path(protocol.reference), data, features)):
+        if problem := reference_problem(Path(protocol.reference), data, features, protocol.resolution):
             problems.append(f"evaluation.protocols.{name}.reference: {problem}")
     for name, path in layout.evaluation.weights.items():
         is_file = name.removesuffix("-clean-fid") == "inception"

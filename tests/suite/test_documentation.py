@@ -9,7 +9,7 @@ from repository import ROOT
 
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.settings import TeacherSettings
-from evaluation.measure.protocols import Protocol
+from evaluation.measure.protocols import PRESETS, Protocol
 from evaluation.measure.quality import definitions
 from evaluation.measure.text_scores import TextScoreName
 from suite.configuration.blocks import EvaluationSettings
@@ -19,6 +19,8 @@ from suite.plan import Plan
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
+# What its blocks have under ``evaluation``.
+MEASURED = [yaml.safe_load(text)["evaluation"] for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S)]
 
 
 def published():
@@ -80,18 +82,17 @@ def test_every_measure_stands_in_the_table_with_tests_that_exist():
 
 
 def test_the_protocols_of_the_documentation_are_protocols():
-    evaluation = evaluation_of_the_documentation()
-    for protocol in evaluation["protocols"].values():
+    blocks = [block for block in MEASURED if "protocols" in block]
+    assert len(blocks) == 2
+    for protocol in [protocol for block in blocks for protocol in block["protocols"].values()]:
         Protocol.model_validate(protocol)
 
 
 def test_the_text_scores_of_the_documentation_are_settings():
-    scores = evaluation_of_the_documentation()["text_scores"]
+    (scores,) = (block["text_scores"] for block in MEASURED if "text_scores" in block)
     scores["pick_score"]["revision"] = "0" * 40
     assert set(EvaluationSettings(text_scores=scores).text_scores) == set(get_args(TextScoreName))
 
 
-def evaluation_of_the_documentation():
-    """What the blocks of docs/measures.md have under ``evaluation``."""
-    blocks = (yaml.safe_load(text)["evaluation"] for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S))
-    return {key: value for block in blocks for key, value in block.items()}
+def test_every_preset_stands_in_the_documentation():
+    assert set(re.findall(r"^\| `(coco[\w-]+)` \|", MEASURES, re.M)) == set(PRESETS)

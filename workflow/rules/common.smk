@@ -194,7 +194,7 @@ def under(protocol):
 
 def extraction(name):
     """A protocol for features alone, in which the rest of it has no part."""
-    rest = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
+    rest = {"preset": None, "quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
     return PLAN.extractions()[name].model_copy(update=rest)
 
 
