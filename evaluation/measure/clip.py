@@ -52,7 +52,7 @@ class Clip:
             raise UserError(
                 f"{self._folder} ({key}): tokenizer or processor cannot be read ({error}); expected those of a CLIP."
             ) from error
-        self._name, self._device, self._batch_size = name, device, batch_size
+        self._device, self._batch_size = device, batch_size
         self._sha256 = sha256_file(self._folder / WEIGHTS)
         self._most_tokens = int(model.config.text_config.max_position_embeddings)
         lengths = [len(tokens) for tokens in self._processor.tokenizer(list(texts))["input_ids"]]

@@ -83,8 +83,8 @@ class Measuring(Job):
         row_of = {index: row for row, index in enumerate(self.texts)}
         if unknown := set(caption_indices.tolist()) - row_of.keys():
             raise UserError(
-                f"{where}: found the caption {min(unknown)}, expected the indices of the {len(row_of)} captions asked "
-                f"for."
+                f"{where}: found the caption {min(unknown)}, expected the indices of the {len(row_of)} captions that "
+                f"samples are drawn of."
             )
         rows = np.array([row_of[index] for index in caption_indices.tolist()])
         return {f"{name}_match": clip.match(images, rows) for name, clip in self.clips.items()}

@@ -1033,7 +1033,9 @@ def test_a_report_of_texts_has_the_sentences_and_a_column_a_method(text_inputs, 
     assert "two classes" not in page.text
     assert "told the same" in page.text
     found = {str(path.relative_to(text_report)) for path in text_report.rglob("*") if path.is_file()}
-    assert found == {*FILES, "figures/captions.svg", "figures/captions.png"}
+    published = {f"tables/published_texts.{suffix}" for suffix in ("csv", "md", "tex")}
+    assert found == {*FILES, *published, "figures/captions.svg", "figures/captions.png"}
+    assert "SiD-LSG (guidance 1.5, longer training)" in page.text
 
 
 def test_classes_are_spoken_of_without_texts(page):

@@ -88,7 +88,8 @@ def test_a_method_has_its_own_guidance(results):
 def test_captions_are_measured_and_shown(folder, results):
     table = pd.read_csv(results / "report" / "metrics.csv")
     assert set(table[table.variant == "boot"].metric) >= MEASURES
-    assert set(table[table.method == "real"].metric) >= MEASURES
+    # Of each caption the test part has one image.
+    assert set(table[table.method == "real"].metric) >= MEASURES - {"caption_variance", "caption_diversity"}
     assert "label_accuracy" not in set(table.metric)
     page = (results / "report" / "index.html").read_text()
     assert load_prompts(results / "prompts").texts[0] in page
