@@ -114,13 +114,15 @@ def _checked_count(file: Path, shape: tuple[int, int, int], labelled: bool) -> i
     return count
 
 
-def reference_problem(file: Path, data: Any, features: ExtractorName) -> str | None:
-    """What is wrong with a reference: images of another size than the data's, or moments of other features.
+def reference_problem(file: Path, data: Any, features: ExtractorName, resolution: int | None = None) -> str | None:
+    """What is wrong with a reference: images of another size than the protocol's or else the data's, or moments of
+    other features.
 
     Of extractors with features of one length the job tells which its moments are of.
     """
     try:
-        return _reference_problem(file, data, DIMENSIONS[features])
+        size = (resolution, resolution) if resolution else data.shape[1:] if data else None
+        return _reference_problem(file, size, DIMENSIONS[features])
     except FileNotFoundError:
         return f"found {str(file)!r}, expected train, test or an existing file."
     except UserError as error:
@@ -129,7 +131,7 @@ def reference_problem(file: Path, data: Any, features: ExtractorName) -> str | N
         return f"{file}: cannot be read as an .npz ({first_line(error)}); expected 'arr_0', or 'mu' and 'sigma'."
 
 
-def _reference_problem(file: Path, data: Any, dimensions: int) -> str | None:
+def _reference_problem(file: Path, size: tuple[int, int] | None, dimensions: int) -> str | None:
     with np.load(file, allow_pickle=False) as archive:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             return f"{file}: holds one array, expected an .npz."
@@ -137,9 +139,8 @@ def _reference_problem(file: Path, data: Any, dimensions: int) -> str | None:
         mean = archive["mu"].shape if {"mu", "sigma"} <= names else None
     if "arr_0" in names:
         shape = samples_shape(file)
-        if data is not None and shape[1:3] != data.shape[1:]:
-            height, width = data.shape[1:]
-            return f"{file}: images of {shape[1]}×{shape[2]} pixels, expected {height}×{width}."
+        if size is not None and shape[1:3] != size:
+            return f"{file}: images of {shape[1]}×{shape[2]} pixels, expected {size[0]}×{size[1]}."
         return None
     if mean is None:
         return f"{file}: holds {sorted(names)}; expected 'arr_0' (images), or 'mu' and 'sigma' (moments)."

@@ -46,6 +46,31 @@ def write_encoder(folder, seed=0):
     return folder
 
 
+def write_clip(folder, seed=0, max_tokens=16):
+    """A CLIP of two layers that reads words letter by letter, with tokenizer and processor, as a folder of
+    `transformers`; its images have 16 pixels a side."""
+    import transformers
+
+    letters = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase)]
+    pieces = {piece: number for number, piece in enumerate([*letters, "on</w>", "<|startoftext|>", "<|endoftext|>"])}
+    start, end = len(pieces) - 2, len(pieces) - 1
+    tokenizer = transformers.CLIPTokenizer(vocab=pieces, merges=[("o", "n</w>")], model_max_length=max_tokens)
+    half = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = half | {"vocab_size": len(pieces), "max_position_embeddings": max_tokens}
+    text |= {"bos_token_id": start, "eos_token_id": end, "pad_token_id": end}
+    vision = half | {"image_size": 16, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+        )
+    model.save_pretrained(folder, safe_serialization=True)
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    images = transformers.CLIPImageProcessor(**size)
+    transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
 def tiny_prompts(place, texts=TEXTS, indices=INDICES, knows_empty=True):
     """Texts that the encoder has read; ``place`` gets the encoder as a pipeline has it."""
     flat = write_encoder(place / "flat")

@@ -213,7 +213,7 @@ def read_picture(file: Encoded, size: Size) -> np.ndarray:
             with suppress(Exception):  # whatever its reader of TIFF raises: the pixels are whole
                 ImageOps.exif_transpose(image, in_place=True)
             picture = _to_mode(file, image, "RGB" if size.channels == 3 else "L")
-            converted = _resized(picture, size.resolution, size.crop)
+            converted = resized(picture, size.resolution, size.crop)
     except Image.DecompressionBombError as error:
         raise UserError(f"{file.name}: has too many pixels ({error}). Make it smaller, or take it out.") from error
     except Image.UnidentifiedImageError as error:
@@ -312,8 +312,8 @@ def _from_16_bit(file: Encoded, image: "Image.Image") -> "Image.Image":
     return Image.fromarray(grey)
 
 
-def _resized(image: "Image.Image", resolution: int, crop: Crop) -> "Image.Image":
-    """With the roundings of the published code."""
+def resized(image: "Image.Image", resolution: int, crop: Crop) -> "Image.Image":
+    """An image as a square of so many pixels a side, with the roundings of the published code."""
     from PIL import Image
 
     if crop == "lanczos":

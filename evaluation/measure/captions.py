@@ -1,12 +1,14 @@
-"""What captions ask for, attribute by attribute, and what a classifier finds in the samples."""
+"""What captions ask for, and what is found in the samples: attributes, how unlike they are, how well they match."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion.data.store import Split
+
+MOST_COMPARED_WITHIN = 8
 
 
 @dataclass(frozen=True)
@@ -14,14 +16,12 @@ class Captions:
     """What the samples of one set were asked for, and what they show.
 
     Attributes:
-        classes: int64 (N,), the caption that each was asked for, as its class.
         asked: int64 (N, A), the values of the caption's attributes.
         found: int64 (N, A), the values that a classifier finds.
         is_new: bool (N,), whether the training part holds no image with these values together.
         exchangeable: whether all attributes have the same values, so that a value can be found in another's place.
     """
 
-    classes: np.ndarray
     asked: np.ndarray
     found: np.ndarray
     is_new: np.ndarray
@@ -39,6 +39,18 @@ class Captions:
         return same_values & ~self.right
 
 
+class Match(NamedTuple):
+    """How well N images go with their captions.
+
+    Attributes:
+        cosines: between the embeddings of image and caption, float64, (N,), in [-1, 1].
+        logit_scale: exp of CLIP's learnt temperature: logits are the cosines times that.
+    """
+
+    cosines: np.ndarray
+    logit_scale: float
+
+
 def variance_within(classes: np.ndarray, images: np.ndarray) -> float | None:
     """Mean over captions, each of equal weight, of the unbiased variance per pixel between images of one caption.
 
@@ -49,10 +61,34 @@ def variance_within(classes: np.ndarray, images: np.ndarray) -> float | None:
     Returns:
         None where no caption has two images.
     """
+    variances = [np.var(images[rows] / 127.5, axis=0, ddof=1).mean() for rows in _rows_by_caption(classes)]
+    return float(np.mean(variances)) if variances else None
+
+
+def distance_within(classes: np.ndarray, features: np.ndarray, most: int = MOST_COMPARED_WITHIN) -> float | None:
+    """Mean over captions, each of equal weight, of the mean Euclidean distance between two images of one caption.
+
+    Its expectation does not depend on how many images a caption has.
+
+    Args:
+        classes: int (N,), the caption of each image.
+        features: float (N, D).
+        most: the first images of each caption that are compared, each with each.
+
+    Returns:
+        None where no caption has two images.
+    """
+    from scipy.spatial.distance import pdist
+
+    distances = [pdist(features[rows[:most]].astype(np.float64)).mean() for rows in _rows_by_caption(classes)]
+    return float(np.mean(distances)) if distances else None
+
+
+def _rows_by_caption(classes: np.ndarray) -> list[np.ndarray]:
+    """The rows of each caption that has two images or more, in their order."""
     _, counts = np.unique(classes, return_counts=True)
     rows_of_caption = np.split(np.argsort(classes, kind="stable"), np.cumsum(counts)[:-1])
-    variances = [np.var(images[rows] / 127.5, axis=0, ddof=1).mean() for rows in rows_of_caption if len(rows) > 1]
-    return float(np.mean(variances)) if variances else None
+    return [rows for rows in rows_of_caption if len(rows) > 1]
 
 
 @dataclass(frozen=True)
@@ -101,4 +137,4 @@ class Attributes:
         is_new = np.array([tuple(values) not in trained for values in self.of_class.tolist()])
         sets_of_values = {tuple(np.unique(values)) for values in self.of_class.T}
         exchangeable = len(self.names) > 1 and len(sets_of_values) == 1
-        return Captions(classes, self.of_class[classes], found, is_new[classes], exchangeable)
+        return Captions(self.of_class[classes], found, is_new[classes], exchangeable)

@@ -118,7 +118,6 @@ def save_classifier(
     test_count: int,
     attributes: Attributes | None = None,
     test_captions: Captions | None = None,
-    test_caption_variance: float | None = None,
 ) -> None:
     """Writes ``model.safetensors`` and ``classifier.json`` into an existing folder.
 
@@ -128,7 +127,6 @@ def save_classifier(
         test_count: how many those are.
         attributes: of the captions, where classes are captions.
         test_captions: what it finds in these images, where classes are captions.
-        test_caption_variance: theirs (:func:`~evaluation.measure.captions.variance_within`).
     """
     from safetensors.torch import save_file
 
@@ -142,9 +140,7 @@ def save_classifier(
     if attributes is not None and test_captions is not None:
         facts |= {
             "attributes": attributes.as_json(),
-            "test_classes": test_captions.classes.tolist(),
             "test_found": test_captions.found.tolist(),
-            "test_caption_variance": test_caption_variance,
         }
     save_file(network.state_dict(), folder / "model.safetensors")
     write_json(folder / "classifier.json", facts)

@@ -63,7 +63,7 @@ class Extractor(ABC):
         """
         dataset = _Pictures(_check_images(images))
         # A DataLoader draws a seed even when it has no workers: that must not move the caller's random state.
-        with torch.random.fork_rng(devices=[]), _reproducible_arithmetic(self._device):
+        with torch.random.fork_rng(devices=[]), reproducible_arithmetic(self._device):
             features = get_featuresdict_from_dataset(
                 dataset,
                 self._network,
@@ -94,7 +94,7 @@ class Extractor(ABC):
         # Its resizers turn all of Python's warnings off: for as long as they run and no longer.
         with (
             torch.random.fork_rng(devices=[]),
-            _reproducible_arithmetic(self._device),
+            reproducible_arithmetic(self._device),
             warnings.catch_warnings(),
             ThreadPoolExecutor(torch.get_num_threads()) as pool,
         ):
@@ -215,7 +215,7 @@ def _check_features(features: np.ndarray, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _reproducible_arithmetic(device: torch.device) -> Iterator[None]:
+def reproducible_arithmetic(device: torch.device) -> Iterator[None]:
     """Full float32 on CUDA, so that a figure depends neither on a card's TF32 nor on what the process did before."""
     flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with flags, float32_products(device, tf32=False):

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from diffusion.runtime.errors import UserError
-from evaluation.measure.captions import Captions
+from evaluation.measure.captions import Captions, Match
 from evaluation.measure.moments import Moments
 from evaluation.measure.neighbours import Neighbours
 
@@ -35,6 +35,11 @@ class Metric:
     of_covariances: bool = False  # of the features, which few samples leave without full rank
     # Number of images to the smallest difference that it can show; None: any difference is one.
     resolution: Callable[[int], float] | None = None
+
+
+def one_image(count: int) -> float:
+    """The resolution of shares of count images (recall's of the real ones, about as many)."""
+    return 1 / count
 
 
 METRICS: dict[str, Metric] = {}
@@ -73,6 +78,11 @@ class Given:
     teacher_images: np.ndarray | None = None  # the teacher's many-step samples from the same noise
     labels: tuple[np.ndarray, np.ndarray] | None = None  # classes asked for, and found by a classifier, (N,) each
     captions: Captions | None = None  # in place of labels, where classes are captions
+    caption_indices: np.ndarray | None = None  # of the caption that each sample was asked for, (N,)
+    # Of the samples of all sampling seeds, the features, (N, D), and these indices.
+    all_seeds: tuple[np.ndarray, np.ndarray] | None = None
+    clip_score_match: Match | None = None  # of the samples and their captions, by the CLIP of the CLIP score
+    pick_score_match: Match | None = None  # by that of PickScore
     first_features: np.ndarray | None = None  # of a finished student's first sampling seed, for what is dear to take
     other_teacher_features: np.ndarray | None = None  # beside these, of the teacher's samples of all other seeds
 

@@ -1,16 +1,15 @@
 """The metrics: each is one function, with its name, its direction and its sentence beside it.
 
 A metric's parameters name what it takes of :class:`~evaluation.measure.metric.Given`; where there is no such thing, it
-is left out. To add one, write it here: rows of metrics.csv, tables, verdicts and footnotes follow. Two are by hand,
-because no kept library has them: density and coverage (`prdc`, their authors' package, holds all N×N distances at once
-and has not moved since 2020), and the extrapolated Fréchet distance. All raise a NonFiniteError where a feature or the
-value is NaN or infinite.
+is left out. To add one, write it here, or beside those of captions in :mod:`evaluation.measure.caption_metrics`: rows
+of metrics.csv, tables, verdicts and footnotes follow. Two are by hand, because no kept library has them: density and
+coverage (`prdc`, their authors' package, holds all N×N distances at once and has not moved since 2020), and the
+extrapolated Fréchet distance. All raise a NonFiniteError where a feature or the value is NaN or infinite.
 
 The report reads this module too, for names and directions: libraries that take seconds to import are imported within
 the functions.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -18,8 +17,7 @@ import numpy as np
 import torch
 
 from diffusion.runtime.errors import UserError
-from evaluation.measure.captions import Captions, variance_within
-from evaluation.measure.metric import METRICS, Metric, TooFewSamplesError, metric
+from evaluation.measure.metric import METRICS, Metric, TooFewSamplesError, metric, one_image
 from evaluation.measure.moments import Moments, as_tensor, checked, finite, moments
 from evaluation.measure.neighbours import MOST_COMPARED, Neighbours, nearer_than_held_out, nearest
 
@@ -40,11 +38,6 @@ _PICTURES_AT_ONCE = 256
 
 _WHOLE = "num_samples samples against the whole 'train' part"
 _COMPARED = f"{_WHOLE} (where it is larger, {MOST_COMPARED:,} drawn of it)"
-
-
-def _one_image(count: int) -> float:
-    """Shares count images (recall the real ones, about as many)."""
-    return 1 / count
 
 
 @metric(
@@ -136,7 +129,7 @@ def kid(
         f"Improved precision with {NEIGHBORHOOD} nearest neighbours, {_COMPARED}, by torch-fidelity.",
         better="higher",
         words="precision",
-        resolution=_one_image,
+        resolution=one_image,
     ),
     Metric(
         "recall",
@@ -144,7 +137,7 @@ def kid(
         f"Improved recall with {NEIGHBORHOOD} nearest neighbours, {_COMPARED}, by torch-fidelity.",
         better="higher",
         words="recall",
-        resolution=_one_image,
+        resolution=one_image,
     ),
 )
 def precision_recall(
@@ -375,7 +368,7 @@ def mean_squared_distance(images: np.ndarray, teacher_images: np.ndarray) -> flo
         features="classifier",
         against="labels",
         whole=True,
-        resolution=_one_image,
+        resolution=one_image,
     )
 )
 def label_accuracy(labels: tuple[np.ndarray, np.ndarray]) -> float:
@@ -384,124 +377,8 @@ def label_accuracy(labels: tuple[np.ndarray, np.ndarray]) -> float:
     return float(np.mean(asked == found))
 
 
-# Of the shares of samples by what the classifier finds of their captions.
-_caption_share = functools.partial(
-    Metric,
-    library="torchvision",
-    features="classifier",
-    against="captions",
-    whole=True,
-    resolution=_one_image,
-)
-
-
-@metric(
-    _caption_share(
-        "caption_accuracy",
-        "Caption accuracy",
-        "Share of the samples in which a classifier, trained on the real training images alone, finds every attribute "
-        "as the caption says; for the real test images, as their own caption says.",
-        better="higher",
-        words="caption accuracy",
-    )
-)
-def caption_accuracy(captions: Captions) -> float:
-    """The share of samples with every attribute right."""
-    return float(np.mean(captions.right))
-
-
-@metric(
-    _caption_share(
-        "caption_accuracy_new",
-        "Caption accuracy, new combinations",
-        "Caption accuracy over the samples whose caption combines attributes as no training image does.",
-        better="higher",
-    )
-)
-def caption_accuracy_new(captions: Captions) -> float:
-    """The same share among samples of combinations that the training part never held.
-
-    Raises:
-        TooFewSamplesError: there are none.
-    """
-    return _share_among_new(captions.right, captions)
-
-
-@metric(
-    _caption_share(
-        "caption_partly_right",
-        "Partly right",
-        "Share of the samples in which the classifier finds some attributes as the caption says, but not all.",
-        better="lower",
-    )
-)
-def caption_partly_right(captions: Captions) -> float:
-    """The share of samples with an attribute right and another wrong."""
-    any_right = (captions.found == captions.asked).any(axis=1)
-    return float(np.mean(any_right & ~captions.right))
-
-
-@metric(
-    _caption_share(
-        "caption_swapped",
-        "Swapped",
-        "Share of the samples in which the classifier finds all that the caption names, but in other places: the error "
-        "of binding. Taken where all attributes have the same values.",
-        better="lower",
-    )
-)
-def caption_swapped(exchangeable_captions: Captions) -> float:
-    """The share of samples whose values are the caption's in another order."""
-    return float(np.mean(exchangeable_captions.swapped))
-
-
-@metric(
-    _caption_share(
-        "caption_swapped_new",
-        "Swapped, new combinations",
-        "The same over the samples whose caption combines attributes as no training image does.",
-        better="lower",
-    )
-)
-def caption_swapped_new(exchangeable_captions: Captions) -> float:
-    """The same share among samples of combinations that the training part never held.
-
-    Raises:
-        TooFewSamplesError: there are none.
-    """
-    return _share_among_new(exchangeable_captions.swapped, exchangeable_captions)
-
-
-def _share_among_new(counted: np.ndarray, captions: Captions) -> float:
-    if not captions.is_new.any():
-        raise TooFewSamplesError("captions of new combinations: no sample was asked for one.")
-    return float(np.mean(counted[captions.is_new]))
-
-
-@metric(
-    Metric(
-        "caption_variance",
-        "Variance within a caption",
-        "Variance over the samples of one caption, per pixel, of images decoded to [-1, 1], unbiased; its mean over "
-        "the captions with two samples or more. A method that answers a caption with one image has 0; read it beside "
-        "the teacher's.",
-        library="numpy",
-        features="pixels",
-        against="captions",
-        whole=True,
-    )
-)
-def caption_variance(images: np.ndarray, captions: Captions) -> float:
-    """What :func:`~evaluation.measure.captions.variance_within` gives of samples, (N, H, W, C).
-
-    Raises:
-        TooFewSamplesError: no caption has two samples.
-    """
-    variance = variance_within(captions.classes, images)
-    if variance is None:
-        raise TooFewSamplesError("variance within a caption: no caption has two samples.")
-    return variance
-
+# Below, because tables show metrics in the order in which they are declared.
+import evaluation.measure.caption_metrics  # noqa: E402, F401
 
 # Tables and figures call a metric the same on any features, and say which in its title.
 PLAIN_NAMES = {about.inception_name: name for name, about in METRICS.items() if about.inception_name}

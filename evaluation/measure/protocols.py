@@ -5,13 +5,13 @@ A protocol says how pictures become features (library, resize, network, quantise
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from diffusion.data.samples import Quantiser
 from diffusion.data.store import PARTS
-from diffusion.runtime.settings import Settings, UserPath
+from diffusion.runtime.settings import GrownSettings, Settings, UserPath
 
 # Here and not beside the extractors, whose import costs seconds that every start of the workflow would pay.
 VisionTransformerName = Literal["clip-vit-l-14", "dinov2-vit-l-14"]
@@ -45,11 +45,33 @@ assert set(RESIZES) == set(get_args(CleanMode))
 assert set(QUANTISERS) == set(get_args(Quantiser))
 
 
-class Protocol(Settings):
+PresetName = Literal["coco2014-30k", "coco2014-30k-stylegan", "coco2017-5k"]
+# What publications on text-to-image call FID on COCO, of samples from captions of its validation part. The first is
+# that of DMD2's code (Yin et al. 2024, arXiv 2405.14867), modified from GigaGAN's; the second has the Inception of
+# StyleGAN's code, as SiD-LSG's training (Zhou et al. 2025, arXiv 2406.01561). The third's users share the number alone.
+PRESETS: dict[PresetName, dict[str, Any]] = {
+    "coco2014-30k": {
+        **{"library": "clean-fid", "mode": "clean", "features": "inception"},
+        **{"resolution": 256, "num_samples": 30_000},
+    },
+    "coco2014-30k-stylegan": {
+        **{"library": "clean-fid", "mode": "legacy_tensorflow", "features": "inception"},
+        **{"resolution": 256, "num_samples": 30_000},
+    },
+    "coco2017-5k": {"library": "clean-fid", "mode": "clean", "features": "inception", "num_samples": 5_000},
+}
+assert set(PRESETS) == set(get_args(PresetName))
+
+
+class Protocol(GrownSettings):
     """How a set of samples is measured.
 
     Attributes:
+        preset: a published protocol by its name, which says the keys that :data:`PRESETS` has; the reference is named
+            beside it.
         library: whose loop extracts the features and whose function measures them.
+        resolution: of samples and real images the middle square is first resized to so many pixels a side, by Lanczos'
+            filter; None leaves them as they are.
         mode: clean-fid's resize, before any extractor; None with torch-fidelity, where the extractor resizes.
         features: the extractor; None takes that of the experiment.
         quantiser: how samples became uint8; "round" is the suite's own, "truncate" that of guided-diffusion (ADM).
@@ -59,7 +81,11 @@ class Protocol(Settings):
         num_samples: how many samples are measured, the first ones; None takes all.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("preset", "resolution")
+
+    preset: PresetName | None = None
     library: Library = "torch-fidelity"
+    resolution: int | None = Field(None, ge=8)
     mode: CleanMode | None = None
     features: ExtractorName | None = None
     quantiser: Quantiser = "round"
@@ -69,9 +95,20 @@ class Protocol(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _mode_of_the_library(cls, raw: Any) -> Any:
+    def _of_the_preset_and_library(cls, raw: Any) -> Any:
         if not isinstance(raw, dict):
             return raw
+        fixed = PRESETS.get(raw["preset"]) if isinstance(raw.get("preset"), str) else None
+        if fixed:
+            for key in fixed.keys() & raw.keys():
+                if str(raw[key]) != str(fixed[key]):  # on a command line numbers are texts
+                    raise ValueError(f"{key}: found {raw[key]!r}, expected {fixed[key]!r}, as {raw['preset']} has it")
+            if "reference" not in raw:
+                raise ValueError(
+                    f"reference: missing; {raw['preset']} is measured against the validation images of COCO: expected "
+                    f"an .npz with their moments (mu, sigma) or with them (arr_0), or test where they are the test part"
+                )
+            raw = {**fixed, **raw}
         if raw.get("library") == "clean-fid":
             return {**raw, "mode": raw.get("mode") or "clean"}
         if raw.get("mode") is not None:
@@ -86,7 +123,8 @@ class Protocol(Settings):
     @property
     def extraction(self) -> str:
         """Name of the way from pictures to features: protocols that share it share the real pictures' features."""
-        return "-".join(filter(None, [self.library, self.mode, self.features]))
+        size = f"{self.resolution}px" if self.resolution else None
+        return "-".join(filter(None, [self.library, self.mode, self.features, size]))
 
 
 def resize_in_words(protocol: Protocol, extractor: Mapping[str, Any]) -> str:
@@ -95,9 +133,10 @@ def resize_in_words(protocol: Protocol, extractor: Mapping[str, Any]) -> str:
     Args:
         extractor: what :meth:`evaluation.measure.features.Extractor.describe` returns for the protocol's mode.
     """
-    if protocol.mode is None:
-        return str(extractor["resize"])
-    return f"{RESIZES[protocol.mode]}; then {extractor['resize']}"
+    size = protocol.resolution
+    steps = [f"the middle square to {size}×{size}, Lanczos (PIL)"] if size else []
+    steps += [RESIZES[protocol.mode]] if protocol.mode else []
+    return "; then ".join([*steps, str(extractor["resize"])])
 
 
 def in_words(protocol: Protocol, extractor: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
@@ -111,8 +150,9 @@ def in_words(protocol: Protocol, extractor: Mapping[str, Any], reference: Mappin
     mode = f", mode {protocol.mode}" if protocol.mode else ""
     what = f"the file {protocol.reference}" if protocol.reference_is_file else f"the '{protocol.reference}' part"
     note = f"; {reference['note']}" if reference.get("note") else ""
+    preset = f"{protocol.preset}: " if protocol.preset else ""
     return (
-        f"{protocol.library} {extractor['library_version']}{mode}; features of {extractor['name']} (layer "
+        f"{preset}{protocol.library} {extractor['library_version']}{mode}; features of {extractor['name']} (layer "
         f"{extractor['layer']}, weights sha256 {extractor['weights_sha256'][:16]}…); resize: "
         f"{resize_in_words(protocol, extractor)}; samples quantised by {QUANTISERS[protocol.quantiser]}; reference: "
         f"{what} ({count} pictures, sha256 {reference['sha256'][:16]}…{note})."

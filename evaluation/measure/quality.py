@@ -9,7 +9,6 @@ import numpy as np
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.packages import version_of
 from evaluation.columns import METRICS_COLUMNS as COLUMNS
-from evaluation.measure.captions import Captions
 from evaluation.measure.clean_fid import NoMatrixRootError, cleanfid_frechet_distance, cleanfid_kid
 from evaluation.measure.metric import METRICS, Given, taken_of
 from evaluation.measure.metrics import frechet_distance, kid, metric_name
@@ -61,8 +60,7 @@ def measure(
     teacher_features: Mapping[int, np.ndarray] | None = None,
     teacher_samples: Mapping[int, np.ndarray] | None = None,
     teacher_name: str = "teacher-50",
-    labels: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
-    captions: Mapping[int, Captions] | None = None,
+    told: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """All quality rows of one variant, in the columns of metrics.csv (:data:`COLUMNS`).
 
@@ -82,8 +80,8 @@ def measure(
         teacher_samples: sampling seed to the teacher's many-step samples from the same noise; None where the
             noise is not shared (stochastic samplers, external samples).
         teacher_name: what the column ``reference`` says in rows that compare with the teacher.
-        labels: sampling seed to the classes that its samples were asked for and those that a classifier finds, (N,).
-        captions: the same where classes are captions.
+        told: sampling seed to what concerns what its samples were asked for: ``labels``, ``captions``,
+            ``caption_indices`` and matches with captions, as :class:`~evaluation.measure.metric.Given` has them.
 
     Raises:
         NonFiniteError: a feature or a value is NaN or infinite.
@@ -108,8 +106,8 @@ def measure(
         further = {
             "images": samples[seed],
             "teacher_images": teacher_samples[seed] if teacher_samples is not None else None,
-            "labels": (labels or {}).get(seed),
-            "captions": (captions or {}).get(seed),
+            **(told or {}).get(seed, {}),
+            "all_seeds": _all_seeds(features, told or {}) if seed == first else None,
             "first_features": vectors if seed == first and reference.held_out is not None else None,
             "other_teacher_features": np.concatenate(others) if others and seed == first else None,
         }
@@ -126,14 +124,13 @@ def measure_floor(
     *,
     extractor: str,
     label_accuracy: tuple[float, int] | None = None,
-    captions: Captions | None = None,
-    caption_variance: float | None = None,
+    captioned: Given | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of the real test pictures against the reference: what a perfect model would get at that count.
 
     They carry ``method`` = real and ``variant`` = test; nfe, train_seed and seed are None. ``label_accuracy`` is the
-    classifier's own on the real test pictures, and their number; ``captions`` and ``caption_variance`` are those of the
-    real test images, where classes are captions.
+    classifier's own on the real test pictures, and their number; ``captioned`` what concerns captions, of all real test
+    images, with ``caption_indices``.
     """
     identity = {
         "experiment": experiment,
@@ -144,12 +141,21 @@ def measure_floor(
     rows = _rows(identity, test_features, reference, extractor, "test pictures")
     if label_accuracy is not None:
         rows.append(_row(identity, "label_accuracy", *label_accuracy, extractor, "labels"))
-    if captions is not None:
-        values = taken_of(Given(captions=captions))
-        values |= {} if caption_variance is None else {"caption_variance": caption_variance}
-        count = len(captions.classes)
-        rows += [_row(identity, name, value, count, extractor, "captions") for name, value in values.items()]
+    if captioned is not None and captioned.caption_indices is not None:
+        count = len(captioned.caption_indices)
+        values = taken_of(captioned).items()
+        rows += [_row(identity, name, value, count, extractor, "captions") for name, value in values]
     return rows
+
+
+def _all_seeds(
+    features: Mapping[int, np.ndarray], told: Mapping[int, Mapping[str, Any]]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Features of the samples of all sampling seeds, and the indices of their captions; None where they have none."""
+    indices = [told[seed]["caption_indices"] for seed in features if "caption_indices" in told.get(seed, {})]
+    if len(indices) < len(features):
+        return None
+    return np.concatenate([*features.values()]), np.concatenate(indices)
 
 
 def definitions(extractor: str) -> dict[str, str]:

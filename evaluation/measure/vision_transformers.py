@@ -15,16 +15,14 @@ from typing import Any, NamedTuple
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file
 from evaluation.measure.extractor import Extractor
+from evaluation.measure.pretrained import WEIGHTS, read_model
 from evaluation.measure.protocols import VisionTransformerName
-
-_WEIGHTS = "model.safetensors"
 
 
 class _Kind(NamedTuple):
@@ -93,10 +91,15 @@ class VisionTransformerExtractor(Extractor):
 
     def __init__(self, name: VisionTransformerName, device: torch.device, weights: Path | None) -> None:
         folder = weights or _from_the_hub(name)
-        network = VisionTransformer(name, _load(name, folder)).to(device)
+        network = VisionTransformer(name, self._read(name, folder)).to(device)
         super().__init__(name, network, str(network.dimensions), device)
         self._folder = folder
-        self._sha256 = sha256_file(folder / _WEIGHTS)
+        self._sha256 = sha256_file(folder / WEIGHTS)
+
+    @staticmethod
+    def _read(name: VisionTransformerName, folder: Path) -> transformers.PreTrainedModel:
+        kind = _KINDS[name]
+        return read_model(kind.model, folder, f"evaluation.weights.{name}", f"as {kind.hub} has them")
 
     def classifier(self) -> None:
         """None: these networks know no classes."""
@@ -116,37 +119,14 @@ class VisionTransformerExtractor(Extractor):
         }
 
 
-def _load(name: VisionTransformerName, folder: Path) -> transformers.PreTrainedModel:
-    kind = _KINDS[name]
-    where = f"{folder} (evaluation.weights.{name})"
-    expected = f"expected a folder of `transformers` with config.json and {_WEIGHTS}, as {kind.hub} has them"
-    if not (folder / "config.json").is_file() or not (folder / _WEIGHTS).is_file():
-        raise UserError(f"{where}: {expected}.")
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it lists a whole CLIP's text half as unexpected
-    try:
-        # Tensors only: neither a pickle nor code of the folder is executed.
-        model, info = kind.model.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{where}: cannot be loaded ({error}); {expected}.") from error
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if wrong:
-        raise UserError(f"{where}: lacks {wrong[0]} and {len(wrong) - 1} more of the network's tensors; {expected}.")
-    return model
-
-
 def _from_the_hub(name: VisionTransformerName) -> Path:
     """The folder of the usual cache, filled where the network allows."""
     repository = _KINDS[name].hub
     try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=["config.json", _WEIGHTS]))
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=["config.json", WEIGHTS]))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{repository}: not in the cache, and the download failed ({type(error).__name__}). Download config.json "
-            f"and {_WEIGHTS} of https://huggingface.co/{repository} and name their folder in the YAML under "
+            f"and {WEIGHTS} of https://huggingface.co/{repository} and name their folder in the YAML under "
             f"evaluation.weights.{name}; or take other features."
         ) from error

@@ -38,6 +38,7 @@ from evaluation.report.comparison import (
 )
 from evaluation.report.format import MISSING, Table, cell_text, format_value, write_table
 from evaluation.report.protocol_table import protocol_summary, protocol_table
+from evaluation.report.published_texts import published_texts_table
 from evaluation.report.spread import difference_table, spread_table
 from evaluation.results import stored
 from evaluation.results.intervals import Interval
@@ -152,6 +153,7 @@ def render(inputs: ReportInputs, output: Path) -> None:
             ablation_table(results, inputs.ablation),
             tables.published_table(results, published),
             tables.ratio_table(results, published),
+            *([published_texts_table(published)] if inputs.captions else []),
             tables.cost_table(results),
             tables.speed_table(results),
             protocol_table(results, inputs.protocols),

@@ -256,11 +256,15 @@ def measures_table(results: Results) -> Table:
         "is taken of all samples, against those of the other sampling seeds, so that the teacher's own row is its "
         "floor.",
     ]
+    if results.has("caption_variance") or results.has("caption_diversity"):
+        notes.append(
+            "What concerns captions is taken of all samples. A method that answers a caption with one image has no "
+            "variance and no diversity within it; read the teacher's beside it."
+        )
     if results.has("caption_accuracy"):
         notes.append(
-            "What concerns captions is taken of all samples. The first row then shows what the classifier itself gets "
-            "wrong of real images, among new combinations too. A method that answers a caption with one image has no "
-            "variance within it; read the teacher's beside it."
+            "Of captions, the first row shows what the classifier itself gets wrong of real images, among new "
+            "combinations too."
         )
     if not results.has("frechet_distance_extrapolated"):
         notes.append(
@@ -299,8 +303,6 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         *([Column("reproduced", f"Reproduced: {results.frechet_name} ↓", "number", spread=True)] if same_data else []),
         *(Column("source", "Source"), Column("certainty", "Certainty")),
     ]
-    used = {entry["source"] for entry in published["entries"]}
-    cited = [source for name, source in published["sources"].items() if name in used]
     order = sorted(published["datasets"], key=lambda name: name != results.dataset)  # that of this experiment first
     rows = []
     for entry in sorted(published["entries"], key=lambda entry: order.index(entry["dataset"])):
@@ -340,12 +342,19 @@ def published_table(results: Results, published: Mapping[str, Any]) -> Table:
         reproduced,
         columns,
         rows,
-        [
-            "Certainty: 'reported' is a figure of the named paper; 'quoted' is what a later paper quotes; "
-            "'unchecked' (†) has still to be checked against its source.",
-            "Sources: " + "; ".join(f"{s['short']}: {s['full']}" for s in cited) + ".",
-        ],
+        certainty_notes(published, published["entries"]),
     )
+
+
+def certainty_notes(published: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What stands below a table of published figures: how sure they are, and their sources in full."""
+    used = {entry["source"] for entry in entries}
+    cited = [source for name, source in published["sources"].items() if name in used]
+    return [
+        "Certainty: 'reported' is a figure of the named paper; 'quoted' is what a later paper quotes; "
+        "'unchecked' (†) has still to be checked against its source.",
+        "Sources: " + "; ".join(f"{s['short']}: {s['full']}" for s in cited) + ".",
+    ]
 
 
 def ratio_table(results: Results, published: Mapping[str, Any]) -> Table:

@@ -207,13 +207,11 @@ def load_published(path: Path = Path(__file__).parent / "published.yaml") -> dic
         UserError: an entry lacks its source, its certainty or its data set, or names an unknown one.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = [(block, number, entry) for block in ("entries", "costs") for number, entry in enumerate(content[block])]
+    blocks = ("entries", "costs", "texts")
+    rows = [(block, number, entry) for block in blocks for number, entry in enumerate(content[block])]
     for block, number, entry in rows:
-        for key, allowed in (
-            ("source", content["sources"]),
-            ("dataset", content["datasets"]),
-            ("certainty", CERTAINTIES),
-        ):
+        of_data = {"dataset": content["datasets"]} if block != "texts" else {}
+        for key, allowed in {"source": content["sources"], **of_data, "certainty": CERTAINTIES}.items():
             if entry.get(key) not in allowed:
                 raise UserError(
                     f"{path}: {block}[{number}].{key} is {entry.get(key)!r}; expected one of {sorted(allowed)}."

@@ -10,6 +10,7 @@ from diffusion.distillation.method import Method
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath
 from evaluation.measure.classifier import ClassifierSettings
 from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, SpeedSettings, WeightsName
+from evaluation.measure.text_scores import TextScore, TextScoreName
 from suite.external import ExternalSamples
 
 # Of an experiment, a variant, …: file names have up to 255 bytes, of which temporary names, records and locks take 15,
@@ -39,6 +40,8 @@ class EvaluationSettings(Settings):
         weights: where the weights of extractors lie: ``inception`` (torch-fidelity's file), ``inception-clean-fid``
             (clean-fid's own copy of it), ``clip-vit-l-14`` and ``dinov2-vit-l-14`` (folders of `transformers`). Those
             that are not named are looked for in the usual caches, and downloaded where the network allows.
+        text_scores: the CLIPs that compare samples with their captions, by the name of the score (``clip_score``,
+            ``pick_score``), each a folder of `transformers` or a name on the Hub. What is not named is not taken.
         classifier: how the judge of class-conditional samples is trained.
         teacher: which sampler stands for the teacher, by its network evaluations; a guided step takes two.
         nfe: variant to the numbers of network evaluations at which it is sampled, timed and measured; all that its
@@ -54,6 +57,7 @@ class EvaluationSettings(Settings):
     features: ExtractorName = "efficientnet-lite0-64"
     protocols: dict[str, Protocol] | None = None
     weights: dict[WeightsName, UserPath] = Field(default_factory=dict)
+    text_scores: dict[TextScoreName, TextScore] = Field(default_factory=dict)
     classifier: ClassifierSettings = ClassifierSettings()
     teacher: Reference = Reference()
     nfe: dict[str, StepCounts] = Field(default_factory=dict)

@@ -52,6 +52,7 @@ class Experiment:
         told: what it is told.
         is_latent: whether its states are an autoencoder's latents.
         state_shape: (C, H, W) of its states.
+        has_captions: whether samples are asked for captions: texts, or classes that are captions.
         has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
@@ -83,7 +84,9 @@ class Experiment:
         self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional, self.told = facts.conditional, facts.told
         self.is_latent, self.state_shape = facts.is_latent, facts.shape
-        self.has_classifier = facts.told == "class" or (facts.told == "text" and bool(getattr(data, "attributes", ())))
+        has_attributes = bool(getattr(data, "attributes", ()))
+        self.has_captions = facts.told == "text" or (facts.told == "class" and has_attributes)
+        self.has_classifier = facts.told == "class" or (facts.told == "text" and has_attributes)
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
@@ -161,6 +164,11 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         problems.append(
             "evaluation.classifier: given, but the teacher is not told any class; remove it or set teacher.labels."
         )
+    if layout.evaluation.text_scores and facts and facts.told != "text":
+        problems.append(
+            "evaluation.text_scores: given, but the teacher is told no texts, with which samples could be compared; "
+            "remove it or set teacher.text."
+        )
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
     known = {name: methods.get(name) for name in blocks}
     # A guided sampler has other numbers of evaluations.
@@ -181,6 +189,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
         problems += _file_problems(layout, data)
         if isinstance(teacher, TeacherSettings) and teacher.text:
             collected(teacher.text.folder)
+        for name, score in layout.evaluation.text_scores.items():
+            collected(score.folder, name)
         if data and facts:
             channels, *size = data.shape
             taken = set(labels_of(chosen).values())
@@ -256,8 +266,10 @@ def _file_problems(layout: Layout, data: Any) -> list[str]:
     prepared = Path(layout.results, layout.experiment, "data", RECORD).exists()
     problems = data_problems(data) if data and not prepared else []
     for name, protocol in layout.evaluation.further_protocols.items():
+        if not protocol.reference_is_file:
+            continue
         features = protocol.features or layout.evaluation.features
-        if protocol.reference_is_file and (problem := reference_problem(Path(protocol.reference), data, features)):
+        if problem := reference_problem(Path(protocol.reference), data, features, protocol.resolution):
             problems.append(f"evaluation.protocols.{name}.reference: {problem}")
     for name, path in layout.evaluation.weights.items():
         is_file = name.removesuffix("-clean-fid") == "inception"

@@ -7,7 +7,7 @@ import numpy as np
 
 from diffusion.data.store import PARTS, load_split
 from diffusion.runtime.device import default_device
-from evaluation.measure.captions import Attributes, variance_within
+from evaluation.measure.captions import Attributes
 from evaluation.measure.classifier import ClassifierSettings, classify, save_classifier, train_classifier
 from suite.job import BatchSize, Key
 from suite.jobs.inputs import checked_data
@@ -29,11 +29,10 @@ class Train(TrainingJob):
             attributes, images = Attributes.of(train), np.asarray(test.images)
             found = classify(network, images, self.batch_size, attributes.num_values if attributes else ())
             captions = attributes.captions(test.labels, found) if attributes else None
-            variance = variance_within(test.labels, images) if attributes else None
             right = captions.right if captions else found == test.labels
             accuracy = float(np.mean(right)), len(right)
             with self.result_folder() as folder:
-                save_classifier(folder, network, train.class_names, *accuracy, attributes, captions, variance)
+                save_classifier(folder, network, train.class_names, *accuracy, attributes, captions)
                 facts = {"device": str(default_device()), "arithmetic": run.arithmetic, "cost": cost}
                 self.write_record(folder, inputs, **facts)
             run.deliver(self.output)

@@ -1,10 +1,14 @@
 """Features of images: of sets of samples, and of the real ones as one way from images to features sees them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
+from PIL import Image
 from pydantic import Field
 
+from diffusion.data.decode import resized
 from diffusion.data.samples import load_samples
 from diffusion.runtime.device import default_device
 from diffusion.runtime.processes import join
@@ -34,6 +38,15 @@ class UnderProtocol(Job):
         extractor = load_extractor(self.protocol.features, default_device(), self.weights)
         return extractor, self.protocol.mode
 
+    def features(self, extractor: Extractor, images: np.ndarray) -> np.ndarray:
+        """Features of images, uint8 (N, H, W, C), in the size that the protocol gives them; float32 (N, D)."""
+        if (size := self.protocol.resolution) is not None:
+            greyscale = images.shape[-1] == 1
+            pictures = (Image.fromarray(image[..., 0] if greyscale else image) for image in images)
+            images = np.stack([np.asarray(resized(picture, size, "lanczos")) for picture in pictures])
+            images = images[..., None] if greyscale else images
+        return extractor.extract_in(self.protocol.mode, images, self.batch_size)
+
 
 class Extract(UnderProtocol):
     """Features of sets of samples: ``<name>.npy``, float32 (N, D), to be memory-mapped; ``sets`` is name to samples."""
@@ -49,7 +62,7 @@ class Extract(UnderProtocol):
                     folder / f"{name}.npy",
                     load_samples(path),
                     extractor.dimensions,
-                    lambda images: extractor.extract_in(mode, images, self.batch_size),
+                    partial(self.features, extractor),
                     processes,
                 )
             if processes.is_main:

@@ -82,7 +82,7 @@ class Measure(VariantJob, UnderProtocol):
             with _on_disk(drawn, self.num_samples, self.output.parent) as images:
                 measured = quality.measure(
                     at | {"experiment": None, "method": method.name},
-                    {self.seed: extractor.extract_in(mode, images, self.batch_size)},
+                    {self.seed: self.features(extractor, images)},
                     {self.seed: images},
                     reference,
                     extractor=extractor.name,

@@ -8,16 +8,21 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 
 from diffusion.data.samples import load_labels, load_samples
+from diffusion.data.store import Split, load_split
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json
 from evaluation.measure import quality
+from evaluation.measure.captions import Attributes
 from evaluation.measure.classifier import classify, load_attributes, load_classifier
+from evaluation.measure.metric import Given
 from evaluation.measure.reference import Reference, drawn, load_features, load_real
+from evaluation.measure.text_scores import TextScore, TextScoreName, load_texts
 from suite.job import BatchSize, Job, Key, NumSamples, TeacherNfe, TrainingSeed
-from suite.jobs.inputs import number_in
+from suite.jobs.inputs import checked_data, number_in
 from suite.provenance import Input, checked, checked_folder
 
 Samples = Mapping[int, np.ndarray]
@@ -29,20 +34,66 @@ class Measuring(Job):
     Attributes:
         real: the real pictures' features and moments.
         classifier: finds the classes, or the attributes of captions, of samples that were asked for some.
+        text_scores: the CLIPs that compare samples with their captions.
+        batch_size: of the classifier, and of those.
     """
 
     experiment: str
     real: Path
     classifier: Path | None = None
+    text_scores: Annotated[dict[TextScoreName, TextScore], Key("evaluation.text_scores")] = Field(default_factory=dict)
+    batch_size: BatchSize = 256
 
     def real_and_classifier(self) -> dict[str, Input]:
         """Both as inputs of the result."""
         inputs = checked_folder("real", self.real)
         return inputs | checked_folder("classifier", self.classifier) if self.classifier else inputs
 
+    @cached_property
+    def attributes(self) -> Attributes | None:
+        """Those that the classifier finds."""
+        return load_attributes(self.classifier) if self.classifier else None
+
+    @cached_property
+    def texts(self) -> dict[int, str]:
+        """The captions of images, by the indices that are stored with these."""
+        raise NotImplementedError
+
+    @cached_property
+    def clips(self) -> dict[TextScoreName, Any]:
+        """The CLIPs, which have read the captions."""
+        if not self.text_scores:
+            return {}
+        from evaluation.measure.clip import Clip  # seconds, for those who want it
+
+        texts = [*self.texts.values()]
+        return {
+            name: Clip(name, settings, texts, default_device(), self.batch_size)
+            for name, settings in self.text_scores.items()
+        }
+
+    def matched(self, images: np.ndarray, caption_indices: np.ndarray, where: Path) -> dict[str, Any]:
+        """How well images go with their captions, as :class:`~evaluation.measure.metric.Given` has it.
+
+        Raises:
+            UserError: an image of ``where`` has a caption that is none of the texts.
+        """
+        if not self.clips:
+            return {}
+        row_of = {index: row for row, index in enumerate(self.texts)}
+        if unknown := set(caption_indices.tolist()) - row_of.keys():
+            raise UserError(
+                f"{where}: found the caption {min(unknown)}, expected the indices of the {len(row_of)} captions that "
+                f"samples are drawn of."
+            )
+        rows = np.array([row_of[index] for index in caption_indices.tolist()])
+        return {f"{name}_match": clip.match(images, rows) for name, clip in self.clips.items()}
+
     def write_rows(self, rows: list[dict[str, Any]], inputs: Mapping[str, Input]) -> None:
         description = self.extractor
-        facts = {"extractor": description, "definitions": quality.definitions(description["name"])}
+        facts: dict[str, Any] = {"extractor": description, "definitions": quality.definitions(description["name"])}
+        if self.clips:
+            facts["clips"] = {name: clip.describe() for name, clip in self.clips.items()}
         with self.result_file(inputs, **facts) as temporary:
             pd.DataFrame(rows, columns=list(quality.COLUMNS)).to_csv(temporary, index=False)
 
@@ -64,7 +115,7 @@ class MeasuringSamples(Measuring):
         features: of the samples, ``seed-<n>.npy``, for a variant in a folder for every number of evaluations.
         teacher: whose samples those of the teacher are, as "ddim/train-0".
         teacher_features, teacher_samples: their folders, of all numbers of evaluations.
-        batch_size: of the classifier.
+        prompts: the captions that samples are drawn of, of a teacher that is told texts.
     """
 
     method: str
@@ -75,7 +126,7 @@ class MeasuringSamples(Measuring):
     teacher_nfe: TeacherNfe
     teacher_features: Path
     teacher_samples: Path
-    batch_size: BatchSize = 256
+    prompts: Path | None = None
 
     @property
     def samples_of_teacher(self) -> Path:
@@ -89,10 +140,17 @@ class MeasuringSamples(Measuring):
     def classifying_network(self) -> Any:
         return load_classifier(self.classifier, default_device()) if self.classifier else None
 
+    @cached_property
+    def texts(self) -> dict[int, str]:
+        assert self.prompts is not None, "no text score is asked for without texts"
+        return load_texts(self.prompts)
+
     def all_inputs(self) -> dict[str, Input]:
         within = f"nfe-{self.teacher_nfe}"
+        texts = checked_folder("prompts", self.prompts) if self.prompts else {}
         return (
-            self.real_and_classifier()
+            texts
+            | self.real_and_classifier()
             | checked_folder("features", self.features)
             | checked_folder("teacher's features", self.teacher_features, within)
             | checked_folder("teacher's samples", self.teacher_samples, within)
@@ -128,22 +186,29 @@ class MeasuringSamples(Measuring):
             teacher_features=self.features_of_teacher,
             teacher_samples={seed: load_samples(path) for seed, path in targets.items()} or None,
             teacher_name=f"teacher-{self.teacher_nfe}",
-            **self._asked_and_found(files, samples),
+            told=self._told(files, samples),
         )
 
-    def _asked_and_found(self, files: Mapping[int, Path], samples: Samples) -> dict[str, Any]:
-        """What samples were asked for, where they were, beside what the classifier finds: ``labels`` or ``captions``
-        of :func:`quality.measure`."""
-        if self.classifier is None:
+    def _told(self, files: Mapping[int, Path], samples: Samples) -> dict[int, dict[str, Any]]:
+        """What samples were asked for, where they were, beside what is found in them, as :func:`quality.measure` takes
+        it."""
+        if self.classifier is None and self.prompts is None:
             return {}
         asked = {seed: labels for seed, path in files.items() if (labels := load_labels(path)) is not None}
-        check_labels(self.classifier, files, samples, asked)
-        attributes = load_attributes(self.classifier)
-        heads = attributes.num_values if attributes else ()
-        found = {seed: classify(self.classifying_network, samples[seed], self.batch_size, heads) for seed in asked}
-        if attributes is None:
-            return {"labels": {seed: (asked[seed], found[seed]) for seed in asked}}
-        return {"captions": {seed: attributes.captions(asked[seed], found[seed]) for seed in asked}}
+        told: dict[int, dict[str, Any]] = {seed: {} for seed in asked}
+        if self.prompts is not None or self.attributes is not None:
+            for seed, indices in asked.items():
+                told[seed] = {"caption_indices": indices, **self.matched(samples[seed], indices, files[seed])}
+        if self.classifier is not None:
+            check_labels(self.classifier, files, samples, asked)
+            heads = self.attributes.num_values if self.attributes else ()
+            for seed, labels in asked.items():
+                found = classify(self.classifying_network, samples[seed], self.batch_size, heads)
+                if self.attributes is None:
+                    told[seed]["labels"] = (labels, found)
+                else:
+                    told[seed]["captions"] = self.attributes.captions(labels, found)
+        return told
 
 
 class Measure(MeasuringSamples):
@@ -190,12 +255,17 @@ class MeasureExternal(MeasuringSamples):
 
 
 class MeasureFloor(Measuring):
-    """The real test pictures against the real training pictures: what perfect looks like at that count."""
+    """The real test pictures against the real training pictures: what perfect looks like at that count.
+
+    Attributes:
+        data: the data set, where its classes are captions.
+    """
 
     num_samples: NumSamples
+    data: Path | None = None
 
     def run(self) -> None:
-        inputs = self.real_and_classifier()
+        inputs = self.real_and_classifier() | (checked_data(self.data, "test") if self.data else {})
         real = self.reference
         assert real.held_out is not None
         rows = quality.measure_floor(
@@ -203,20 +273,44 @@ class MeasureFloor(Measuring):
             drawn(real.held_out, self.num_samples),
             replace(real, held_out=None),
             extractor=self.extractor["name"],
-            **self._of_classifier(),
+            label_accuracy=self._label_accuracy(),
+            captioned=self._captioned(),
         )
         self.write_rows(rows, inputs)
 
-    def _of_classifier(self) -> dict[str, Any]:
-        """What the classifier finds in the real test images, as :func:`quality.measure_floor` takes it."""
-        if self.classifier is None:
-            return {}
+    def _label_accuracy(self) -> tuple[float, int] | None:
+        """The classifier's own, and of how many images."""
+        if self.classifier is None or self.attributes is not None:
+            return None
         facts = read_json(self.classifier / "classifier.json")
-        attributes = load_attributes(self.classifier)
-        if attributes is None:
-            return {"label_accuracy": (facts["test_accuracy"], facts["test_count"])}
-        classes, found = (np.array(facts[key], np.int64) for key in ("test_classes", "test_found"))
-        return {"captions": attributes.captions(classes, found), "caption_variance": facts["test_caption_variance"]}
+        return facts["test_accuracy"], facts["test_count"]
+
+    @cached_property
+    def test_part(self) -> Split:
+        assert self.data is not None, "no text score is asked for without captions"
+        return load_split(self.data, "test")
+
+    @cached_property
+    def texts(self) -> dict[int, str]:
+        return {index: self.test_part.class_names[index] for index in np.unique(self.test_part.labels).tolist()}
+
+    def _captioned(self) -> Given | None:
+        """What concerns captions, of all real test images."""
+        if self.data is None:
+            return None
+        images, indices = np.asarray(self.test_part.images), self.test_part.labels
+        assert self.reference.held_out is not None
+        captions = None
+        if self.attributes is not None and self.classifier is not None:
+            found = read_json(self.classifier / "classifier.json")["test_found"]
+            captions = self.attributes.captions(indices, np.array(found, np.int64))
+        return Given(
+            images=images,
+            caption_indices=indices,
+            all_seeds=(self.reference.held_out, indices),
+            captions=captions,
+            **self.matched(images, indices, self.data),
+        )
 
 
 def check_resolution(teacher_samples: Path, files: Mapping[int, Path], samples: Samples) -> None:

@@ -87,8 +87,8 @@ class Measure(UnderProtocol):
             return load_real(self.reference, self.protocol.reference)
 
         def extract(images: np.ndarray) -> np.ndarray:
-            extractor, mode = self.extractor()
-            return extractor.extract_in(mode, images, self.batch_size)
+            extractor, _mode = self.extractor()
+            return self.features(extractor, images)
 
         return load_given(
             Path(self.protocol.reference),

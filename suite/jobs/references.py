@@ -1,5 +1,6 @@
 """The real pictures as one way from pictures to features sees them."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +36,12 @@ class Extract(UnderProtocol):
                     file,
                     split.images,
                     extractor.dimensions,
-                    lambda images: extractor.extract_in(mode, images, self.batch_size),
+                    partial(self.features, extractor),
                     processes,
                 )
                 if processes.is_main:
-                    about = {"resolution": resolution_of(split.images.shape), "sha256": split.sha256}
+                    size = self.protocol.resolution or resolution_of(split.images.shape)
+                    about = {"resolution": size, "sha256": split.sha256}
                     write_moments(folder / f"{part}.npz", load_features(file), about | {"extractor": description})
                     own = {"count": len(split.images), "features_sha256": sha256_file(file)}
                     parts[part] = about | own

@@ -95,6 +95,7 @@ def _inputs(plan: Plan) -> ReportInputs:
                 "sampling": list(experiment.evaluation.seeds),
             },
             "features": floor["extractor"],
+            **({"clips": floor["clips"]} if "clips" in floor else {}),
             "protocols": {name: words(read_record(path.with_suffix(".json"))) for name, path in protocols.items()},
             "definitions": floor["definitions"],
             "methods": {name: method.settings.model_dump(mode="json") for name, method in methods.items()},

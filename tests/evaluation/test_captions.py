@@ -12,23 +12,25 @@ from diffusion.data.samples import save_samples
 from diffusion.data.store import Splits, load_split
 from diffusion.runtime.errors import UserError
 from evaluation.measure import classifier as classifiers
-from evaluation.measure.captions import Attributes, Captions, variance_within
-from evaluation.measure.metric import METRICS, Given, TooFewSamplesError, taken_of
-from evaluation.measure.metrics import (
+from evaluation.measure.caption_metrics import (
     caption_accuracy,
     caption_accuracy_new,
+    caption_diversity,
     caption_partly_right,
     caption_swapped,
     caption_swapped_new,
     caption_variance,
 )
+from evaluation.measure.captions import Attributes, Captions, distance_within, variance_within
+from evaluation.measure.metric import METRICS, Given, TooFewSamplesError, taken_of
 from evaluation.measure.protocols import Protocol
+from evaluation.measure.quality import measure
+from evaluation.measure.reference import Reference
 from suite.jobs.classifier import Train
 from suite.jobs.measuring import Measure, MeasureFloor
 from suite.jobs.references import Extract
 
 BY_HAND = Captions(
-    classes=np.array([4, 4, 0, 2, 2, 9]),
     asked=np.array([[1, 2], [1, 2], [3, 3], [4, 5], [4, 5], [6, 7]]),
     #                right   swapped  right   partly  wrong   swapped
     found=np.array([[1, 2], [2, 1], [3, 3], [4, 9], [8, 9], [7, 6]]),
@@ -67,7 +69,9 @@ def test_a_metric_of_captions_is_left_out_where_it_says_nothing():
     assert set(taken_of(Given(captions=replace(BY_HAND, exchangeable=False)))) == shares | new
     assert set(taken_of(Given(captions=none_new))) == shares | {"caption_swapped"}
     images = np.zeros((6, 2, 2, 1), np.uint8)
-    assert set(taken_of(Given(images=images, captions=BY_HAND))) == shares | new | swapped | {"caption_variance"}
+    indices = np.array([4, 4, 0, 2, 2, 9])
+    assert set(taken_of(Given(images=images, caption_indices=indices))) == {"caption_variance"}
+    assert taken_of(Given(images=images, caption_indices=np.arange(6))) == {}
     assert taken_of(Given(images=images)) == {}
     for value in (caption_accuracy_new, caption_swapped_new):
         with pytest.raises(TooFewSamplesError, match="new combinations"):
@@ -78,13 +82,44 @@ def test_variance_within_a_caption_is_the_sum_by_hand():
     """Caption 4: a pixel of -1 and 1 has 2, one that stays has 0. Caption 0: -1, -0.6, -0.2 have 0.16. Caption 9 has
     one image."""
     images = np.array([[0, 7], [0, 0], [255, 7], [51, 51], [1, 200], [102, 102]], np.uint8).reshape(6, 1, 2, 1)
-    captions = replace(BY_HAND, classes=np.array([4, 0, 4, 0, 9, 0]))
-    assert caption_variance(images, captions) == pytest.approx((1 + 0.16) / 2, rel=1e-12)
-    one_image_each = np.zeros((6, 1, 2, 1), np.uint8) + np.array([4, 0, 4, 0, 9, 0], np.uint8)[:, None, None, None]
-    assert caption_variance(one_image_each, captions) == 0
+    indices = np.array([4, 0, 4, 0, 9, 0])
+    assert caption_variance(images, indices) == pytest.approx((1 + 0.16) / 2, rel=1e-12)
+    one_image_each = np.zeros((6, 1, 2, 1), np.uint8) + indices.astype(np.uint8)[:, None, None, None]
+    assert caption_variance(one_image_each, indices) == 0
     with pytest.raises(TooFewSamplesError, match="two samples"):
-        caption_variance(images, replace(captions, classes=np.arange(6)))
+        caption_variance(images, np.arange(6))
     assert METRICS["caption_variance"].better is None
+
+
+def test_diversity_within_a_caption_is_the_mean_distance_by_hand():
+    """Caption 4 has the corners (0, 0), (3, 0), (0, 4); caption 0 two at distance 1; caption 9 one alone."""
+    features = np.array([[0, 0], [7, 7], [3, 0], [7, 8], [50, 50], [0, 4]], np.float32)
+    indices = np.array([4, 0, 4, 0, 9, 4])
+    assert caption_diversity((features, indices)) == ((3 + 4 + 5) / 3 + 1) / 2
+    # Of many images the first are compared.
+    assert distance_within(indices, features, most=2) == (3 + 1) / 2
+    assert caption_diversity((np.zeros((6, 2)), indices)) == 0
+    with pytest.raises(TooFewSamplesError, match="two samples"):
+        caption_diversity((features, np.arange(6)))
+
+
+@pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
+def test_diversity_is_taken_over_all_sampling_seeds_together():
+    """One sample a caption and seed: no seed alone has two of a caption."""
+    rng = np.random.default_rng(0)
+    features = {seed: rng.standard_normal((6, 4)).astype(np.float32) for seed in (3, 5)}
+    samples = {seed: np.zeros((6, 1, 1, 1), np.uint8) for seed in features}
+    told = {seed: {"caption_indices": np.arange(6)} for seed in features}
+    reference = Reference("train", rng.standard_normal((9, 4)).astype(np.float32))
+    identity = dict.fromkeys(("experiment", "method", "variant", "nfe", "train_seed"))
+    rows = pd.DataFrame(measure(identity, features, samples, reference, extractor="e", fewer=(), told=told))
+    (row,) = rows[rows["metric"] == "caption_diversity"].to_dict("records")
+    assert row["seed"] == 3
+    assert row["value"] == pytest.approx(np.linalg.norm(features[3] - features[5], axis=1).mean(), rel=1e-6)
+    assert "caption_variance" not in set(rows["metric"])
+    # External samples of one seed without captions: no value of the others stands for all.
+    rows = measure(identity, features, samples, reference, extractor="e", fewer=(), told={3: told[3]})
+    assert "caption_diversity" not in {row["metric"] for row in rows}
 
 
 # -- attributes --------------------------------------------------------------------------------------------------------
@@ -106,7 +141,6 @@ def test_attributes_say_what_the_training_part_holds(tmp_path):
     found = np.array([[0, 1], [5, 5], [5, 5]])
     for known in (attributes, Attributes.from_json(json.loads(json.dumps(attributes.as_json())))):
         captions = known.captions(np.array([3, 2, 1]), found)
-        assert captions.classes.tolist() == [3, 2, 1]
         assert captions.asked.tolist() == [[0, 1], [2, 2], [1, 0]]
         assert captions.found is found
         assert captions.is_new.tolist() == [False, True, False]
@@ -180,7 +214,7 @@ def test_heads_keep_left_and_right_apart_also_in_pairs_never_trained_on(made):
     assert found.dtype == np.int64
     assert found.shape == (64, 2)
     assert np.mean(found == PAIRS * 4) > 0.95
-    mirrored = Captions(np.zeros(64), np.array(PAIRS * 4), found_in(made, images[:, :, ::-1]), np.zeros(64), True)
+    mirrored = Captions(np.array(PAIRS * 4), found_in(made, images[:, :, ::-1]), np.zeros(64), True)
     unequal = np.array([left != right for left, right in PAIRS * 4])
     assert np.mean(mirrored.swapped[unequal]) > 0.9
     assert not mirrored.swapped[~unequal].any()
@@ -194,13 +228,11 @@ def test_the_classifiers_folder_says_what_it_knows(made):
     assert facts["attributes"]["in_training"] == [list(pair) for pair in PAIRS if pair not in NEW]
     assert facts["test_count"] == 64
     test = load_split(made / "data", "test")
-    assert facts["test_classes"] == test.labels.tolist()
-    assert facts["test_accuracy"] == np.mean(right_of_test(facts)) > 0.85
-    assert facts["test_caption_variance"] == variance_within(test.labels, np.asarray(test.images))
+    assert facts["test_accuracy"] == np.mean(right_of_test(facts, test)) > 0.85
 
 
-def right_of_test(facts):
-    asked = np.array(facts["attributes"]["of_class"])[facts["test_classes"]]
+def right_of_test(facts, test):
+    asked = np.array(facts["attributes"]["of_class"])[test.labels]
     return np.array([one.tolist() == other for one, other in zip(asked, facts["test_found"], strict=True)])
 
 
@@ -228,7 +260,8 @@ def test_rows_of_samples_that_were_asked_for_captions(made, tmp_path):
     rows = measured(made, tmp_path, labels, [*PAIRS, *(pair[::-1] for pair in PAIRS)])
     rows = rows[rows["reference"] == "captions"].set_index("metric")
     assert set(rows["num_samples"]) == {32}
-    assert set(rows.index) == {name for name, about in METRICS.items() if about.against == "captions"}
+    scores = {"clip_score", "pick_score"}  # which nobody has asked for
+    assert set(rows.index) == {name for name, about in METRICS.items() if about.against == "captions"} - scores
     # Of 16 pairs 4 have equal sides. The classifier may be wrong about two images.
     assert rows.loc["caption_accuracy", "value"] == pytest.approx((16 + 4) / 32, abs=2 / 32)
     assert rows.loc["caption_swapped", "value"] == pytest.approx(12 / 32, abs=2 / 32)
@@ -246,13 +279,15 @@ def test_classes_that_are_no_captions_of_the_data_set_are_refused(made, tmp_path
 @pytest.mark.filterwarnings("ignore::evaluation.measure.moments.RankWarning")
 def test_the_floor_has_the_captions_of_the_real_test_images(made, tmp_path):
     common = {"experiment": "e", "real": made / "real", "classifier": made / "classifier", "num_samples": 20}
-    MeasureFloor(**common, output=tmp_path / "real.csv").run()
+    MeasureFloor(**common, data=made / "data", output=tmp_path / "real.csv").run()
     rows = pd.read_csv(tmp_path / "real.csv").set_index("metric")
     facts = json.loads((made / "classifier/classifier.json").read_text())
     assert rows.loc["caption_accuracy", "value"] == facts["test_accuracy"]
-    assert rows.loc["caption_variance", "value"] == facts["test_caption_variance"]
-    is_new = [tuple(facts["attributes"]["of_class"][c]) in NEW for c in facts["test_classes"]]
-    assert rows.loc["caption_accuracy_new", "value"] == np.mean(right_of_test(facts)[is_new])
+    test = load_split(made / "data", "test")
+    assert rows.loc["caption_variance", "value"] == variance_within(test.labels, np.asarray(test.images))
+    assert rows.loc["caption_diversity", "value"] == distance_within(test.labels, np.load(made / "real" / "test.npy"))
+    is_new = [tuple(facts["attributes"]["of_class"][c]) in NEW for c in test.labels]
+    assert rows.loc["caption_accuracy_new", "value"] == np.mean(right_of_test(facts, test)[is_new])
     assert rows.loc["caption_accuracy", "num_samples"] == 64
     assert "label_accuracy" not in rows.index
 

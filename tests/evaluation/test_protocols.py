@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from repository import TINY
 
 from diffusion.data.samples import to_uint8
@@ -17,6 +18,7 @@ from evaluation.measure.reference import load_features, load_given, write_featur
 from evaluation.report.protocol_table import protocol_summary, protocol_table
 from evaluation.results.stored import load_metrics
 from suite.configuration.experiment import parse_experiment
+from suite.jobs.extraction import Extract
 from suite.plan import Plan
 
 # isort: split
@@ -94,12 +96,52 @@ def test_a_protocol_takes_what_it_does_not_say_from_the_experiment():
         ({"x": {"library": "pytorch-fid"}}, r"protocols\.x\.library: found 'pytorch-fid'"),
         ({"x": {"library": "clean-fid", "mode": "tidy"}}, r"protocols\.x\.mode: found 'tidy'"),
         ({"x": {"mode": "clean"}}, r"protocols\.x: mode: found 'clean', expected none"),
-        ({"x": {"filter": "bicubic"}}, r"protocols\.x\.filter: unknown key; expected one of: library, mode"),
+        ({"x": {"filter": "bicubic"}}, r"protocols\.x\.filter: unknown key; expected one of: preset, library"),
+        ({"x": {"preset": "coco"}}, r"protocols\.x\.preset: found 'coco', expected 'coco2014-30k'"),
+        ({"x": {"preset": "coco2014-30k"}}, r"protocols\.x: reference: missing; coco2014-30k is measured against"),
+        ({"x": {"preset": "coco2017-5k", "reference": "test"}}, r"protocols\.x\.num_samples: found 5000, .*\(48\)"),
+        (
+            {"x": {"preset": "coco2014-30k", "reference": "test", "resolution": 299}},
+            r"protocols\.x: resolution: found 299, expected 256, as coco2014-30k has it",
+        ),
     ],
 )
 def test_protocols_that_make_no_sense_are_refused(protocols, message):
     with pytest.raises(UserError, match=message):
         parse_experiment(tiny(protocols=protocols))
+
+
+def test_a_preset_says_what_a_publication_has_fixed():
+    """And is the same protocol as the block that spells it out, for the features are shared."""
+    preset = Protocol.model_validate({"preset": "coco2014-30k", "reference": "coco.npz", "num_samples": "30000"})
+    assert (preset.library, preset.mode, preset.features) == ("clean-fid", "clean", "inception")
+    assert (preset.resolution, preset.num_samples) == (256, 30_000)
+    assert Protocol.model_validate(preset.model_dump()) == preset
+    assert preset.extraction == "clean-fid-clean-inception-256px"
+    words = in_words(preset, EXTRACTOR, {"count": 40504, "sha256": "cd" * 32})
+    assert words.startswith("coco2014-30k: clean-fid 1, mode clean")
+    assert "resize: the middle square to 256×256, Lanczos (PIL); then 299×299, bicubic" in words
+
+
+def test_keys_that_came_later_do_not_change_what_results_are_known_by():
+    assert not {"preset", "resolution"} & set(Protocol().model_dump())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_protocols_resolution_is_that_of_the_middle_square(channels):
+    """By hand: rows 0 to 11, columns 4 to 15 of a wide image, resized by PIL."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 20, channels), dtype=np.uint8)
+    seen = []
+    extractor = SimpleNamespace(extract_in=lambda mode, given, batch_size: seen.append((mode, given, batch_size)))
+    Extract(protocol=Protocol(resolution=8), sets={}, output="none", batch_size=5).features(extractor, images)
+    ((mode, given, batch_size),) = seen
+    assert (mode, given.shape, given.dtype, batch_size) == (None, (3, 8, 8, channels), np.uint8, 5)
+    for image, resized in zip(images, given, strict=True):
+        for channel in range(channels):
+            plane = Image.fromarray(image[:, 4:16, channel]).resize((8, 8), Image.Resampling.LANCZOS)
+            assert np.array_equal(resized[..., channel], np.asarray(plane))
+    Extract(protocol=Protocol(), sets={}, output="none").features(extractor, images)
+    assert seen[1][1] is images
 
 
 def test_words():

@@ -24,6 +24,7 @@ from evaluation.report import format, tables
 from evaluation.report.format import Cell, Column, Table, format_value
 from evaluation.report.page import captioned_samples, findings, flatten, load_results, render, sample_rows, standing
 from evaluation.report.protocol_table import protocol_summary, protocol_table
+from evaluation.report.published_texts import published_texts_table
 from evaluation.report.spread import difference_table, spread_table
 from evaluation.results import stored
 from evaluation.results.stored import Method
@@ -896,8 +897,27 @@ def test_published_figures_have_source_and_certainty():
     for cost in published["costs"]:
         assert set(cost) == {"what", "dataset", "hours", "card", "source", "certainty", "remark"}
         assert cost["hours"] > 0
-    assert set(published["sources"]) == {e["source"] for e in (*published["entries"], *published["costs"])}
+    assert set(published["sources"]) == {
+        e["source"] for block in ("entries", "costs", "texts") for e in published[block]
+    }
     assert all(set(source) == {"short", "full"} for source in published["sources"].values())
+
+
+def test_published_text_to_image_models_stand_in_a_table_of_their_own():
+    published = stored.load_published()
+    table = published_texts_table(published)
+    keys = [column.key for column in table.columns]
+    rows = [dict(zip(keys, (cell.value for cell in row), strict=True)) for row in table.rows]
+    (longest,) = (row for row in rows if row["method"] == "SiD-LSG (guidance 1.5, longer training)")
+    assert (longest["fid"], longest["clip"], longest["anime"]) == ("8.15", "0.304", None)
+    quoted = [row for row in rows if row["certainty"] == "quoted"]
+    assert {row["method"]: row["photo"] for row in quoted}["SwiftBrush"] == "27.21"
+    assert "arXiv 2406.01561" in table.notes[-1]
+    for entry in published["texts"]:
+        figures = {"fid", "clip", "anime", "photo", "concept_art", "paintings"} & set(entry)
+        assert set(entry) - figures <= {"label", "teacher", "nfe", "source", "certainty", "remark"}
+        assert figures
+        assert all(isinstance(entry[key], str) and float(entry[key]) > 0 for key in figures)
 
 
 @pytest.mark.parametrize("key", ["source", "certainty", "dataset"])
@@ -1013,7 +1033,9 @@ def test_a_report_of_texts_has_the_sentences_and_a_column_a_method(text_inputs, 
     assert "two classes" not in page.text
     assert "told the same" in page.text
     found = {str(path.relative_to(text_report)) for path in text_report.rglob("*") if path.is_file()}
-    assert found == {*FILES, "figures/captions.svg", "figures/captions.png"}
+    published = {f"tables/published_texts.{suffix}" for suffix in ("csv", "md", "tex")}
+    assert found == {*FILES, *published, "figures/captions.svg", "figures/captions.png"}
+    assert "SiD-LSG (guidance 1.5, longer training)" in page.text
 
 
 def test_classes_are_spoken_of_without_texts(page):

@@ -1,6 +1,7 @@
 """What the documentation says in YAML is what the suite takes."""
 
 import re
+from typing import get_args
 
 import pytest
 import yaml
@@ -8,14 +9,18 @@ from repository import ROOT
 
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.settings import TeacherSettings
-from evaluation.measure.protocols import Protocol
+from evaluation.measure.protocols import PRESETS, Protocol
 from evaluation.measure.quality import definitions
+from evaluation.measure.text_scores import TextScoreName
+from suite.configuration.blocks import EvaluationSettings
 from suite.configuration.experiment import parse_experiment
 from suite.plan import Plan
 
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
+# What its blocks have under ``evaluation``.
+MEASURED = [yaml.safe_load(text)["evaluation"] for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S)]
 
 
 def published():
@@ -77,6 +82,17 @@ def test_every_measure_stands_in_the_table_with_tests_that_exist():
 
 
 def test_the_protocols_of_the_documentation_are_protocols():
-    (block,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S))
-    for protocol in block["evaluation"]["protocols"].values():
+    blocks = [block for block in MEASURED if "protocols" in block]
+    assert len(blocks) == 2
+    for protocol in [protocol for block in blocks for protocol in block["protocols"].values()]:
         Protocol.model_validate(protocol)
+
+
+def test_the_text_scores_of_the_documentation_are_settings():
+    (scores,) = (block["text_scores"] for block in MEASURED if "text_scores" in block)
+    scores["pick_score"]["revision"] = "0" * 40
+    assert set(EvaluationSettings(text_scores=scores).text_scores) == set(get_args(TextScoreName))
+
+
+def test_every_preset_stands_in_the_documentation():
+    assert set(re.findall(r"^\| `(coco[\w-]+)` \|", MEASURES, re.M)) == set(PRESETS)

@@ -99,9 +99,9 @@ CLOSURES = {
     "teacher": (6700, ["diffusion.distillation", "evaluation", "boot", "baselines"]),
     "sampling": (4800, [LOOP, PAIRS, "evaluation"]),
     "extraction": (4000, ["diffusion.training", "diffusion.teachers", "diffusion.distillation", "boot"]),
-    "measuring": (5000, [LOOP, "diffusion.teachers", "diffusion.distillation", "boot"]),
+    "measuring": (5150, [LOOP, "diffusion.teachers", "diffusion.distillation", "boot"]),
     "trajectory": (5500, [LOOP, PAIRS, "boot.distillation", "evaluation.measure", "evaluation.report"]),
-    "report": (6500, ["diffusion.teachers", "diffusion.training", "diffusion.distillation", "diffusion.denoiser"]),
+    "report": (6650, ["diffusion.teachers", "diffusion.training", "diffusion.distillation", "diffusion.denoiser"]),
 }
 
 

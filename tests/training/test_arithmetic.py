@@ -21,7 +21,7 @@ from diffusion.teachers.train import train_teacher
 from diffusion.training.average import MovingAverage
 from diffusion.training.loop import TrainingRun
 from diffusion.training.settings import TrainingSettings
-from evaluation.measure.extractor import _reproducible_arithmetic
+from evaluation.measure.extractor import reproducible_arithmetic
 from suite.provenance import write_provenance
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -267,7 +267,7 @@ def test_features_are_exact_whatever_was_set_before():
     before = switches()
     torch.set_float32_matmul_precision("high")
     try:
-        with _reproducible_arithmetic(CARD):
+        with reproducible_arithmetic(CARD):
             assert switches() == ("highest", False)
         assert switches() == ("high", before[1])
     finally:

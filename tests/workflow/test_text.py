@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 from repository import CONFIG, snakemake
-from tiny_text import write_encoder
+from tiny_text import write_clip, write_encoder
 
 from diffusion.data.samples import load_labels
+from diffusion.runtime.files import sha256_file
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.prompts import load_prompts
 
@@ -24,6 +25,9 @@ MEASURES = {
     "caption_swapped",
     "caption_swapped_new",
     "caption_variance",
+    "caption_diversity",
+    "clip_score",
+    "pick_score",
 }
 
 
@@ -52,6 +56,8 @@ def folder(tmp_path_factory):
     raw["methods"]["boot"]["training"] |= FEW
     raw["methods"]["progressive"] |= {"start_steps": 2, "training": FEW | {"steps": 4, "snapshots": 2}}
     raw["evaluation"] |= {"num_samples": 104, "seeds": [0, 1], "teacher": {"variant": "ddim", "nfe": 4}}
+    clip = str(write_clip(folder / "clip"))
+    raw["evaluation"]["text_scores"] = {"clip_score": clip, "pick_score": {"model": clip}}
     raw["evaluation"] |= {"trajectory_noises": 8, "classifier": {"training": FEW}}
     raw["speed"] = {"batch_sizes": [4], "seconds": 1}
     (folder / "text.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
@@ -97,13 +103,17 @@ def test_a_student_of_a_range_of_scales_is_sampled_at_the_teachers(results):
     assert (results / "students" / "ranged" / "train-0" / "nfe-1" / "unet").is_dir()
 
 
-def test_captions_are_measured_and_shown(results):
+def test_captions_are_measured_and_shown(folder, results):
     table = pd.read_csv(results / "report" / "metrics.csv")
     assert set(table[table.variant == "boot"].metric) >= MEASURES
+    # Of each caption the test part has one image.
+    assert set(table[table.method == "real"].metric) >= MEASURES - {"caption_variance", "caption_diversity"}
     assert "label_accuracy" not in set(table.metric)
     page = (results / "report" / "index.html").read_text()
     assert load_prompts(results / "prompts").texts[0] in page
     assert "Caption accuracy" in page
+    weights = sha256_file(folder / "clip" / "model.safetensors")
+    assert all(words in page for words in ("CLIP score ↑", "PickScore ↑", "Diversity within a caption", weights))
 
 
 def test_a_data_free_student_is_made_again_without_the_data(folder, results, tmp_path):

@@ -210,12 +210,22 @@ def under(protocol):
 
 def extraction(name):
     """A protocol for features alone, in which the rest of it has no part."""
-    rest = {"quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
+    rest = {"preset": None, "quantiser": "round", "reference": "train", "reference_sha256": None, "num_samples": None}
     return PLAN.extractions()[name].model_copy(update=rest)
 
 
+def files_of_weights(protocol):
+    """The files that count of those weights, some of which are folders."""
+    places = map(Path, own_weights(protocol).values())
+    return [
+        str(file)
+        for place in places
+        for file in ([place / name for name in ("config.json", "model.safetensors")] if place.is_dir() else [place])
+    ]
+
+
 MAIN_EXTRACTION = extraction(EVALUATION.all_protocols[MAIN].extraction)
-WEIGHTS_OF_MAIN = [*own_weights(MAIN_EXTRACTION).values()]
+WEIGHTS_OF_MAIN = files_of_weights(MAIN_EXTRACTION)
 
 
 def distilled(**further):
@@ -262,7 +272,7 @@ def further_sets(wildcards):
 
 
 def weights_of_extraction(wildcards):
-    return [*own_weights(extraction(wildcards.extraction)).values()]
+    return files_of_weights(extraction(wildcards.extraction))
 
 
 def protocol_of(wildcards):

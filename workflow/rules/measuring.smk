@@ -4,7 +4,14 @@ TEACHER_UNIT = PLAN.teacher_unit()
 TEACHER = f"{TEACHER_UNIT.variant}/train-{TEACHER_UNIT.train_seed}"
 # The classifier where samples have labels to be judged, in batches.
 CLASSIFIER = {"classifier": ROOT / "classifier"} if EXPERIMENT.has_classifier else {}
-JUDGED = {"batch_size": EVALUATION.batch_size} if CLASSIFIER else {}
+# The CLIPs that compare samples with their captions.
+CLIPS = EVALUATION.text_scores
+CLIP_FILES = [str(file) for name, clip in CLIPS.items() for file in clip.files(name)]
+SCORED = {"text_scores": {name: settings(clip) for name, clip in CLIPS.items()}} if CLIPS else {}
+SCORED |= {"batch_size": EVALUATION.batch_size} if CLIPS else {}
+JUDGED = SCORED | ({"batch_size": EVALUATION.batch_size} if CLASSIFIER else {})
+# The real images with their captions.
+CAPTIONED = {"data": ROOT / "data"} if EXPERIMENT.has_captions else {}
 # Neighbours of tens of thousands of samples in a million pictures want all processors. Small sets are measured side by
 # side.
 MEASURING_THREADS = workflow.cores if EVALUATION.num_samples > 10_000 else 1
@@ -39,6 +46,7 @@ rule classifier:
 rule measure:
     input:
         **CLASSIFIER,
+        **PROMPTS,
         features=ROOT / "features" / TRAINED,
         samples=ROOT / "samples" / TRAINED,
         real=PLAN.real(),
@@ -47,6 +55,7 @@ rule measure:
         asked=job(
             ROOT / "measures" / f"{TRAINED}.json",
             "measuring.Measure",
+            files=CLIP_FILES,
             experiment=EXPERIMENT.name,
             method=lambda wildcards: EXPERIMENT.methods[wildcards.variant].name,
             variant=wildcard("variant"),
@@ -67,7 +76,7 @@ rule measure:
         "../../environment.yml"
     threads: MEASURING_THREADS
     resources:
-        **asks(16_000, 4 * 60, gpu=GPU if CLASSIFIER else 0),
+        **asks(16_000, 4 * 60, gpu=GPU if CLASSIFIER or CLIPS else 0),
     params:
         job=told(),
     shell:
@@ -78,6 +87,7 @@ rule measure:
 use rule measure as measure_external with:
     input:
         **CLASSIFIER,
+        **PROMPTS,
         features=ROOT / "features/external/{name}",
         samples=lambda wildcards: ancient([*brought(wildcards).values()]),
         real=PLAN.real(),
@@ -86,7 +96,7 @@ use rule measure as measure_external with:
         asked=job(
             ROOT / "measures/external/{name}.json",
             "measuring.MeasureExternal",
-            files=lambda wildcards: [*brought(wildcards).values()],
+            files=lambda wildcards: [*brought(wildcards).values(), *CLIP_FILES],
             experiment=EXPERIMENT.name,
             variant=wildcard("name"),
             seeds=brought,
@@ -112,12 +122,15 @@ use rule measure as measure_external with:
 use rule measure as measure_floor with:
     input:
         **CLASSIFIER,
+        **CAPTIONED,
         real=PLAN.real(),
         asked=job(
             ROOT / "measures/real.json",
             "measuring.MeasureFloor",
+            files=CLIP_FILES,
             experiment=EXPERIMENT.name,
             num_samples=EVALUATION.num_samples,
+            several=SCORED,
         ),
     output:
         table("measures/real"),
@@ -138,7 +151,7 @@ rule protocol:
         asked=job(
             ROOT / "protocols/{protocol}.json",
             "protocols.Measure",
-            files=lambda wildcards: [*given_reference(wildcards), *own_weights(protocol_of(wildcards)).values()],
+            files=lambda wildcards: [*given_reference(wildcards), *files_of_weights(protocol_of(wildcards))],
             experiment=EXPERIMENT.name,
             name=wildcard("protocol"),
             several=lambda wildcards: under(protocol_of(wildcards)),
