@@ -58,8 +58,8 @@ class Time(Job):
             method = configured_method(unit.variant, unit.settings, self.guidance_scale)
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
-            sampler, networks[key] = method.sampler(folder, nfe, device)
             conditions = conditions_of_samples(folder, self.prompts)
+            sampler, networks[key] = method.sampler(folder, nfe, device, conditions)
             samplers[key] = lambda noise, sampler=sampler, conditions=conditions: sampler(
                 noise, conditions.of_samples(range(len(noise)), device)
             )

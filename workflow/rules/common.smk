@@ -152,6 +152,11 @@ BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.
 TRAINED = "{variant}/train-{train_seed}"
 # The texts that samples are drawn of, of a teacher that is told texts.
 PROMPTS = {"prompts": ROOT / "prompts"} if EXPERIMENT.told == "text" else {}
+# Where texts are not the data set's captions alone: their lists; and those that students are trained with, under the
+# unconditional input of guidance, where they are not in the teacher's folder.
+LISTS = {} if EXPERIMENT.prompts.only_captions else {"texts": ROOT / "texts"}
+OWN_PROMPTS = not EXPERIMENT.prompts.trains_on_captions or EXPERIMENT.prompts.negative
+TRAINING_PROMPTS = {"prompts": ROOT / "training_prompts"} if OWN_PROMPTS else {}
 STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"

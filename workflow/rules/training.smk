@@ -126,9 +126,10 @@ else:
             TOGETHER
 
 
-# BOOT and every other data-free method: the teacher is the only input.
+# BOOT and every other data-free method: the teacher is the only input, and texts where they are not in its folder.
 rule distil:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         asked=distilled(),
     output:
@@ -153,9 +154,10 @@ rule distil:
         TOGETHER
 
 
-# Methods that train on real pictures too.
+# Methods that train on real pictures too, and with their captions.
 use rule distil as distil_with_data with:
     input:
+        **(TRAINING_PROMPTS if EXPERIMENT.prompts.negative else {}),
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         asked=distilled(flip=FLIP),
@@ -166,6 +168,7 @@ use rule distil as distil_with_data with:
 # Methods that train on an offline set.
 use rule distil as distil_with_pairs with:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: str(PLAN.pairs_of(wildcards.variant)),
         asked=distilled(),
@@ -176,6 +179,7 @@ use rule distil as distil_with_pairs with:
 # Noises and the teacher's samples from them, made once for all students that train on the same set.
 rule pairs:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         asked=job(
             ROOT / "pairs/{name}" / RECORD,
