@@ -197,8 +197,11 @@ class TextEncoder:
         Raises:
             UserError: a text has more tokens than ``max_tokens``.
         """
-        found = [self._encoded(texts[start : start + at_once]).to(device) for start in range(0, len(texts), at_once)]
-        return Embeddings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        portions = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
+        # In a loop that trains in bfloat16, too, embeddings are what a table of them would have.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            found = [self._encoded(portion).to(device) for portion in portions]
+            return Embeddings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _encoded(self, texts: Sequence[str]) -> Embeddings:
         given = self.tokenizer(list(texts), padding="max_length", max_length=self.max_tokens, truncation=False)
@@ -209,9 +212,7 @@ class TextEncoder:
                     f"Raise it, or shorten the text."
                 )
         tokens = {name: torch.tensor(rows, device=self.device) for name, rows in given.items()}
-        # In a loop that trains in bfloat16, too, embeddings are what a table of them would have.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            text = self.model(**tokens).last_hidden_state
+        text = self.model(**tokens).last_hidden_state
         return Embeddings(text.half(), tokens["attention_mask"].bool())
 
     def save(self, folder: Path) -> None:
