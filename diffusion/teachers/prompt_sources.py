@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from diffusion.runtime.errors import UserError, first_line
+from diffusion.runtime.errors import UserError, brief, first_line
 from diffusion.runtime.settings import Settings, UserPath
 from diffusion.teachers.prompts import normalised
 
@@ -194,6 +194,29 @@ class PromptLists(NamedTuple):
     train: list[str] | None
     evaluation: list[str] | None
     counts: dict[str, dict[str, int]]
+
+
+class Tokenizer:
+    """What cuts texts into tokens, of `transformers`.
+
+    Args:
+        folder: that its ``AutoTokenizer`` reads.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer  # seconds
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no tokenizer of `transformers` can be read ({brief(error)}).") from error
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has, those at its ends included."""
+        return [len(tokens) for tokens in self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class TokenLimit(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diffusion.conditions import Condition, Conditions
-from diffusion.runtime.errors import CheckpointError, UserError, brief
+from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.runtime.files import link_or_copy, read_json, write_json
 from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table
 
@@ -136,29 +136,6 @@ class Prompts(Conditions):
 def normalised(text: str) -> str:
     """A text in Unicode's composed form, with single spaces between words and none at its ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-class Tokenizer:
-    """What cuts texts into tokens, of `transformers`.
-
-    Args:
-        folder: that its ``AutoTokenizer`` reads.
-
-    Raises:
-        UserError: it is not there or cannot be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer  # seconds
-
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: no tokenizer of `transformers` can be read ({brief(error)}).") from error
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text has, those at its ends included."""
-        return [len(tokens) for tokens in self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
 
 class TextEncoder:

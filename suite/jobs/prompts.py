@@ -12,11 +12,10 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json, write_json
 from diffusion.teachers.folder import load_conditions
-from diffusion.teachers.prompt_sources import PromptSettings, TokenLimit, prompt_lists
+from diffusion.teachers.prompt_sources import PromptSettings, Tokenizer, TokenLimit, prompt_lists
 from diffusion.teachers.prompts import (
     TOKENIZER,
     Prompts,
-    Tokenizer,
     encoder_of,
     normalised,
     save_prompts,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.runtime.files import read_json
-from diffusion.teachers.prompts import load_prompts
 from evaluation.report.ablation import Ablation
 from evaluation.report.comparison import Comparison
 from evaluation.report.page import ReportInputs, render
@@ -120,10 +119,10 @@ def _captions(plan: Plan, manifest: dict[str, Any]) -> Sequence[str]:
     """The texts at the index that is stored with samples of each; none of other teachers."""
     if plan.experiment.told != "text":
         return ()
-    if plan.experiment.prompts.evaluates_captions:
-        names: list[str] = manifest["class_names"]
-        return names
-    return load_prompts(plan.root / "prompts").texts
+    if not plan.experiment.prompts.evaluates_captions:
+        manifest = {"class_names": read_json(plan.root / "prompts" / "prompts.json")["texts"]}
+    texts: list[str] = manifest["class_names"]
+    return texts
 
 
 def _data_facts(manifest: dict[str, Any], told_texts: bool) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from diffusion.student import NoiseStudent
 from diffusion.teachers.embeddings import Fresh
 from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser, pipeline_problems, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
+from diffusion.teachers.prompt_sources import Tokenizer
 from diffusion.teachers.prompts import (
     TextEncoder,
-    Tokenizer,
     encode,
     encoder_of,
     load_prompts,
