@@ -261,7 +261,7 @@ def _captions(conditions: Conditions) -> Prompts | None:
 
 
 def _text_width(conditions: Conditions) -> int | None:
-    return conditions.embeddings.text.shape[-1] if isinstance(conditions, Prompts) else None
+    return conditions.width if isinstance(conditions, Prompts) else None
 
 
 def _labels(conditions: Conditions) -> int | None:

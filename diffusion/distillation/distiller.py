@@ -126,7 +126,9 @@ class Distiller(Method):
             data: the training part of the data set, or the offline set; None for methods that need neither.
         """
 
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
+    def sampler(
+        self, folder: Path, nfe: int, device: torch.device, conditions: Conditions | None = None
+    ) -> tuple[Sampler, nn.Module]:
         """The folder's own pipeline, which samples where this project is not."""
         # Here: a configuration is read without `diffusers`' pipelines.
         from diffusion.teachers.local_pipeline import LocalPipeline

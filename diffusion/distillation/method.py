@@ -13,7 +13,7 @@ import torch
 from pydantic import AfterValidator, Discriminator, Field, Tag, create_model
 from torch import nn
 
-from diffusion.conditions import Condition
+from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance
 from diffusion.runtime.settings import GrownSettings, Settings
@@ -128,5 +128,12 @@ class Method(ABC):
         save_denoiser(folder, teacher.with_network(network), **self.facts(teacher), **known)
 
     @abstractmethod
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        """A sampler from a stored student (or teacher) with exactly ``nfe`` evaluations, and its network."""
+    def sampler(
+        self, folder: Path, nfe: int, device: torch.device, conditions: Conditions | None = None
+    ) -> tuple[Sampler, nn.Module]:
+        """A sampler from a stored student (or teacher) with exactly ``nfe`` evaluations, and its network.
+
+        Args:
+            conditions: whose unconditional input guides the teacher; the folder's own, if not given. A student has
+                learnt it.
+        """

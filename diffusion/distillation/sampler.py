@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffusion.conditions import Condition
+from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method, MethodSettings, Sampler
 from diffusion.guidance import guided
@@ -81,8 +81,12 @@ class TeacherSampler(Method):
                 f"({teacher.num_timesteps})"
             )
 
-    def sampler(self, folder: Path, nfe: int, device: torch.device) -> tuple[Sampler, nn.Module]:
-        denoiser = guided(load_denoiser(folder, device), self.guidance)
+    def sampler(
+        self, folder: Path, nfe: int, device: torch.device, conditions: Conditions | None = None
+    ) -> tuple[Sampler, nn.Module]:
+        denoiser = load_denoiser(folder, device)
+        denoiser.conditions = conditions or denoiser.conditions
+        denoiser = guided(denoiser, self.guidance)
         steps = self.steps(nfe // self.guidance.evaluations)
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:

@@ -1,43 +1,30 @@
 """Texts as what a teacher is told: embeddings of a frozen encoder, made once, stored, and drawn from.
 
 A stored folder ``prompts`` has ``prompts.json`` (the texts, the index that is stored with samples of each, whether the
-teacher knows the empty text) and ``embeddings.safetensors`` (:class:`Embeddings`, float16).
+teacher knows the empty text) and ``embeddings.safetensors`` (:class:`Embeddings`, float16). Many embeddings lie beside
+it in shards, ``embeddings-00000.safetensors`` …; where texts are encoded in the loop, it has the unconditional input
+alone.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from diffusion.conditions import Condition, Conditions
 from diffusion.runtime.errors import CheckpointError, UserError
-from diffusion.runtime.files import read_json, write_json
+from diffusion.runtime.files import link_or_copy, read_json, write_json
+from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table
 
 PROMPTS, ENCODER, TOKENIZER = "prompts", "text_encoder", "tokenizer"
-_TEXTS, _EMBEDDINGS = "prompts.json", "embeddings.safetensors"
+_TEXTS, _EMBEDDINGS, _SHARDS = "prompts.json", "embeddings.safetensors", "embeddings-{:05d}.safetensors"
 # Tables up to that are held on the device that asks; of larger ones only the batch travels.
 _HELD_BYTES = 2**30
-
-
-class Embeddings(NamedTuple):
-    """What an encoder makes of P texts, padded to L tokens.
-
-    Attributes:
-        text: its last hidden states, float16, shape (P, L, D).
-        mask: where tokens are, bool, shape (P, L).
-    """
-
-    text: torch.Tensor
-    mask: torch.Tensor
-
-    def at(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As a condition: ``text``, float32, (N, L, D), and ``text_mask``, (N, L), on the device of ``rows``."""
-        found = (table[rows.to(table.device)].to(rows.device) for table in self)
-        text, mask = found
-        return {"text": text.float(), "text_mask": mask}
+# Of one file; what encoding holds in memory.
+_SHARD_BYTES = 2**30
 
 
 class Prompts(Conditions):
@@ -48,9 +35,11 @@ class Prompts(Conditions):
         indices: what is stored with samples of a text, int64, shape (P,), distinct: of captions of a data set their
             index in its ``class_names``.
         embeddings: of the texts.
-        empty: of the empty text, shape (1, L, …): what stands in the place of a text in the unconditional input.
+        empty: of the empty text, or of a negative prompt, shape (1, L, …): what stands in the place of a text in the
+            unconditional input.
         knows_empty: whether the teacher was trained with the empty text, so that it can be guided.
         source: the pipeline's folder, with the encoder and the tokenizer.
+        stored: the folder that these texts were read from, if they were.
     """
 
     told, num_classes = "text", None
@@ -59,13 +48,14 @@ class Prompts(Conditions):
         self,
         texts: Sequence[str],
         indices: torch.Tensor,
-        embeddings: Embeddings,
+        embeddings: Table,
         empty: Embeddings,
         knows_empty: bool,
         source: Path,
+        stored: Path | None = None,
     ) -> None:
         self.texts, self.indices, self.embeddings, self.empty = tuple(texts), indices, embeddings, empty
-        self.knows_empty, self.source = knows_empty, source
+        self.knows_empty, self.source, self.stored = knows_empty, source, stored
         self._elsewhere: dict[torch.device, Prompts] = {}
 
     @property
@@ -75,21 +65,33 @@ class Prompts(Conditions):
     @property
     def max_tokens(self) -> int:
         """L, the tokens that every text is padded to."""
-        return self.embeddings.mask.shape[1]
+        return self.embeddings.max_tokens
+
+    @property
+    def width(self) -> int:
+        """D, the numbers in a token's embedding."""
+        return self.empty.text.shape[-1]
+
+    def with_empty(self, empty: Embeddings) -> "Prompts":
+        """These texts with another unconditional input."""
+        return Prompts(self.texts, self.indices, self.embeddings, empty, self.knows_empty, self.source)
 
     def _on(self, device: torch.device) -> "Prompts":
         """These texts with their tables on ``device``, where they are small enough."""
-        if device == self.indices.device or self.embeddings.text.nbytes > _HELD_BYTES:
+        if device == self.indices.device:
             return self
         if device not in self._elsewhere:
-            texts, empty = (Embeddings(*(part.to(device) for part in one)) for one in (self.embeddings, self.empty))
-            moved = Prompts(self.texts, self.indices.to(device), texts, empty, self.knows_empty, self.source)
+            table = self.embeddings
+            if isinstance(table, Embeddings) and table.text.nbytes <= _HELD_BYTES:
+                table = table.to(device)
+            indices, empty = self.indices.to(device), self.empty.to(device)
+            moved = Prompts(self.texts, indices, table, empty, self.knows_empty, self.source)
             self._elsewhere[device] = moved
         return self._elsewhere[device]
 
     def _told(self, rows: torch.Tensor) -> Condition:
         held = self._on(rows.device)
-        return {**held.embeddings.at(rows), "prompt": held.indices.to(rows.device)[rows]}
+        return {**held.embeddings.at(rows), "prompt": held.indices[rows]}
 
     def draw(self, count: int, generator: torch.Generator) -> Condition:
         """Uniform over the texts."""
@@ -110,7 +112,7 @@ class Prompts(Conditions):
 
     def of_labels(self, labels: torch.Tensor) -> Condition:
         """The texts with these indices."""
-        return self._told(self._on(labels.device)._row_of.to(labels.device)[labels])
+        return self._told(self._on(labels.device)._row_of[labels])
 
     def without(self, condition: Condition) -> Condition:
         assert condition is not None
@@ -162,17 +164,21 @@ class TextEncoder:
             ) from error
         self.model = model.float().to(self.device).eval().requires_grad_(False)
 
-    def __call__(self, texts: Sequence[str], at_once: int = 64) -> Embeddings:
-        """Embeddings of texts, on the CPU.
+    def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
+        """Embeddings of texts.
 
         Args:
             at_once: the most that are encoded at a time.
+            device: where they go.
 
         Raises:
-            UserError: a text has no word, or more tokens than ``max_tokens``.
+            UserError: a text has more tokens than ``max_tokens``.
         """
-        found = [self._encoded(texts[start : start + at_once]) for start in range(0, len(texts), at_once)]
-        return Embeddings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        portions = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
+        # In a loop that trains in bfloat16, too, embeddings are what a table of them would have.
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            found = [self._encoded(portion).to(device) for portion in portions]
+            return Embeddings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
     def _encoded(self, texts: Sequence[str]) -> Embeddings:
         given = self.tokenizer(list(texts), padding="max_length", max_length=self.max_tokens, truncation=False)
@@ -183,9 +189,8 @@ class TextEncoder:
                     f"Raise it, or shorten the text."
                 )
         tokens = {name: torch.tensor(rows, device=self.device) for name, rows in given.items()}
-        with torch.inference_mode():
-            text = self.model(**tokens).last_hidden_state
-        return Embeddings(text.half().cpu(), tokens["attention_mask"].bool().cpu())
+        text = self.model(**tokens).last_hidden_state
+        return Embeddings(text.half(), tokens["attention_mask"].bool())
 
     def save(self, folder: Path) -> None:
         """Writes both into a pipeline's folder."""
@@ -217,38 +222,105 @@ def encode(
 
 
 def save_prompts(folder: Path, prompts: Prompts) -> None:
-    """Writes what :func:`load_prompts` reads, into a new folder."""
+    """Writes what :func:`load_prompts` reads, into a new folder; linked where it is stored already."""
+    folder.mkdir(exist_ok=True)
+    if prompts.stored is not None:
+        for file in _files(prompts.stored):
+            link_or_copy(file, folder / file.name)
+        return
+    table = prompts.embeddings
+    shards = [table] if isinstance(table, Embeddings) else table.parts if isinstance(table, Shards) else None
+    _write(folder, prompts.texts, prompts.indices.tolist(), prompts.knows_empty, prompts.empty, shards)
+
+
+def store_encoded(
+    folder: Path,
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    indices: Sequence[int],
+    knows_empty: bool,
+    negative: str = "",
+    cache: bool = True,
+) -> None:
+    """As :func:`encode` and :func:`save_prompts`, with no more than one file's embeddings in memory.
+
+    Args:
+        texts: normalised and distinct.
+        negative: what stands in the place of a text in the unconditional input.
+        cache: whether embeddings are stored; else the texts are encoded whenever they are asked for.
+    """
+    empty = encoder([normalised(negative)])
+    size = max(1, _SHARD_BYTES // empty.text.nbytes)
+    shards = (encoder(texts[start : start + size]) for start in range(0, len(texts), size))
+    _write(folder, texts, indices, knows_empty, empty, shards if cache else None)
+
+
+def _write(
+    folder: Path,
+    texts: Sequence[str],
+    indices: Sequence[int],
+    knows_empty: bool,
+    empty: Embeddings,
+    shards: Iterable[Embeddings] | None,
+) -> None:
+    """One shard stands in one file with the unconditional input; of several each has a file of its own."""
     from safetensors.torch import save_file
 
-    folder.mkdir(exist_ok=True)
-    about = {"texts": prompts.texts, "indices": prompts.indices.tolist(), "knows_empty": prompts.knows_empty}
-    write_json(folder / _TEXTS, about)
-    tables = {"text": prompts.embeddings.text, "mask": prompts.embeddings.mask}
-    tables |= {"empty_text": prompts.empty.text, "empty_mask": prompts.empty.mask}
-    save_file({name: table.cpu().contiguous() for name, table in tables.items()}, folder / _EMBEDDINGS)
+    def save(name: str, tables: Mapping[str, torch.Tensor]) -> None:
+        save_file({name: table.cpu().contiguous() for name, table in tables.items()}, folder / name)
+
+    about = {"texts": list(texts), "indices": list(indices), "knows_empty": knows_empty}
+    write_json(folder / _TEXTS, about | ({"cached": False} if shards is None else {}))
+    tables = {"empty_text": empty.text, "empty_mask": empty.mask}
+    for number, shard in enumerate(shards or ()):
+        if len(shard.text) == len(texts):
+            tables |= shard._asdict()
+        else:
+            save(_SHARDS.format(number), shard._asdict())
+    save(_EMBEDDINGS, tables)
 
 
-def load_prompts(folder: Path) -> Prompts:
-    """Reads a ``prompts`` folder beside its pipeline's encoder.
+def load_prompts(folder: Path, source: Path | None = None) -> Prompts:
+    """Reads a ``prompts`` folder; embeddings stay on the disk until they are asked for.
+
+    Args:
+        source: the pipeline's folder with the encoder; the folder above, if not given.
 
     Raises:
         CheckpointError: a file is missing or truncated, or they do not belong together.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # which maps the file into memory
 
+    source = source or folder.parent
     try:
         about, tables = read_json(folder / _TEXTS), load_file(folder / _EMBEDDINGS)
-        embeddings = Embeddings(tables["text"], tables["mask"])
         empty = Embeddings(tables["empty_text"], tables["empty_mask"])
         texts, indices = about["texts"], torch.tensor(about["indices"], dtype=torch.int64)
-        if not len(texts) == len(indices) == len(embeddings.text) == len(embeddings.mask) > 0:
-            raise ValueError(f"{len(texts)} texts and {len(embeddings.text)} embeddings")
+        embeddings: Table
+        if not about.get("cached", True):
+            embeddings = Fresh(texts, partial(encoder_of, source, empty.max_tokens), empty.max_tokens)
+        elif "text" in tables:
+            embeddings = Embeddings(tables["text"], tables["mask"])
+        else:
+            shards = [load_file(file) for file in _shards(folder)]
+            embeddings = Shards([Embeddings(shard["text"], shard["mask"]) for shard in shards])
+        if not len(texts) == len(indices) == embeddings.num_texts > 0:
+            raise ValueError(f"{len(texts)} texts and {embeddings.num_texts} embeddings")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: no texts with embeddings can be read ({error}); make them again.") from error
-    return Prompts(texts, indices, embeddings, empty, bool(about["knows_empty"]), folder.parent)
+    return Prompts(texts, indices, embeddings, empty, bool(about["knows_empty"]), source, folder)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_SHARDS.replace("{:05d}", "*")))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a stored ``prompts``; none where there is none."""
+    return [*(file for name in (_TEXTS, _EMBEDDINGS) if (file := folder / name).exists()), *_shards(folder)]
 
 
 def prompts_files(pipeline: Path) -> list[Path]:
     """The files of a pipeline's folder that decide what its texts are; none where it has none."""
-    return [file for name in (_TEXTS, _EMBEDDINGS) if (file := pipeline / PROMPTS / name).exists()]
+    return _files(pipeline / PROMPTS)

@@ -47,7 +47,7 @@ def train_teacher(
         labels, conditions = len(split.class_names) + has_null, ClassLabels(len(split.class_names), has_null)
     if settings.text is not None:
         assert captions is not None
-        text_width, conditions = captions.embeddings.text.shape[-1], captions
+        text_width, conditions = captions.width, captions
     run.seed_initialisation("initialisation")
     network = build_network(settings.network, split.shape, labels, text_width).to(run.device)
     schedule, means = settings.schedule.build(), settings.prediction_type

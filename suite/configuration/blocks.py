@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from diffusion.distillation.method import Method
 from diffusion.runtime.settings import Seeds, Settings, StepCounts, UserPath
+from diffusion.teachers.prompt_sources import PromptSettings
 from evaluation.measure.classifier import ClassifierSettings
 from evaluation.measure.protocols import MAIN, ExtractorName, Protocol, SpeedSettings, WeightsName
 from evaluation.measure.text_scores import TextScore, TextScoreName
@@ -126,6 +127,7 @@ class Layout(Settings):
     results: UserPath = "results"
     data: dict[str, Any]
     teacher: dict[str, Any]
+    prompts: PromptSettings | None = None
     methods: dict[str, Any] = Field(
         default_factory=lambda: {
             "ddim": {"method": "ddim"},

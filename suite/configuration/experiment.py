@@ -16,6 +16,7 @@ from diffusion.distillation.sampler import TeacherSampler
 from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.prompt_sources import PromptSettings, prompt_lists
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from evaluation.measure.classifier import ClassifierSettings
 from evaluation.measure.protocols import MAIN
@@ -53,6 +54,7 @@ class Experiment:
         is_latent: whether its states are an autoencoder's latents.
         state_shape: (C, H, W) of its states.
         has_captions: whether samples are asked for captions: texts, or classes that are captions.
+        prompts: the texts, of a teacher that is told some.
         has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
@@ -84,9 +86,11 @@ class Experiment:
         self.unselected = tuple(name for name in layout.methods if name not in methods)
         self.conditional, self.told = facts.conditional, facts.told
         self.is_latent, self.state_shape = facts.is_latent, facts.shape
+        self.prompts = layout.prompts or PromptSettings()
         has_attributes = bool(getattr(data, "attributes", ()))
         self.has_captions = facts.told == "text" or (facts.told == "class" and has_attributes)
-        self.has_classifier = facts.told == "class" or (facts.told == "text" and has_attributes)
+        of_captions = facts.told == "text" and self.prompts.evaluates_captions
+        self.has_classifier = facts.told == "class" or (of_captions and has_attributes)
         self.num_timesteps = facts.num_timesteps
         samplers = {name: method for name, method in methods.items() if isinstance(method, TeacherSampler)}
         uneven = {name: sampler.uneven_steps(facts) for name, sampler in samplers.items()}
@@ -170,6 +174,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
             "remove it or set teacher.text."
         )
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
+    if layout.prompts and facts and "methods" not in wrong:
+        problems += _prompts_problems(layout.prompts, facts, chosen)
     known = {name: methods.get(name) for name in blocks}
     # A guided sampler has other numbers of evaluations.
     if teacher and "methods" not in wrong and not touched(of_teacher, "guidance_scale"):
@@ -200,6 +206,14 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     assert teacher is not None
     assert facts is not None
     return Experiment(raw, layout, data, teacher, chosen, facts)
+
+
+def _prompts_problems(prompts: PromptSettings, facts: TeacherFacts, selected: Mapping[str, Method]) -> list[str]:
+    if facts.told != "text":
+        return ["prompts: given, but the teacher is told no text; remove the block, or set teacher.text."]
+    if prompts.negative and all(method.guidance.scale == 1 for method in selected.values()):
+        return ["prompts.negative: given, but nothing is guided; remove it, or set teacher.guidance_scale."]
+    return []
 
 
 def _reference_problems(layout: Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:
@@ -262,9 +276,14 @@ def _weights_problems(settings: EvaluationSettings) -> list[str]:
 
 
 def _file_problems(layout: Layout, data: Any) -> list[str]:
-    """Of the files that the configuration names; those of the data set only until its images are among the results."""
+    """Of the files that the configuration names; those of data and prompts only until they are among the results."""
     prepared = Path(layout.results, layout.experiment, "data", RECORD).exists()
     problems = data_problems(data) if data and not prepared else []
+    if layout.prompts and not Path(layout.results, layout.experiment, "texts", RECORD).exists():
+        try:
+            prompt_lists(layout.prompts)
+        except UserError as error:
+            problems.append(str(error))
     for name, protocol in layout.evaluation.further_protocols.items():
         if not protocol.reference_is_file:
             continue

@@ -17,7 +17,7 @@ from diffusion.runtime.files import write_json
 from diffusion.teachers.prompts import Prompts, normalised
 from suite.job import Key, TrainingSeed
 from suite.jobs.inputs import check_classes, checked_data, checked_latents, snapshot_name
-from suite.jobs.networks import VariantJob, checked_network, load_teacher
+from suite.jobs.networks import VariantJob, checked_network, checked_prompts, load_teacher
 from suite.jobs.training import TrainingJob, parameters_of, write_log
 from suite.provenance import checked
 
@@ -26,6 +26,8 @@ class Distil(VariantJob, TrainingJob):
     """Trains the students of one variant with one seed.
 
     Attributes:
+        prompts: the texts that students are trained with, where they are not those of the teacher's own training; of
+            methods that need data their unconditional input alone.
         data: only for methods that need it; what a student trains on is read only if its method says so.
         latents: of ``data``, where the teacher is a diffusion of latents.
         flip: whether half of the images that are drawn from ``data`` are mirrored.
@@ -34,6 +36,7 @@ class Distil(VariantJob, TrainingJob):
 
     teacher: Path
     train_seed: TrainingSeed
+    prompts: Path | None = None
     data: Path | None = None
     latents: Path | None = None
     flip: Annotated[bool, Key("data.flip")] = False
@@ -47,8 +50,10 @@ class Distil(VariantJob, TrainingJob):
                 raise UserError(f"methods.{self.variant}: the method {method.name} {needs} {name}.")
         if self.flip and self.data is None:
             raise UserError(f"data.flip: given, but the method {method.name} draws no images of a data set.")
-        inputs = checked_network("teacher", self.teacher)
-        teacher = load_teacher(self.teacher, self.guidance_scale, default_device())
+        inputs = checked_network("teacher", self.teacher) | checked_prompts(self.prompts)
+        teacher = load_teacher(
+            self.teacher, self.guidance_scale, default_device(), self.prompts, captions=self.data is not None
+        )
         given: Split | Pairs | None = None
         if self.data is not None:
             inputs |= checked_data(self.data, "train") | checked_latents(self.latents)

@@ -14,7 +14,7 @@ from diffusion.guidance import Guidance, Scale, guided
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.settings import problems_of
 from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser
-from diffusion.teachers.prompts import load_prompts
+from diffusion.teachers.prompts import Prompts, load_prompts
 from suite.job import GuidanceScaleOrRange, Job, Key
 from suite.provenance import Input, checked, checked_folder
 
@@ -72,6 +72,17 @@ def checked_prompts(prompts: Path | None) -> dict[str, Input]:
     return checked_folder("prompts", prompts) if prompts else {}
 
 
-def load_teacher(folder: Path, guidance_scale: Scale, device: torch.device) -> Denoiser:
-    """The experiment's teacher as its methods see it."""
-    return guided(load_denoiser(folder, device), Guidance(guidance_scale))
+def load_teacher(
+    folder: Path, guidance_scale: Scale, device: torch.device, prompts: Path | None = None, captions: bool = False
+) -> Denoiser:
+    """The experiment's teacher as its methods see it.
+
+    Args:
+        prompts: the texts that it is asked for, with the unconditional input of guidance; None has the folder's own.
+        captions: whether those of its training stay, under the unconditional input of ``prompts``.
+    """
+    denoiser = load_denoiser(folder, device)
+    if prompts is not None:
+        given, own = load_prompts(prompts, folder), denoiser.conditions
+        denoiser.conditions = own.with_empty(given.empty) if captions and isinstance(own, Prompts) else given
+    return guided(denoiser, Guidance(guidance_scale))

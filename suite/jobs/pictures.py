@@ -1,14 +1,13 @@
 """The pictures of a BOOT student that the paper shows."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from boot.trajectory import interpolate_noise, sample_between, true_signals
-from diffusion.conditions import ClassLabels, Condition, Conditions
+from diffusion.conditions import ClassLabels, Condition
 from diffusion.data.samples import to_uint8
 from diffusion.denoiser import Denoiser
 from diffusion.noise import initial_noise
@@ -16,7 +15,6 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.memory import in_portions
 from diffusion.student import NoiseStudent
 from diffusion.teachers.prompts import Prompts
-from suite.jobs.networks import checked_prompts, conditions_of_samples
 from suite.jobs.student import StudentJob
 
 # Two noises a row, and in a grid of conditions and noises one a column.
@@ -24,19 +22,11 @@ _ROWS, _COLUMNS = 6, 12
 
 
 class Draw(StudentJob):
-    """The images of :func:`images_of` in one file.
-
-    Attributes:
-        prompts: the texts of the rows; None where the teacher is told none.
-    """
-
-    prompts: Path | None = None
+    """The images of :func:`images_of` in one file."""
 
     def run(self) -> None:
         student, teacher, inputs = self.networks()
-        inputs |= checked_prompts(self.prompts)
-        conditions = conditions_of_samples(self.teacher, self.prompts)
-        arrays = images_of(student, teacher, self.seed, self.shape, self.batch_size, default_device(), conditions)
+        arrays = images_of(student, teacher, self.seed, self.shape, self.batch_size, default_device())
         with self.result_file(inputs) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]  # see neighbours.py
 
@@ -48,7 +38,6 @@ def images_of(
     shape: tuple[int, int, int],
     batch_size: int,
     device: torch.device,
-    conditions: Conditions | None = None,
 ) -> dict[str, np.ndarray]:
     """The BOOT student read at every time beside the teacher's trajectory, between noises, and between conditions.
 
@@ -58,7 +47,6 @@ def images_of(
     Args:
         shape: (C, H, W).
         batch_size: the most that are evaluated at a time.
-        conditions: of the rows; the teacher's own, if not given.
 
     Returns:
         ``times``, shape (columns,), and images, uint8, shape (rows, columns, H, W, C): ``all_times``, ``trajectory``
@@ -71,7 +59,7 @@ def images_of(
         those of the rows and the one that the last way ends in, unicode, shape (rows + 1,).
     """
     rows, columns = _ROWS, _COLUMNS
-    conditions, schedule = conditions or teacher.conditions, teacher.schedule
+    conditions, schedule = teacher.conditions, teacher.schedule
     channels, height, width = teacher.space.image_shape(shape)
     noises = initial_noise(seed, range(2 * rows), shape).to(device)
     noise, end = noises.chunk(2)

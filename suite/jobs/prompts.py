@@ -1,46 +1,132 @@
-"""The texts that samples are drawn of."""
+"""The texts that students are trained with, and that samples are drawn of."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from diffusion.data.store import load_split
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
+from diffusion.runtime.files import read_json, write_json
 from diffusion.teachers.folder import load_conditions
-from diffusion.teachers.prompts import Prompts, encode, encoder_of, normalised, save_prompts
-from suite.job import Job
+from diffusion.teachers.prompt_sources import PromptSettings, Tokenizer, TokenLimit, prompt_lists
+from diffusion.teachers.prompts import (
+    TOKENIZER,
+    Prompts,
+    encoder_of,
+    normalised,
+    save_prompts,
+    store_encoded,
+)
+from suite.job import Job, Key
 from suite.jobs.inputs import checked_data
-from suite.provenance import checked_folder
+from suite.provenance import checked, checked_folder
+
+LISTS = "texts.json"
+
+
+class Collect(Job):
+    """Makes the lists of prompts: :func:`diffusion.teachers.prompt_sources.prompt_lists` as texts.json.
+
+    Attributes:
+        tokenizer, max_tokens: the teacher's, where it is not there yet.
+    """
+
+    settings: Annotated[PromptSettings, Key("prompts")]
+    teacher: Path | None = None
+    tokenizer: Path | None = None
+    max_tokens: Annotated[int | None, Key("teacher.text.max_tokens")] = None
+
+    def run(self) -> None:
+        inputs = checked({key: path for key, path in self.settings.paths().items() if path.is_file()})
+        tokenizer, max_tokens = self.tokenizer, self.max_tokens
+        if self.teacher is not None:
+            inputs |= checked_folder("teacher", self.teacher, TOKENIZER)
+            conditions = load_conditions(self.teacher)
+            assert isinstance(conditions, Prompts)
+            tokenizer, max_tokens = self.teacher / TOKENIZER, conditions.max_tokens
+        assert tokenizer is not None
+        assert max_tokens is not None
+        lists = prompt_lists(self.settings, TokenLimit(max_tokens, Tokenizer(tokenizer).count))
+        for part, counts in lists.counts.items():
+            print(f"{part}:", ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items()))
+        with self.result_folder() as folder:
+            content = {"train": lists.train, "evaluation": lists.evaluation, "negative": self.settings.negative}
+            write_json(folder / LISTS, content)
+            self.write_record(folder, inputs, counts=lists.counts)
 
 
 class Encode(Job):
-    """Reads the captions of the data set's test part by the teacher's encoder; none of them is one of its training.
+    """Reads texts by the teacher's encoder.
 
-    They are ordered by their SHA-256, so that the first samples are of unlike captions.
+    None that samples are drawn of is one that students are trained with. Of captions they are ordered by their
+    SHA-256, so that the first samples are of unlike ones.
 
     Attributes:
-        data: whose test part has the captions.
+        data: whose test part has the captions; None where they are none.
+        texts: the lists, where there are some. Training without a list of its own is on the captions that the teacher
+            was trained with.
+        part: what the texts are for.
+        cache: as of :class:`diffusion.teachers.prompt_sources.PromptSettings`.
     """
 
     teacher: Path
-    data: Path
+    data: Path | None = None
+    texts: Path | None = None
+    part: Literal["train", "evaluation"] = "evaluation"
+    cache: Annotated[bool, Key("prompts.cache")] = True
 
     def run(self) -> None:
         conditions = load_conditions(self.teacher)
         assert isinstance(conditions, Prompts)
-        split = load_split(self.data, "test")
-        inputs = checked_folder("teacher", self.teacher) | checked_data(self.data, "test")
-        captions = {normalised(split.class_names[index]): index for index in np.unique(split.labels).tolist()}
-        if known := sorted(captions.keys() & set(conditions.texts)):
+        inputs = checked_folder("teacher", self.teacher)
+        lists: dict[str, Any] = {}
+        if self.texts is not None:
+            inputs |= checked_folder("texts", self.texts)
+            lists = read_json(self.texts / LISTS)
+        facts: dict[str, Any] = {}
+        encoder = encoder_of(self.teacher, conditions.max_tokens, default_device())
+        with self.result_folder() as folder:
+            if self.part == "train" and lists["train"] is None:
+                save_prompts(folder, conditions.with_empty(encoder([lists["negative"]])))
+            else:
+                texts = dict(zip(listed := lists.get(self.part) or (), range(len(listed)), strict=True))
+                if self.data is not None:
+                    inputs |= checked_data(self.data, "test")
+                    texts = _captions(self.data)
+                if self.part == "evaluation":
+                    texts, facts = self._unseen(texts, lists.get("train"), conditions)
+                given = encoder, list(texts), list(texts.values()), conditions.knows_empty
+                store_encoded(folder, *given, negative=lists.get("negative", ""), cache=self.cache)
+            self.write_record(folder, inputs, **facts)
+
+    def _unseen(
+        self, texts: dict[str, int], trained: Sequence[str] | None, conditions: Prompts
+    ) -> tuple[dict[str, int], dict[str, Any]]:
+        """The texts less those of training, and how many were left out and the teacher has seen."""
+        known = sorted(texts.keys() & set(conditions.texts if trained is None else trained))
+        if known and self.data is not None and trained is None:
             raise UserError(
                 f"{self.data}: {len(known)} captions of the test part are in the training part too, e.g. {known[0]!r}; "
                 f"expected others, for a teacher can repeat what it has seen."
             )
-        texts = sorted(captions, key=lambda text: hashlib.sha256(text.encode()).digest())
-        encoder = encoder_of(self.teacher, conditions.max_tokens, default_device())
-        prompts = encode(encoder, texts, [captions[text] for text in texts], conditions.knows_empty, self.teacher)
-        with self.result_folder() as folder:
-            save_prompts(folder, prompts)
-            self.write_record(folder, inputs)
+        kept = {text: index for text, index in texts.items() if text not in set(known)}
+        if known:
+            print(f"evaluation: {len(known):,} left out, which students are trained with")
+        if len(kept) < 2:
+            raise UserError(
+                f"prompts.evaluation: found {len(texts)} prompts, of which {len(known)} are trained with, expected two "
+                f"others at least. Bring more."
+            )
+        seen = len(kept.keys() & set(conditions.texts))
+        return kept, {"left_out": len(known), "seen_by_the_teacher": seen} if self.texts else {}
+
+
+def _captions(data: Path) -> dict[str, int]:
+    """The captions of the test part with their indices."""
+    split = load_split(data, "test")
+    captions = {normalised(split.class_names[index]): index for index in np.unique(split.labels).tolist()}
+    return {text: captions[text] for text in sorted(captions, key=lambda text: hashlib.sha256(text.encode()).digest())}

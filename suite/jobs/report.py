@@ -1,5 +1,6 @@
 """The report, from what the other stages have left in the results folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from evaluation.results.stored import CostFile
 from suite.configuration.experiment import Experiment, parse_experiment
 from suite.job import Job
 from suite.plan import Plan
-from suite.provenance import checked, read_record
+from suite.provenance import RECORD, checked, read_record
 
 # More panels than that are drawn for the first training seed only.
 _MOST_CURVES = 12
@@ -86,6 +87,7 @@ def _inputs(plan: Plan) -> ReportInputs:
             **({"not selected": list(experiment.unselected)} if experiment.unselected else {}),
             "data": _data_facts(manifest, experiment.told == "text"),
             "teacher": experiment.teacher.model_dump(mode="json"),
+            **({} if experiment.prompts.only_captions else {"prompts": _prompt_facts(plan)}),
             "hardware": speed_facts["hardware"],
             "versions": floor["versions"],
             "commit": _commits(plan),
@@ -109,9 +111,19 @@ def _inputs(plan: Plan) -> ReportInputs:
         comparison=_comparison(experiment, train_count),
         dimensions=floor["extractor"].get("dimensions"),
         reference_count=train_count,
-        captions=manifest["class_names"] if experiment.told == "text" else (),
+        captions=_captions(plan, manifest),
         learning_curves=[plan.learning_curve(n, s) for n in plan.curve_variants() for s in plan.train_seeds(n)],
     )
+
+
+def _captions(plan: Plan, manifest: dict[str, Any]) -> Sequence[str]:
+    """The texts at the index that is stored with samples of each; none of other teachers."""
+    if plan.experiment.told != "text":
+        return ()
+    if not plan.experiment.prompts.evaluates_captions:
+        manifest = {"class_names": read_json(plan.root / "prompts" / "prompts.json")["texts"]}
+    texts: list[str] = manifest["class_names"]
+    return texts
 
 
 def _data_facts(manifest: dict[str, Any], told_texts: bool) -> dict[str, Any]:
@@ -122,6 +134,12 @@ def _data_facts(manifest: dict[str, Any], told_texts: bool) -> dict[str, Any]:
         return {words.get(key, key): fact for key, fact in facts.items() if key != "shards"}
 
     return named(manifest) | {"splits": {name: named(part) for name, part in manifest["splits"].items()}}
+
+
+def _prompt_facts(plan: Plan) -> dict[str, Any]:
+    """The block, how many prompts there are, and how many were left out."""
+    settings = plan.experiment.prompts.model_dump(mode="json", exclude_defaults=True)
+    return settings | {"counts": read_record(plan.root / "texts" / RECORD)["counts"]}
 
 
 def _benchmarks(plan: Plan) -> list[Path]:

@@ -183,7 +183,7 @@ def draw_samples(
         nonlocal evaluated
         evaluated += len(inputs[0])
 
-    sampler, network = method.sampler(source, nfe, device)
+    sampler, network = method.sampler(source, nfe, device, conditions)
     network.register_forward_pre_hook(count)
     shape, told, space = stored_network(source).shape, conditions or load_conditions(source), space_of(source)
 

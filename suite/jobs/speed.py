@@ -59,8 +59,8 @@ class Time(Job):
             method = configured_method(unit.variant, unit.settings, self.guidance_scale)
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
-            sampler, networks[key] = method.sampler(folder, nfe, device)
             conditions, space = conditions_of_samples(folder, self.prompts), space_of(folder)
+            sampler, networks[key] = method.sampler(folder, nfe, device, conditions)
             # From noise to images: latents are decoded.
             samplers[key] = lambda noise, sampler=sampler, conditions=conditions, space=space: space.decode(
                 sampler(noise, conditions.of_samples(range(len(noise)), device))

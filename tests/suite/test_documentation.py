@@ -8,6 +8,7 @@ import yaml
 from repository import ROOT
 
 from diffusion.distillation.registry import method_class, method_modules
+from diffusion.teachers.prompt_sources import PromptSettings, PromptSource, prompt_lists
 from diffusion.teachers.settings import TeacherSettings
 from evaluation.measure.protocols import PRESETS, Protocol
 from evaluation.measure.quality import definitions
@@ -18,6 +19,7 @@ from suite.plan import Plan
 
 DOCUMENT = (ROOT / "docs" / "methods.md").read_text()
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
+TEXTS = (ROOT / "docs" / "text-to-image.md").read_text()
 MEASURES = (ROOT / "docs" / "measures.md").read_text()
 # What its blocks have under ``evaluation``.
 MEASURED = [yaml.safe_load(text)["evaluation"] for text in re.findall(r"```yaml\n(.*?)```", MEASURES, re.S)]
@@ -41,6 +43,17 @@ def test_the_edm_teacher_of_the_documentation_is_trained_on_edms_noise_levels():
     blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEACHERS, re.S)]
     (block,) = (found["teacher"] for found in blocks if "training" in found["teacher"])
     assert TeacherSettings.model_validate(block).noise_levels == "lognormal"
+
+
+def test_the_prompts_of_the_documentation_are_prompts_and_all_keys_have_a_row():
+    (block,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S))
+    found = prompt_lists(PromptSettings.model_validate(block["prompts"]))
+    assert len(found.train) + len(found.evaluation) == 40
+    rows = set(re.findall(r"^\| `prompts\.(\w+)` \|", TEXTS, re.M))
+    assert rows == set(PromptSettings.model_fields)
+    sources = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)*) ?\|", TEXTS, re.M))
+    assert set(sources) == set(get_args(PromptSource.model_fields["kind"].annotation))
+    assert set(re.findall(r"`(\w+)`", " ".join(sources.values()))) == set(PromptSource.model_fields) - {"kind"}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64", "bedroom256"])

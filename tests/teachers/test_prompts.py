@@ -1,8 +1,10 @@
 """Teachers that are told texts: embeddings, conditions, guidance, folders, pipelines."""
 
 import json
+import math
 import shutil
 
+import psutil
 import pytest
 import torch
 from tiny_text import INDICES, MAX_TOKENS, SHAPE, TEXTS, WIDTH, tiny_prompts, tiny_text_denoiser, write_encoder
@@ -10,13 +12,24 @@ from tiny_text import INDICES, MAX_TOKENS, SHAPE, TEXTS, WIDTH, tiny_prompts, ti
 from baselines.samplers import Ddim, DdimSettings
 from boot.distillation import Boot, BootSettings
 from boot.losses import boot_losses
+from diffusion.denoiser import Denoiser
 from diffusion.guidance import Guidance, guided
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.solvers import ddim_sample
 from diffusion.student import NoiseStudent
+from diffusion.teachers.embeddings import Fresh
 from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser, pipeline_problems, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
-from diffusion.teachers.prompts import TextEncoder, encode, encoder_of, load_prompts, normalised, save_prompts
+from diffusion.teachers.prompt_sources import Tokenizer
+from diffusion.teachers.prompts import (
+    TextEncoder,
+    encode,
+    encoder_of,
+    load_prompts,
+    normalised,
+    save_prompts,
+    store_encoded,
+)
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.text import PACKAGED, TextSettings
 
@@ -96,6 +109,97 @@ def test_damaged_prompts_are_refused(prompts, tmp_path, damage):
         (stored / "prompts.json").write_text(json.dumps(about | {"texts": about["texts"][1:]}))
     with pytest.raises((CheckpointError, UserError), match="prompts"):
         load_prompts(stored)
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_many_embeddings_lie_in_shards(prompts, tmp_path, monkeypatch):
+    """Of two texts each; a batch of any order and with repetitions is gathered from them."""
+    monkeypatch.setattr("diffusion.teachers.prompts._SHARD_BYTES", 2 * prompts.empty.text.nbytes)
+    texts = [f"{one} on {other}" for one in ("two", "six", "nine") for other in ("one", "ten")][:5]
+    encoder = encoder_of(prompts.source, MAX_TOKENS)
+    (tmp_path / "prompts").mkdir()
+    store_encoded(tmp_path / "prompts", encoder, texts, range(5), True)
+    names = {file.name for file in (tmp_path / "prompts").iterdir()}
+    assert names == {"prompts.json", "embeddings.safetensors", *(f"embeddings-0000{n}.safetensors" for n in range(3))}
+    found, whole = load_prompts(tmp_path / "prompts"), encode(encoder, texts, range(5), True, prompts.source)
+    rows = torch.tensor([4, 0, 3, 3, 1, 2, 0])
+    one, other = found.of_labels(rows), whole.of_labels(rows)
+    assert equal(one.values(), other.values())
+    assert found.max_tokens == MAX_TOKENS
+    save_prompts(tmp_path / "again", found)
+    assert {file.name for file in (tmp_path / "again").iterdir()} == names
+    (tmp_path / "prompts" / "embeddings-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="5 texts and 3 embeddings"):
+        load_prompts(tmp_path / "prompts")
+
+
+def test_stored_embeddings_are_not_read_before_they_are_asked_for(prompts, tmp_path):
+    """A table of 2 GiB, a hole in a file, takes the memory of the rows that are asked for."""
+    save_prompts(tmp_path / "prompts", prompts)
+    count, width, header, end = 4096, 2**31 // (4096 * MAX_TOKENS * 2), {}, 0
+    for name, dtype, size, shape in (
+        ("text", "F16", 2, [count, MAX_TOKENS, width]),
+        ("mask", "BOOL", 1, [count, MAX_TOKENS]),
+        ("empty_text", "F16", 2, [1, MAX_TOKENS, width]),
+        ("empty_mask", "BOOL", 1, [1, MAX_TOKENS]),
+    ):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end := end + size * math.prod(shape)]}
+    written = json.dumps(header).encode()
+    written += b" " * (-len(written) % 8)
+    with (tmp_path / "prompts" / "embeddings.safetensors").open("wb") as handle:
+        handle.write(len(written).to_bytes(8, "little") + written)
+        handle.truncate(8 + len(written) + end)
+    about = {"texts": [str(number) for number in range(count)], "indices": list(range(count)), "knows_empty": True}
+    (tmp_path / "prompts" / "prompts.json").write_text(json.dumps(about))
+    before = psutil.Process().memory_info().rss
+    found = load_prompts(tmp_path / "prompts")
+    assert not found.of_labels(torch.tensor([0, count - 1]))["text"].any()
+    assert psutil.Process().memory_info().rss - before < 2**26
+
+
+@pytest.mark.parametrize("negative", ["", "six"])
+def test_texts_that_are_encoded_in_the_loop_are_the_stored_ones(prompts, tmp_path, negative):
+    """Also within a training in bfloat16, and with gradients: nothing of the encoder is trained."""
+    encoder = encoder_of(prompts.source, MAX_TOKENS)
+    for name, cache in (("table", True), ("fresh", False)):
+        (tmp_path / name).mkdir()
+        store_encoded(tmp_path / name, encoder, TEXTS, INDICES, True, negative, cache)
+    table, fresh = (load_prompts(tmp_path / name, prompts.source) for name in ("table", "fresh"))
+    assert isinstance(fresh.embeddings, Fresh)
+    size = {name: (tmp_path / name / "embeddings.safetensors").stat().st_size for name in ("table", "fresh")}
+    assert size["fresh"] < size["table"]
+    with torch.autocast("cpu", torch.bfloat16):
+        one, other = (each.draw(9, torch.Generator().manual_seed(3)) for each in (table, fresh))
+    assert one.keys() == other.keys()
+    assert torch.equal(one["prompt"], other["prompt"])
+    assert torch.equal(one["text_mask"], other["text_mask"])
+    torch.testing.assert_close(one["text"], other["text"], rtol=2e-3, atol=2e-3)  # float16's last place
+    assert not other["text"].requires_grad
+    assert equal(table.without(one).values(), {**fresh.without(other), "prompt": one["prompt"]}.values())
+    save_prompts(tmp_path / "again", fresh)
+    assert isinstance(load_prompts(tmp_path / "again", prompts.source).embeddings, Fresh)
+
+
+def test_a_negative_prompt_stands_where_the_empty_text_stood(prompts, tmp_path):
+    encoder = encoder_of(prompts.source, MAX_TOKENS)
+    (tmp_path / "prompts").mkdir()
+    store_encoded(tmp_path / "prompts", encoder, TEXTS, INDICES, True, " six  on")
+    found = load_prompts(tmp_path / "prompts")
+    assert equal(found.empty, encoder(["six on"]))
+    assert not torch.equal(found.empty.text, prompts.empty.text)
+    assert equal(found.embeddings, prompts.embeddings)
+    assert equal(prompts.with_empty(found.empty).empty, found.empty)
+
+
+def test_a_tokenizer_counts_the_tokens_that_the_encoder_reads(prompts):
+    texts = [*TEXTS, "a text of too many letters"]
+    assert Tokenizer(prompts.source / "tokenizer").count(texts)[:3] == prompts.embeddings.mask.sum(dim=1).tolist()
+    assert Tokenizer(prompts.source / "tokenizer").count(texts)[3] == 23
+    with pytest.raises(UserError, match="no tokenizer of `transformers` can be read"):
+        Tokenizer(prompts.source / "nothing")
 
 
 # -- conditions --------------------------------------------------------------------------------------------------------
@@ -178,6 +282,36 @@ def test_a_teacher_that_never_saw_the_empty_text_is_not_guided(prompts):
     never = type(prompts)(TEXTS, prompts.indices, prompts.embeddings, prompts.empty, False, prompts.source)
     with pytest.raises(ValueError, match="unconditional"):
         guided(tiny_text_denoiser(never), Guidance(2.0))
+
+
+def test_samplers_of_the_teacher_are_guided_from_the_negative_prompt(denoiser, folder, prompts):
+    """DDIM under guidance is DDIM of f(n) + w (f(c) − f(n)), n the negative prompt."""
+    negative = encoder_of(prompts.source, MAX_TOKENS)(["six on nine"])
+    told, n = condition(prompts), prompts.with_empty(negative)
+    sampler, _ = Ddim(DdimSettings(num_inference_steps=[2]), Guidance(3.0)).sampler(folder, 4, torch.device("cpu"), n)
+
+    def f(x, t, condition):
+        with_text = denoiser.estimate(x, t, condition)
+        without = denoiser.estimate(x, t, {**condition, **negative.at(torch.zeros(3, dtype=torch.int64))})
+        return without + 3 * (with_text - without)
+
+    with torch.inference_mode():
+        expected = ddim_sample(_Estimating(denoiser, f), NOISE, 2, told)
+        found = sampler(NOISE, told)
+        usual, _ = Ddim(DdimSettings(num_inference_steps=[2]), Guidance(3.0)).sampler(folder, 4, torch.device("cpu"))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(usual(NOISE, told), found, atol=1e-4)
+
+
+class _Estimating(Denoiser):
+    """A denoiser whose estimate is another function."""
+
+    def __init__(self, denoiser, estimate):
+        super().__init__(denoiser.network, denoiser.schedule, denoiser.prediction_type, denoiser.thresholding)
+        self._estimate = estimate
+
+    def estimate(self, x_t, t, condition=None):
+        return self._estimate(x_t, t, condition)
 
 
 def test_boots_losses_pass_the_texts_on(denoiser, prompts):

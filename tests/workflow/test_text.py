@@ -1,6 +1,7 @@
 """The whole workflow of a teacher of latents that is told texts, small: from captions to the report."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -117,17 +118,61 @@ def test_captions_are_measured_and_shown(folder, results):
 
 
 def test_a_data_free_student_is_made_again_without_the_data(folder, results, tmp_path):
-    """The job of its rule is told the teacher alone."""
+    """The job of its rule is told the teacher alone; with a grammar, texts too, which are made without the data."""
     shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     copy = tmp_path / "copy"
     student = copy / "results" / "digits-text" / "students" / "boot" / "train-0"
+
+    def made(config, rules):
+        for gone in (student, copy / "results" / "digits-text" / "data", copy / "results" / "digits-text" / "state"):
+            shutil.rmtree(gone, ignore_errors=True)
+        target = "results/digits-text/students/boot/train-0"
+        snakemake(copy, target, "--allowed-rules", *rules, "--rerun-triggers", "mtime", config=config)
+        assert not (copy / "results" / "digits-text" / "data").exists()
+        record = json.loads((student / "provenance.json").read_text())
+        weights = (student / "nfe-1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+        return weights, {role.partition(",")[0] for role in record["inputs"]}
+
     before = (student / "nfe-1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    record = json.loads((student / "provenance.json").read_text())
-    assert {role.partition(",")[0] for role in record["inputs"]} == {"teacher"}
-    for gone in (student, copy / "results" / "digits-text" / "data", copy / "results" / "digits-text" / "state"):
-        shutil.rmtree(gone, ignore_errors=True)
-    target = "results/digits-text/students/boot/train-0"
-    snakemake(copy, target, "--allowed-rules", "distil", "--rerun-triggers", "mtime", config=copy / "text.yaml")
-    after = (student / "nfe-1" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    assert after == before
-    assert not (copy / "results" / "digits-text" / "data").exists()
+    assert made(copy / "text.yaml", ["distil"]) == (before, {"teacher"})
+    with_grammar(folder / "text.yaml", copy / "grammar.yaml")
+    weights, read = made(copy / "grammar.yaml", ["texts", "training_prompts", "distil"])
+    assert read == {"teacher", "prompts"}
+    assert weights != before
+    lists = json.loads((copy / "results" / "digits-text" / "texts" / "texts.json").read_text())
+    assert load_conditions(student / "nfe-1").texts == tuple(lists["train"])
+
+
+def with_grammar(config, path):
+    """The experiment with texts of a grammar."""
+    raw = yaml.safe_load(config.read_text())
+    digits = ["two", "three", "four", "six", "nine"]
+    source = {"kind": "grammar", "templates": ["{a} before {b}"], "slots": {"a": digits, "b": digits}}
+    path.write_text(yaml.safe_dump(raw | {"prompts": {"train": source, "negative": "none", "share_held_out": 0.3}}))
+
+
+def inputs_of(folder, config):
+    """Rule to the rules whose results it reads."""
+    dot = snakemake(folder, "--forceall", "--dag", "dot", config=config).stdout
+    labels = {number: label.partition("\\n")[0] for number, label in re.findall(r'(\d+)\[label = "([^"]*)"', dot)}
+    found = {rule: set() for rule in labels.values()}
+    for one, other in re.findall(r"(\d+) -> (\d+)", dot):
+        found[labels[other]].add(labels[one])
+    return found
+
+
+def test_the_graph_leads_from_texts_to_students_and_samples_and_not_from_the_data(folder, tmp_path):
+    captions = inputs_of(tmp_path, folder / "text.yaml")
+    assert captions["distil"] == {"teacher"}
+    assert captions["prompts"] == {"teacher", "data"}
+    assert not captions.keys() & {"texts", "training_prompts"}
+    with_grammar(folder / "text.yaml", tmp_path / "grammar.yaml")
+    grammar = inputs_of(tmp_path, tmp_path / "grammar.yaml")
+    assert grammar["texts"] == set()
+    assert grammar["prompts"] == grammar["training_prompts"] == {"teacher", "texts"}
+    assert grammar["distil"] == {"teacher", "training_prompts"}
+    assert grammar["distil_with_data"] == {"teacher", "data", "training_prompts"}  # for the negative prompt
+    assert "classifier" not in grammar
+    for rule in ("sample", "speed", "pictures", "learning_curve"):
+        assert "prompts" in grammar[rule]
+        assert "data" not in grammar[rule]

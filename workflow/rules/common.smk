@@ -168,6 +168,11 @@ PROMPTS = {"prompts": ROOT / "prompts"} if EXPERIMENT.told == "text" else {}
 LATENTS = {"latents": ROOT / "latents"} if EXPERIMENT.is_latent else {}
 # The autoencoder that is trained here; a stored teacher has its own.
 AUTOENCODER = {"autoencoder": ROOT / "autoencoder"} if EXPERIMENT.is_latent and EXPERIMENT.trains_teacher else {}
+# Where texts are not the data set's captions alone: their lists; and those that students are trained with, under the
+# unconditional input of guidance, where they are not in the teacher's folder.
+LISTS = {} if EXPERIMENT.prompts.only_captions else {"texts": ROOT / "texts"}
+OWN_PROMPTS = not EXPERIMENT.prompts.trains_on_captions or EXPERIMENT.prompts.negative
+TRAINING_PROMPTS = {"prompts": ROOT / "training_prompts"} if OWN_PROMPTS else {}
 STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"

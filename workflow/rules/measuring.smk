@@ -281,6 +281,7 @@ rule pictures:
 # Does the student learn the trajectory? Its error at every time, beside the teacher's own DDIM.
 use rule pictures as trajectory with:
     input:
+        **TRAINING_PROMPTS,
         student=STUDENT,
         teacher=ROOT / "teacher",
         asked=of_student(

@@ -16,6 +16,7 @@ rule report:
         expand(rules.trajectory.output[0], variant=PLAN.boot_variants(), train_seed=EXPERIMENT.train_seeds[0]),
         expand(rules.learning_curve.output[0], variant=PLAN.curve_variants(), train_seed=EXPERIMENT.train_seeds),
         [PLAN.protocol(name) for name in EVALUATION.all_protocols],
+        [*LISTS.values(), *PROMPTS.values()] if LISTS else [],
         asked=job(
             ROOT / "report" / RECORD,
             "report.Write",

@@ -1,11 +1,44 @@
 """Samples, and features of images."""
 
+# What cuts texts into tokens: of a teacher that is trained here, before it is there.
+TOKENIZER = EXPERIMENT.teacher.text if EXPERIMENT.trains_teacher else None
 
-# The captions of the test part, read by the teacher's encoder. No student is trained with them.
+
+# Lists of prompts, without an image. Before the teacher is trained, so that what is wrong with them is seen by then.
+rule texts:
+    input:
+        **({} if TOKENIZER else {"teacher": ROOT / "teacher"}),
+        asked=job(
+            ROOT / "texts" / RECORD,
+            "prompts.Collect",
+            files=[*EXPERIMENT.prompts.paths().values()],
+            settings=settings(EXPERIMENT.prompts, leave_out={"cache"}),
+            several={"max_tokens": TOKENIZER.max_tokens} if TOKENIZER else {},
+        ),
+    output:
+        directory(ROOT / "texts"),
+    log:
+        ROOT / "logs/texts.log",
+    benchmark:
+        ROOT / "benchmarks/texts/texts.tsv"
+    priority: 4
+    conda:
+        "../../environment.yml"
+    resources:
+        **asks(8_000, 60),
+    params:
+        job=told(tokenizer=lambda wildcards: TOKENIZER and TOKENIZER.folder()),
+    shell:
+        ALONE
+
+
+# Texts that samples are drawn of, read by the teacher's encoder: captions of the test part, or a list. No student is
+# trained with them.
 rule prompts:
     input:
+        **LISTS,
+        **({"data": ROOT / "data"} if EXPERIMENT.prompts.evaluates_captions else {}),
         teacher=ROOT / "teacher",
-        data=ROOT / "data",
         asked=job(ROOT / "prompts" / RECORD, "prompts.Encode"),
     output:
         directory(ROOT / "prompts"),
@@ -22,6 +55,27 @@ rule prompts:
         job=told(),
     shell:
         ALONE
+
+
+# Those that students are trained with.
+use rule prompts as training_prompts with:
+    input:
+        **LISTS,
+        teacher=ROOT / "teacher",
+        asked=job(
+            ROOT / "training_prompts" / RECORD,
+            "prompts.Encode",
+            part="train",
+            cache=EXPERIMENT.prompts.cache,
+        ),
+    output:
+        directory(ROOT / "training_prompts"),
+    log:
+        ROOT / "logs/training_prompts.log",
+    benchmark:
+        ROOT / "benchmarks/training_prompts/training_prompts.tsv"
+    # Students wait for it.
+    priority: 3
 
 
 # One job a variant, for all its numbers of evaluations: starting a process costs more than sampling a small student.

@@ -182,9 +182,10 @@ rule latents:
         ALONE
 
 
-# BOOT and every other data-free method: the teacher is the only input.
+# BOOT and every other data-free method: the teacher is the only input, and texts where they are not in its folder.
 rule distil:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         asked=distilled(),
     output:
@@ -209,10 +210,11 @@ rule distil:
         TOGETHER
 
 
-# Methods that train on real pictures too.
+# Methods that train on real pictures too, and with their captions.
 use rule distil as distil_with_data with:
     input:
         **LATENTS,
+        **(TRAINING_PROMPTS if EXPERIMENT.prompts.negative else {}),
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         asked=distilled(flip=FLIP),
@@ -223,6 +225,7 @@ use rule distil as distil_with_data with:
 # Methods that train on an offline set.
 use rule distil as distil_with_pairs with:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         pairs=lambda wildcards: str(PLAN.pairs_of(wildcards.variant)),
         asked=distilled(),
@@ -233,6 +236,7 @@ use rule distil as distil_with_pairs with:
 # Noises and the teacher's samples from them, made once for all students that train on the same set.
 rule pairs:
     input:
+        **TRAINING_PROMPTS,
         teacher=ROOT / "teacher",
         asked=job(
             ROOT / "pairs/{name}" / RECORD,
