@@ -276,7 +276,9 @@ def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
         return load_conditions(teacher.folder, teacher.num_classes)
     if teacher.text is not None:
         width, length = teacher.text.width(), teacher.text.max_tokens
-        zeros = Embeddings(torch.zeros(1, length, width, dtype=torch.float16), torch.ones(1, length, dtype=torch.bool))
+        zeros = Embeddings(
+            {"text": torch.zeros(1, length, width).half(), "text_mask": torch.ones(1, length, dtype=torch.bool)}
+        )
         return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, teacher.text.folder())
     if not teacher.labels:
         return Unconditional()

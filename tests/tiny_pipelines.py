@@ -26,7 +26,7 @@ def write(folder, name, **options):
 # -- text encoders -----------------------------------------------------------------------------------------------------
 
 
-def _clip(folder, projection=False, length=8):
+def _clip(folder, projection=False, length=24):
     """CLIP's text tower, which reads letter by letter, and its tokenizer."""
     pieces = [*_LETTERS, *(f"{letter}</w>" for letter in _LETTERS), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)

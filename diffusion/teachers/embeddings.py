@@ -1,13 +1,14 @@
 """Tables of text embeddings: in one tensor, in several that lie on a disk, or made where they are asked for."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
 
 class Table(Protocol):
-    """Embeddings of P texts, padded to L tokens, each of D numbers."""
+    """Embeddings of P texts, padded to L tokens."""
 
     @property
     def num_texts(self) -> int:
@@ -18,23 +19,28 @@ class Table(Protocol):
         """L."""
 
     def at(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As a condition: ``text``, float32, (N, L, D), and ``text_mask``, (N, L), on the device of ``rows``.
+        """As a condition: tensors of shape (N, …) on the device of ``rows``, numbers as float32.
 
         Args:
             rows: numbers of texts, int64, shape (N,).
         """
 
 
-class Embeddings(NamedTuple):
-    """What an encoder makes of P texts, padded to L tokens.
+@dataclass(frozen=True)
+class Embeddings:
+    """What encoders make of P texts, padded to L tokens.
 
     Attributes:
-        text: its last hidden states, float16, shape (P, L, D).
-        mask: where tokens are, bool, shape (P, L).
+        tables: ``text``, hidden states, float16, shape (P, L, D); ``text_mask``, where tokens are, bool, (P, L), unless
+            the network attends to padding, too; and what else a family tells its network of a text, (P, …).
     """
 
-    text: torch.Tensor
-    mask: torch.Tensor
+    tables: Mapping[str, torch.Tensor]
+
+    @property
+    def text(self) -> torch.Tensor:
+        """The hidden states."""
+        return self.tables["text"]
 
     @property
     def num_texts(self) -> int:
@@ -42,16 +48,24 @@ class Embeddings(NamedTuple):
 
     @property
     def max_tokens(self) -> int:
-        return self.mask.shape[1]
+        return self.text.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(table.nbytes for table in self.tables.values())
 
     def at(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = (table[rows.to(table.device)].to(rows.device) for table in self)
-        text, mask = found
-        return {"text": text.float(), "text_mask": mask}
+        found = {name: table[rows.to(table.device)].to(rows.device) for name, table in self.tables.items()}
+        return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
     def to(self, device: torch.device | str) -> "Embeddings":
         """The same on another device."""
-        return Embeddings(*(table.to(device) for table in self))
+        return Embeddings({name: table.to(device) for name, table in self.tables.items()})
+
+
+def joined(parts: Sequence[Embeddings]) -> Embeddings:
+    """Those of several lists of texts, one after the other."""
+    return Embeddings({name: torch.cat([part.tables[name] for part in parts]) for name in parts[0].tables})
 
 
 class Shards:
@@ -89,7 +103,7 @@ class Fresh:
 
     Args:
         texts: P of them, normalised.
-        encoder_on: makes the encoder on a device (:class:`diffusion.teachers.prompts.TextEncoder`).
+        encoder_on: makes the encoder on a device (:class:`diffusion.teachers.prompts.Encoder`).
         max_tokens: L.
     """
 

@@ -13,7 +13,7 @@ from diffusion.schedule import Schedule
 from diffusion.space import PIXELS, Space
 from diffusion.teachers.folder import load_denoiser, pipeline_facts
 from diffusion.teachers.pipeline import StudentPipeline
-from diffusion.teachers.prompts import encoder_of
+from diffusion.teachers.prompts import ENCODER, TOKENIZER, TextEncoder
 from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.stock_student import STUDENT
 
@@ -61,7 +61,8 @@ class LocalPipeline(StudentPipeline):
     def encoded(self, texts: list[str]) -> dict[str, torch.Tensor]:
         """As the base class, whose encoder is read where a text is given: suites draw of stored embeddings."""
         if self.text_encoder is None and self.source is not None:
-            encoder = encoder_of(self.source, self.config.max_tokens, self._execution_device)
+            parts = self.source / ENCODER, self.source / TOKENIZER
+            encoder = TextEncoder(*parts, self.config.max_tokens, self._execution_device)
             self.register_modules(text_encoder=encoder.model, tokenizer=encoder.tokenizer)
         return super().encoded(texts)
 

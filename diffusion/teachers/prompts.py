@@ -10,17 +10,21 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from diffusion.conditions import Condition, Conditions
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.runtime.files import link_or_copy, read_json, write_json
-from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table
+from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table, joined
+from diffusion.teachers.latents import space_of
+from diffusion.teachers.stock import TextFamily, encoding_pipeline
+from diffusion.teachers.stored_network import stored_network
 
 PROMPTS, ENCODER, TOKENIZER = "prompts", "text_encoder", "tokenizer"
 _TEXTS, _EMBEDDINGS, _SHARDS = "prompts.json", "embeddings.safetensors", "embeddings-{:05d}.safetensors"
+_EMPTY = "empty_"  # before the names of the unconditional input's tables
 # Tables up to that are held on the device that asks; of larger ones only the batch travels.
 _HELD_BYTES = 2**30
 # Of one file; what encoding holds in memory.
@@ -82,7 +86,7 @@ class Prompts(Conditions):
             return self
         if device not in self._elsewhere:
             table = self.embeddings
-            if isinstance(table, Embeddings) and table.text.nbytes <= _HELD_BYTES:
+            if isinstance(table, Embeddings) and table.nbytes <= _HELD_BYTES:
                 table = table.to(device)
             indices, empty = self.indices.to(device), self.empty.to(device)
             moved = Prompts(self.texts, indices, table, empty, self.knows_empty, self.source)
@@ -127,15 +131,34 @@ class Prompts(Conditions):
         those of the text there alone."""
         assert first is not None
         assert second is not None
-        share = share.reshape(-1, 1)
-        text = torch.lerp(first["text"], second["text"], share[:, :, None])
-        mask = (first["text_mask"] & (share < 1)) | (second["text_mask"] & (share > 0))
-        return {**first, "text": text, "text_mask": mask}
+        given = dict(first)
+        for name, one in first.items():
+            here = share.reshape(-1, *[1] * (one.ndim - 1))
+            if one.is_floating_point():
+                given[name] = torch.lerp(one, second[name], here)
+            elif one.dtype == torch.bool:
+                given[name] = (one & (here < 1)) | (second[name] & (here > 0))
+        return given
 
 
 def normalised(text: str) -> str:
     """A text in Unicode's composed form, with single spaces between words and none at its ends."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+class Encoder(Protocol):
+    """What reads texts."""
+
+    def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
+        """Embeddings of texts.
+
+        Args:
+            at_once: the most that are encoded at a time.
+            device: where they go.
+        """
+
+    def negative(self, text: str) -> Embeddings:
+        """What stands in the place of a text in the unconditional input: of one other text, on the CPU."""
 
 
 class TextEncoder:
@@ -165,11 +188,7 @@ class TextEncoder:
         self.model = model.float().to(self.device).eval().requires_grad_(False)
 
     def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
-        """Embeddings of texts.
-
-        Args:
-            at_once: the most that are encoded at a time.
-            device: where they go.
+        """As of every encoder.
 
         Raises:
             UserError: a text has more tokens than ``max_tokens``.
@@ -177,8 +196,10 @@ class TextEncoder:
         portions = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
         # In a loop that trains in bfloat16, too, embeddings are what a table of them would have.
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            found = [self._encoded(portion).to(device) for portion in portions]
-            return Embeddings(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+            return joined([self._encoded(portion).to(device) for portion in portions])
+
+    def negative(self, text: str) -> Embeddings:
+        return self([text])
 
     def _encoded(self, texts: Sequence[str]) -> Embeddings:
         given = self.tokenizer(list(texts), padding="max_length", max_length=self.max_tokens, truncation=False)
@@ -190,7 +211,7 @@ class TextEncoder:
                 )
         tokens = {name: torch.tensor(rows, device=self.device) for name, rows in given.items()}
         text = self.model(**tokens).last_hidden_state
-        return Embeddings(text.half(), tokens["attention_mask"].bool())
+        return Embeddings({"text": text.half(), "text_mask": tokens["attention_mask"].bool()})
 
     def save(self, folder: Path) -> None:
         """Writes both into a pipeline's folder."""
@@ -198,9 +219,60 @@ class TextEncoder:
         self.tokenizer.save_pretrained(folder / TOKENIZER)
 
 
-def encoder_of(pipeline: Path, max_tokens: int, device: torch.device | str = "cpu") -> TextEncoder:
-    """The encoder of a pipeline's folder; errors as :class:`TextEncoder`."""
+class StockEncoder:
+    """The text encoders of a stock pipeline of `diffusers`, used as that uses them.
+
+    Args:
+        folder: of the pipeline.
+
+    Raises:
+        UserError: they are not there, or cannot be read.
+    """
+
+    def __init__(self, folder: Path, family: TextFamily, device: torch.device | str = "cpu") -> None:
+        self._pipeline, self._family = encoding_pipeline(folder, torch.device(device)), family
+        _, *self._size = space_of(folder).image_shape(stored_network(folder).shape)
+
+    def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
+        portions = [list(texts[start : start + at_once]) for start in range(0, len(texts), at_once)]
+        with torch.no_grad(), torch.autocast(self._pipeline.device.type, enabled=False):
+            found = [self._family.encoded(self._pipeline, portion, self._size) for portion in portions]
+        return joined([self._stored(tables).to(device) for tables in found])
+
+    def negative(self, text: str) -> Embeddings:
+        with torch.no_grad():
+            return self._stored(self._family.negative(self._pipeline, text, self._size)).to("cpu")
+
+    @staticmethod
+    def _stored(tables: Mapping[str, torch.Tensor]) -> Embeddings:
+        return Embeddings(
+            {name: value.half() if value.is_floating_point() else value for name, value in tables.items()}
+        )
+
+
+def encoder_of(pipeline: Path, max_tokens: int | None = None, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of a pipeline's folder; errors as :class:`TextEncoder` and :class:`StockEncoder`.
+
+    Args:
+        max_tokens: of a folder of this suite's own.
+    """
+    if family := _stock_family(pipeline):
+        return StockEncoder(pipeline, family, device)
+    assert max_tokens is not None
     return TextEncoder(pipeline / ENCODER, pipeline / TOKENIZER, max_tokens, device)
+
+
+def _stock_family(pipeline: Path) -> TextFamily | None:
+    """The family of a folder that is a stock pipeline's; an encoder may lie in a folder without a network."""
+    family = stored_network(pipeline).family if (pipeline / "model_index.json").exists() else None
+    return family if isinstance(family, TextFamily) else None
+
+
+def token_limit(pipeline: Path) -> tuple[Path, int]:
+    """The tokenizer of a pipeline's folder that reads the longest texts, and the most tokens that it may give."""
+    if family := _stock_family(pipeline):
+        return family.token_limit(pipeline)
+    return pipeline / TOKENIZER, load_prompts(pipeline / PROMPTS).max_tokens
 
 
 def encode(
@@ -235,7 +307,7 @@ def save_prompts(folder: Path, prompts: Prompts) -> None:
 
 def store_encoded(
     folder: Path,
-    encoder: TextEncoder,
+    encoder: Encoder,
     texts: Sequence[str],
     indices: Sequence[int],
     knows_empty: bool,
@@ -249,8 +321,8 @@ def store_encoded(
         negative: what stands in the place of a text in the unconditional input.
         cache: whether embeddings are stored; else the texts are encoded whenever they are asked for.
     """
-    empty = encoder([normalised(negative)])
-    size = max(1, _SHARD_BYTES // empty.text.nbytes)
+    empty = encoder.negative(normalised(negative))
+    size = max(1, _SHARD_BYTES // empty.nbytes)
     shards = (encoder(texts[start : start + size]) for start in range(0, len(texts), size))
     _write(folder, texts, indices, knows_empty, empty, shards if cache else None)
 
@@ -271,12 +343,12 @@ def _write(
 
     about = {"texts": list(texts), "indices": list(indices), "knows_empty": knows_empty}
     write_json(folder / _TEXTS, about | ({"cached": False} if shards is None else {}))
-    tables = {"empty_text": empty.text, "empty_mask": empty.mask}
+    tables = {f"{_EMPTY}{name}": table for name, table in empty.tables.items()}
     for number, shard in enumerate(shards or ()):
-        if len(shard.text) == len(texts):
-            tables |= shard._asdict()
+        if shard.num_texts == len(texts):
+            tables |= shard.tables
         else:
-            save(_SHARDS.format(number), shard._asdict())
+            save(_SHARDS.format(number), shard.tables)
     save(_EMBEDDINGS, tables)
 
 
@@ -295,16 +367,17 @@ def load_prompts(folder: Path, source: Path | None = None) -> Prompts:
     source = source or folder.parent
     try:
         about, tables = read_json(folder / _TEXTS), load_file(folder / _EMBEDDINGS)
-        empty = Embeddings(tables["empty_text"], tables["empty_mask"])
+        empty = Embeddings(
+            {name.removeprefix(_EMPTY): tables.pop(name) for name in [*tables] if name.startswith(_EMPTY)}
+        )
         texts, indices = about["texts"], torch.tensor(about["indices"], dtype=torch.int64)
         embeddings: Table
         if not about.get("cached", True):
             embeddings = Fresh(texts, partial(encoder_of, source, empty.max_tokens), empty.max_tokens)
         elif "text" in tables:
-            embeddings = Embeddings(tables["text"], tables["mask"])
+            embeddings = Embeddings(tables)
         else:
-            shards = [load_file(file) for file in _shards(folder)]
-            embeddings = Shards([Embeddings(shard["text"], shard["mask"]) for shard in shards])
+            embeddings = Shards([Embeddings(load_file(file)) for file in _shards(folder)])
         if not len(texts) == len(indices) == embeddings.num_texts > 0:
             raise ValueError(f"{len(texts)} texts and {embeddings.num_texts} embeddings")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -1,9 +1,10 @@
 """Families of `diffusers`' own pipelines, whose networks are called and whose texts are read as those pipelines do."""
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -52,13 +53,30 @@ class StockFamily(TeacherFamily):
 
 
 class TextFamily(StockFamily):
-    """Those that are told texts."""
+    """Those that are told texts.
+
+    Attributes:
+        scales_noise: whether the pipeline multiplies the noise that it begins with by its scheduler's scale.
+    """
+
+    scales_noise: ClassVar[bool] = True
 
     def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
         raise ValueError("the network is told texts, and the folder holds none")
 
+    def token_limit(self, folder: Path) -> tuple[Path, int]:
+        """The tokenizer that reads the longest texts, and how many tokens its pipeline gives to the network."""
+        import diffusers
+
+        tokenizer = sorted(folder.glob("tokenizer*"))[-1]
+        pipeline = getattr(diffusers, read_json_object(folder / "model_index.json")["_class_name"])
+        given = inspect.signature(pipeline.encode_prompt).parameters.get("max_sequence_length")
+        if given is not None:
+            return tokenizer, int(given.default)
+        return tokenizer, int(read_json_object(tokenizer / "tokenizer_config.json")["model_max_length"])
+
     @abstractmethod
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         """What the pipeline's encoders make of P texts: tensors of shape (P, …), by this suite's names.
 
         Args:
@@ -66,7 +84,7 @@ class TextFamily(StockFamily):
             size: (height, width) of the images in pixels.
         """
 
-    def negative(self, pipeline: Any, text: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def negative(self, pipeline: Any, text: str, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """What stands in the place of a text in the unconditional input: the embedding of another, tensors (1, …)."""
         return self.encoded(pipeline, [text], size)
 
@@ -78,7 +96,9 @@ class TextsToCome(Unconditional):
         source: the pipeline's folder, with its text encoders.
     """
 
-    told, can_be_guided = "text", True
+    told, can_be_guided, knows_empty = "text", True, True
+    texts: tuple[str, ...] = ()
+    max_tokens = None
 
     def __init__(self, source: Path) -> None:
         self.source = source

@@ -1,5 +1,6 @@
 """Students of stock pipelines, stored as pipelines of the same class: `diffusers` samples them as they are."""
 
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from diffusion.denoiser import Denoiser
-from diffusion.runtime.errors import UserError
+from diffusion.prediction import Sample
 from diffusion.runtime.files import link_or_copy, read_json_object, write_json
 from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.stored_network import network_folder
@@ -62,29 +63,41 @@ def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:
 
     from diffusion.teachers.one_step_scheduler import OneStepScheduler
 
-    schedule, kind, told = denoiser.schedule, denoiser.prediction_type, sampled["told_timestep"]
-    at = schedule.at(schedule.t_max)
-    plain = sampled.get("read_timestep") is None and not sampled.get("raw") and sampled.get("signal_scale", 1.0) == 1
-    if plain and kind == "flow":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
-    if plain and kind in ("v_prediction", "sample") and told == 0:
-        return DDIMScheduler(
-            num_train_timesteps=1,
-            trained_betas=[1 - float(at.alpha.value) ** 2],
-            prediction_type=kind,
-            clip_sample=False,
-            set_alpha_to_one=True,
-            # Stable Diffusion's pipelines want an offset of 1, which moves no trailing step.
-            timestep_spacing="trailing",
-            steps_offset=1,
-        )
-    if not plain:
-        raise UserError("students that are read at an earlier level than t_max have no scheduler of a stock pipeline")
+    schedule, kind = denoiser.schedule, denoiser.prediction_type
+    timestep = torch.tensor(float(sampled["told_timestep"]), dtype=torch.float64)
+    told = float(schedule.network_time(schedule.time(timestep)))
+    at_end, raw, scale = sampled.get("read_timestep") is None, bool(sampled.get("raw")), sampled.get("signal_scale", 1)
+    at = schedule.at(schedule.t_max if at_end else schedule.time(torch.tensor(float(sampled["read_timestep"]))))
+    if at_end and not raw and scale == 1:
+        # The times that these tell a network in their one step.
+        if kind == "flow" and math.isclose(told, 1):
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1)
+        if kind in ("v_prediction", "sample") and told == 0:
+            return DDIMScheduler(
+                num_train_timesteps=1,
+                trained_betas=[1 - float(at.alpha.value) ** 2],
+                prediction_type=kind,
+                clip_sample=False,
+                set_alpha_to_one=True,
+                # Stable Diffusion's pipelines want an offset of 1, which moves no trailing step.
+                timestep_spacing="trailing",
+                steps_offset=1,
+            )
+    reading = Sample() if raw else denoiser.prediction
+    undivided = at_end and sampled.get("epsilon_reading") != "exact"
+
+    def read(output: torch.Tensor, noise: torch.Tensor) -> float:
+        start = schedule.start(noise) if at_end else at.sigma * noise
+        found = reading.read_from_noise(output, start, noise, at) if undivided else reading.read(output, start, at)
+        return scale * float(found)
+
     zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    read = denoiser.prediction.read_from_noise
+    fed = 1.0 if at_end else float(at.sigma.value)
     return OneStepScheduler(
-        told=float(schedule.network_time(schedule.time(torch.tensor(float(told), dtype=torch.float64)))),
-        of_noise=float(read(zero, schedule.start(one), one, at)),
-        of_output=float(read(one, schedule.start(zero), zero, at)),
+        told=told,
+        of_state=read(zero, one) / fed,
+        of_output=read(one, zero),
+        noise_scale=fed,
         num_train_timesteps=schedule.num_timesteps,
+        scaled_by_pipeline=at_end or getattr(denoiser.family, "scales_noise", False),
     )

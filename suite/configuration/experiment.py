@@ -176,6 +176,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     chosen = {name: methods[name] for name in blocks if name in selected and name in methods}
     if layout.prompts and facts and "methods" not in wrong:
         problems += _prompts_problems(layout.prompts, facts, chosen)
+    if isinstance(teacher, StoredTeacher) and facts and facts.told == "text" and "methods" not in wrong:
+        problems += _stored_text_problems(teacher, layout.prompts or PromptSettings(), chosen)
     known = {name: methods.get(name) for name in blocks}
     # A guided sampler has other numbers of evaluations.
     if teacher and "methods" not in wrong and not touched(of_teacher, "guidance_scale"):
@@ -214,6 +216,24 @@ def _prompts_problems(prompts: PromptSettings, facts: TeacherFacts, selected: Ma
     if prompts.negative and all(method.guidance.scale == 1 for method in selected.values()):
         return ["prompts.negative: given, but nothing is guided; remove it, or set teacher.guidance_scale."]
     return []
+
+
+def _stored_text_problems(teacher: StoredTeacher, prompts: PromptSettings, selected: Mapping[str, Method]) -> list[str]:
+    """Of a stock pipeline, whose folder holds no texts of its teacher's training."""
+    if not teacher.family.pipelines:
+        return []
+    problems = []
+    if prompts.trains_on_captions:
+        problems.append(
+            "prompts.train: found captions, expected another source: the folder of the teacher holds none of its "
+            "training's (docs/text-to-image.md)."
+        )
+    return problems + [
+        f"methods.{name}: needs images with the captions that the teacher was trained with, which its folder does not "
+        f"hold; expected a method that needs no data."
+        for name, method in selected.items()
+        if method.trains and method.needs_data
+    ]
 
 
 def _reference_problems(layout: Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:

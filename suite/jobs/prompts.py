@@ -14,13 +14,14 @@ from diffusion.runtime.files import read_json, write_json
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.prompt_sources import PromptSettings, Tokenizer, TokenLimit, prompt_lists
 from diffusion.teachers.prompts import (
-    TOKENIZER,
     Prompts,
     encoder_of,
     normalised,
     save_prompts,
     store_encoded,
+    token_limit,
 )
+from diffusion.teachers.stock import TextsToCome
 from suite.job import Job, Key
 from suite.jobs.inputs import checked_data
 from suite.provenance import checked, checked_folder
@@ -44,10 +45,8 @@ class Collect(Job):
         inputs = checked({key: path for key, path in self.settings.paths().items() if path.is_file()})
         tokenizer, max_tokens = self.tokenizer, self.max_tokens
         if self.teacher is not None:
-            inputs |= checked_folder("teacher", self.teacher, TOKENIZER)
-            conditions = load_conditions(self.teacher)
-            assert isinstance(conditions, Prompts)
-            tokenizer, max_tokens = self.teacher / TOKENIZER, conditions.max_tokens
+            inputs |= checked_folder("teacher", self.teacher)
+            tokenizer, max_tokens = token_limit(self.teacher)
         assert tokenizer is not None
         assert max_tokens is not None
         lists = prompt_lists(self.settings, TokenLimit(max_tokens, Tokenizer(tokenizer).count))
@@ -81,7 +80,7 @@ class Encode(Job):
 
     def run(self) -> None:
         conditions = load_conditions(self.teacher)
-        assert isinstance(conditions, Prompts)
+        assert isinstance(conditions, Prompts | TextsToCome)
         inputs = checked_folder("teacher", self.teacher)
         lists: dict[str, Any] = {}
         if self.texts is not None:
@@ -91,7 +90,8 @@ class Encode(Job):
         encoder = encoder_of(self.teacher, conditions.max_tokens, default_device())
         with self.result_folder() as folder:
             if self.part == "train" and lists["train"] is None:
-                save_prompts(folder, conditions.with_empty(encoder([lists["negative"]])))
+                assert isinstance(conditions, Prompts)
+                save_prompts(folder, conditions.with_empty(encoder.negative(lists["negative"])))
             else:
                 texts = dict(zip(listed := lists.get(self.part) or (), range(len(listed)), strict=True))
                 if self.data is not None:
@@ -104,7 +104,7 @@ class Encode(Job):
             self.write_record(folder, inputs, **facts)
 
     def _unseen(
-        self, texts: dict[str, int], trained: Sequence[str] | None, conditions: Prompts
+        self, texts: dict[str, int], trained: Sequence[str] | None, conditions: Prompts | TextsToCome
     ) -> tuple[dict[str, int], dict[str, Any]]:
         """The texts less those of training, and how many were left out and the teacher has seen."""
         known = sorted(texts.keys() & set(conditions.texts if trained is None else trained))

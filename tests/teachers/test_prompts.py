@@ -17,7 +17,7 @@ from diffusion.guidance import Guidance, guided
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.solvers import ddim_sample
 from diffusion.student import NoiseStudent
-from diffusion.teachers.embeddings import Fresh
+from diffusion.teachers.embeddings import Embeddings, Fresh
 from diffusion.teachers.folder import deciding_files, load_conditions, load_denoiser, pipeline_problems, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.prompt_sources import Tokenizer
@@ -69,8 +69,8 @@ def test_an_embedding_is_the_encoders_last_hidden_state_in_half_precision(prompt
         expected = encoder.model(**given).last_hidden_state.half()
     assert prompts.embeddings.text.shape == (3, MAX_TOKENS, WIDTH)
     assert torch.equal(prompts.embeddings.text, expected)
-    assert torch.equal(prompts.embeddings.mask, given["attention_mask"].bool())
-    assert prompts.empty.mask.sum() == 2  # its first and its last token
+    assert torch.equal(prompts.embeddings.tables["text_mask"], given["attention_mask"].bool())
+    assert prompts.empty.tables["text_mask"].sum() == 2  # its first and its last token
 
 
 def test_texts_are_normalised():
@@ -91,8 +91,8 @@ def test_stored_prompts_are_read_again(prompts, tmp_path):
     save_prompts(tmp_path / "prompts", prompts)
     again = load_prompts(tmp_path / "prompts")
     assert (again.texts, again.indices.tolist(), again.knows_empty) == (TEXTS, list(INDICES), True)
-    for one, other in zip((*prompts.embeddings, *prompts.empty), (*again.embeddings, *again.empty), strict=True):
-        assert torch.equal(one, other)
+    assert equal(prompts.embeddings, again.embeddings)
+    assert equal(prompts.empty, again.empty)
 
 
 @pytest.mark.parametrize("damage", ["no texts", "truncated", "one text less"])
@@ -112,12 +112,14 @@ def test_damaged_prompts_are_refused(prompts, tmp_path, damage):
 
 
 def equal(one, other):
+    """Whether two tables of embeddings, or what they give, are the same."""
+    one, other = (given.tables.values() if isinstance(given, Embeddings) else given for given in (one, other))
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_many_embeddings_lie_in_shards(prompts, tmp_path, monkeypatch):
     """Of two texts each; a batch of any order and with repetitions is gathered from them."""
-    monkeypatch.setattr("diffusion.teachers.prompts._SHARD_BYTES", 2 * prompts.empty.text.nbytes)
+    monkeypatch.setattr("diffusion.teachers.prompts._SHARD_BYTES", 2 * prompts.empty.nbytes)
     texts = [f"{one} on {other}" for one in ("two", "six", "nine") for other in ("one", "ten")][:5]
     encoder = encoder_of(prompts.source, MAX_TOKENS)
     (tmp_path / "prompts").mkdir()
@@ -196,7 +198,10 @@ def test_a_negative_prompt_stands_where_the_empty_text_stood(prompts, tmp_path):
 
 def test_a_tokenizer_counts_the_tokens_that_the_encoder_reads(prompts):
     texts = [*TEXTS, "a text of too many letters"]
-    assert Tokenizer(prompts.source / "tokenizer").count(texts)[:3] == prompts.embeddings.mask.sum(dim=1).tolist()
+    assert (
+        Tokenizer(prompts.source / "tokenizer").count(texts)[:3]
+        == prompts.embeddings.tables["text_mask"].sum(dim=1).tolist()
+    )
     assert Tokenizer(prompts.source / "tokenizer").count(texts)[3] == 23
     with pytest.raises(UserError, match="no tokenizer of `transformers` can be read"):
         Tokenizer(prompts.source / "nothing")
@@ -209,7 +214,7 @@ def test_conditions_are_the_rows_of_the_table(prompts):
     told = prompts.of_samples([2, 3, 7], "cpu")  # modulo the three texts
     assert prompts.labels(told).tolist() == [INDICES[2], INDICES[0], INDICES[1]]
     assert torch.equal(told["text"], prompts.embeddings.text[[2, 0, 1]].float())
-    assert torch.equal(told["text_mask"], prompts.embeddings.mask[[2, 0, 1]])
+    assert torch.equal(told["text_mask"], prompts.embeddings.tables["text_mask"][[2, 0, 1]])
     by_label = prompts.of_labels(torch.tensor([7, 1, 1, 4]))
     assert by_label["prompt"].tolist() == [7, 1, 1, 4]
     assert torch.equal(by_label["text"], prompts.embeddings.text[[1, 2, 2, 0]].float())
@@ -225,7 +230,7 @@ def test_without_a_text_only_the_text_changes(prompts):
     told = {**condition(prompts), "noise_level": torch.tensor([1, 2, 3])}
     none = prompts.without(told)
     assert torch.equal(none["text"], prompts.empty.text.float().expand(3, -1, -1))
-    assert torch.equal(none["text_mask"], prompts.empty.mask.expand(3, -1))
+    assert torch.equal(none["text_mask"], prompts.empty.tables["text_mask"].expand(3, -1))
     assert none["noise_level"] is told["noise_level"]
     assert none["prompt"] is told["prompt"]
 
@@ -236,7 +241,7 @@ def test_texts_are_dropped_one_by_one(prompts):
     gone = (found["text"] == prompts.empty.text.float()).all(dim=(1, 2))
     assert float(gone.float().mean()) == pytest.approx(0.1, abs=0.02)
     assert torch.equal(found["text"][~gone], told["text"][~gone])
-    assert torch.equal(found["text_mask"][gone], prompts.empty.mask.expand(int(gone.sum()), -1))
+    assert torch.equal(found["text_mask"][gone], prompts.empty.tables["text_mask"].expand(int(gone.sum()), -1))
 
 
 def test_between_two_texts_is_a_straight_line(prompts):
@@ -453,7 +458,7 @@ def test_the_packaged_encoder_reads_sentences():
     folder = TextSettings().checked_folder()
     found = TextEncoder(folder, folder, 16)(["a three to the left of a seven", "a seven to the left of a three"])
     assert found.text.shape == (2, 16, 384)
-    assert found.mask.sum(dim=1).tolist() == [10, 10]
+    assert found.tables["text_mask"].sum(dim=1).tolist() == [10, 10]
     assert not torch.allclose(found.text[0, 2], found.text[1, 2], atol=0.1)
 
 

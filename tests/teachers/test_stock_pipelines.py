@@ -14,7 +14,7 @@ from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.families import families
 from diffusion.teachers.families.flux import packed_latents, unpacked_latents
-from diffusion.teachers.folder import load_denoiser
+from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.schedulers import alphas_cumprod_of, schedule_of
 from diffusion.teachers.settings import StoredTeacher
@@ -265,3 +265,35 @@ def test_a_flow_that_depends_on_the_size_is_that_of_the_teachers(side, shift):
     scheduler.set_timesteps(sigmas=[0.7, 0.3], mu=mu)
     u = torch.tensor([0.7, 0.3], dtype=torch.float64)
     torch.testing.assert_close(schedule.sigma(u).float(), scheduler.sigmas[:2], rtol=1e-5, atol=1e-6)
+
+
+READINGS = {
+    "earlier": {"told_timestep": 800.0, "read_timestep": 800},
+    "scaled": {"told_timestep": 0.0, "signal_scale": 0.5},
+    "raw": {"told_timestep": 0.0, "raw": True},
+    "exact": {"told_timestep": 0.0, "epsilon_reading": "exact"},
+}
+
+
+@pytest.mark.parametrize("sampled", READINGS.values(), ids=READINGS.keys())
+def test_a_student_is_drawn_alike_however_it_is_read(folders, tmp_path, sampled):
+    folder = folders("stable-diffusion")
+    teacher = load_denoiser(folder)
+    save_denoiser(tmp_path / "student", teacher, **sampled)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    given = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    drawn = pipeline(TEXTS, latents=noise, **given).images
+    told = teacher.family.encoded(encoding_pipeline(folder, torch.device("cpu")), TEXTS, (16, 16))
+    with torch.no_grad():
+        expected = LocalPipeline.read(tmp_path / "student").drawn(noise, 1, told)
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pipeline_that_does_not_scale_its_noise_refuses_a_student_that_wants_it(folders, tmp_path):
+    teacher = load_denoiser(folders("stable-diffusion-3"))
+    save_denoiser(tmp_path / "student", teacher, told_timestep=500.0, read_timestep=500)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    with pytest.raises(ValueError, match="this pipeline does not scale its noise"):
+        pipeline(TEXTS, num_inference_steps=1, guidance_scale=1.0, **SIZE)

@@ -1,6 +1,6 @@
 """FLUX.1 (Black Forest Labs 2024): flow matching on packed latents; guidance is an input of the distilled "dev"."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,14 @@ from diffusion.teachers.stock import TextFamily
 class Flux(TextFamily):
     pipelines = ("FluxPipeline",)
     networks = ("FluxTransformer2DModel",)
+    scales_noise = False
 
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def problems(self, config: Mapping[str, Any]) -> list[str]:
+        if config.get("guidance_embeds"):
+            return ["found guidance_embeds true, expected false: a network that is told its guidance is not asked yet."]
+        return []
+
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         text, pooled, _ = pipeline.encode_prompt(texts, None)
         return {"text": text, "pooled": pooled}
 

@@ -1,6 +1,6 @@
 """PixArt-α and -Σ (Chen et al. 2023, arXiv 2310.00426; 2024, arXiv 2403.04692): transformers, and tokens of T5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ class PixArt(TextFamily):
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     networks = ("PixArtTransformer2DModel",)
 
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         text, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
         given = {"text": text, "text_mask": mask.bool()}
-        if size == _TOLD_THEIR_SIZE:
-            given["resolution"] = text.new_tensor(size).expand(len(texts), 2)
+        if tuple(size) == _TOLD_THEIR_SIZE:
+            given["resolution"] = text.new_tensor(_TOLD_THEIR_SIZE).expand(len(texts), 2)
             given["aspect_ratio"] = text.new_ones(len(texts), 1)
         return given
 

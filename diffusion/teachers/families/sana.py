@@ -1,7 +1,7 @@
 """Sana (Xie et al. 2024, arXiv 2410.10629): linear attention on strongly compressed latents, Gemma's tokens."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,12 @@ class Sana(TextFamily):
     pipelines = ("SanaPipeline",)
     networks = ("SanaTransformer2DModel",)
 
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Behind the long instruction that is the pipeline's default."""
         default = inspect.signature(type(pipeline).__call__).parameters["complex_human_instruction"].default
         return self._encoded(pipeline, texts, default)
 
-    def negative(self, pipeline: Any, text: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def negative(self, pipeline: Any, text: str, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Without the instruction, as the pipeline has it."""
         return self._encoded(pipeline, [text], None)
 

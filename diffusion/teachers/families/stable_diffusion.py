@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al. 2022, arXiv 2112.10752): a U-Net that attends to CLIP's tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ class StableDiffusion(TextFamily):
     pipelines = ("StableDiffusionPipeline",)
     networks = ("UNet2DConditionModel",)
 
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         text, _ = pipeline.encode_prompt(texts, pipeline.device, 1, False)
         return {"text": text}
 

@@ -1,6 +1,6 @@
 """SDXL (Podell et al. 2023, arXiv 2307.01952): tokens of two encoders, a pooled embedding, and sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ class StableDiffusionXL(TextFamily):
     pipelines = ("StableDiffusionXLPipeline",)
     networks = ("UNet2DConditionModel",)
 
-    def encoded(self, pipeline: Any, texts: list[str], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         text, _, pooled, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
         # Original size, corner of the crop, and size: whole images of the network's own size.
         sizes = text.new_tensor([*size, 0, 0, *size]).expand(len(texts), 6)
         return {"text": text, "pooled": pooled, "sizes": sizes}
 
-    def negative(self, pipeline: Any, text: str, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def negative(self, pipeline: Any, text: str, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """Zeros for the empty text, where the pipeline's configuration says so."""
         given = self.encoded(pipeline, [text], size)
         if text or not pipeline.config.force_zeros_for_empty_prompt:

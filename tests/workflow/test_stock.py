@@ -1,0 +1,125 @@
+"""A stock pipeline of `diffusers` from prompts to the report, small, and each of the others from prompts to samples."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import yaml
+from PIL import Image
+from repository import snakemake
+
+from diffusion.data.samples import load_samples
+from diffusion.runtime.errors import UserError
+from diffusion.teachers.prompts import load_prompts
+from suite.configuration.experiment import parse_experiment
+from suite.jobs.distillation import Distil
+from suite.jobs.prompts import Encode
+from suite.jobs.sampling import Sample
+from suite.jobs.teacher import Import
+
+from diffusers import DiffusionPipeline  # isort: skip
+
+PROMPTS = "".join(f"{colour} {animal}\n" for colour in ("a red", "a blue") for animal in ("fox", "cat", "owl", "hen"))
+FEW = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "ema_decay": None}
+
+
+def experiment(folder, name="stable-diffusion", **changes):
+    """An experiment with a tiny pipeline, a text file and some images, all in ``folder``."""
+    (folder / "images").mkdir()
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    (folder / "prompts.txt").write_text(PROMPTS)
+    raw = {
+        "experiment": "stock",
+        "data": {"kind": "images", "path": str(folder / "images"), "resolution": 16, "test_fraction": 0.34},
+        "teacher": {"path": str(tiny_pipelines.write(folder / "teacher", name)), "guidance_scale": 3.0},
+        "prompts": {"train": {"kind": "file", "path": str(folder / "prompts.txt")}, "share_held_out": 0.4},
+        "methods": {
+            "ddim": {"method": "ddim", "num_inference_steps": [1, 2]},
+            "boot": {"method": "boot", "training": FEW},
+            "sid": {"method": "sid", "training": FEW},
+        },
+        "evaluation": {
+            "num_samples": 16,
+            "seeds": [0],
+            "features": "efficientnet-lite0-32",
+            "teacher": {"variant": "ddim", "nfe": 4},
+            "trajectory_noises": 4,
+        },
+        "speed": {"batch_sizes": [2], "seconds": 1},
+    }
+    return raw | changes
+
+
+@pytest.mark.slow
+def test_stable_diffusion_from_prompts_to_the_report(tmp_path):
+    """The whole workflow; the student is a stock pipeline that draws what was measured."""
+    raw = experiment(tmp_path)
+    (tmp_path / "stock.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    snakemake(tmp_path, config=tmp_path / "stock.yaml")
+    results = tmp_path / "results" / "stock"
+    assert (results / "report" / "index.html").exists()
+    trained, asked = load_prompts(results / "training_prompts"), load_prompts(results / "prompts")
+    assert len(trained.texts) + len(asked.texts) == 8
+    assert not set(trained.texts) & set(asked.texts)
+    samples = load_samples(results / "samples" / "boot" / "train-0" / "nfe-1" / "seed-0.npz")
+    assert samples.shape == (16, 16, 16, 3)
+    record = json.loads((results / "students" / "boot" / "train-0" / "provenance.json").read_text())
+    assert record["guidance_scale"] == 3.0
+    student = results / "students" / "boot" / "train-0" / "nfe-1"
+    pipeline = DiffusionPipeline.from_pretrained(student, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    (image,) = pipeline("a red fox in the snow", num_inference_steps=1, guidance_scale=1.0).images
+    assert image.size == (16, 16)
+
+
+FAMILIES = sorted(set(tiny_pipelines.PIPELINES) - {"stable-diffusion", "dit", "flux", "pixart-sigma"})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_pipeline_is_imported_distilled_and_sampled(tmp_path, name):
+    """The jobs one after the other, without Snakemake."""
+    stored = tiny_pipelines.write(tmp_path / "stored", name)
+    Import(stored=str(stored), output=tmp_path / "teacher").run()
+    texts = {"train": ["a red fox", "a blue cat"], "evaluation": ["an owl", "a hen"], "negative": "ice"}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "texts.json").write_text(json.dumps(texts))
+    common = {"teacher": tmp_path / "teacher", "texts": tmp_path / "texts"}
+    for part in ("train", "evaluation"):
+        Encode(**common, part=part, output=tmp_path / part).run()
+    variant = {"variant": "boot", "settings": {"method": "boot", "training": FEW}}
+    Distil(
+        **variant,
+        teacher=tmp_path / "teacher",
+        prompts=tmp_path / "train",
+        guidance_scale=2.0,
+        train_seed=0,
+        state=tmp_path / "state",
+        output=tmp_path / "students",
+    ).run()
+    Sample(
+        **variant,
+        source=tmp_path / "students",
+        prompts=tmp_path / "evaluation",
+        num_samples=4,
+        batch_size=4,
+        seeds=(0,),
+        output=tmp_path / "samples",
+    ).run()
+    samples = load_samples(tmp_path / "samples" / "nfe-1" / "seed-0.npz")
+    side = {"deepfloyd-if": 8, "sana": 32}.get(name, 16)
+    assert samples.shape == (4, side, side, 3)
+    assert len(np.unique(samples)) > 10
+
+
+def test_what_a_stock_pipeline_cannot_do_is_refused(tmp_path):
+    raw = experiment(tmp_path)
+    raw["methods"]["progressive"] = {"method": "progressive_distillation", "start_steps": 8, "training": FEW}
+    del raw["prompts"]
+    with pytest.raises(UserError) as refused:
+        parse_experiment(raw)
+    lines = str(refused.value).splitlines()
+    assert any(line.startswith("prompts.train: found captions, expected another source") for line in lines)
+    assert any(line.startswith("methods.progressive: needs images with the captions") for line in lines)
