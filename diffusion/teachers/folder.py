@@ -24,7 +24,7 @@ from diffusion.teachers.schedulers import (
     thresholding_of,
 )
 from diffusion.teachers.stock import TextFamily, TextsToCome
-from diffusion.teachers.stock_student import STUDENT, save_stock
+from diffusion.teachers.stock_student import STUDENT, import_stock, save_stock
 from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, pipeline_class, stored_network
 from diffusion.teachers.weights import weights_files
 from diffusion.thresholding import Thresholding
@@ -76,6 +76,24 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         _carry_texts(folder, denoiser.conditions)
     if isinstance(denoiser.space, Latents):
         _carry(folder, {AUTOENCODER: (denoiser.space.folder, "diffusers", denoiser.space.config["_class_name"])})
+    write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
+
+
+def import_teacher(folder: Path, source: Path, num_classes: int | None = None) -> None:
+    """Takes a stored teacher, whose weights are looked at, into a new folder; a stock pipeline's files are linked.
+
+    Args:
+        num_classes: as of :func:`load_conditions`.
+
+    Raises:
+        CheckpointError, UserError: as :func:`load_denoiser`.
+    """
+    denoiser = load_denoiser(source)
+    denoiser.conditions = load_conditions(source, num_classes)
+    if not denoiser.family.pipelines:
+        save_denoiser(folder, denoiser)
+        return
+    import_stock(folder, source)
     write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
 
 

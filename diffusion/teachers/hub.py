@@ -6,11 +6,16 @@ from pathlib import Path
 from diffusion.runtime.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_SMALL = ["*.json", "unet/*.json", "scheduler/*.json"]
+_SMALL = ["*.json", "unet/*.json", "transformer/*.json", "vae/*.json", "scheduler/*.json"]
+_NETWORKS = ("", "unet/", "transformer/")
 # Tensors only: of a model that has pickles alone, nothing is fetched.
-_WEIGHTS = ["diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+_WEIGHTS = [f"{part}diffusion_pytorch_model.safetensors" for part in _NETWORKS]
 # Several files, or a variant, where there is no single one.
-_OTHER_WEIGHTS = ["diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model*.safetensors"]
+_OTHER_WEIGHTS = [f"{part}diffusion_pytorch_model*.safetensors" for part in _NETWORKS]
+# What a network of latents and texts needs beside itself, in float32 or bfloat16; no safety checker.
+_FURTHER = ["vae/*.safetensors", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
+_FURTHER += [f"tokenizer*/*.{kind}" for kind in ("json", "txt", "model")]
+_VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
 
 
 def model_folder(name: str, revision: str | None = None, weights: bool = False) -> Path:
@@ -42,15 +47,24 @@ def model_folder(name: str, revision: str | None = None, weights: bool = False) 
 
     where = f"teacher.path: {name!r}" + (f", revision {revision!r}" if revision else "")
     try:
-        wanted = _SMALL + (_WEIGHTS if weights else [])
-        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        wanted = _SMALL + (_WEIGHTS + _FURTHER if weights else [])
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=wanted, ignore_patterns=_VARIANTS if weights else None
+            )
+        )
         if weights and not any((folder / file).exists() for file in _WEIGHTS):
             huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=_SMALL + _OTHER_WEIGHTS)
         return folder
-    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+    except GatedRepoError as error:  # one of the next, which it derives from
+        raise UserError(
+            f"{where}: the model is gated. Accept its licence at https://huggingface.co/{name}, log in "
+            f"(hf auth login), and run again."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError(
             f"{where}: no folder of that name, and the Hub has no such public model or revision "
-            f"({type(error).__name__}). Correct the name, or log in (hf auth login) where it is gated."
+            f"({type(error).__name__}). Correct the name, or log in (hf auth login) where it is private."
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(

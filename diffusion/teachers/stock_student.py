@@ -3,7 +3,7 @@
 import math
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,8 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
         source: the teacher's folder.
         sampled: as the arguments of :class:`diffusion.teachers.pipeline.StudentPipeline`; none of DDIM steps.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    index = read_json_object(source / "model_index.json")
     network = network_folder(source).name
-    for name, value in index.items():
-        if not isinstance(value, list) or value[0] is None or name in (network, "scheduler"):
-            continue
-        if (source / name).is_dir():
-            shutil.copytree(source / name, folder / name, copy_function=link_or_copy)
-        else:  # a safety checker, which was never fetched
-            index[name] = [None, None]
+    index = _linked(folder, source, but=(network, "scheduler"))
     trained: Any = denoiser.network
     trained.save_pretrained(folder / network, safe_serialization=True)
     scheduler = build_scheduler(denoiser)
@@ -52,6 +44,25 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
         shutil.copyfile(code, folder / "scheduler" / code.name)
         index["scheduler"] = [code.stem, type(scheduler).__name__]
     write_json(folder / "model_index.json", index)
+
+
+def import_stock(folder: Path, source: Path) -> None:
+    """Takes a teacher that is a stock pipeline as it is; all its files are linked, for they may be many gigabytes."""
+    write_json(folder / "model_index.json", _linked(folder, source))
+
+
+def _linked(folder: Path, source: Path, but: Collection[str] = ()) -> dict[str, Any]:
+    """Links the parts of a pipeline into another folder; what the index of that is to say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = read_json_object(source / "model_index.json")
+    for name, value in index.items():
+        if not isinstance(value, list) or value[0] is None or name in but:
+            continue
+        if (source / name).is_dir():
+            shutil.copytree(source / name, folder / name, copy_function=link_or_copy)
+        else:  # a safety checker, which was never fetched
+            index[name] = [None, None]
+    return index
 
 
 def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:

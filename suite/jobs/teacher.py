@@ -9,13 +9,7 @@ from diffusion.data.store import load_split
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
 from diffusion.space import PIXELS
-from diffusion.teachers.folder import (
-    deciding_files,
-    load_conditions,
-    load_denoiser,
-    pipeline_problems,
-    save_denoiser,
-)
+from diffusion.teachers.folder import deciding_files, import_teacher, pipeline_problems, save_denoiser
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.latents import AUTOENCODER, space_of
 from diffusion.teachers.settings import TeacherSettings
@@ -84,8 +78,6 @@ class Import(Job):
         if problems := pipeline_problems(source):
             raise UserError("\n".join(problems))
         inputs = checked({file.name: file for file in deciding_files(source)})
-        denoiser = load_denoiser(source)
-        denoiser.conditions = load_conditions(source, self.num_classes)
         with self.result_folder() as folder:
-            save_denoiser(folder, denoiser)
+            import_teacher(folder, source, self.num_classes)
             self.write_record(folder, inputs)

@@ -330,7 +330,7 @@ def test_a_teacher_by_the_name_of_a_hub_model(hub_layout, tmp_path, monkeypatch)
     folder, denoiser = hub_layout
     asked = []
 
-    def snapshot(name, revision, allow_patterns):
+    def snapshot(name, revision, allow_patterns, ignore_patterns=None):
         asked.append((name, revision, any("safetensors" in pattern for pattern in allow_patterns)))
         assert not any(pattern.endswith((".bin", ".pt", ".ckpt", "*")) for pattern in allow_patterns)
         return str(folder)

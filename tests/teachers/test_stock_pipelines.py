@@ -1,10 +1,12 @@
 """Families of stock pipelines: each network is called, and each text read, as its own pipeline does."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import tiny_pipelines
 import torch
+from huggingface_hub.errors import GatedRepoError
 
 from boot.distillation import Boot
 from diffusion.denoiser import Denoiser
@@ -14,7 +16,8 @@ from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.families import families
 from diffusion.teachers.families.flux import packed_latents, unpacked_latents
-from diffusion.teachers.folder import load_denoiser, save_denoiser
+from diffusion.teachers.folder import import_teacher, load_denoiser, save_denoiser
+from diffusion.teachers.hub import model_folder
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.schedulers import alphas_cumprod_of, schedule_of
 from diffusion.teachers.settings import StoredTeacher
@@ -297,3 +300,21 @@ def test_a_pipeline_that_does_not_scale_its_noise_refuses_a_student_that_wants_i
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
     with pytest.raises(ValueError, match="this pipeline does not scale its noise"):
         pipeline(TEXTS, num_inference_steps=1, guidance_scale=1.0, **SIZE)
+
+
+def test_a_gated_model_says_what_to_accept(monkeypatch):
+    def snapshot(*_, **__):
+        raise GatedRepoError("gated", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(UserError, match=r"gated\. Accept its licence at https://huggingface\.co/owner/name, log in"):
+        model_folder("owner/name")
+
+
+def test_an_imported_teacher_is_linked_and_still_a_stock_pipeline(folders, tmp_path):
+    folder = folders("stable-diffusion-3")
+    import_teacher(tmp_path / "teacher", folder)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "teacher" / weights).stat().st_ino == (folder / weights).stat().st_ino
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "teacher")).__name__ == "StableDiffusion3Pipeline"
+    assert load_denoiser(tmp_path / "teacher").schedule.settings() == load_denoiser(folder).schedule.settings()

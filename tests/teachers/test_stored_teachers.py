@@ -637,7 +637,7 @@ def test_weights_of_a_hub_model_are_looked_at_by_the_job(folder, tmp_path, monke
     (folder / FP16).rename(tmp_path / "remote")
     asked = []
 
-    def snapshot(name, revision, allow_patterns):
+    def snapshot(name, revision, allow_patterns, ignore_patterns=None):
         asked.append(allow_patterns)
         if any("*.safetensors" in pattern for pattern in allow_patterns):
             shutil.copy(tmp_path / "remote", folder / FP16)
