@@ -7,7 +7,7 @@ import pytest
 import tiny_pipelines
 import yaml
 from PIL import Image
-from repository import snakemake
+from repository import CONFIG, snakemake
 
 from diffusion.data.samples import load_samples
 from diffusion.runtime.errors import UserError
@@ -24,17 +24,18 @@ PROMPTS = "".join(f"{colour} {animal}\n" for colour in ("a red", "a blue") for a
 FEW = {"steps": 2, "batch_size": 4, "warmup_steps": 0, "ema_decay": None}
 
 
-def experiment(folder, name="stable-diffusion", **changes):
+def experiment(folder, name="stable-diffusion", prediction_type=None):
     """An experiment with a tiny pipeline, a text file and some images, all in ``folder``."""
     (folder / "images").mkdir()
     for number in range(60):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
     (folder / "prompts.txt").write_text(PROMPTS)
-    raw = {
+    options = {} if prediction_type is None else {"prediction_type": prediction_type}
+    return {
         "experiment": "stock",
         "data": {"kind": "images", "path": str(folder / "images"), "resolution": 16, "test_fraction": 0.34},
-        "teacher": {"path": str(tiny_pipelines.write(folder / "teacher", name)), "guidance_scale": 3.0},
+        "teacher": {"path": str(tiny_pipelines.write(folder / "teacher", name, **options)), "guidance_scale": 3.0},
         "prompts": {"train": {"kind": "file", "path": str(folder / "prompts.txt")}, "share_held_out": 0.4},
         "methods": {
             "ddim": {"method": "ddim", "num_inference_steps": [1, 2]},
@@ -50,7 +51,6 @@ def experiment(folder, name="stable-diffusion", **changes):
         },
         "speed": {"batch_sizes": [2], "seconds": 1},
     }
-    return raw | changes
 
 
 @pytest.mark.slow
@@ -123,3 +123,24 @@ def test_what_a_stock_pipeline_cannot_do_is_refused(tmp_path):
     lines = str(refused.value).splitlines()
     assert any(line.startswith("prompts.train: found captions, expected another source") for line in lines)
     assert any(line.startswith("methods.progressive: needs images with the captions") for line in lines)
+
+
+LARGE = {"sd15": "stable-diffusion", "sd21": "stable-diffusion", "sd3": "stable-diffusion-3", "sana": "sana"}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_configuration_is_checked_and_planned(tmp_path, name):
+    """With a tiny pipeline of the same class in the teacher's place, and files where the user's would be."""
+    raw = yaml.safe_load((CONFIG / "text-to-image" / f"{name}.yaml").read_text())
+    made = experiment(tmp_path, LARGE[name], prediction_type="v_prediction" if name == "sd21" else None)
+    side = {"sana": 32}.get(name, 16)
+    raw["data"] |= {"path": made["data"]["path"], "resolution": side}
+    raw["teacher"]["path"] = made["teacher"]["path"]
+    raw["prompts"] = made["prompts"]
+    found = parse_experiment(raw)
+    assert (found.told, found.is_latent) == ("text", True)
+    assert set(found.methods) >= {"boot", "ddim"}
+    assert all(not method.needs_data for method in found.methods.values() if method.trains)
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    done = snakemake(tmp_path, "--dry-run", config=tmp_path / "large.yaml")
+    assert "training_prompts" in done.stdout + done.stderr

@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     raw = yaml.safe_load((CONFIG / "digits-text.yaml").read_text())
     raw["data"] |= {"train_per_pair": 2, "test_per_pair": 1}
-    latent = yaml.safe_load((CONFIG / "digits-text-latent.yaml").read_text())["teacher"]
+    latent = yaml.safe_load((CONFIG / "variants" / "digits-text-latent.yaml").read_text())["teacher"]
     raw["teacher"] |= {"autoencoder": latent["autoencoder"] | {"block_out_channels": [4, 8], "norm_num_groups": 2}}
     raw["teacher"]["autoencoder"]["training"] |= FEW
     del raw["ablation"]
