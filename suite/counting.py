@@ -23,7 +23,7 @@ from diffusion.guidance import Guidance, guided
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.autoencoder import build_autoencoder
-from diffusion.teachers.folder import load_conditions, load_schedule
+from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.latents import Latents
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.prompts import Embeddings, Prompts
@@ -230,7 +230,7 @@ class Made:
         if isinstance(teacher, TeacherSettings):
             schedule, prediction, thresholding = teacher.schedule.build(), teacher.prediction_type, teacher.thresholding
         else:
-            schedule, prediction, thresholding = load_schedule(teacher.folder)
+            schedule, prediction, thresholding = teacher.schedule
         conditions = self.conditions
         network = build_network(_STAND_IN, self.shape, _labels(conditions), _text_width(conditions))
         network.requires_grad_(False)

@@ -13,12 +13,21 @@ from diffusion.denoiser import Denoiser
 from diffusion.prediction import PredictionType
 from diffusion.runtime.errors import CheckpointError, UserError, some_of
 from diffusion.runtime.files import link_or_copy, read_json, read_json_object, write_json
-from diffusion.schedule import CosineSchedule, EdmSchedule, FlowSchedule, Schedule, schedule_from_settings
+from diffusion.schedule import (
+    CosineSchedule,
+    DiscreteSchedule,
+    EdmSchedule,
+    FlowSchedule,
+    Schedule,
+    schedule_from_settings,
+)
 from diffusion.teachers.latents import AUTOENCODER, Latents, space_of
 from diffusion.teachers.prompts import ENCODER, PROMPTS, TOKENIZER, Prompts, load_prompts, prompts_files, save_prompts
 from diffusion.teachers.schedulers import (
+    begun_at,
     build_scheduler,
     prediction_type_of,
+    published_start,
     read_scheduler,
     schedule_of,
     thresholding_of,
@@ -79,16 +88,19 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
     write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
 
 
-def import_teacher(folder: Path, source: Path, num_classes: int | None = None) -> None:
+def import_teacher(
+    folder: Path, source: Path, num_classes: int | None = None, start_level: float | None = None
+) -> None:
     """Takes a stored teacher, whose weights are looked at, into a new folder; a stock pipeline's files are linked.
 
     Args:
         num_classes: as of :func:`load_conditions`.
+        start_level: as of :func:`load_schedule`.
 
     Raises:
         CheckpointError, UserError: as :func:`load_denoiser`.
     """
-    denoiser = load_denoiser(source)
+    denoiser = load_denoiser(source, start_level=start_level)
     denoiser.conditions = load_conditions(source, num_classes)
     if not denoiser.family.pipelines:
         save_denoiser(folder, denoiser)
@@ -145,14 +157,17 @@ def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
     return facts
 
 
-def load_denoiser(folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+def load_denoiser(folder: Path, device: torch.device | str = "cpu", start_level: float | None = None) -> Denoiser:
     """Reads the network and the schedule of any `diffusers` pipeline folder of a known family.
+
+    Args:
+        start_level: as of :func:`load_schedule`.
 
     Raises:
         CheckpointError: the weights are missing, truncated or belong to another network.
         UserError: the folder is not such a pipeline.
     """
-    schedule, prediction_type, thresholding = load_schedule(folder)
+    schedule, prediction_type, thresholding = load_schedule(folder, start_level)
     conditions = load_conditions(folder)
     stored = stored_network(folder)
     space, family = space_of(folder), stored.family
@@ -244,11 +259,14 @@ def _check_parts(folder: Path) -> None:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
 
 
-def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]:
+def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Schedule, PredictionType, Thresholding]:
     """The schedule of a pipeline folder, its prediction type, and how x̂ is bounded.
 
     The schedule is the stored continuous one where the folder has it, otherwise the scheduler's
-    ``alphas_cumprod``, interpolated.
+    ``alphas_cumprod``, interpolated, from the level on that its file says to begin at.
+
+    Args:
+        start_level: as of :class:`diffusion.teachers.settings.StoredTeacher`.
 
     Raises:
         UserError: the folder is not a pipeline with a network that this suite reads, or its two schedules differ.
@@ -284,6 +302,12 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
                 f"alike, or no such file, where the scheduler's own is wanted."
             )
         schedule = exact
+    elif start_level is None and isinstance(schedule, DiscreteSchedule):
+        start_level = published_start(read_json(scheduler_file))
+    try:
+        schedule = begun_at(schedule, start_level)
+    except UserError as error:
+        raise UserError(f"start_level: {error}") from error
     if prediction_type == "epsilon" and schedule.alphas_cumprod()[-1] < 1e-12:
         raise UserError(
             f"{folder}: an epsilon teacher with zero terminal signal-to-noise ratio has no estimate of x at t_max; "
@@ -295,9 +319,10 @@ def load_schedule(folder: Path) -> tuple[Schedule, PredictionType, Thresholding]
 def _same_schedule(one: Schedule, other: Schedule) -> bool:
     if isinstance(one, EdmSchedule | FlowSchedule) or isinstance(other, EdmSchedule | FlowSchedule):
         return one.settings() == other.settings()
-    return one.num_timesteps == other.num_timesteps and np.allclose(
-        one.alphas_cumprod(), other.alphas_cumprod(), rtol=1e-6, atol=1e-12
-    )
+    # A stored one may begin at less noise.
+    count = one.num_timesteps
+    whole = count == other.num_timesteps or (isinstance(one, DiscreteSchedule) and count < other.num_timesteps)
+    return whole and np.allclose(one.alphas_cumprod(), other.alphas_cumprod()[:count], rtol=1e-6, atol=1e-12)
 
 
 def deciding_files(folder: Path) -> list[Path]:

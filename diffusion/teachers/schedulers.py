@@ -137,6 +137,31 @@ def _shift_at(config: Mapping[str, Any], shape: tuple[int, int, int]) -> float:
     return math.exp(config["base_shift"] + slope * (tokens - least))
 
 
+def begun_at(schedule: Schedule, level: float | None) -> Schedule:
+    """A discrete schedule without its levels of more noise than ``level``, the largest σ/α; None leaves it whole.
+
+    An ε teacher's error is multiplied by σ/α: where next to no signal is left it says nothing of the image.
+
+    Raises:
+        UserError: it is not discrete, or not two levels are left.
+    """
+    if level is None:
+        return schedule
+    if not isinstance(schedule, DiscreteSchedule):
+        raise UserError(f"found {level:g}, expected null: the teacher's schedule is not one of betas")
+    kept = schedule.alphas_cumprod()
+    kept = kept[(1 - kept) <= level**2 * kept]
+    if len(kept) < 2:
+        raise UserError(f"found {level:g}, expected a larger one: of the teacher's levels {len(kept)} have less noise")
+    return DiscreteSchedule(kept)
+
+
+def published_start(config: Mapping[str, Any]) -> float | None:
+    """The largest σ/α that a scheduler's file says to begin at (``lambda_min_clipped``, of log α/σ), where it does."""
+    clipped = config.get("lambda_min_clipped")
+    return math.exp(-clipped) if isinstance(clipped, float | int) and math.isfinite(clipped) else None
+
+
 def prediction_type_of(scheduler: Any) -> PredictionType:
     """What the output of a network with this `diffusers` scheduler means."""
     name = type(scheduler).__name__

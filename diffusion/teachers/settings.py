@@ -173,7 +173,7 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
             raise ValueError(f"network: {error}") from error
 
 
-class StoredTeacher(_UsedTeacher):
+class StoredTeacher(_UsedTeacher, GrownSettings):
     """A teacher that exists: any `diffusers` pipeline of a known family, in safetensors.
 
     Attributes:
@@ -181,11 +181,16 @@ class StoredTeacher(_UsedTeacher):
         revision: commit of the Hub's model, so that it stays the same.
         num_classes: how many of a class-conditional network's labels are classes; where there is one label more, it
             stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
+        start_level: the largest σ/α of a schedule of betas that is used, by samplers and in distillation; null is what
+            the scheduler's file says (``lambda_min_clipped``), and all of them where it says nothing.
     """
 
     path: UserPath = Field(min_length=1)
     revision: str | None = None
     num_classes: int | None = Field(None, ge=1)
+    start_level: float | None = Field(None, gt=0)
+
+    later: ClassVar[tuple[str, ...]] = ("start_level",)
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -212,7 +217,10 @@ class StoredTeacher(_UsedTeacher):
                 problems.append(f"teacher.{'path' if self.num_classes is None else 'num_classes'}: {error}")
         if problems:
             raise UserError("\n".join(problems))
-        schedule, prediction_type, _thresholding = load_schedule(self.folder)
+        try:
+            schedule, prediction_type, _thresholding = self.schedule
+        except UserError as error:
+            raise UserError(f"teacher.{error}") from error
         if self.guidance_scale != 1 and not conditions.can_be_guided:
             raise UserError(
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
@@ -225,6 +233,11 @@ class StoredTeacher(_UsedTeacher):
     def family(self) -> TeacherFamily:
         """How its network is called and read."""
         return stored_network(self.folder).family
+
+    @property
+    def schedule(self) -> tuple[Schedule, PredictionType, Thresholding]:
+        """As :func:`diffusion.teachers.folder.load_schedule`."""
+        return load_schedule(self.folder, self.start_level)
 
     @property
     def space(self) -> Space:

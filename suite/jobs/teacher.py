@@ -67,11 +67,13 @@ class Import(Job):
         stored: a folder, or a model of the Hub.
         revision: of the Hub's model.
         num_classes: how many of the network's labels are classes.
+        start_level: the largest σ/α of its schedule that is used.
     """
 
     stored: Annotated[str, Key("teacher.path")]
     revision: Annotated[str | None, Key("teacher.revision")] = None
     num_classes: Annotated[int | None, Key("teacher.num_classes")] = None
+    start_level: Annotated[float | None, Key("teacher.start_level")] = None
 
     def run(self) -> None:
         source = model_folder(self.stored, self.revision, weights=True)
@@ -79,5 +81,5 @@ class Import(Job):
             raise UserError("\n".join(problems))
         inputs = checked({file.name: file for file in deciding_files(source)})
         with self.result_folder() as folder:
-            import_teacher(folder, source, self.num_classes)
+            import_teacher(folder, source, self.num_classes, self.start_level)
             self.write_record(folder, inputs)

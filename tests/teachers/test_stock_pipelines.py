@@ -1,8 +1,12 @@
 """Families of stock pipelines: each network is called, and each text read, as its own pipeline does."""
 
 import copy
+import json
+import math
+import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny_pipelines
 import torch
@@ -16,7 +20,7 @@ from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.families import families
 from diffusion.teachers.families.flux import packed_latents, unpacked_latents
-from diffusion.teachers.folder import import_teacher, load_denoiser, save_denoiser
+from diffusion.teachers.folder import import_teacher, load_denoiser, load_schedule, save_denoiser
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.schedulers import alphas_cumprod_of, schedule_of
@@ -318,3 +322,28 @@ def test_an_imported_teacher_is_linked_and_still_a_stock_pipeline(folders, tmp_p
     assert (tmp_path / "teacher" / weights).stat().st_ino == (folder / weights).stat().st_ino
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "teacher")).__name__ == "StableDiffusion3Pipeline"
     assert load_denoiser(tmp_path / "teacher").schedule.settings() == load_denoiser(folder).schedule.settings()
+
+
+@pytest.mark.parametrize(("level", "kept"), [(None, 1000), (164.03, 996), (20.0, 967)])
+def test_the_noisiest_levels_of_if_are_left_out(folders, tmp_path, level, kept):
+    """IF's schedule ends at σ/α = 20,291; its published scheduler begins at λ = −5.1, that is 164."""
+    shutil.copytree(folders("deepfloyd-if"), tmp_path / "if")
+    file = tmp_path / "if" / "scheduler" / "scheduler_config.json"
+    teacher = StoredTeacher(path=str(tmp_path / "if"), start_level=level)
+    whole, _, _ = load_schedule(tmp_path / "if")
+    schedule, _, _ = teacher.schedule
+    assert schedule.num_timesteps == kept
+    np.testing.assert_allclose(schedule.alphas_cumprod(), whole.alphas_cumprod()[:kept], rtol=1e-12)
+    assert float(schedule.log_noise_to_signal(torch.tensor(1.0))) <= math.log(level or 20_292)
+    import_teacher(tmp_path / "imported", tmp_path / "if", start_level=level)
+    assert load_denoiser(tmp_path / "imported").schedule.num_timesteps == kept
+    if kept == 996:  # what the file itself says
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"lambda_min_clipped": -5.1}))
+        assert StoredTeacher(path=str(tmp_path / "if")).schedule[0].num_timesteps == 996
+
+
+def test_a_start_level_that_leaves_nothing_or_of_a_flow_is_refused(folders):
+    with pytest.raises(UserError, match=r"teacher\.start_level: found 0\.001, expected a larger one"):
+        StoredTeacher(path=str(folders("deepfloyd-if")), start_level=0.001).facts((3, 8, 8))
+    with pytest.raises(UserError, match=r"teacher\.start_level: found 20, expected null: the teacher's schedule"):
+        StoredTeacher(path=str(folders("stable-diffusion-3")), start_level=20).facts((3, 16, 16))

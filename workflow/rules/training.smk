@@ -79,6 +79,7 @@ if STORED_TEACHER:
                 stored=None if TEACHER_FOLDER.is_dir() else STORED_TEACHER.path,
                 revision=STORED_TEACHER.revision,
                 num_classes=STORED_TEACHER.num_classes,
+                several={} if STORED_TEACHER.start_level is None else {"start_level": STORED_TEACHER.start_level},
             ),
         output:
             directory(ROOT / "teacher"),
