@@ -93,6 +93,8 @@ def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names
+        elif hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0  # DiT's embedding drops classes by itself
     return network
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from boot.distillation import Boot
 from diffusion.denoiser import Denoiser
+from diffusion.distillation.distiller import student_network
 from diffusion.guidance import GuidedDenoiser
 from diffusion.runtime.errors import UserError
 from diffusion.schedule import DiscreteSchedule, FlowSchedule
@@ -347,3 +348,15 @@ def test_a_start_level_that_leaves_nothing_or_of_a_flow_is_refused(folders):
         StoredTeacher(path=str(folders("deepfloyd-if")), start_level=0.001).facts((3, 8, 8))
     with pytest.raises(UserError, match=r"teacher\.start_level: found 20, expected null: the teacher's schedule"):
         StoredTeacher(path=str(folders("stable-diffusion-3")), start_level=20).facts((3, 16, 16))
+
+
+def test_a_student_of_dit_is_told_every_class(folders):
+    """`diffusers`' embedding of labels replaces a tenth of them by no class while it is trained."""
+    teacher = load_denoiser(folders("dit"))
+    student = student_network(teacher).train()
+    condition = {"class_labels": torch.arange(8).repeat(32)}
+    x, told = torch.randn(1, 4, 8, 8).expand(256, -1, -1, -1), torch.full((256,), 500.0)
+    with torch.no_grad():
+        found, again = (teacher.family.call(student, x, told, condition) for _ in range(2))
+    assert torch.equal(found, again)
+    torch.testing.assert_close(found, teacher.family.call(teacher.network, x, told, condition), rtol=1e-4, atol=1e-5)
