@@ -7,10 +7,8 @@ from diffusion.denoiser import Denoiser
 from diffusion.level import Coefficient, Level, Times
 from diffusion.schedule import EdmSchedule, Schedule
 
-_SIGMA_DATA = 0.5  # of pictures in [−1, 1], where the teacher does not come with its own
 
-
-def boundary_coefficients(schedule: Schedule, t: Level) -> tuple[Coefficient, Coefficient]:
+def boundary_coefficients(schedule: Schedule, t: Level, deviation: float = 0.5) -> tuple[Coefficient, Coefficient]:
     """(a, r) of f = a x_t + r x̂, the consistency function in terms of an estimate x̂.
 
     Published for EDM's networks F (appendix C): f = c_skip z + c_out F with c_skip = σ_d²/((τ − τ_1)² + σ_d²) and
@@ -21,10 +19,13 @@ def boundary_coefficients(schedule: Schedule, t: Level) -> tuple[Coefficient, Co
 
     The difference of the two skip coefficients is taken out in this form, so it loses no digits at large τ. At first f
     thus is almost the teacher's x̂, whatever the network predicts.
+
+    Args:
+        deviation: σ_d of the states, where the schedule does not come with its own.
     """
     end = schedule.at(schedule.t_min, t.time.device)
     tau, least = t.sigma / t.alpha, end.sigma / end.alpha
-    variance = (schedule.sigma_data if isinstance(schedule, EdmSchedule) else _SIGMA_DATA) ** 2
+    variance = (schedule.sigma_data if isinstance(schedule, EdmSchedule) else deviation) ** 2
     rest = tau - least
     both = (rest**2 + variance) * (tau**2 + variance)
     skip = variance * least * (tau**2 + tau * rest + rest**2 + variance) / (tau * both)
@@ -39,5 +40,5 @@ def consistency_function(student: Denoiser, x_t: torch.Tensor, t: Times, conditi
         t: their times, with a signal left (α_t > 0), shape (N,) or ().
     """
     at = student.schedule.at(t)
-    a, r = boundary_coefficients(student.schedule, at)
+    a, r = boundary_coefficients(student.schedule, at, student.space.deviation)
     return a * x_t + r * student.estimate(x_t, at, condition)

@@ -8,9 +8,14 @@ import torch
 
 
 class Space:
-    """States are images in [−1, 1], of shape (N, C, H, W)."""
+    """States are images in [−1, 1], of shape (N, C, H, W).
+
+    Attributes:
+        deviation: about that of the states' numbers; 0.5 is what EDM and consistency models take of images.
+    """
 
     is_latent = False
+    deviation = 0.5
 
     def image_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """(C, H, W) of the images that states of ``shape`` stand for."""

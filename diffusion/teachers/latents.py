@@ -31,6 +31,7 @@ class Latents(Space):
     """
 
     is_latent = True
+    deviation = 1.0  # to which autoencoders' latents are scaled
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_json_object(folder / "config.json")

@@ -69,6 +69,10 @@ class LocalPipeline(StudentPipeline):
     def decoded(self, states: torch.Tensor) -> torch.Tensor:
         return super().decoded(states) if self.source is None else self.space.decode(states)
 
+    @property
+    def _deviation(self) -> float:
+        return self.space.deviation
+
     def _levels(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.schedule is None:
             return super()._levels(timestep)

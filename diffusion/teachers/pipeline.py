@@ -281,6 +281,11 @@ class StudentPipeline(DiffusionPipeline):
     # -- noise levels and the network ----------------------------------------------------------------------------------
 
     @property
+    def _deviation(self) -> float:
+        """Of images in [−1, 1], or of latents."""
+        return 0.5 if self.vae is None else 1.0
+
+    @property
     def _is_edm(self) -> bool:
         return "sigma_data" in self.scheduler.config
 
@@ -399,7 +404,7 @@ class StudentPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Coefficients of x and x̂ in the consistency function, which is x/α at τ_1 (Song et al. 2023, appendix C)."""
         tau, rest = sigma / alpha, sigma / alpha - least
-        variance = (self.scheduler.config.sigma_data if self._is_edm else 0.5) ** 2
+        variance = (self.scheduler.config.sigma_data if self._is_edm else self._deviation) ** 2
         both = (rest.square() + variance) * (tau.square() + variance)
         skip = variance * least * (tau.square() + tau * rest + rest.square() + variance) / (tau * both)
         return skip / alpha, rest / tau

@@ -9,6 +9,7 @@ import torch
 from tiny_text import SHAPE
 
 from boot.distillation import Boot
+from diffusion.consistency import boundary_coefficients, consistency_function
 from diffusion.data.batches import RealPictures
 from diffusion.data.latents import FILE, make_latents, with_latents
 from diffusion.data.samples import from_uint8
@@ -239,3 +240,24 @@ def test_latents_are_not_bounded_and_not_compared_by_lpips():
     settings.check_images(SHAPE)
     with pytest.raises(ValueError, match="multiples of 2; found 7"):
         settings.check_images((1, 7, 16))
+
+
+def test_a_consistency_student_of_latents_takes_their_deviation(tmp_path):
+    """The boundary's σ_d is 1, in training and in both pipelines; of images it stays 0.5."""
+    (tmp_path / "source").mkdir()
+    denoiser = latent_denoiser(tmp_path / "source")
+    save_denoiser(tmp_path / "saved", denoiser, levels={"timesteps": [0, 60, 120, 190], "sampling": None})
+    noise, schedule = torch.randn(2, *LATENT), denoiser.schedule
+    at = schedule.at(schedule.time(torch.tensor(190.0, dtype=torch.float64)))
+    with torch.no_grad():
+        expected = consistency_function(denoiser, at.sigma * noise, at)
+    a, r = boundary_coefficients(schedule, at, 1.0)
+    tau = float(at.sigma.value / at.alpha.value)
+    assert float(a.value) == pytest.approx(0.0, abs=0.1)
+    assert float(boundary_coefficients(schedule, at)[0].value) != float(a.value)
+    assert 0 < float(r.value) < 1 < tau
+    own = LocalPipeline.read(tmp_path / "saved")
+    torch.testing.assert_close(own.drawn(noise, 1), expected, rtol=1e-4, atol=1e-4)
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    drawn = stock(latents=noise, num_inference_steps=1, output_type="latent").images
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
