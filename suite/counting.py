@@ -23,11 +23,13 @@ from diffusion.guidance import Guidance, guided
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.autoencoder import build_autoencoder
+from diffusion.teachers.families import families
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.latents import Latents
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.prompts import Embeddings, Prompts
 from diffusion.teachers.settings import TeacherSettings
+from diffusion.teachers.stock import TextFamily
 from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.train import train_teacher
 from diffusion.training.loop import TrainingRun
@@ -165,6 +167,8 @@ class Made:
 
     def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
         self.experiment, self.conditions = experiment, conditions
+        if experiment.teacher.family.pipelines and isinstance(conditions, Prompts):
+            self.conditions = _blank({"text": (2, 4), "text_mask": (2,)})
         channels, _, _ = experiment.state_shape
         self.shape = (channels, _SIDE, _SIDE)
         self.split = Split(
@@ -234,7 +238,9 @@ class Made:
         conditions = self.conditions
         network = build_network(_STAND_IN, self.shape, _labels(conditions), _text_width(conditions))
         network.requires_grad_(False)
-        return Denoiser(network, schedule, prediction, thresholding, conditions, teacher.family).eval()
+        # The stand-in is a U-Net, whatever the teacher is.
+        family = families()["unet2d_condition" if isinstance(conditions, Prompts) else "unet2d"]
+        return Denoiser(network, schedule, prediction, thresholding, conditions, family).eval()
 
     @staticmethod
     def _counted(train: Callable[[CountingRun], Any], a_pair: float = 0.0) -> CountingRun:
@@ -273,18 +279,26 @@ def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
     nothing: ten."""
     teacher = experiment.teacher
     if not isinstance(teacher, TeacherSettings):
+        if isinstance(teacher.family, TextFamily):
+            return _blank(teacher.family.told_shapes(stored_network(teacher.folder).config))
         return load_conditions(teacher.folder, teacher.num_classes)
     if teacher.text is not None:
         width, length = teacher.text.width(), teacher.text.max_tokens
-        zeros = Embeddings(
-            {"text": torch.zeros(1, length, width).half(), "text_mask": torch.ones(1, length, dtype=torch.bool)}
-        )
-        return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, teacher.text.folder())
+        return _blank({"text": (length, width), "text_mask": (length,)})
     if not teacher.labels:
         return Unconditional()
     manifest = plan.root / "data" / "manifest.json"
     classes = len(read_json(manifest)["class_names"]) if manifest.exists() else 10
     return ClassLabels(classes, teacher.label_dropout > 0)
+
+
+def _blank(shapes: Mapping[str, tuple[int, ...]]) -> Prompts:
+    """One text with embeddings of these shapes, whose numbers do not matter."""
+    tables = {name: torch.zeros(1, *shape).half() for name, shape in shapes.items()}
+    zeros = Embeddings(
+        {name: table.bool() | True if name.endswith("mask") else table for name, table in tables.items()}
+    )
+    return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, Path())
 
 
 def real_network(

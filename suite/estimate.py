@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion.conditions import Conditions
 from diffusion.data.kinds import downloads
 from diffusion.runtime.precision import float32_products
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
@@ -232,7 +233,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         units = [unit for unit in plan.units() if unit.variant == variant]
         rows.append(Row("features", variant, disk=samples * len(units) * kept))
     published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
-    rates = _rates(network, made, device, seconds, sorted({row.precision for row in rows}))
+    rates = _rates(network, made, conditions, device, seconds, sorted({row.precision for row in rows}))
     return Estimate(rows, weights // 4, operations, activations, passing_bytes, rates, str(device), published)
 
 
@@ -267,21 +268,28 @@ def _trained(
 
 
 def _rates(
-    network: nn.Module, made: Made, device: torch.device, seconds: float, precisions: Sequence[Precision]
+    network: nn.Module,
+    made: Made,
+    conditions: Conditions,
+    device: torch.device,
+    seconds: float,
+    precisions: Sequence[Precision],
 ) -> dict[str, float]:
     """Evaluations a second without a gradient, in each of the precisions: on a processor the same for all."""
     if device.type != "cuda":
-        return dict.fromkeys(precisions, _rate(network, made, device, seconds, "fp32"))
-    return {one: _rate(network, made, device, seconds / len(precisions), one) for one in precisions}
+        return dict.fromkeys(precisions, _rate(network, made, conditions, device, seconds, "fp32"))
+    return {one: _rate(network, made, conditions, device, seconds / len(precisions), one) for one in precisions}
 
 
-def _rate(network: nn.Module, made: Made, device: torch.device, seconds: float, precision: str) -> float:
+def _rate(
+    network: nn.Module, made: Made, conditions: Conditions, device: torch.device, seconds: float, precision: str
+) -> float:
     """Evaluations a second without a gradient, at a batch that a card is filled by."""
     count = 64 if device.type == "cuda" else 4
     x = torch.randn(count, *made.experiment.state_shape, device=device)
 
     def once() -> None:
-        evaluate(made.experiment.teacher.family, network, x, made.conditions)
+        evaluate(made.experiment.teacher.family, network, x, conditions)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

@@ -84,6 +84,10 @@ class TextFamily(StockFamily):
             size: (height, width) of the images in pixels.
         """
 
+    @abstractmethod
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """What a network of this configuration is told of one text, by :meth:`encoded`'s names, for costs."""
+
     def negative(self, pipeline: Any, text: str, size: Sequence[int]) -> dict[str, torch.Tensor]:
         """What stands in the place of a text in the unconditional input: the embedding of another, tensors (1, …)."""
         return self.encoded(pipeline, [text], size)

@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import tiny_pipelines
+import torch
 import yaml
 from PIL import Image
 from repository import CONFIG, snakemake
 
 from diffusion.data.samples import load_samples
 from diffusion.runtime.errors import UserError
-from diffusion.teachers.prompts import load_prompts
+from diffusion.teachers.prompts import encoder_of, load_prompts
+from diffusion.teachers.stored_network import stored_network
 from suite.configuration.experiment import parse_experiment
+from suite.estimate import estimate
 from suite.jobs.distillation import Distil
 from suite.jobs.prompts import Encode
 from suite.jobs.sampling import Sample
@@ -144,3 +147,27 @@ def test_a_large_configuration_is_checked_and_planned(tmp_path, name):
     (tmp_path / "large.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     done = snakemake(tmp_path, "--dry-run", config=tmp_path / "large.yaml")
     assert "training_prompts" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(set(LARGE.values())))
+def test_a_stock_pipeline_is_estimated(tmp_path, name):
+    """Of the true network with random weights, on texts of the shapes that its encoders give."""
+    raw = experiment(tmp_path, name) | {"evaluation": {"num_samples": 16, "seeds": [0], "teacher": {"nfe": 4}}}
+    raw["data"]["resolution"] = {"sana": 32}.get(name, 16)
+    found = estimate(parse_experiment(raw), torch.device("cpu"), seconds=0.1)
+    rows = {(row.rule, row.variant): row for row in found.rows}
+    assert rows["distil", "boot"].trained > 0
+    # What decoding takes is counted beside the evaluations.
+    assert rows["sample", "boot"].compared > 0
+    assert rows["sample", "boot"].forward == 16
+
+
+def test_blank_texts_have_the_shapes_of_true_ones(tmp_path):
+    for name in FAMILIES:
+        folder = tiny_pipelines.write(tmp_path / name, name)
+        family, encoder = stored_network(folder).family, encoder_of(folder)
+        blank = family.told_shapes(stored_network(folder).config)
+        found = {key: tuple(table.shape[1:]) for key, table in encoder(["a fox"]).tables.items()}
+        assert blank.keys() == found.keys()
+        # The number of tokens is that of the published pipelines.
+        assert {key: shape[1:] for key, shape in blank.items()} == {key: shape[1:] for key, shape in found.items()}

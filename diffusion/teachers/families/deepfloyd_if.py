@@ -22,6 +22,9 @@ class DeepFloydIF(TextFamily):
         text, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
         return {"text": text}
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"text": (_TOKENS, config["encoder_hid_dim"])}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         # Padding is attended to, as in its training: no mask.
         return {"timestep": told, "encoder_hidden_states": condition["text"]}

@@ -35,6 +35,9 @@ class Flux(TextFamily):
         packed = super().call(network, packed_latents(x), told, given)
         return unpacked_latents(packed, height, width)
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"text": (512, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         text = condition["text"]
         return {

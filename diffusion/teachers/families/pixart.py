@@ -22,6 +22,11 @@ class PixArt(TextFamily):
             given["aspect_ratio"] = text.new_ones(len(texts), 1)
         return given
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {"text": (300, config["caption_channels"]), "text_mask": (300,)}
+        told_its_size = config["sample_size"] == 128
+        return shapes | ({"resolution": (2,), "aspect_ratio": (1,)} if told_its_size else {})
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         return {
             "timestep": told,

@@ -29,6 +29,9 @@ class Sana(TextFamily):
         )
         return {"text": text, "text_mask": mask.bool()}
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"text": (300, config["caption_channels"]), "text_mask": (300,)}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         return {
             "timestep": told * network.config.timestep_scale,

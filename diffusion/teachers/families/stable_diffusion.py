@@ -16,6 +16,9 @@ class StableDiffusion(TextFamily):
         text, _ = pipeline.encode_prompt(texts, pipeline.device, 1, False)
         return {"text": text}
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"text": (77, config["cross_attention_dim"])}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         # Padding is attended to, as in its training: no mask.
         return {"timestep": told, "encoder_hidden_states": condition["text"]}

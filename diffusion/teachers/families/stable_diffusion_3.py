@@ -17,6 +17,9 @@ class StableDiffusion3(TextFamily):
         text, _, pooled, _ = pipeline.encode_prompt(texts, None, None, do_classifier_free_guidance=False)
         return {"text": text, "pooled": pooled}
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {"text": (77 + 256, config["joint_attention_dim"]), "pooled": (config["pooled_projection_dim"],)}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         return {
             "timestep": told,

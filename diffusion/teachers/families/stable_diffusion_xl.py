@@ -25,6 +25,10 @@ class StableDiffusionXL(TextFamily):
             return given
         return {**given, "text": torch.zeros_like(given["text"]), "pooled": torch.zeros_like(given["pooled"])}
 
+    def told_shapes(self, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        return {"text": (77, config["cross_attention_dim"]), "pooled": (pooled,), "sizes": (6,)}
+
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         added = {"text_embeds": condition["pooled"], "time_ids": condition["sizes"]}
         return {"timestep": told, "encoder_hidden_states": condition["text"], "added_cond_kwargs": added}
