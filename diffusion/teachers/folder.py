@@ -281,7 +281,8 @@ def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Sched
     scheduler_file = _scheduler_file(folder)
     scheduler = read_scheduler(scheduler_file)
     try:
-        schedule, prediction_type = schedule_of(scheduler, network.shape), prediction_type_of(scheduler)
+        shape = network.shape if scheduler.config.get("use_dynamic_shifting") else None
+        schedule, prediction_type = schedule_of(scheduler, shape), prediction_type_of(scheduler)
     except UserError as error:
         raise UserError(f"{scheduler_file}: {error}") from error
     thresholding = thresholding_of(scheduler)

@@ -111,11 +111,11 @@ def thresholding_of(scheduler: Any) -> Thresholding:
     return STATIC if config.get("clip_sample") else NO_THRESHOLD
 
 
-def schedule_of(scheduler: Any, shape: tuple[int, int, int]) -> Schedule:
+def schedule_of(scheduler: Any, shape: tuple[int, int, int] | None = None) -> Schedule:
     """The schedule of a `diffusers` scheduler; one that is discrete is interpolated.
 
     Args:
-        shape: (C, H, W) of the states, which a flow's shift may depend on.
+        shape: (C, H, W) of the states, of a flow whose shift depends on it.
     """
     config = scheduler.config
     if type(scheduler).__name__ in _EDM:
@@ -123,7 +123,7 @@ def schedule_of(scheduler: Any, shape: tuple[int, int, int]) -> Schedule:
             config.sigma_min, config.sigma_max, config.sigma_data, config.rho, config.num_train_timesteps
         )
     if type(scheduler).__name__ in _FLOW:
-        shift = _shift_at(config, shape) if config.get("use_dynamic_shifting") else config.shift
+        shift = _shift_at(config, shape) if shape and config.get("use_dynamic_shifting") else config.shift
         return FlowSchedule(shift, config.num_train_timesteps)
     if config.get("use_flow_sigmas"):
         return FlowSchedule(config.flow_shift, config.num_train_timesteps)
