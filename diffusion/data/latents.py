@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from diffusion.data.samples import from_uint8
-from diffusion.data.store import Shards, Split
+from diffusion.data.store import LATENTS, Shards, Split
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.errors import CheckpointError, NonFiniteError, first_line
 from diffusion.runtime.memory import within_memory
 from diffusion.runtime.processes import portions_of
-
-FILE = "train.npy"
 
 
 def make_latents(
@@ -66,13 +64,13 @@ def with_latents(split: Split, folder: Path | None) -> Split:
     if folder is None:
         return split
     try:
-        latents = np.load(folder / FILE, mmap_mode="r", allow_pickle=False)
+        latents = np.load(folder / LATENTS, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / FILE}: cannot be read ({first_line(error)}).") from error
+        raise CheckpointError(f"{folder / LATENTS}: cannot be read ({first_line(error)}).") from error
     times = len(latents) // len(split.labels)
     if latents.dtype != np.float16 or latents.ndim != 4 or len(latents) != times * len(split.labels) or not times:
         raise CheckpointError(
-            f"{folder / FILE}: found {latents.dtype} {latents.shape}, expected the float16 latents of "
+            f"{folder / LATENTS}: found {latents.dtype} {latents.shape}, expected the float16 latents of "
             f"{len(split.labels)} images; delete it and run Snakemake again."
         )
     return replace(split, images=Shards([latents]), labels=np.tile(split.labels, times), flip=False)

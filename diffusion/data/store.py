@@ -33,6 +33,8 @@ from diffusion.runtime.files import (
     writing,
 )
 
+# What an autoencoder made of the training part (diffusion.data.latents), in a folder of its own.
+LATENTS = "train.npy"
 PARTS: tuple[Literal["train", "test"], ...] = ("train", "test")
 # A shard is what a preparation that was interrupted has to make again at most.
 SHARD_BYTES = 256 * 2**20

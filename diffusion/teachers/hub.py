@@ -15,7 +15,7 @@ _OTHER_WEIGHTS = [f"{part}diffusion_pytorch_model*.safetensors" for part in _NET
 # What a network of latents and texts needs beside itself, in float32 or bfloat16; no safety checker.
 _FURTHER = ["vae/*.safetensors", "text_encoder*/*.json", "text_encoder*/*.safetensors"]
 _FURTHER += [f"tokenizer*/*.{kind}" for kind in ("json", "txt", "model")]
-_VARIANTS = ["*.fp16.*", "*.non_ema.*", "*.bf16.*"]
+_VARIANTS = [f"*.{kind}{end}*" for kind in ("fp16", "bf16", "non_ema") for end in (".", "-")]  # shards have a number
 
 
 def model_folder(name: str, revision: str | None = None, weights: bool = False) -> Path:

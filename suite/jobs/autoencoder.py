@@ -5,8 +5,8 @@ from typing import Annotated
 
 import numpy as np
 
-from diffusion.data.latents import FILE, make_latents
-from diffusion.data.store import load_split
+from diffusion.data.latents import make_latents
+from diffusion.data.store import LATENTS, load_split
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.device import default_device
 from diffusion.runtime.files import only_one, remove_leftovers, write_json
@@ -63,9 +63,9 @@ class Encode(Job):
         state = self.state / f"latents-{key}"
         with only_one(state / "lock", f"{state} (latents that are being made)"):
             remove_leftovers(state)
-            begun = BegunArray(state / FILE)
+            begun = BegunArray(state / LATENTS)
             latents = make_latents(split, space.encode, space.state_shape(split.shape), begun, self.batch_size, device)
             with self.result_folder() as folder:
-                np.save(folder / FILE, latents)
+                np.save(folder / LATENTS, latents)
                 self.write_record(folder, inputs)
             mark_delivered(state, self.output)

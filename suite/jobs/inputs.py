@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.conditions import Conditions
-from diffusion.data.latents import FILE
-from diffusion.data.store import stored_files
+from diffusion.data.store import LATENTS, stored_files
 from diffusion.runtime.errors import UserError
 from suite.provenance import Input, checked
 
@@ -18,7 +17,7 @@ def checked_data(folder: Path, *parts: Literal["train", "test"]) -> dict[str, In
 
 def checked_latents(folder: Path | None) -> dict[str, Input]:
     """What an autoencoder made of the training images; nothing where states are images."""
-    return checked({"latents": folder / FILE}) if folder else {}
+    return checked({"latents": folder / LATENTS}) if folder else {}
 
 
 def check_classes(conditions: Conditions, where: Path | str, found: int) -> None:

@@ -11,9 +11,9 @@ from tiny_text import SHAPE
 from boot.distillation import Boot
 from diffusion.consistency import boundary_coefficients, consistency_function
 from diffusion.data.batches import RealPictures
-from diffusion.data.latents import FILE, make_latents, with_latents
+from diffusion.data.latents import make_latents, with_latents
 from diffusion.data.samples import from_uint8
-from diffusion.data.store import Shards, Split
+from diffusion.data.store import LATENTS, Shards, Split
 from diffusion.denoiser import Denoiser
 from diffusion.runtime.begun import BegunArray
 from diffusion.runtime.errors import CheckpointError, UserError
@@ -164,7 +164,7 @@ def test_stored_latents_are_drawn_in_the_place_of_images(tmp_path, flip):
     stored(tmp_path)
     space, split = space_of(tmp_path), split_of(flip=flip)
     latents = make_latents(split, space.encode, LATENT, BegunArray(tmp_path / "begun.npy"), 4, CPU)
-    np.save(tmp_path / FILE, latents)
+    np.save(tmp_path / LATENTS, latents)
     images = from_uint8(split.images[:])
     both = torch.cat([images, images.flip(3)]) if flip else images
     given = with_latents(split, tmp_path)

@@ -241,8 +241,8 @@ def test_sampling_pairs_and_speed_name_their_batch(tmp_path, monkeypatch):
     method = Ddim(DdimSettings(num_inference_steps=(2,)))
     make = method.sampler
 
-    def crowded(folder, nfe, device):
-        sampler, network = make(folder, nfe, device)
+    def crowded(folder, nfe, device, conditions=None):
+        sampler, network = make(folder, nfe, device, conditions)
         network.register_forward_pre_hook(Crowded(3))
         return sampler, network
 

@@ -171,7 +171,7 @@ def test_the_graph_leads_from_texts_to_students_and_samples_and_not_from_the_dat
     assert grammar["texts"] == set()
     assert grammar["prompts"] == grammar["training_prompts"] == {"teacher", "texts"}
     assert grammar["distil"] == {"teacher", "training_prompts"}
-    assert grammar["distil_with_data"] == {"teacher", "data", "training_prompts"}  # for the negative prompt
+    assert grammar["distil_with_data"] == {"teacher", "data", "latents", "training_prompts"}  # for the negative prompt
     assert "classifier" not in grammar
     for rule in ("sample", "speed", "pictures", "learning_curve"):
         assert "prompts" in grammar[rule]
