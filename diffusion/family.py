@@ -46,7 +46,12 @@ class Family:
         """(C, H, W) of the states that a network of this configuration is fed."""
         size = config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        return config.get("out_channels", 3), height, width  # 3: `diffusers`' default
+        return self.channels(config), height, width
+
+    def channels(self, config: Any) -> int:
+        """C of these states."""
+        found: int = config.get("out_channels", 3)  # `diffusers`' default
+        return found
 
 
 UNET = Family()

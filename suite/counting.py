@@ -294,11 +294,9 @@ def conditions_of(experiment: Experiment, plan: Plan) -> Conditions:
 
 def _blank(shapes: Mapping[str, tuple[int, ...]]) -> Prompts:
     """One text with embeddings of these shapes, whose numbers do not matter."""
-    tables = {name: torch.zeros(1, *shape).half() for name, shape in shapes.items()}
-    zeros = Embeddings(
-        {name: table.bool() | True if name.endswith("mask") else table for name, table in tables.items()}
-    )
-    return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), zeros, zeros, True, Path())
+    types = {name: torch.bool if name.endswith("mask") else torch.float16 for name in shapes}
+    tables = Embeddings({name: torch.ones(1, *shape, dtype=types[name]) for name, shape in shapes.items()})
+    return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), tables, tables, True, Path())
 
 
 def real_network(
@@ -322,15 +320,15 @@ def real_network(
 
 def coding_of(experiment: Experiment) -> Coding:
     """What the autoencoder of a latent teacher takes; nothing of another's."""
-    teacher, (channels, *_) = experiment.teacher, experiment.data.shape
-    if isinstance(teacher, TeacherSettings):
-        settings = teacher.autoencoder
-        if settings is None:
-            return NO_CODING
-        return coding_cost(lambda: build_autoencoder(settings, channels), experiment.data.shape, experiment.state_shape)
-    space = teacher.space
-    return (
-        coding_cost(space.build, experiment.data.shape, experiment.state_shape)
-        if isinstance(space, Latents)
-        else NO_CODING
-    )
+    if not experiment.is_latent:
+        return NO_CODING
+    teacher, images = experiment.teacher, experiment.data.shape
+
+    def build() -> Any:
+        if isinstance(teacher, TeacherSettings):
+            assert teacher.autoencoder is not None
+            return build_autoencoder(teacher.autoencoder, images[0])
+        assert isinstance(teacher.space, Latents)
+        return teacher.space.build()
+
+    return coding_cost(build, images, experiment.state_shape)

@@ -88,6 +88,26 @@ def _vae(channels=4, **config):
     ).eval()
 
 
+def deep_compression():
+    """Sana's kind of autoencoder: half the side, without a posterior."""
+    return diffusers.AutoencoderDC(
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.41407,
+    ).eval()
+
+
 def _unet(**config):
     config = {
         "sample_size": 8,
@@ -300,27 +320,11 @@ def _sana(_folder):
         cross_attention_dim=16,
         caption_channels=TEXT,
     ).eval()
-    vae = diffusers.AutoencoderDC(
-        in_channels=3,
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "ResBlock"),
-        decoder_block_types=("ResBlock", "ResBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        downsample_block_type="conv",
-        upsample_block_type="interpolate",
-        scaling_factor=0.41407,
-    ).eval()
     scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, final_sigmas_type="zero"
     )
     return diffusers.SanaPipeline(
-        tokenizer=tokenizer, text_encoder=encoder, vae=vae, transformer=network, scheduler=scheduler
+        tokenizer=tokenizer, text_encoder=encoder, vae=deep_compression(), transformer=network, scheduler=scheduler
     )
 
 

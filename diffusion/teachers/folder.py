@@ -36,7 +36,7 @@ from diffusion.teachers.stock import TextFamily, TextsToCome
 from diffusion.teachers.stock_student import STUDENT, import_stock, save_stock
 from diffusion.teachers.stored_network import NETWORK_PARTS, network_folder, pipeline_class, stored_network
 from diffusion.teachers.weights import weights_files
-from diffusion.thresholding import Thresholding
+from diffusion.thresholding import NO_THRESHOLD, Thresholding
 
 _EXACT_SCHEDULE = "schedule.json"
 # Their networks answer with a sample, at once or in a few steps; none is a denoiser.
@@ -71,10 +71,12 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
         return
     facts = pipeline_facts(denoiser) | facts
-    latent = isinstance(denoiser.space, Latents)
-    stock = facts.keys() <= {"thresholding", "cosine"} and not isinstance(denoiser.schedule, EdmSchedule | FlowSchedule)
-    stock = stock and not latent
-    stock = stock and type(denoiser.network).__module__.startswith("diffusers.")
+    stock = (
+        facts.keys() <= {"thresholding", "cosine"}
+        and not isinstance(denoiser.schedule, EdmSchedule | FlowSchedule)
+        and not denoiser.space.is_latent
+        and type(denoiser.network).__module__.startswith("diffusers.")
+    )
     parts = {"unet": denoiser.network, "scheduler": build_scheduler(denoiser)}
     pipeline = DDIMPipeline(**parts) if stock else StudentPipeline(**parts, **facts)
     try:
@@ -187,10 +189,10 @@ def load_conditions(folder: Path, num_classes: int | None = None) -> Conditions:
     """
     if (folder / PROMPTS).is_dir():
         return load_prompts(folder / PROMPTS)
-    if isinstance(stored_network(folder).family, TextFamily):
+    stored = stored_network(folder)
+    if isinstance(stored.family, TextFamily):
         return TextsToCome(folder)
     known = num_classes or read_json_object(folder / "model_index.json").get("num_classes")
-    stored = stored_network(folder)
     try:
         return stored.family.conditions(stored.config, known)
     except ValueError as error:
@@ -275,9 +277,7 @@ def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Sched
         raise UserError("\n".join(missing))
     network = stored_network(folder)  # which refuses another
     if (folder / STUDENT).exists():  # whose scheduler is of its one step
-        stored = read_json(folder / _EXACT_SCHEDULE)
-        bounds = Thresholding.model_validate(stored.pop("thresholding"))
-        return schedule_from_settings(stored), read_json(folder / STUDENT)["prediction_type"], bounds
+        return _stored_schedule(folder, NO_THRESHOLD, read_json(folder / STUDENT)["prediction_type"])
     scheduler_file = _scheduler_file(folder)
     scheduler = read_scheduler(scheduler_file)
     try:
@@ -287,16 +287,7 @@ def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Sched
         raise UserError(f"{scheduler_file}: {error}") from error
     thresholding = thresholding_of(scheduler)
     if (folder / _EXACT_SCHEDULE).exists():
-        stored = read_json(folder / _EXACT_SCHEDULE)
-        try:
-            if "thresholding" in stored:
-                thresholding = Thresholding.model_validate(stored.pop("thresholding"))
-            exact = schedule_from_settings(stored)
-        except (TypeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{folder / _EXACT_SCHEDULE}: cannot be read ({error}); expected what this suite writes, or no "
-                f"such file, where the scheduler's own schedule is wanted."
-            ) from error
+        exact, _, thresholding = _stored_schedule(folder, thresholding, prediction_type)
         if not _same_schedule(exact, schedule):
             raise UserError(
                 f"{folder / _EXACT_SCHEDULE}: is not the schedule of {folder / 'scheduler'}; expected both "
@@ -304,7 +295,7 @@ def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Sched
             )
         schedule = exact
     elif start_level is None and isinstance(schedule, DiscreteSchedule):
-        start_level = published_start(read_json(scheduler_file))
+        start_level = published_start(scheduler.config)
     try:
         schedule = begun_at(schedule, start_level)
     except UserError as error:
@@ -315,6 +306,26 @@ def load_schedule(folder: Path, start_level: float | None = None) -> tuple[Sched
             f"expected another prediction type or schedule."
         )
     return schedule, prediction_type, thresholding
+
+
+def _stored_schedule(
+    folder: Path, thresholding: Thresholding, prediction_type: PredictionType
+) -> tuple[Schedule, PredictionType, Thresholding]:
+    """What :func:`save_denoiser` wrote of a schedule beside its scheduler.
+
+    Args:
+        thresholding: what a file of an earlier version does not say.
+    """
+    stored = read_json(folder / _EXACT_SCHEDULE)
+    try:
+        if "thresholding" in stored:
+            thresholding = Thresholding.model_validate(stored.pop("thresholding"))
+        return schedule_from_settings(stored), prediction_type, thresholding
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{folder / _EXACT_SCHEDULE}: cannot be read ({error}); expected what this suite writes, or no "
+            f"such file, where the scheduler's own schedule is wanted."
+        ) from error
 
 
 def _same_schedule(one: Schedule, other: Schedule) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
@@ -70,15 +71,4 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         """The sample, twice in a tuple: as the next state, and as the clean one."""
         output = model_output[:, : sample.shape[1]]
         made = self.config.of_state * sample + self.config.of_output * output
-        return (made, made) if not options.get("return_dict", True) else _Stepped(made)
-
-
-class _Stepped(dict[str, torch.Tensor]):
-    """What a step gives to pipelines that ask by name."""
-
-    def __init__(self, made: torch.Tensor) -> None:
-        super().__init__(prev_sample=made, pred_original_sample=made)
-        self.prev_sample = self.pred_original_sample = made
-
-    def __getitem__(self, key: Any) -> torch.Tensor:
-        return self.prev_sample if isinstance(key, int) else super().__getitem__(key)
+        return DDIMSchedulerOutput(made, made) if options.get("return_dict", True) else (made, made)

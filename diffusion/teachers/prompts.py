@@ -7,10 +7,12 @@ alone.
 """
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -146,8 +148,10 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-class Encoder(Protocol):
-    """What reads texts."""
+class Encoder(ABC):
+    """What reads texts, on its ``device``."""
+
+    device: torch.device
 
     def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
         """Embeddings of texts.
@@ -155,13 +159,29 @@ class Encoder(Protocol):
         Args:
             at_once: the most that are encoded at a time.
             device: where they go.
+
+        Raises:
+            UserError: a text has more tokens than the encoder takes.
         """
+        portions = [list(texts[start : start + at_once]) for start in range(0, len(texts), at_once)]
+        with self._plainly():
+            return joined([self._encoded(portion).to(device) for portion in portions])
+
+    @abstractmethod
+    def _encoded(self, texts: list[str]) -> Embeddings: ...
 
     def negative(self, text: str) -> Embeddings:
         """What stands in the place of a text in the unconditional input: of one other text, on the CPU."""
+        return self([text])
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """In a loop that trains in bfloat16, too, embeddings are what a table of them would have."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield
 
 
-class TextEncoder:
+class TextEncoder(Encoder):
     """A frozen text encoder of `transformers` with its tokenizer.
 
     Args:
@@ -187,22 +207,8 @@ class TextEncoder:
             ) from error
         self.model = model.float().to(self.device).eval().requires_grad_(False)
 
-    def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
-        """As of every encoder.
-
-        Raises:
-            UserError: a text has more tokens than ``max_tokens``.
-        """
-        portions = [texts[start : start + at_once] for start in range(0, len(texts), at_once)]
-        # In a loop that trains in bfloat16, too, embeddings are what a table of them would have.
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            return joined([self._encoded(portion).to(device) for portion in portions])
-
-    def negative(self, text: str) -> Embeddings:
-        return self([text])
-
-    def _encoded(self, texts: Sequence[str]) -> Embeddings:
-        given = self.tokenizer(list(texts), padding="max_length", max_length=self.max_tokens, truncation=False)
+    def _encoded(self, texts: list[str]) -> Embeddings:
+        given = self.tokenizer(texts, padding="max_length", max_length=self.max_tokens, truncation=False)
         for text, tokens in zip(texts, given["input_ids"], strict=True):
             if len(tokens) > self.max_tokens:
                 raise UserError(
@@ -219,7 +225,7 @@ class TextEncoder:
         self.tokenizer.save_pretrained(folder / TOKENIZER)
 
 
-class StockEncoder:
+class StockEncoder(Encoder):
     """The text encoders of a stock pipeline of `diffusers`, used as that uses them.
 
     Args:
@@ -230,17 +236,15 @@ class StockEncoder:
     """
 
     def __init__(self, folder: Path, family: TextFamily, device: torch.device | str = "cpu") -> None:
-        self._pipeline, self._family = encoding_pipeline(folder, torch.device(device)), family
+        self.device = torch.device(device)
+        self._pipeline, self._family = encoding_pipeline(folder, self.device), family
         _, *self._size = space_of(folder).image_shape(stored_network(folder).shape)
 
-    def __call__(self, texts: Sequence[str], at_once: int = 64, device: torch.device | str = "cpu") -> Embeddings:
-        portions = [list(texts[start : start + at_once]) for start in range(0, len(texts), at_once)]
-        with torch.no_grad(), torch.autocast(self._pipeline.device.type, enabled=False):
-            found = [self._family.encoded(self._pipeline, portion, self._size) for portion in portions]
-        return joined([self._stored(tables).to(device) for tables in found])
+    def _encoded(self, texts: list[str]) -> Embeddings:
+        return self._stored(self._family.encoded(self._pipeline, texts, self._size))
 
     def negative(self, text: str) -> Embeddings:
-        with torch.no_grad():
+        with self._plainly():
             return self._stored(self._family.negative(self._pipeline, text, self._size)).to("cpu")
 
     @staticmethod

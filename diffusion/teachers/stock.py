@@ -19,7 +19,13 @@ _NOT_OF_TEXT = ("unet", "transformer", "vae", "safety_checker", "feature_extract
 
 
 class StockFamily(TeacherFamily):
-    """Networks of pipelines of `diffusers`."""
+    """Networks of pipelines of `diffusers`.
+
+    Attributes:
+        scales_noise: whether the pipeline multiplies the noise that it begins with by its scheduler's scale.
+    """
+
+    scales_noise: ClassVar[bool] = False
 
     def network_class(self, name: str) -> Any:
         import diffusers  # 3 seconds: not at import
@@ -43,23 +49,18 @@ class StockFamily(TeacherFamily):
         output: torch.Tensor = network(x.to(kind), return_dict=False, **self.arguments(network, told, given))[0]
         return output[:, : x.shape[1]].float()
 
-    def shape(self, config: Any) -> tuple[int, int, int]:
-        size = config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return config["in_channels"], height, width
+    def channels(self, config: Any) -> int:
+        found: int = config["in_channels"]  # a learnt variance comes out beside them
+        return found
 
     def problems(self, config: Mapping[str, Any]) -> list[str]:
         return []
 
 
 class TextFamily(StockFamily):
-    """Those that are told texts.
+    """Those that are told texts."""
 
-    Attributes:
-        scales_noise: whether the pipeline multiplies the noise that it begins with by its scheduler's scale.
-    """
-
-    scales_noise: ClassVar[bool] = True
+    scales_noise = True
 
     def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
         raise ValueError("the network is told texts, and the folder holds none")

@@ -13,6 +13,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.prediction import Sample
 from diffusion.runtime.files import link_or_copy, read_json_object, write_json
 from diffusion.teachers.schedulers import build_scheduler
+from diffusion.teachers.stock import StockFamily
 from diffusion.teachers.stored_network import network_folder
 
 # How a network is sampled that answers otherwise than its teacher, beside the parts that `diffusers` reads.
@@ -74,7 +75,8 @@ def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:
 
     from diffusion.teachers.one_step_scheduler import OneStepScheduler
 
-    schedule, kind = denoiser.schedule, denoiser.prediction_type
+    schedule, kind, family = denoiser.schedule, denoiser.prediction_type, denoiser.family
+    assert isinstance(family, StockFamily)
     timestep = torch.tensor(float(sampled["told_timestep"]), dtype=torch.float64)
     told = float(schedule.network_time(schedule.time(timestep)))
     at_end, raw, scale = sampled.get("read_timestep") is None, bool(sampled.get("raw")), sampled.get("signal_scale", 1)
@@ -110,5 +112,5 @@ def one_step_scheduler(denoiser: Denoiser, sampled: Mapping[str, Any]) -> Any:
         of_output=read(one, zero),
         noise_scale=fed,
         num_train_timesteps=schedule.num_timesteps,
-        scaled_by_pipeline=at_end or getattr(denoiser.family, "scales_noise", False),
+        scaled_by_pipeline=at_end or family.scales_noise,
     )

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_pipelines import deep_compression
 from tiny_text import SHAPE
 
 from boot.distillation import Boot
@@ -35,7 +36,7 @@ from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training.loop import TrainingRun
 
-from diffusers import AutoencoderDC, DiffusionPipeline  # isort: skip
+from diffusers import DiffusionPipeline  # isort: skip
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # isort: skip
 
 CPU = torch.device("cpu")
@@ -97,22 +98,7 @@ def test_pixels_are_themselves(tmp_path):
 
 
 def test_a_deep_compression_autoencoder(tmp_path):
-    made = AutoencoderDC(
-        in_channels=3,
-        latent_channels=4,
-        attention_head_dim=2,
-        encoder_block_types=("ResBlock", "ResBlock"),
-        decoder_block_types=("ResBlock", "ResBlock"),
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1),
-        encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()),
-        downsample_block_type="conv",
-        upsample_block_type="interpolate",
-        scaling_factor=0.41407,
-    ).eval()
+    made = deep_compression()
     made.save_pretrained(tmp_path / "vae")
     space, images = space_of(tmp_path), torch.randn(1, 3, 8, 8)
     expected = made.encode(images).latent * 0.41407

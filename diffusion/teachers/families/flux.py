@@ -50,14 +50,16 @@ class Flux(TextFamily):
         }
 
     def shape(self, config: Any) -> tuple[int, int, int]:
-        if (size := config.get("sample_size")) is None:
+        if config.get("sample_size") is None:
             raise UserError(
                 "transformer/config.json: found no sample_size, expected the side of the latents, or their height and "
                 "width: the network takes any, and the schedule depends on it. Write it into the file, 128 for 1,024 "
                 "pixels."
             )
-        height, width = (size, size) if isinstance(size, int) else size
-        return config["in_channels"] // 4, height, width
+        return super().shape(config)
+
+    def channels(self, config: Any) -> int:
+        return super().channels(config) // 4  # 2×2 latents are one token
 
 
 def packed_latents(x: torch.Tensor) -> torch.Tensor:
