@@ -14,9 +14,8 @@ from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
 from diffusion.family import Family
-from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
-from diffusion.teachers.folder import load_denoiser
+from diffusion.teachers.folder import load_denoiser, sampling_facts
 
 
 def true_signals(
@@ -240,8 +239,7 @@ def load_student(
         scale: w that it is told, where it embeds it.
     """
     stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
-    index = read_json(folder / "model_index.json")
-    told: dict[str, Any] = {"family": stored.family, "epsilon_reading": index.get("epsilon_reading") or "noise"}
-    if index.get("guidance_range") is not None:
-        told["family"] = AtScale(stored.family, scale)
+    sampled = sampling_facts(folder)
+    family = AtScale(stored.family, scale) if "guidance_range" in sampled else stored.family
+    told = {"family": family, "epsilon_reading": sampled.get("epsilon_reading", "noise")}
     return kind(stored.network, stored.schedule, stored.prediction_type, **told)

@@ -39,6 +39,8 @@ from diffusion.teachers.weights import weights_files
 from diffusion.thresholding import NO_THRESHOLD, Thresholding
 
 _EXACT_SCHEDULE = "schedule.json"
+# What a stored network is sampled by, of the arguments of `StudentPipeline`.
+SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels", "guidance_range", "epsilon_reading")
 # Their networks answer with a sample, at once or in a few steps; none is a denoiser.
 _STUDENTS = (
     "BootPipeline",
@@ -157,6 +159,15 @@ def pipeline_facts(denoiser: Denoiser) -> dict[str, Any]:
     if isinstance(denoiser.schedule, CosineSchedule):
         facts["cosine"] = {"t_min": denoiser.schedule.t_min, "t_max": denoiser.schedule.t_max}
     return facts
+
+
+def sampling_facts(folder: Path) -> dict[str, Any]:
+    """How a stored network is sampled, as arguments of the pipeline; none for DDIM steps."""
+    stock = folder / STUDENT
+    index = read_json(stock if stock.exists() else folder / "model_index.json")
+    facts = {name: index[name] for name in SAMPLING if index.get(name) is not None}
+    # Folders of BOOT students had no such key, for they had a class of their own.
+    return {"told_timestep": 0.0} | facts if index.get("_class_name") == "BootPipeline" else facts
 
 
 def load_denoiser(folder: Path, device: torch.device | str = "cpu", start_level: float | None = None) -> Denoiser:

@@ -11,13 +11,10 @@ from diffusion.noise import further_noise, noise_generators
 from diffusion.runtime.files import read_json, write_json
 from diffusion.schedule import Schedule
 from diffusion.space import PIXELS, Space
-from diffusion.teachers.folder import load_denoiser, pipeline_facts
+from diffusion.teachers.folder import SAMPLING, load_denoiser, pipeline_facts, sampling_facts
 from diffusion.teachers.pipeline import StudentPipeline
 from diffusion.teachers.prompts import ENCODER, TOKENIZER, TextEncoder
 from diffusion.teachers.schedulers import build_scheduler
-from diffusion.teachers.stock_student import STUDENT
-
-_SAMPLING = ("told_timestep", "read_timestep", "signal_scale", "raw", "levels", "guidance_range", "epsilon_reading")
 
 
 class LocalPipeline(StudentPipeline):
@@ -95,19 +92,10 @@ class LocalPipeline(StudentPipeline):
         return super().__call__(*arguments, **options)
 
 
-def sampling_facts(folder: Path) -> dict[str, Any]:
-    """How a stored network is sampled, as arguments of the pipeline; none for DDIM steps."""
-    stock = folder / STUDENT
-    index = read_json(stock if stock.exists() else folder / "model_index.json")
-    facts = {name: index[name] for name in _SAMPLING if index.get(name) is not None}
-    # Folders of BOOT students had no such key, for they had a class of their own.
-    return {"told_timestep": 0.0} | facts if index.get("_class_name") == "BootPipeline" else facts
-
-
 def bring_up_to_date(folder: Path) -> None:
     """Makes a folder of an earlier version what :func:`diffusion.teachers.folder.save_denoiser` writes today."""
     index = read_json(folder / "model_index.json")
     pipeline = LocalPipeline.from_pretrained(folder)
-    kept = {name: pipeline.config[name] for name in (*_SAMPLING, "num_classes", "thresholding", "cosine")}
+    kept = {name: pipeline.config[name] for name in (*SAMPLING, "num_classes", "thresholding", "cosine")}
     write_json(folder / "model_index.json", index | kept)
     pipeline.carry_code(folder)

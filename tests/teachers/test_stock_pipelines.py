@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from boot.distillation import Boot
+from boot.trajectory import load_student
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distiller import student_network
 from diffusion.guidance import GuidedDenoiser
@@ -360,3 +361,14 @@ def test_a_student_of_dit_is_told_every_class(folders):
         found, again = (teacher.family.call(student, x, told, condition) for _ in range(2))
     assert torch.equal(found, again)
     torch.testing.assert_close(found, teacher.family.call(teacher.network, x, told, condition), rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_is_read_at_every_time_as_it_was_trained(folders, tmp_path):
+    """How its output is read stands beside the stock pipeline's own files."""
+    folder = folders("stable-diffusion")
+    save_denoiser(tmp_path / "student", load_denoiser(folder), told_timestep=0.0, epsilon_reading="exact")
+    student, noise = load_student(tmp_path / "student"), torch.randn(2, 4, 8, 8)
+    told = student.denoiser.family.encoded(encoding_pipeline(folder, torch.device("cpu")), TEXTS, (16, 16))
+    with torch.no_grad():
+        expected = LocalPipeline.read(tmp_path / "student").drawn(noise, 1, told)
+        torch.testing.assert_close(student.sample(noise, told), expected, rtol=1e-4, atol=1e-4)
