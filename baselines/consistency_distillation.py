@@ -5,7 +5,6 @@ The paper writes z = x + τ ε, the variance-exploding state, for which τ is th
 Everything is computed in x_t, of which z at large τ would lose the digits.
 """
 
-import copy
 import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
@@ -28,6 +27,7 @@ from diffusion.solvers import Solver, karras_levels, solver_step
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Step
+from diffusion.training.trained import with_frozen_shared
 
 if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
@@ -137,9 +137,9 @@ class ConsistencyDistillation(Distiller):
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         assert isinstance(data, Split), "consistency distillation trains on the data set"
         settings, pictures = self.settings, RealPictures(data, run.device)
-        network = student_network(teacher)
+        network = student_network(teacher, lora=settings.lora)
         own_target = settings.target_decay > 0
-        target_network = copy.deepcopy(network).requires_grad_(False) if own_target else network
+        target_network = with_frozen_shared(network).requires_grad_(False) if own_target else network
         for evaluated in (teacher.network, network, target_network):
             run.count(evaluated)
         levels = level_times(teacher.schedule, settings).to(run.device)
@@ -222,6 +222,8 @@ def consistency_loss(
 @torch.no_grad()
 def move_towards(target: nn.Module, network: nn.Module, decay: float) -> None:
     """θ⁻ ← μ θ⁻ + (1 − μ) θ with μ = ``decay`` (algorithm 2); buffers are taken over."""
-    torch._foreach_lerp_(list(target.parameters()), list(network.parameters()), 1 - decay)
-    for kept, current in zip(target.buffers(), network.buffers(), strict=True):
-        kept.copy_(current)
+    pairs = zip(target.parameters(), network.parameters(), strict=True)
+    kept, moved = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)  # frozen ones are shared
+    torch._foreach_lerp_(kept, moved, 1 - decay)
+    for buffer, current in zip(target.buffers(), network.buffers(), strict=True):
+        buffer.copy_(current)

@@ -161,7 +161,8 @@ class Sid(OneStep):
 
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         settings, training, schedule = self.settings, self.settings.training, teacher.schedule
-        network, fake_network = (student_network(teacher, settings.dropout) for _ in range(2))
+        network, fake_network = (student_network(teacher, settings.dropout, settings.lora) for _ in range(2))
+        fake_weights = [weight for weight in fake_network.parameters() if weight.requires_grad]
         for counted in (teacher.network, network, fake_network):
             run.count(counted)
         start = start_time(schedule, settings.sigma_init)
@@ -209,11 +210,15 @@ class Sid(OneStep):
                 learning.train()
                 other.eval()
 
+        def set_learning(learns: bool) -> None:
+            for weight in fake_weights:
+                weight.requires_grad_(learns)
+
         def train_fake(steps: Sequence[Step]) -> None:
             for group in fake_optimiser.param_groups:
                 group["lr"] = settings.fake_learning_rate * training.decayed(steps[0].progress)
             drop_in(fake_network, network)
-            fake_network.requires_grad_(True)
+            set_learning(True)
             run.clear_gradients(fake_network, training)
             for update in range(settings.fake_updates):
                 for step in steps:
@@ -225,7 +230,7 @@ class Sid(OneStep):
                 nn.utils.clip_grad_norm_(fake_network.parameters(), training.gradient_clip)
                 fake_optimiser.step()
                 run.clear_gradients(fake_network, training)
-            fake_network.requires_grad_(False)  # the generator's gradient passes through it
+            set_learning(False)  # the generator's gradient passes through it
             drop_in(network, fake_network)
 
         def loss(step: Step) -> torch.Tensor:

@@ -8,6 +8,17 @@ from torch import nn
 from diffusion.conditions import Condition
 
 
+def of_its_kind(
+    network: nn.Module, x: torch.Tensor, condition: Condition
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """State and condition in the network's own type of numbers, which frozen ones may have shorter; but for a guidance
+    scale, whose embedding wants it exactly."""
+    kind = next((weight.dtype for weight in network.parameters()), x.dtype)
+    given = condition or {}
+    cast = {key for key, value in given.items() if value.is_floating_point() and key != "guidance"}
+    return x.to(kind), {key: value.to(kind) if key in cast else value for key, value in given.items()}
+
+
 class Family:
     """Networks that are called, and configured, as `diffusers`' ``UNet2DModel`` is; other families derive from it.
 
@@ -29,8 +40,13 @@ class Family:
             x: what the network is fed, shape (N, C, H, W).
             told: what it is told for the time, float32, shape (N,).
         """
-        output: torch.Tensor = network(x, told, return_dict=False, **(condition or {}))[0]
+        x, given = of_its_kind(network, x, condition)
+        output: torch.Tensor = network(x, told, return_dict=False, **given)[0]
         return output.float()
+
+    def takes_scale(self, config: Any) -> bool:
+        """Whether a student of a network of this configuration can be told w."""
+        return False
 
     def embedding_guidance(self, network: nn.Module) -> nn.Module:
         """A copy of ``network`` that is told w too, ``guidance`` of its condition, and does not heed it yet.

@@ -1,6 +1,7 @@
 """What trainings and samplers cost, counted on networks that do not compute."""
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from diffusion.teachers.autoencoder import build_autoencoder
 from diffusion.teachers.families import families
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.latents import Latents
+from diffusion.teachers.lora import LoraSettings, num_adapter_weights
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.prompts import Embeddings, Prompts
 from diffusion.teachers.settings import TeacherSettings
@@ -67,16 +69,19 @@ class CountingRun(TrainingRun):
     """A run that computes one loss a stage and counts what all its steps would take.
 
     Attributes:
-        held: what the device holds in the stage that needs most, in multiples of a network's weights: all networks that
-            are in use by then, the gradient and moments of the one that is trained, its average, and what is changed
-            beside it.
+        frozen: the weights that are the teacher's all along.
+        held: what the device holds beside these in the stage that needs most, in multiples of what is trained of a
+            network: all networks that are in use by then, the gradient of the one that is trained, its average, and
+            what is changed beside it.
+        moments: the same of optimisers.
         compared: pairs of images that LPIPS compares, each as long as ``a_pair`` evaluations without a gradient.
         compared_at_once: the most of them in a step.
     """
 
     def __init__(self, folder: Path, a_pair: float = 0.0) -> None:
         super().__init__(folder, "estimate", 0, _CPU)
-        self.forward = self.through = self.trained = self.held = 0.0
+        self.forward = self.through = self.trained = self.held = self.moments = 0.0
+        self.frozen: set[int] = set()
         self.a_pair, self.compared, self.compared_at_once, self._pairs = a_pair, 0, 0, 0
         self.budget_s = self.timed_steps = 0.0
         self.timed = [0.0, 0.0, 0.0]
@@ -131,11 +136,21 @@ class CountingRun(TrainingRun):
             self.timed_steps += steps
             self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
         averages = [] if settings.ema_decay is None else [average]
-        held = [part.state_dict() for part in (*self._networks, network, *averages, *(beside or {}).values())]
-        numbers = {part.data_ptr(): part.numel() for part in tree_leaves(held) if torch.is_tensor(part) and part.ndim}
-        # Of the network that is trained, the gradient and two moments too.
+        others = list((beside or {}).values())
+        optimisers = [part for part in others if isinstance(part, torch.optim.Optimizer)]
         of_one = sum(weight.numel() for weight in network.parameters())
-        self.held = max(self.held, sum(numbers.values()) / of_one + 3)
+
+        def multiple(parts: Sequence[Any]) -> float:
+            tensors = tree_leaves([part.state_dict() for part in parts])
+            numbers = {part.data_ptr(): part.numel() for part in tensors if torch.is_tensor(part) and part.ndim}
+            return sum(number for place, number in numbers.items() if place not in self.frozen) / of_one
+
+        parts = [part for part in others if part not in optimisers]
+        # Of the network that is trained, the gradient and two moments too.
+        held = multiple([*self._networks, network, *averages, *parts]) + 1
+        moments = multiple(optimisers) + 2
+        if held + moments > self.held + self.moments:
+            self.held, self.moments = held, moments
         return Trained(averages[0] if averages else network, {})
 
 
@@ -195,13 +210,14 @@ class Made:
         method = copy.copy(self.experiment.methods[variant])
         assert isinstance(method, Distiller)
         settings: Any = method.settings
-        method.settings = settings.model_copy(update={"training": _uncompiled(settings.training)})
+        method.settings = settings.model_copy(update={"training": _uncompiled(settings.training), "lora": None})
         data: Split | Pairs | None = self.split if method.needs_data else None
         if method.pairs() is not None:
             data = _MadePairs(self.conditions, self.shape)
         teacher = guided(self._teacher(), method.guidance)
 
         def distil(run: CountingRun) -> None:
+            run.frozen = {weight.data_ptr() for weight in teacher.network.parameters()}
             run.count(teacher.network)  # the device holds it, whether it is evaluated or not
             # Its own network wants weights, and is none of those that are counted.
             with mock.patch.object(distances, "load_lpips", return_value=LpipsDistance(_Comparing(run))):
@@ -252,7 +268,7 @@ class Made:
 
 
 def _uncompiled(settings: TrainingSettings) -> TrainingSettings:
-    return settings.model_copy(update={"compile": "off"})
+    return settings.model_copy(update={"compile": "off", "optimiser": "adamw"})
 
 
 def pictures_of(experiment: Experiment, plan: Plan) -> Any:
@@ -299,23 +315,42 @@ def _blank(shapes: Mapping[str, tuple[int, ...]]) -> Prompts:
     return Prompts(["a text"], torch.zeros(1, dtype=torch.int64), tables, tables, True, Path())
 
 
-def real_network(
-    experiment: Experiment, conditions: Conditions, device: torch.device
-) -> tuple[nn.Module, float, dict[Precision, Kept], float]:
-    """The teacher's network with random weights, the operations of one of its evaluations, what it keeps for a backward
-    pass, and what it holds at the most without one."""
-    teacher, shape, family = experiment.teacher, experiment.state_shape, experiment.teacher.family
+class RealNetwork:
+    """The teacher's network with random weights.
 
-    def build() -> nn.Module:
+    Attributes:
+        operations: floating-point operations of an evaluation.
+        passing: bytes of an image that one without a gradient holds at the most, in float32.
+        num_weights: of it.
+    """
+
+    def __init__(self, experiment: Experiment, conditions: Conditions) -> None:
+        self._experiment, self._conditions = experiment, conditions
+        self._counted = experiment.state_shape, conditions
+        self.family = experiment.teacher.family
+        self.operations = network_operations(self.build, *self._counted, self.family)
+        self.passing = network_passing(self.build, *self._counted, self.family)
+        with torch.device("meta"):
+            self._described = self.build()
+        self.num_weights = sum(weight.numel() for weight in self._described.parameters())
+
+    def build(self) -> nn.Module:
+        """A new one."""
+        teacher = self._experiment.teacher
         if isinstance(teacher, TeacherSettings):
-            return build_network(teacher.network, shape, _labels(conditions), _text_width(conditions))
+            told = _labels(self._conditions), _text_width(self._conditions)
+            return build_network(teacher.network, self._experiment.state_shape, *told)
         return stored_network(teacher.folder).build()
 
-    operations = network_operations(build, shape, conditions, family)
-    exact = network_activations(build, shape, conditions, family=family)
-    short = network_activations(build, shape, conditions, bf16=True, family=family)
-    kept: dict[Precision, Kept] = {"fp32": exact, "tf32": exact, "bf16": short}
-    return build().to(device).eval(), operations, kept, network_passing(build, shape, conditions, family)
+    @functools.cache  # noqa: B019
+    def kept(self, precision: Precision, recomputed: bool = False) -> Kept:
+        """What an evaluation keeps for a backward pass."""
+        short = precision == "bf16"
+        return network_activations(self.build, *self._counted, short, self.family, recomputed)
+
+    def num_trained(self, lora: LoraSettings | None) -> int:
+        """How many weights a student of it trains."""
+        return self.num_weights if lora is None else num_adapter_weights(self._described, lora)
 
 
 def coding_of(experiment: Experiment) -> Coding:

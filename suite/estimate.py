@@ -29,16 +29,15 @@ from suite.counting import (
     CountingRun,
     Made,
     Precision,
+    RealNetwork,
     as_forward,
     coding_of,
     conditions_of,
     pictures_of,
-    real_network,
 )
 from suite.network_cost import (
     NO_COMPARISON,
     Comparison,
-    Kept,
     evaluate,
     lpips_comparison,
 )
@@ -51,6 +50,8 @@ CARDS = {
     "H100": {"bf16": 989e12, "tf32": 494e12, "fp32": 67e12},
 }
 SHARE_OF_PEAK = 0.3
+# Of a weight's moment: itself, and a float32 for each block of 256.
+_BYTES_OF_8_BIT = 1 + 4 / 256
 # Weights of extractors that no package brings.
 _TRANSFERS = {"inception": 96e6, "clip-vit-l-14": 1.7e9, "dinov2-vit-l-14": 1.2e9}
 
@@ -65,6 +66,7 @@ class Row:
         memory: bytes of all networks, gradients, moments and averages that a job holds on the device; activations come
             on top.
         disk: bytes that stay.
+        recomputed: whether a step computes its activations twice, and keeps less of them.
         learning: pictures whose activations a step of training holds at once, in its largest stage; one that passes
             through several networks counts in each.
         precision: of the networks on a GPU, and so of what they keep.
@@ -95,11 +97,13 @@ class Row:
     budget_s: float = 0
     timed: tuple[float, float, float] = (0, 0, 0)
     timed_steps: float = 0
+    recomputed: bool = False
 
     @property
     def passes(self) -> float:
         """Evaluations without a gradient that take as long, without those of trainings that end by time."""
-        return as_forward(self.forward, self.through, self.trained) + self.compared
+        again = self.recomputed * (self.through + self.trained)
+        return as_forward(self.forward, self.through, self.trained) + again + self.compared
 
     def hours(self, rate: float) -> float:
         """At so many evaluations without a gradient a second."""
@@ -116,19 +120,13 @@ class Estimate:
     """The rows, and what turns evaluations into hours.
 
     Attributes:
-        parameters: of the teacher's network.
-        operations: floating-point operations of one evaluation; a multiplication and an addition are two.
-        kept: what an evaluation keeps for its backward pass, by precision.
-        passing: bytes of an image that an evaluation without a gradient holds at the most, in float32.
+        network: the teacher's.
         rates: evaluations without a gradient a second on ``device``, by precision.
         published: what others' trainings on the same data set took: ``costs`` of evaluation/results/published.yaml.
     """
 
     rows: list[Row]
-    parameters: int
-    operations: float
-    kept: Mapping[Precision, Kept]
-    passing: float
+    network: RealNetwork
     rates: Mapping[str, float]
     device: str
     published: Sequence[Mapping[str, Any]] = ()
@@ -140,13 +138,15 @@ class Estimate:
     def activations(self, row: Row) -> float:
         """Bytes that a step of training keeps for its backward pass, in the row's precision; where nothing learns, what
         an evaluation holds at the most."""
-        kept = self.kept[row.precision]
-        learning = row.learning * kept.per_image + (kept.copies if row.learning else 0)
-        return learning + row.comparing + row.passing * self.passing
+        learning = 0.0
+        if row.learning:
+            kept = self.network.kept(row.precision, row.recomputed)
+            learning = row.learning * kept.per_image + kept.copies
+        return learning + row.comparing + row.passing * self.network.passing
 
     def rate_on(self, card: str, row: Row) -> float:
         """Evaluations without a gradient a second at the assumed share of a card's peak in the row's precision."""
-        return CARDS[card][row.precision] * SHARE_OF_PEAK / self.operations
+        return CARDS[card][row.precision] * SHARE_OF_PEAK / self.network.operations
 
     def hours_here(self, row: Row) -> float:
         """At the measured rate."""
@@ -166,8 +166,8 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
     plan, data = Plan(experiment), experiment.data
     picture = math.prod(data.shape)
     conditions = conditions_of(experiment, plan)
-    network, operations, activations, passing_bytes = real_network(experiment, conditions, device)
-    weights = 4 * sum(weight.numel() for weight in network.parameters())
+    network = RealNetwork(experiment, conditions)
+    weights, operations = 4 * network.num_weights, network.operations
     rows = []
     fetched = sum(one.size or 0 for one in downloads(data))
     if fetched:
@@ -182,8 +182,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
             # Gradient, two moments and the average.
             held = (4 + (own.training.ema_decay is not None)) * coding.weights
             rows.append(Row("autoencoder", "", compared=passes, memory=held, disk=coding.weights))
-        precision = experiment.teacher.training.precision_where(True, bf16=True)
-        rows.append(_trained("teacher", "", made.teacher_cost(), weights, weights, 1, precision))
+        rows.append(_trained("teacher", "", made.teacher_cost(), experiment.teacher, network, 1, 1))
     if experiment.is_latent and (experiment.trains_teacher or plan.trained("data")):
         kept = pictures * (1 + getattr(data, "flip", False))
         passes = kept * coding.encoder / operations
@@ -199,8 +198,7 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         if getattr(settings, "distance", None) == "lpips":
             comparison = lpips_comparison(settings.lpips, data.shape)
         cost = made.cost_of(variant, comparison.operations / operations)
-        precision = settings.training.precision_where(True)
-        rows.append(_trained("distil", variant, cost, weights, students * weights, seeds, precision, comparison))
+        rows.append(_trained("distil", variant, cost, settings, network, students, seeds, comparison))
     if isinstance(experiment.teacher, StoredTeacher):
         transfer = 0 if Path(experiment.teacher.path).is_dir() else weights
         rows.append(Row("teacher", "stored", disk=weights, transfer=transfer))
@@ -233,30 +231,41 @@ def estimate(experiment: Experiment, device: torch.device, seconds: float = 5.0)
         units = [unit for unit in plan.units() if unit.variant == variant]
         rows.append(Row("features", variant, disk=samples * len(units) * kept))
     published = [cost for cost in load_published()["costs"] if cost["dataset"] == experiment.published_as]
-    rates = _rates(network, made, conditions, device, seconds, sorted({row.precision for row in rows}))
-    return Estimate(rows, weights // 4, operations, activations, passing_bytes, rates, str(device), published)
+    real = network.build().to(device).eval()
+    rates = _rates(real, made, conditions, device, seconds, sorted({row.precision for row in rows}))
+    return Estimate(rows, network, rates, str(device), published)
 
 
 def _trained(
     rule: str,
     variant: str,
     run: CountingRun,
-    weights: float,
-    disk: float,
+    settings: Any,
+    network: RealNetwork,
+    students: int,
     seeds: int,
-    precision: Precision,
     comparison: Comparison = NO_COMPARISON,
 ) -> Row:
-    """The row of a training, of as many seeds; ``weights`` and ``disk`` in bytes, of one."""
+    """The row of a training, of as many seeds."""
+    training, lora = settings.training, getattr(settings, "lora", None)
+    precision = training.precision_where(True, bf16=rule == "teacher")
+    trained_weights = network.num_trained(lora)
+    frozen = network.num_weights if run.frozen else 0
+    memory: float = frozen * (2 if getattr(settings, "frozen_precision", "fp32") == "bf16" else 4)
+    of_moment = _BYTES_OF_8_BIT if training.optimiser == "adamw_8bit" else 4
+    memory += trained_weights * (4 * run.held + of_moment * run.moments)
+    counted = run.forward, run.through, run.trained
+    if lora is not None:  # nearly all weights that it passes are frozen
+        counted = run.forward, run.through + run.trained, 0.0
     forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
         rule,
         variant,
-        forward=seeds * run.forward,
-        through=seeds * run.through,
-        trained=seeds * run.trained,
-        memory=run.held * weights,
-        disk=seeds * disk,
+        forward=seeds * counted[0],
+        through=seeds * counted[1],
+        trained=seeds * counted[2],
+        memory=memory,
+        disk=seeds * students * 4 * network.num_weights,
         learning=run.learning,
         precision=precision,
         compared=seeds * run.compared * run.a_pair,
@@ -264,6 +273,7 @@ def _trained(
         budget_s=seeds * run.budget_s,
         timed=(forward, through, trained),
         timed_steps=run.timed_steps,
+        recomputed=training.activation_checkpointing,
     )
 
 
@@ -311,7 +321,8 @@ def table(found: Estimate) -> str:
     by_precision = ", ".join(f"{rate:.3g} ({precision})" for precision, rate in found.rates.items())
     rates = by_precision if len(set(found.rates.values())) > 1 else f"{max(found.rates.values()):.3g}"
     lines = [
-        f"The teacher's network: {found.parameters / 1e6:.1f} M weights, {found.operations / 1e9:.3g} GFLOP an "
+        f"The teacher's network: {found.network.num_weights / 1e6:.1f} M weights, "
+        f"{found.network.operations / 1e9:.3g} GFLOP an "
         f"evaluation; {rates} evaluations a second on {found.device}.",
         "",
         "| Rule | Variant | Evaluations | with gradient | Hours here | "
@@ -331,20 +342,22 @@ def table(found: Estimate) -> str:
         cells += [_bytes(most.memory), _bytes(found.activations(most))]
         cells += [_bytes(sum(getattr(row, key) for row in rows)) for key in ("disk", "transfer")]
         lines.append("| " + " | ".join(cells) + " |")
+    kept, less = found.network.kept, ""
+    if any(row.recomputed for row in found.rows):
+        less = f" ({_bytes(kept('bf16', True).per_image)} with training.activation_checkpointing)"
     lines += [
         "",
         f"Hours on a card: {SHARE_OF_PEAK:.0%} of its peak in the precision of the settings (training.precision: auto "
         "means bfloat16 for a teacher and TF32 for the rest), an assumption. An evaluation with a gradient "
         f"counts {WITH_GRADIENT} times, or {THROUGH} where the weights are frozen. Weights: memory for them, their "
         "gradients, moments and averages. Activations: "
-        f"of the images that a training step holds at once, {_bytes(found.kept['tf32'].per_image)} each in float32 "
-        f"and TF32, {_bytes(found.kept['bf16'].per_image)} in bfloat16 and {_bytes(found.kept['bf16'].copies)} for its "
-        "copies of the weights; activation checkpointing takes less, and training.gradient_accumulation_steps or "
-        "several processes divide them. Where nothing learns, "
-        f"{_bytes(found.passing)} of each of evaluation.batch_size images. LPIPS counts in hours, by its operations, "
-        "and in activations; an autoencoder in hours alone. Transfer: bytes from the network, where no cache has "
-        "them. Not counted: the time of features, measures and speed, further protocols, and the disk of sets whose "
-        "size is not known yet.",
+        f"of the images that a training step holds at once, {_bytes(kept('tf32').per_image)} each in float32 "
+        f"and TF32, {_bytes(kept('bf16').per_image)} in bfloat16 and {_bytes(kept('bf16').copies)} for its "
+        f"copies of the weights{less}; training.gradient_accumulation_steps or several processes divide them. Where "
+        f"nothing learns, {_bytes(found.network.passing)} of each of evaluation.batch_size images. LPIPS counts in "
+        "hours, by its operations, and in activations; an autoencoder in hours alone. Transfer: bytes from the "
+        "network, where no cache has them. Not counted: the time of features, measures and speed, further protocols, "
+        "and the disk of sets whose size is not known yet.",
     ]
     if timed := [row for row in found.rows if row.timed_steps]:
         lines += ["", "| Ends by time | Minutes | Steps here | " + " | ".join(f"{card} steps" for card in CARDS) + " |"]

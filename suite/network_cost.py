@@ -87,21 +87,40 @@ def network_activations(
     conditions: Conditions,
     bf16: bool = False,
     family: Family = UNET,
+    recomputed: bool = False,
 ) -> Kept:
     """What an evaluation with a gradient keeps for its backward pass, without computing any.
 
     Args:
         shape: (C, H, W) of the pictures.
         bf16: under bfloat16 autocast, as on a GPU; else in float32.
+        recomputed: where the blocks' activations are computed again: what the blocks are given stays, and in addition
+            all of the block that keeps most.
     """
     counts, sizes = (2, 3), []  # of one image alone some tensors are views that are copies of several
     with FakeTensorMode(allow_non_fake_inputs=True):  # embeddings of texts are real
-        network = build().train()
+        network: Any = build().train()
         weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+
+        def size(kept: dict[int, torch.UntypedStorage]) -> int:
+            return sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+
         for count in counts:
+            blocks = [0]
             with _kept_for_backward() as kept, _bf16_of_gpus() if bf16 else nullcontext():
+
+                def within(block: Callable[..., Any], *given: Any, kept: Any = kept, blocks: Any = blocks) -> Any:
+                    storages = [part.untyped_storage() for part in tree_leaves(given) if torch.is_tensor(part)]
+                    kept.update({storage._cdata: storage for storage in storages})
+                    with _kept_for_backward() as inside:
+                        made = block(*given)
+                    blocks.append(size({key: value for key, value in inside.items() if key not in kept}))
+                    return made
+
+                if recomputed:
+                    network.enable_gradient_checkpointing(within)
                 evaluate(family, network, torch.empty(count, *shape), conditions)
-            sizes.append(sum(storage.nbytes() for key, storage in kept.items() if key not in weights))
+            sizes.append(size(kept) + max(blocks))
     return Kept(float(sizes[1] - sizes[0]), float(sizes[0] - counts[0] * (sizes[1] - sizes[0])))
 
 

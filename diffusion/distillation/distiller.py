@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt, TypeAdapter, ValidationError, model_validator
@@ -18,6 +18,7 @@ from diffusion.denoiser import Denoiser
 from diffusion.distillation.method import Method, MethodSettings, Sampler
 from diffusion.distillation.pairs import Pairs, PairsSettings
 from diffusion.guidance import Guidance
+from diffusion.teachers.lora import LoraSettings, adapted
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Snapshot, Step, Trained
 
@@ -58,7 +59,24 @@ class TrainedSettings(MethodSettings):
 
     Steps too few for a default warm-up or average shorten it, see
     :meth:`diffusion.training.settings.TrainingSettings.defaults_for`.
+
+    Attributes:
+        lora: trains adapters of the teacher's weights in place of a copy of these; null trains a copy.
+        frozen_precision: of the teacher's weights in memory, and of those of a student that is adapted; what is trained
+            is float32. "bf16" halves them.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("lora", "frozen_precision")
+
+    lora: LoraSettings | None = None
+    frozen_precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def _adapters_are_whole(self) -> "TrainedSettings":
+        training = getattr(self, "training", None)
+        if self.lora is not None and isinstance(training, TrainingSettings) and training.shard:
+            raise ValueError("lora: given with training.shard true, expected one of the two")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -79,17 +97,25 @@ class TrainedSettings(MethodSettings):
         return given
 
 
-def student_network(teacher: Denoiser, dropout: float = 0.0) -> Any:
-    """A trainable copy of the teacher's network, without the teacher's dropout: a student regresses, it does not
-    regularise. Where the teacher is guided at scales of a range, the copy has an input for them.
+def student_network(teacher: Denoiser, dropout: float = 0.0, lora: LoraSettings | None = None) -> Any:
+    """A trainable copy of the teacher's network in float32, without the teacher's dropout: a student regresses, it does
+    not regularise. Where the teacher is guided at scales of a range, the copy has an input for them.
 
     Args:
         dropout: of the residual blocks, for methods that were published with it.
+        lora: trains adapters alone; all else is the teacher's.
+
+    Raises:
+        ValueError: the network cannot be adapted so, or be told a scale.
     """
-    if teacher.told_scale:
-        network: Any = teacher.family.embedding_guidance(teacher.network).requires_grad_(True)
+    if lora is not None:
+        network: Any = adapted(teacher.network, lora)
+    elif teacher.told_scale:
+        network = teacher.family.embedding_guidance(teacher.network).requires_grad_(True)
     else:
         network = copy.deepcopy(teacher.network).requires_grad_(True)
+    if lora is None and next(network.parameters()).dtype == torch.bfloat16:
+        network = network.float()
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names

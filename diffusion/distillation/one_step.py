@@ -90,7 +90,7 @@ class OneStep(Distiller):
 
     def network(self, teacher: Denoiser, run: "TrainingRun") -> Any:
         """The network that training starts from."""
-        return student_network(teacher)
+        return student_network(teacher, lora=self.settings.lora)
 
     def distil(self, teacher: Denoiser, run: "TrainingRun", data: Split | Pairs | None) -> list[Student]:
         network = self.network(teacher, run)

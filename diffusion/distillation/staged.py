@@ -58,7 +58,7 @@ class Staged(Distiller):
         assert isinstance(data, Split), f"{self.title} trains on the data set"
         pictures, conditions, students = RealPictures(data, run.device), teacher.conditions, []
         for number, nfe in enumerate(self.evaluations()):
-            network = student_network(teacher)
+            network = student_network(teacher, lora=self.settings.lora)
             run.count(teacher.network)
             run.count(network)
             student = teacher.with_network(network)

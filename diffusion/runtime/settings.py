@@ -112,8 +112,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], prefix: str = ""
 
 def _problem(problem: dict[str, Any], model: type[BaseModel], prefix: str) -> str:
     location, kind, value = problem["loc"], problem["type"], problem["input"]
-    # A key that is none of those allowed stands in its own path already; so does one of several kinds of values.
-    keys = [key for key in location if key not in ("[key]", "[number]", "[range]")]
+    # Pydantic names a wrong key of a mapping once more; and kinds of values have names of ours.
+    keys = [key for key in location if not str(key).startswith("[")]
     path = ".".join(filter(None, [prefix, *map(str, keys)])) or "the configuration"
     if kind == "extra_forbidden":
         return f"{path}: unknown key; expected one of: {', '.join(_block_at(model, location[:-1]).model_fields)}."

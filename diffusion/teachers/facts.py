@@ -21,6 +21,7 @@ class TeacherFacts:
         is_latent: whether these are an autoencoder's latents, and no images.
         told: what it is told beside the time.
         can_be_guided: whether it has an unconditional input too.
+        embeds_guidance: whether students of its network can be told a guidance scale.
     """
 
     prediction_type: PredictionType
@@ -32,6 +33,7 @@ class TeacherFacts:
     told: Told
     can_be_guided: bool
     is_latent: bool = False
+    embeds_guidance: bool = False
 
     @property
     def conditional(self) -> bool:
@@ -45,8 +47,9 @@ def facts_of(
     told: Told,
     can_be_guided: bool,
     is_latent: bool = False,
+    embeds_guidance: bool = False,
 ) -> TeacherFacts:
     t_min, t_max = schedule.t_min, schedule.t_max
     low, high = schedule.log_noise_to_signal(torch.tensor([t_min, t_max], dtype=torch.float64)).tolist()
     levels = schedule.num_timesteps, t_min, t_max, (low, high)
-    return TeacherFacts(prediction_type, *levels, shape, told, can_be_guided, is_latent)
+    return TeacherFacts(prediction_type, *levels, shape, told, can_be_guided, is_latent, embeds_guidance)

@@ -22,6 +22,7 @@ from diffusion.schedule import (
     schedule_from_settings,
 )
 from diffusion.teachers.latents import AUTOENCODER, Latents, space_of
+from diffusion.teachers.lora import is_adapted, merged
 from diffusion.teachers.prompts import ENCODER, PROMPTS, TOKENIZER, Prompts, load_prompts, prompts_files, save_prompts
 from diffusion.teachers.schedulers import (
     begun_at,
@@ -72,6 +73,8 @@ def save_denoiser(folder: Path, denoiser: Denoiser, **facts: Any) -> None:
         save_stock(folder, source_of(denoiser), denoiser, facts)
         write_json(folder / _EXACT_SCHEDULE, _exact_schedule(denoiser))
         return
+    if is_adapted(denoiser.network):
+        denoiser = denoiser.with_network(merged(denoiser.network))
     facts = pipeline_facts(denoiser) | facts
     stock = (
         facts.keys() <= {"thresholding", "cosine"}

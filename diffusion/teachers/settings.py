@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from torch import nn
 
 from diffusion.guidance import Guidance
 from diffusion.prediction import PredictionType
@@ -20,7 +21,7 @@ from diffusion.teachers.families import TeacherFamily, families
 from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.latents import space_of
-from diffusion.teachers.networks.unet import NetworkSettings
+from diffusion.teachers.networks.unet import NetworkSettings, build_network
 from diffusion.teachers.stored_network import stored_network
 from diffusion.teachers.text import TextSettings
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
@@ -146,6 +147,11 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
         """How its network is called."""
         return families()["unet2d" if self.text is None else "unet2d_condition"]
 
+    def described_network(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Its network for images of shape (C, H, W), without weights: on the meta device."""
+        with torch.device("meta"):
+            return build_network(self.network, self.state_shape(shape), text_width=8 if self.text else None)
+
     def draw_times(self, count: int, schedule: Schedule, generator: torch.Generator) -> torch.Tensor:
         """``count`` times of ``schedule`` to train on, float64, shape (count,), on the generator's device."""
         if self.noise_levels != "lognormal":
@@ -161,7 +167,8 @@ class TeacherSettings(_UsedTeacher, GrownSettings):
     def facts(self, shape: tuple[int, int, int]) -> TeacherFacts:
         """What a teacher of images of shape (C, H, W) will be."""
         schedule, states, is_latent = self.schedule.build(), self.state_shape(shape), self.autoencoder is not None
-        return facts_of(schedule, self.prediction_type, states, self.told, self.can_be_guided, is_latent)
+        embeds = self.family.takes_scale({})
+        return facts_of(schedule, self.prediction_type, states, self.told, self.can_be_guided, is_latent, embeds)
 
     def check_images(self, shape: tuple[int, int, int]) -> None:
         """Raises ValueError where the network does not fit images of shape (C, H, W)."""
@@ -226,8 +233,9 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
-        states, is_latent = stored_network(self.folder).shape, self.space.is_latent
-        return facts_of(schedule, prediction_type, states, conditions.told, conditions.can_be_guided, is_latent)
+        stored, told, guidable = stored_network(self.folder), conditions.told, conditions.can_be_guided
+        embeds = stored.family.takes_scale(stored.config)
+        return facts_of(schedule, prediction_type, stored.shape, told, guidable, self.space.is_latent, embeds)
 
     @property
     def family(self) -> TeacherFamily:
@@ -243,6 +251,11 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
     def space(self) -> Space:
         """What its states are."""
         return space_of(self.folder)
+
+    def described_network(self, shape: tuple[int, int, int]) -> nn.Module:
+        """Its network, without weights: on the meta device; it takes no other images."""
+        with torch.device("meta"):
+            return stored_network(self.folder).build()
 
     @property
     def num_known_classes(self) -> int | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition, Conditions, Unconditional
+from diffusion.family import of_its_kind
 from diffusion.runtime.errors import UserError, brief
 from diffusion.runtime.files import read_json_object
 from diffusion.teachers.families import TeacherFamily
@@ -42,11 +43,8 @@ class StockFamily(TeacherFamily):
 
     def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
         """As the base class. Channels beyond the state's are a learnt variance, which is not read."""
-        kind = next(network.parameters()).dtype
-        given = {
-            key: value.to(kind) if value.is_floating_point() else value for key, value in (condition or {}).items()
-        }
-        output: torch.Tensor = network(x.to(kind), return_dict=False, **self.arguments(network, told, given))[0]
+        x, given = of_its_kind(network, x, condition)
+        output: torch.Tensor = network(x, return_dict=False, **self.arguments(network, told, given))[0]
         return output[:, : x.shape[1]].float()
 
     def channels(self, config: Any) -> int:

@@ -12,6 +12,7 @@ import torch
 from diffusion.denoiser import Denoiser
 from diffusion.prediction import Sample
 from diffusion.runtime.files import link_or_copy, read_json_object, write_json
+from diffusion.teachers.lora import is_adapted, merged, save_lora
 from diffusion.teachers.schedulers import build_scheduler
 from diffusion.teachers.stock import StockFamily
 from diffusion.teachers.stored_network import network_folder
@@ -24,6 +25,7 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
     """Writes a student, or a teacher of its own training, as a pipeline of its teacher's class.
 
     ``DiffusionPipeline.from_pretrained(folder)`` reads it. Text encoders, tokenizers and the autoencoder are linked.
+    Adapters are within the network's weights, and lie beside them for pipelines of the teacher.
 
     Args:
         source: the teacher's folder.
@@ -32,6 +34,9 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
     network = network_folder(source).name
     index = _linked(folder, source, but=(network, "scheduler"))
     trained: Any = denoiser.network
+    if is_adapted(trained):
+        save_lora(folder, index["_class_name"], network, trained)
+        trained = merged(trained)
     trained.save_pretrained(folder / network, safe_serialization=True)
     scheduler = build_scheduler(denoiser)
     if sampled:

@@ -2,23 +2,31 @@
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+
+from diffusion.training.trained import with_frozen_shared
 
 
-class MovingAverage(AveragedModel):
+class MovingAverage(nn.Module):
     """The exponential moving average of a network's weights; after its first update it is the weights themselves.
 
-    torch's own copies its counter to the device in every update, which makes the host wait for the device.
+    Frozen weights are the network's own. torch's ``AveragedModel`` copies them, and its counter to the device in every
+    update, which makes the host wait for the device.
     """
 
+    n_averaged: torch.Tensor
+
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network)
-        self.decay = decay
-        self.requires_grad_(False)
+        super().__init__()
+        self.decay, self.learns = decay, [weight.requires_grad for weight in network.parameters()]
+        self.module = with_frozen_shared(network).requires_grad_(False)
+        self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long))
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        kept, current = tuple(self.module.parameters()), tuple(model.parameters())
+        kept, current = (
+            [weight for weight, learns in zip(of.parameters(), self.learns, strict=True) if learns]
+            for of in (self.module, model)
+        )
         if self.n_averaged == 0:  # it lies on the host
             for own, weight in zip(kept, current, strict=True):  # once; the spread weights of FSDP have no foreach copy
                 own.copy_(weight)

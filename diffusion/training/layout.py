@@ -33,4 +33,4 @@ def match_layout(optimiser: torch.optim.Optimizer) -> None:
     for weight, state in optimiser.state.items():
         for name, value in state.items():
             if torch.is_tensor(value) and value.shape == weight.shape and value.stride() != weight.stride():
-                state[name] = torch.empty_like(weight).copy_(value)
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -39,6 +39,7 @@ from diffusion.training.steps import Loss, Snapshot, Stateful, Step, Trained
 # What a state holds of the run itself.
 _TOTALS = ("evaluations", "real_images_seen", "arithmetic", "steps", "steps_done", "log")
 _LOGGED_POINTS = 200  # of a stage, for the training curves
+_SHARE_OF_SAVING = 0.05  # of the time, at most: large states are stored more seldom
 _CHECK_EVERY_ON_GPU = 25  # steps between two looks at the loss: each look waits for the device
 
 
@@ -47,7 +48,8 @@ class TrainingRun(Costs):
 
     The folder holds the state of an unfinished job until :mod:`diffusion.training.delivered` removes it. Its lock makes
     a second trainer on the same state refuse to start. ``key`` identifies what is being trained (configuration, seed,
-    inputs): a state with another key is refused.
+    inputs): a state with another key is refused. It is stored every ``checkpoint_seconds``, but with a large state so
+    seldom that this takes a twentieth of the time at most; with 0 after every step.
 
     Attributes:
         arithmetic: what the networks of each stage were computed in, in words: what "auto" came to.
@@ -162,6 +164,7 @@ class TrainingRun(Costs):
         readings = Readings(self.device)
         good_step = first  # the step of the last checkpoint
         saved_at = noted_at = time.perf_counter()
+        saving = 0.0  # seconds that the last checkpoint took
         bar = tqdm(range(first, steps), stage.name, total=steps, initial=first, mininterval=5, unit="step")
         stage.network.train()
         for step in bar:
@@ -193,10 +196,12 @@ class TrainingRun(Costs):
                 noted_at = now
             # A GPU's state is only stored right after a look at the loss, so that it is never a broken one.
             leaves = looks and not last and bool(all_told)
-            due = now - saved_at > self.checkpoint_seconds
+            seldom = saving / _SHARE_OF_SAVING if self.checkpoint_seconds else 0.0
+            due = now - saved_at > max(self.checkpoint_seconds, seldom)
             if leaves or (looks and not last and self.processes.as_main_says(due)):
                 self._save(self._files.checkpoint, stage.state(step + 1))
                 good_step, saved_at = step + 1, time.perf_counter()
+                saving = saved_at - now
             if leaves:
                 self.processes.wait()  # until the state is stored
                 self._signals.leave(self.folder, f"stage {stage.name} is stored at step {step + 1}")
@@ -292,7 +297,7 @@ class TrainingRun(Costs):
         with self._files.reading(self._files.finished(stage.name)) as state:
             self._take_over(state)
             self._set_steps(stage)
-            stage.result.load_state_dict(state["result"])
+            stage.take_over(state["result"])
         return Trained(stage.result.eval(), state["cost"], self._snapshots(stage))
 
     def _snapshots(self, stage: Stage) -> tuple[Snapshot, ...]:

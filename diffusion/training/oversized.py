@@ -1,6 +1,5 @@
 """What to say of a micro-batch that does not fit: which one does, tried."""
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from diffusion.runtime.memory import largest_fitting, memory_of
 from diffusion.runtime.processes import ALONE
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Loss, Step
+from diffusion.training.trained import with_frozen_shared
 
 if TYPE_CHECKING:
     from diffusion.training.loop import TrainingRun
@@ -41,7 +41,7 @@ def too_large(
     def attempt(size: int) -> None:
         network.zero_grad(set_to_none=True)
         if settings.ema_decay is not None and not averages:
-            averages.append(copy.deepcopy(network).requires_grad_(False).eval())
+            averages.append(with_frozen_shared(network).requires_grad_(False).eval())
         # In place of the optimiser's two moments, which have gone with the loop.
         _moments = [torch.empty_like(p) for p in network.parameters() if p.requires_grad for _ in range(2)]
         # Two: from the second slice on there is a gradient beside the activations.

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from diffusion.runtime.errors import UserError
+from diffusion.runtime.packages import require
 from diffusion.runtime.precision import has_short_products
 from diffusion.runtime.settings import GrownSettings
 
@@ -28,7 +29,8 @@ class TrainingSettings(GrownSettings):
         decay: how the rate falls to zero over ``steps`` ("constant": it does not).
         ema_decay: decay of the moving average of the weights that is kept as the result; null keeps the last weights.
         gradient_clip: largest L2 norm of the gradient.
-        optimiser: "adamw", or "radam" (Liu et al. 2020), which consistency models were published with.
+        optimiser: "adamw"; "radam" (Liu et al. 2020), which consistency models were published with; or "adamw_8bit",
+            AdamW whose moments take a byte a weight (Dettmers et al. 2022, arXiv 2110.02861), by `bitsandbytes`.
         betas: decay of the two moments of the gradient.
         weight_decay: the optimiser's decoupled decay.
         snapshots: how many times the result so far is kept aside, for learning curves: after 1/2 of the steps, 1/4, ….
@@ -58,7 +60,7 @@ class TrainingSettings(GrownSettings):
     decay: Literal["constant", "linear", "cosine"] = "constant"
     ema_decay: float | None = Field(None, gt=0, lt=1)
     gradient_clip: float = Field(1.0, gt=0)
-    optimiser: Literal["adamw", "radam"] = "adamw"
+    optimiser: Literal["adamw", "radam", "adamw_8bit"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     snapshots: int = Field(0, ge=0)
@@ -126,6 +128,15 @@ class TrainingSettings(GrownSettings):
             raise ValueError(f"shard: found true with compile {self.compile!r}, expected 'off'")
         if self.shard and self.channels_last is True:
             raise ValueError("shard: found true with channels_last true, expected 'auto' or false")
+        if self.shard and self.optimiser == "adamw_8bit":
+            raise ValueError(
+                "shard: found true with optimiser 'adamw_8bit', expected 'adamw': spread moments are whole"
+            )
+        if self.optimiser == "adamw_8bit" and self.channels_last is True:
+            raise ValueError(
+                "channels_last: found true with optimiser 'adamw_8bit', expected 'auto' or false: it takes weights as "
+                "they lie"
+            )
         return self
 
     @property
@@ -189,7 +200,8 @@ class TrainingSettings(GrownSettings):
         precision = self.precision_where(able, bf16)
         channels_last = self.channels_last
         if channels_last == "auto":
-            channels_last = precision == "bf16" and device.type == "cuda" and not self.shard
+            apart = self.shard or self.optimiser == "adamw_8bit"
+            channels_last = precision == "bf16" and device.type == "cuda" and not apart
         return self.model_copy(update={"precision": precision, "channels_last": channels_last})
 
     def precision_where(self, able: bool, bf16: bool = False) -> Literal["fp32", "tf32", "bf16"]:
@@ -219,11 +231,21 @@ class TrainingSettings(GrownSettings):
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     def optimiser_of(self, network: nn.Module) -> torch.optim.Optimizer:
-        """A new optimiser of the network's trainable weights."""
+        """A new optimiser of the network's trainable weights.
+
+        Raises:
+            UserError: its package is not installed.
+        """
         weights = [p for p in network.parameters() if p.requires_grad]
         common: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
         if self.optimiser == "radam":
             return torch.optim.RAdam(weights, decoupled_weight_decay=True, **common)
+        if self.optimiser == "adamw_8bit":
+            require("bitsandbytes", "training.optimiser: 'adamw_8bit'")
+            from bitsandbytes.optim import AdamW8bit
+
+            optimiser: torch.optim.Optimizer = AdamW8bit(weights, **common)
+            return optimiser
         return torch.optim.AdamW(weights, fused=True, **common)
 
     def rate(self, step: int) -> float:

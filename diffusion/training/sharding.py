@@ -57,7 +57,7 @@ def load_whole_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]
     weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     moments = {
         index: {
-            name: _like(weights[index], value) if value.shape == weights[index].shape else value
+            name: _like(weights[index], value) if getattr(value, "shape", None) == weights[index].shape else value
             for name, value in own.items()
         }
         for index, own in state["state"].items()

@@ -15,6 +15,7 @@ from diffusion.training.layout import match_layout
 from diffusion.training.randomness import seed_dropout
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Loss, Stateful, Step
+from diffusion.training.trained import TrainedWeights, frozen_weights
 
 if TYPE_CHECKING:
     from diffusion.training.loop import TrainingRun
@@ -51,6 +52,13 @@ class Stage:
         decay = self.settings.ema_decay
         self._average = MovingAverage(self.network, decay) if decay is not None else None
         self.result: nn.Module = self.network if self._average is None else self._average.module.eval()
+        frozen = frozen_weights(self.network)
+        self._trained, self._kept = TrainedWeights(self.network, frozen), TrainedWeights(self.result, frozen)
+        self._averaged = None if self._average is None else TrainedWeights(self._average, frozen)
+        self._stored: dict[str, Any] = {
+            name: TrainedWeights(part, frozen) if isinstance(part, nn.Module) else part
+            for name, part in self.beside.items()
+        }
         self._plain: nn.Module | None = None  # of a network whose weights are spread, one that has them whole
 
     def prepare(self) -> None:
@@ -123,30 +131,34 @@ class Stage:
         state = {
             "stage": self.name,
             "step": step,
-            "network": self.network.state_dict(),
+            "network": self._trained.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "average": None if self._average is None else self._average.state_dict(),
-            "beside": {name: part.state_dict() for name, part in self.beside.items()},
+            "average": None if self._averaged is None else self._averaged.state_dict(),
+            "beside": {name: part.state_dict() for name, part in self._stored.items()},
         }
         whole: dict[str, Any] = sharding.whole(state)
         return whole
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over what :meth:`state` gave, of however many processes."""
-        sharding.load_whole(self.network, state["network"])
+        self._trained.load_state_dict(state["network"])
         sharding.load_whole_optimiser(self.optimiser, state["optimiser"])
-        if self._average is not None:
-            sharding.load_whole(self._average, state["average"])
-        for name, part in self.beside.items():
+        if self._averaged is not None:
+            self._averaged.load_state_dict(state["average"])
+        for name, part in self._stored.items():
             part.load_state_dict(state["beside"][name])
         for part in (self.optimiser, *self.beside.values()):
             if isinstance(part, torch.optim.Optimizer):
                 match_layout(part)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The state dictionary of :attr:`result`, whole; all processes call it together."""
-        weights: dict[str, torch.Tensor] = sharding.whole(self.result.state_dict())
+        """The state of :attr:`result` but for frozen weights, whole; all processes call it together."""
+        weights: dict[str, torch.Tensor] = sharding.whole(self._kept.state_dict())
         return weights
+
+    def take_over(self, weights: dict[str, torch.Tensor]) -> None:
+        """Puts what :meth:`weights` gave into :attr:`result`."""
+        self._kept.load_state_dict(weights)
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Lets the gradients go and makes :attr:`result` whole; returns its weights."""

@@ -16,6 +16,7 @@ from diffusion.distillation.sampler import TeacherSampler
 from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.facts import TeacherFacts
+from diffusion.teachers.lora import target_modules
 from diffusion.teachers.prompt_sources import PromptSettings, prompt_lists
 from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from evaluation.measure.classifier import ClassifierSettings
@@ -160,6 +161,8 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     if data and teacher and (facts or model is TeacherSettings) and not touched(of_teacher, "network"):
         problem = collected(refused, teacher.check_images, data.shape)
         problems += [f"teacher.{problem}."] if problem else []
+        if facts and not problem:
+            problems += _lora_problems(teacher, data.shape, methods)
     selected = tuple(blocks) if layout.select is None else (*layout.select, *made_and_selected(layout, derived))
     if "methods" not in wrong:
         problems += selection_problems(layout, selected, blocks, methods)
@@ -234,6 +237,18 @@ def _stored_text_problems(teacher: StoredTeacher, prompts: PromptSettings, selec
         for name, method in selected.items()
         if method.trains and method.needs_data
     ]
+
+
+def _lora_problems(
+    teacher: TeacherSettings | StoredTeacher, shape: tuple[int, int, int], methods: Mapping[str, Method]
+) -> list[str]:
+    """Of methods that adapt modules which the teacher's network lacks."""
+    wanted = {name: lora for name, method in methods.items() if (lora := getattr(method.settings, "lora", None))}
+    if not wanted:
+        return []
+    network = teacher.described_network(shape)
+    refusals = {name: refused(target_modules, network, lora) for name, lora in wanted.items()}
+    return [f"methods.{name}.{problem}." for name, problem in refusals.items() if problem]
 
 
 def _reference_problems(layout: Layout, selected: dict[str, Method], known: dict[str, Method | None]) -> list[str]:

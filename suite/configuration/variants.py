@@ -152,8 +152,10 @@ def _range_problem(method: Method, scale: tuple[float, float], teacher: TeacherF
     found = f"guidance_scale: found {list(scale)}, expected"
     if not method.embeds_guidance:
         return f"{found} a number: {method.title} has no student that is told a scale"
-    if teacher.told != "text":  # whose network is a UNet2DConditionModel
-        return f"{found} a number: a UNet2DModel has no input for a scale"
+    if not teacher.embeds_guidance:
+        return f"{found} a number: the teacher's network has no input for a scale, and none can be added"
+    if getattr(method.settings, "lora", None) is not None:
+        return f"{found} a number with lora: the input for a scale is no adapter of a weight"
     assert not isinstance(guidance.scale, tuple), "a teacher has a number"
     if not scale[0] <= guidance.scale <= scale[1]:
         return f"{found} a range with the teacher's {guidance.scale}, at which samples are evaluated"

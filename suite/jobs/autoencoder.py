@@ -12,10 +12,11 @@ from diffusion.runtime.device import default_device
 from diffusion.runtime.files import only_one, remove_leftovers, write_json
 from diffusion.teachers.autoencoder import AutoencoderSettings, train_autoencoder
 from diffusion.teachers.latents import AUTOENCODER, space_of
+from diffusion.teachers.lora import num_weights
 from diffusion.training.delivered import mark_delivered
 from suite.job import BatchSize, Job, Key
 from suite.jobs.inputs import checked_data
-from suite.jobs.training import TrainingJob, parameters_of, write_log
+from suite.jobs.training import TrainingJob, write_log
 from suite.provenance import checked_folder
 from suite.sources import state_key
 
@@ -35,7 +36,7 @@ class Train(TrainingJob):
                 return
             with self.result_folder() as folder:
                 autoencoder.save_pretrained(folder / AUTOENCODER)
-                write_json(folder / "cost.json", {**cost, "parameters": parameters_of(autoencoder)})
+                write_json(folder / "cost.json", {**cost, "parameters": num_weights(autoencoder)})
                 write_log(folder, run)
                 self.write_record(folder, inputs, arithmetic=run.arithmetic, steps=run.steps)
             run.deliver(self.output)

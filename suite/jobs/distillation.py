@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 
 from diffusion.conditions import Conditions
 from diffusion.data.latents import with_latents
@@ -14,11 +15,12 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
+from diffusion.teachers.lora import num_weights
 from diffusion.teachers.prompts import Prompts, normalised
 from suite.job import Key, TrainingSeed
 from suite.jobs.inputs import check_classes, checked_data, checked_latents, snapshot_name
 from suite.jobs.networks import VariantJob, checked_network, checked_prompts, load_teacher
-from suite.jobs.training import TrainingJob, parameters_of, write_log
+from suite.jobs.training import TrainingJob, write_log
 from suite.provenance import checked
 
 
@@ -62,6 +64,8 @@ class Distil(VariantJob, TrainingJob):
         if self.pairs is not None:
             inputs |= checked({f"pairs, {name}": self.pairs / name for name in PAIRS_FILES})
             given = Pairs(self.pairs, teacher.conditions)
+        if method.settings.frozen_precision == "bf16":
+            teacher.network.to(torch.bfloat16)
         with self.training_run(self.variant, self.train_seed, inputs, method, teacher.family) as run:
             students = method.distil(teacher, run, given)
             if not run.processes.is_main:
@@ -72,10 +76,11 @@ class Distil(VariantJob, TrainingJob):
                     method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
                 for snapshot in last.snapshots:
                     earlier = copy.deepcopy(last.network)
-                    earlier.load_state_dict(snapshot.weights())
+                    # Of an adapted network the adapters alone.
+                    earlier.load_state_dict(earlier.state_dict() | snapshot.weights())
                     method.save(folder / snapshot_name(snapshot.step), earlier, teacher)
                 costs = [
-                    {"nfe": student.nfe, **student.cost, "parameters": parameters_of(student.network)}
+                    {"nfe": student.nfe, **student.cost, "parameters": num_weights(student.network)}
                     for student in students
                 ]
                 snapshots = [{"step": snapshot.step, **snapshot.cost} for snapshot in last.snapshots]

@@ -12,11 +12,12 @@ from diffusion.space import PIXELS
 from diffusion.teachers.folder import deciding_files, import_teacher, pipeline_problems, save_denoiser
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.latents import AUTOENCODER, space_of
+from diffusion.teachers.lora import num_weights
 from diffusion.teachers.settings import TeacherSettings
 from diffusion.teachers.train import captions_of, train_teacher
 from suite.job import Job, Key
 from suite.jobs.inputs import checked_data, checked_latents
-from suite.jobs.training import TrainingJob, parameters_of, write_log
+from suite.jobs.training import TrainingJob, write_log
 from suite.provenance import checked, checked_folder
 
 
@@ -53,7 +54,7 @@ class Train(TrainingJob):
                 return
             with self.result_folder() as folder:
                 save_denoiser(folder, denoiser)
-                students = [{"nfe": None, **cost, "parameters": parameters_of(denoiser.network)}]
+                students = [{"nfe": None, **cost, "parameters": num_weights(denoiser.network)}]
                 write_json(folder / "cost.json", {"method": "teacher", "variant": "teacher", "students": students})
                 write_log(folder, run)
                 self.write_record(folder, inputs, arithmetic=run.arithmetic, steps=run.steps)

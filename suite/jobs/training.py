@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from pydantic import Field
 
 from diffusion.runtime.device import default_device
@@ -53,7 +52,3 @@ class TrainingJob(Job):
 
 def write_log(folder: Path, run: TrainingRun) -> None:
     pd.DataFrame(run.log, columns=list(LOG_COLUMNS)).to_csv(folder / "training.csv", index=False)
-
-
-def parameters_of(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

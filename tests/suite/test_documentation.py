@@ -8,6 +8,7 @@ import yaml
 from repository import ROOT
 
 from diffusion.distillation.registry import method_class, method_modules
+from diffusion.teachers.lora import LoraSettings
 from diffusion.teachers.prompt_sources import PromptSettings, PromptSource, prompt_lists
 from diffusion.teachers.settings import TeacherSettings
 from evaluation.measure.protocols import PRESETS, Protocol
@@ -46,7 +47,8 @@ def test_the_edm_teacher_of_the_documentation_is_trained_on_edms_noise_levels():
 
 
 def test_the_prompts_of_the_documentation_are_prompts_and_all_keys_have_a_row():
-    (block,) = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S))
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S)]
+    (block,) = (found for found in blocks if "prompts" in found)
     found = prompt_lists(PromptSettings.model_validate(block["prompts"]))
     assert len(found.train) + len(found.evaluation) == 40
     rows = set(re.findall(r"^\| `prompts\.(\w+)` \|", TEXTS, re.M))
@@ -109,3 +111,10 @@ def test_the_text_scores_of_the_documentation_are_settings():
 
 def test_every_preset_stands_in_the_documentation():
     assert set(re.findall(r"^\| `(coco[\w-]+)` \|", MEASURES, re.M)) == set(PRESETS)
+
+
+def test_the_large_block_of_the_documentation_is_boots_and_adapters_have_a_row_a_key():
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S)]
+    (block,) = (found["methods"]["boot"] for found in blocks if "methods" in found)
+    assert method_class("boot").Settings.model_validate(block).lora == LoraSettings(rank=64, targets="all")
+    assert set(re.findall(r"^\| `lora\.(\w+)` \|", TEXTS, re.M)) == set(LoraSettings.model_fields)

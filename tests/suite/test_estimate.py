@@ -132,7 +132,7 @@ def test_what_is_counted_is_what_a_training_takes(name, changes, tmp_path):
     assert row.forward + row.through + row.trained == run.evaluations
     assert row.trained > 0
     # A backward pass as long as two: but for the first layer, whose input has no gradient, two in a hundred here.
-    assert 0.975 * row.passes < counter.get_total_flops() / found.operations <= row.passes
+    assert 0.975 * row.passes < counter.get_total_flops() / found.network.operations <= row.passes
 
 
 @pytest.mark.parametrize(("name", "changes"), TRAININGS)
@@ -140,9 +140,11 @@ def test_what_is_held_is_what_a_training_holds(name, changes, tmp_path):
     experiment, found, row = distilled(name, **changes)
     run = really_trained(experiment, tmp_path, Weighed)
     # In networks; the images of a batch are a hundredth of such a small one.
-    assert run.held / (4 * found.parameters) == pytest.approx(row.memory / (4 * found.parameters), abs=0.05)
+    assert run.held / (4 * found.network.num_weights) == pytest.approx(
+        row.memory / (4 * found.network.num_weights), abs=0.05
+    )
     # Frozen layers keep less than those that learn, which the estimate does not tell apart.
-    assert 0.93 * row.learning < run.kept / found.kept["fp32"].per_image < 1.01 * row.learning
+    assert 0.93 * row.learning < run.kept / found.network.kept("fp32").per_image < 1.01 * row.learning
 
 
 def test_a_finished_student_leaves_the_device_and_its_network_stays():
@@ -176,7 +178,7 @@ def test_a_backbone_is_no_network_evaluation(name):
     operations = 3 * sum(2 * 9 * one * other * side**2 for (one, other), side in zip(sizes, sides, strict=True))
     found = estimate(experiment_of(), CPU, 0)
     pairs = 6 * {"boot": 8 + 2, "consistency_distillation": 8, "pid": 8}[name]
-    assert vgg.compared == pytest.approx(pairs * operations / found.operations, rel=0.01)
+    assert vgg.compared == pytest.approx(pairs * operations / found.network.operations, rel=0.01)
     weights = 4 * sum(9 * one * other + other for one, other in sizes)
     assert vgg.comparing > weights
     assert vgg.passes == pixels.passes + vgg.compared
@@ -189,7 +191,7 @@ def test_what_lpips_takes_is_what_a_training_with_it_takes(name, tmp_path):
     counter = FlopCounterMode(display=False)
     (tmp_path / "counted").mkdir()
     really_trained(experiment, tmp_path / "counted", lambda at: TrainingRun(at, "k", 0, CPU), lambda: counter)
-    assert counter.get_total_flops() / found.operations == pytest.approx(row.passes, rel=0.02)
+    assert counter.get_total_flops() / found.network.operations == pytest.approx(row.passes, rel=0.02)
     assert row.compared > 0.1 * row.passes, "a backbone that does not matter"
     (tmp_path / "weighed").mkdir()
     run = really_trained(experiment, tmp_path / "weighed", Weighed)
@@ -222,7 +224,7 @@ def test_pictures_and_trajectory_are_what_their_stages_take(batch_size):
         row = rows[rule, "boot-heun"]
         assert row.forward == sum(seen)
         assert row.passing == max(seen) <= batch_size
-        assert row.memory == 2 * 4 * found.parameters
+        assert row.memory == 2 * 4 * found.network.num_weights
         # Beside what the network holds: some images, and the pictures themselves.
         assert 0.95 * found.activations(row) < live.most < 1.2 * found.activations(row)
     assert rows["trajectory", "boot-euler"] == replace(rows["trajectory", "boot-heun"], variant="boot-euler")
@@ -251,8 +253,8 @@ def test_two_networks_in_turn():
     assert rows["it"].learning == 3 * 2, "a micro-batch of two in three networks"
     # Weights, gradient, two moments, average, teacher; the fake score and its moments; TRACT's self-teacher, and in
     # its second phase the first one's student, which is the teacher then.
-    assert rows["it"].memory == pytest.approx(4 * 9 * found.parameters)
-    assert rows["tract"].memory == pytest.approx(4 * 8 * found.parameters)
+    assert rows["it"].memory == pytest.approx(4 * 9 * found.network.num_weights)
+    assert rows["tract"].memory == pytest.approx(4 * 8 * found.network.num_weights)
 
 
 def test_the_teacher_and_the_sums_by_hand():
@@ -270,12 +272,15 @@ def test_the_teacher_and_the_sums_by_hand():
     row = rows["distil", "boot-heun"]
     passes = row.forward + 3 * row.trained
     assert found.hours_here(row) == pytest.approx(passes / found.rates["tf32"] / 3600)
-    expected = passes * found.operations / (CARDS["A100"]["tf32"] * SHARE_OF_PEAK) / 3600
+    expected = passes * found.network.operations / (CARDS["A100"]["tf32"] * SHARE_OF_PEAK) / 3600
     assert found.hours_on("A100", row) == pytest.approx(expected)
     teacher = rows["teacher", ""]
     assert teacher.precision == "bf16"
     expected = (
-        (teacher.forward + 3 * teacher.trained) * found.operations / (CARDS["A100"]["bf16"] * SHARE_OF_PEAK) / 3600
+        (teacher.forward + 3 * teacher.trained)
+        * found.network.operations
+        / (CARDS["A100"]["bf16"] * SHARE_OF_PEAK)
+        / 3600
     )
     assert found.hours_on("A100", teacher) == pytest.approx(expected)
     text = table(found)
@@ -288,8 +293,8 @@ def test_the_teacher_and_the_sums_by_hand():
 def test_operations_and_weights_are_the_real_networks():
     found = estimate(experiment_of(), CPU, 0)
     # The first convolution alone has 2 · 9 · C_in · C_out · H · W; the whole network many times that.
-    assert found.operations > 10 * 2 * 9 * 1 * 16 * 8 * 8
-    assert found.parameters == sum(weight.numel() for weight in tiny_denoiser().network.parameters())
+    assert found.network.operations > 10 * 2 * 9 * 1 * 16 * 8 * 8
+    assert found.network.num_weights == sum(weight.numel() for weight in tiny_denoiser().network.parameters())
 
 
 def test_images_that_are_not_square_are_estimated_by_height_and_width():
@@ -298,8 +303,8 @@ def test_images_that_are_not_square_are_estimated_by_height_and_width():
     raw["teacher"]["network"]["attention_resolutions"] = []
     wide = raw | {"data": {"kind": "digit_pairs", "train_per_pair": 5, "test_per_pair": 1}}
     one, two = (estimate(parse_experiment(found, look_at_files=False), CPU, 0) for found in (raw, wide))
-    assert two.operations == pytest.approx(2 * one.operations, rel=0.01)
-    assert two.parameters == one.parameters
+    assert two.network.operations == pytest.approx(2 * one.network.operations, rel=0.01)
+    assert two.network.num_weights == one.network.num_weights
     rows = {(row.rule, row.variant): row for row in two.rows}
     assert rows["data", ""].disk == (90 * 5 + 100) * 8 * 16
     assert rows["pairs", "24-ddim-4"].disk == 2 * 24 * 8 * 16
@@ -311,22 +316,22 @@ def test_memory_is_that_of_weights_and_of_the_largest_slice():
     rows = {(row.rule, row.variant): row for row in found.rows}
     teacher = rows["teacher", ""]
     # Weights, gradients, two moments and the average; the batch is 16.
-    assert teacher.memory == 4 * 5 * found.parameters
+    assert teacher.memory == 4 * 5 * found.network.num_weights
     assert teacher.learning == 16
-    kept = found.kept["bf16"]
+    kept = found.network.kept("bf16")
     assert teacher.precision == "bf16"
     assert found.memory(teacher) == teacher.memory + 16 * kept.per_image + kept.copies
     # 48 samples, at most 256 of which are evaluated at once.
-    assert found.memory(rows["sample", "ddim"]) == 4 * found.parameters + 48 * found.passing
+    assert found.memory(rows["sample", "ddim"]) == 4 * found.network.num_weights + 48 * found.network.passing
     sliced = yaml.safe_load(TINY.read_text())
     sliced["teacher"]["training"] |= {"gradient_accumulation_steps": 4}
     found = estimate(parse_experiment(sliced, look_at_files=False), CPU, 0)
     assert next(row for row in found.rows if row.rule == "teacher").learning == 4
     # A step of BOOT has a gradient through the bootstrapped images and those at the boundary; beside is the teacher.
-    boot, kept = next(row for row in found.rows if row.variant == "boot-euler"), found.kept["tf32"]
+    boot, kept = next(row for row in found.rows if row.variant == "boot-euler"), found.network.kept("tf32")
     assert boot.learning == 20
-    assert found.memory(boot) == 4 * 6 * found.parameters + 20 * kept.per_image
-    assert kept == found.kept["fp32"]
+    assert found.memory(boot) == 4 * 6 * found.network.num_weights + 20 * kept.per_image
+    assert kept == found.network.kept("fp32")
     assert kept.copies == 0
 
 
@@ -438,3 +443,76 @@ def test_a_teacher_that_is_told_texts_is_estimated(tmp_path):
     assert rows["distil", "boot"].trained == training.steps * (noises + boundary)
     assert rows["distil", "boot"].forward == training.steps * (2 * (2 * noises + boundary) + noises)
     assert rows["distil", "boot"].learning > 0
+
+
+# -- large teachers ----------------------------------------------------------------------------------------------------
+
+
+def changed_boot(**changes):
+    """The estimate of the tiny experiment, and its row of BOOT, whose block is changed."""
+    raw = yaml.safe_load(TINY.read_text())
+    block = raw["methods"]["boot-euler"]
+    training = block["training"] | changes.pop("training", {})
+    raw["methods"]["boot-euler"] = block | changes | {"training": training}
+    found = estimate(parse_experiment(raw, look_at_files=False), CPU, 0)
+    return found, next(row for row in found.rows if row.variant == "boot-euler" and row.rule == "distil")
+
+
+def test_adapters_take_little_memory_and_the_teacher_is_held_once():
+    found, row = changed_boot(lora={"rank": 4, "targets": "attention"}, frozen_precision="bf16")
+    network = tiny_denoiser().network
+    layers = [module for name, module in network.named_modules() if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    adapters = sum(4 * sum(layer.weight.shape) for layer in layers)
+    assert adapters > 0
+    # Weights, gradients, two moments and the average of the adapters; all else in two bytes.
+    assert row.memory == 4 * 5 * adapters + 2 * found.network.num_weights
+    assert row.disk == 4 * found.network.num_weights
+    # Frozen weights have no gradient: the backward pass is as long as the forward.
+    plain = changed_boot()[1]
+    assert (row.trained, row.through) == (0, plain.through + plain.trained)
+    assert row.forward == plain.forward
+
+
+def test_moments_of_a_byte_are_estimated():
+    found, row = changed_boot(training={"optimiser": "adamw_8bit"})
+    # The teacher; weights, gradient and average; two moments, and a number for each 256 of those.
+    weights = found.network.num_weights
+    assert row.memory == pytest.approx(4 * weights + 4 * 3 * weights + 2 * weights * (1 + 4 / 256))
+
+
+class Chain(torch.nn.Module):
+    """Two blocks of two linear layers, of which the first keeps its input and what its SiLU is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2)) for _ in range(2)
+        )
+        self.checkpoint = None
+
+    def enable_gradient_checkpointing(self, function):
+        self.checkpoint = function
+
+    def forward(self, x, told):
+        for block in self.blocks:
+            x = block(x) if self.checkpoint is None else self.checkpoint(block, x)
+        return x
+
+
+def test_of_blocks_that_are_computed_again_the_inputs_stay_and_one_is_kept_whole():
+    kept, less = (
+        network_activations(Chain, (3, 2, 2), Unconditional(), family=Bare(), recomputed=recomputed)
+        for recomputed in (False, True)
+    )
+    rows = 4 * 3 * 2  # bytes of a number, and rows of an image
+    # Of a block the input, the first layer's output and the SiLU's.
+    assert kept.per_image == 2 * rows * (2 + 8 + 8)
+    assert less.per_image == rows * (2 + 2) + rows * (8 + 8)
+
+
+def test_activation_checkpointing_is_estimated():
+    found, row = changed_boot(training={"activation_checkpointing": True})
+    plain = changed_boot()[1]
+    assert row.passes == plain.passes + plain.trained + plain.through
+    assert found.activations(row) < 0.8 * found.activations(plain)
+    assert "with training.activation_checkpointing" in table(found)

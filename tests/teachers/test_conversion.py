@@ -819,8 +819,8 @@ def test_the_configuration_and_the_estimate_know_a_converted_teacher(name, tmp_p
     parsed = parse_experiment(experiment(folder, size), look_at_files=False)
     assert parsed.conditional
     found = estimate(parsed, CPU, 0)
-    assert found.parameters == sum(weight.numel() for weight in load_denoiser(folder).network.parameters())
-    assert found.operations > 1e6
+    assert found.network.num_weights == sum(weight.numel() for weight in load_denoiser(folder).network.parameters())
+    assert found.network.operations > 1e6
     row = next(row for row in found.rows if row.rule == "distil")
     assert row.trained > 0
     with pytest.raises(UserError, match=f"makes images of shape .3, {size}, {size}., but the data set's are"):

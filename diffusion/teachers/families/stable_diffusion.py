@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from diffusion.teachers.families.unet2d_condition import embedded_scale, with_scale_input
 from diffusion.teachers.stock import TextFamily
 
 
@@ -21,7 +23,14 @@ class StableDiffusion(TextFamily):
 
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         # Padding is attended to, as in its training: no mask.
-        return {"timestep": told, "encoder_hidden_states": condition["text"]}
+        scale = embedded_scale(network, condition)
+        return {"timestep": told, "encoder_hidden_states": condition["text"], "timestep_cond": scale}
+
+    def takes_scale(self, config: Mapping[str, Any]) -> bool:
+        return True
+
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        return with_scale_input(network)
 
 
 FAMILY = StableDiffusion()

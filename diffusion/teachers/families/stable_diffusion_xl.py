@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from diffusion.teachers.families.unet2d_condition import embedded_scale, with_scale_input
 from diffusion.teachers.stock import TextFamily
 
 
@@ -31,7 +33,15 @@ class StableDiffusionXL(TextFamily):
 
     def arguments(self, network: Any, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         added = {"text_embeds": condition["pooled"], "time_ids": condition["sizes"]}
-        return {"timestep": told, "encoder_hidden_states": condition["text"], "added_cond_kwargs": added}
+        scale = embedded_scale(network, condition)
+        text = condition["text"]
+        return {"timestep": told, "encoder_hidden_states": text, "added_cond_kwargs": added, "timestep_cond": scale}
+
+    def takes_scale(self, config: Mapping[str, Any]) -> bool:
+        return True
+
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        return with_scale_input(network)
 
 
 FAMILY = StableDiffusionXL()

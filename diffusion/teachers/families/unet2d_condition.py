@@ -8,12 +8,41 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition, Conditions
+from diffusion.family import of_its_kind
 from diffusion.teachers.families import TeacherFamily
 from diffusion.teachers.families.unet2d import channel_problems, size_problems, time_problems
 
 # What a network may be told beside a text; none of it is given here.
 _FURTHER = ("class_embed_type", "num_class_embeds", "addition_embed_type", "time_cond_proj_dim")
 _EMBEDDED = 256  # numbers that embed a guidance scale, as many as of latent consistency models
+
+
+def embedded_scale(network: Any, condition: Condition) -> torch.Tensor | None:
+    """What a ``UNet2DConditionModel`` with ``time_cond_proj_dim`` is told of w: as `diffusers`' pipelines embed w − 1;
+    None for others."""
+    size = network.config.time_cond_proj_dim
+    if size is None:
+        return None
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    assert condition is not None
+    embedded = get_timestep_embedding(1000 * (condition["guidance"].float() - 1), size, downscale_freq_shift=1)
+    return embedded.to(next(network.parameters()).dtype)
+
+
+def with_scale_input(network: nn.Module) -> nn.Module:
+    """A copy of a ``UNet2DConditionModel`` with `diffusers`' ``time_cond_proj_dim``, whose weights start at zero.
+
+    Theirs are random.
+    """
+    given: Any = network
+    if given.config.time_cond_proj_dim:
+        return copy.deepcopy(network)
+    told = type(given).from_config(given.config, time_cond_proj_dim=_EMBEDDED)
+    told.load_state_dict(told.state_dict() | given.state_dict())
+    nn.init.zeros_(told.time_embedding.cond_proj.weight)
+    told = told.to(next(given.parameters())).train(given.training)
+    return cast(nn.Module, told)
 
 
 class UNet2DCondition(TeacherFamily):
@@ -25,34 +54,23 @@ class UNet2DCondition(TeacherFamily):
         return diffusers.UNet2DConditionModel
 
     def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
-        assert condition is not None
-        config: Any = network.config
-        embedded = None
-        if (size := config.time_cond_proj_dim) is not None:  # as `diffusers`' pipelines embed w − 1
-            from diffusers.models.embeddings import get_timestep_embedding
-
-            angles = 1000 * (condition["guidance"] - 1)
-            embedded = get_timestep_embedding(angles, size, downscale_freq_shift=1).to(x.dtype)
+        embedded = embedded_scale(network, condition)
+        x, given = of_its_kind(network, x, condition)
         output: torch.Tensor = network(
             x,
             told,
-            encoder_hidden_states=condition["text"].to(x.dtype),
-            encoder_attention_mask=condition["text_mask"],
+            encoder_hidden_states=given["text"],
+            encoder_attention_mask=given["text_mask"],
             timestep_cond=embedded,
             return_dict=False,
         )[0]
         return output.float()
 
+    def takes_scale(self, config: Mapping[str, Any]) -> bool:
+        return True
+
     def embedding_guidance(self, network: nn.Module) -> nn.Module:
-        """`diffusers`' ``time_cond_proj_dim``, whose weights start at zero (theirs are random)."""
-        given: Any = network
-        if given.config.time_cond_proj_dim:
-            return copy.deepcopy(network)
-        told = self.network_class(type(given).__name__).from_config(given.config, time_cond_proj_dim=_EMBEDDED)
-        told.load_state_dict(told.state_dict() | given.state_dict())
-        nn.init.zeros_(told.time_embedding.cond_proj.weight)
-        told = told.to(next(given.parameters()).device).train(given.training)
-        return cast(nn.Module, told)
+        return with_scale_input(network)
 
     def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
         raise ValueError("the network is told texts, and the folder holds none")
