@@ -53,7 +53,7 @@ def touched(wrong: Collection[str], *keys: str) -> bool:
     return any(f"{a}.".startswith(f"{b}.") for one in wrong for key in keys for a, b in ((one, key), (key, one)))
 
 
-def refused(check: Callable[..., None], *arguments: Any) -> str | None:
+def refused(check: Callable[..., Any], *arguments: Any) -> str | None:
     """What ``check`` objects to."""
     try:
         check(*arguments)
