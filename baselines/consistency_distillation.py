@@ -27,7 +27,7 @@ from diffusion.solvers import Solver, karras_levels, solver_step
 from diffusion.teachers.facts import TeacherFacts
 from diffusion.training.settings import TrainingSettings
 from diffusion.training.steps import Step
-from diffusion.training.trained import with_frozen_shared
+from diffusion.training.trained import own_weights, with_frozen_shared
 
 if TYPE_CHECKING:  # a student is sampled without the loop
     from diffusion.training.loop import TrainingRun
@@ -222,8 +222,6 @@ def consistency_loss(
 @torch.no_grad()
 def move_towards(target: nn.Module, network: nn.Module, decay: float) -> None:
     """θ⁻ ← μ θ⁻ + (1 − μ) θ with μ = ``decay`` (algorithm 2); buffers are taken over."""
-    pairs = zip(target.parameters(), network.parameters(), strict=True)
-    kept, moved = zip(*(pair for pair in pairs if pair[0] is not pair[1]), strict=True)  # frozen ones are shared
-    torch._foreach_lerp_(kept, moved, 1 - decay)
-    for buffer, current in zip(target.buffers(), network.buffers(), strict=True):
-        buffer.copy_(current)
+    torch._foreach_lerp_(*own_weights(target, network), 1 - decay)
+    for kept, current in zip(target.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)

@@ -60,15 +60,20 @@ _SIDE = 4
 _CPU = torch.device("cpu")
 
 
-def as_forward(forward: float, through: float, trained: float) -> float:
-    """Evaluations without a gradient that take as long as these."""
-    return forward + THROUGH * through + WITH_GRADIENT * trained
+def as_forward(forward: float, through: float, trained: float, *, recomputed: bool = False) -> float:
+    """Evaluations without a gradient that take as long as these.
+
+    Args:
+        recomputed: whether those with a gradient compute their activations twice.
+    """
+    return forward + (THROUGH + recomputed) * through + (WITH_GRADIENT + recomputed) * trained
 
 
 class CountingRun(TrainingRun):
     """A run that computes one loss a stage and counts what all its steps would take.
 
     Attributes:
+        adapts: whether adapters are trained: nearly all weights that a gradient passes through are frozen then.
         frozen: the weights that are the teacher's all along.
         held: what the device holds beside these in the stage that needs most, in multiples of what is trained of a
             network: all networks that are in use by then, the gradient of the one that is trained, its average, and
@@ -80,6 +85,7 @@ class CountingRun(TrainingRun):
 
     def __init__(self, folder: Path, a_pair: float = 0.0) -> None:
         super().__init__(folder, "estimate", 0, _CPU)
+        self.adapts = False
         self.forward = self.through = self.trained = self.held = self.moments = 0.0
         self.frozen: set[int] = set()
         self.a_pair, self.compared, self.compared_at_once, self._pairs = a_pair, 0, 0, 0
@@ -91,7 +97,8 @@ class CountingRun(TrainingRun):
     def count(self, network: nn.Module) -> None:
         def hook(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             learns = any(weight.requires_grad for weight in module.parameters())
-            kind = (2 if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
+            of_learning = 1 if self.adapts else 2
+            kind = (of_learning if learns else int(arguments[0].requires_grad)) if torch.is_grad_enabled() else 0
             self._passed[kind] += len(arguments[0])
 
         self._networks.add(network)
@@ -131,7 +138,7 @@ class CountingRun(TrainingRun):
             self.compared += settings.num_steps * settings.gradient_accumulation_steps * self._pairs
         else:  # at most, where there are steps too
             compared = settings.gradient_accumulation_steps * self._pairs * self.a_pair
-            steps = 60 * settings.minutes / (as_forward(*each) + compared)
+            steps = 60 * settings.minutes / (as_forward(*each, recomputed=settings.activation_checkpointing) + compared)
             self.budget_s += 60 * settings.minutes
             self.timed_steps += steps
             self.timed = [sum_ + steps * passed for sum_, passed in zip(self.timed, each, strict=True)]
@@ -217,6 +224,7 @@ class Made:
         teacher = guided(self._teacher(), method.guidance)
 
         def distil(run: CountingRun) -> None:
+            run.adapts = getattr(settings, "lora", None) is not None
             run.frozen = {weight.data_ptr() for weight in teacher.network.parameters()}
             run.count(teacher.network)  # the device holds it, whether it is evaluated or not
             # Its own network wants weights, and is none of those that are counted.
@@ -342,11 +350,13 @@ class RealNetwork:
             return build_network(teacher.network, self._experiment.state_shape, *told)
         return stored_network(teacher.folder).build()
 
-    @functools.cache  # noqa: B019
     def kept(self, precision: Precision, recomputed: bool = False) -> Kept:
         """What an evaluation keeps for a backward pass."""
-        short = precision == "bf16"
-        return network_activations(self.build, *self._counted, short, self.family, recomputed)
+        return self._kept(precision == "bf16", recomputed)
+
+    @functools.cache  # noqa: B019
+    def _kept(self, bf16: bool, recomputed: bool) -> Kept:
+        return network_activations(self.build, *self._counted, bf16, self.family, recomputed)
 
     def num_trained(self, lora: LoraSettings | None) -> int:
         """How many weights a student of it trains."""

@@ -102,8 +102,7 @@ class Row:
     @property
     def passes(self) -> float:
         """Evaluations without a gradient that take as long, without those of trainings that end by time."""
-        again = self.recomputed * (self.through + self.trained)
-        return as_forward(self.forward, self.through, self.trained) + again + self.compared
+        return as_forward(self.forward, self.through, self.trained, recomputed=self.recomputed) + self.compared
 
     def hours(self, rate: float) -> float:
         """At so many evaluations without a gradient a second."""
@@ -254,16 +253,13 @@ def _trained(
     memory: float = frozen * (2 if getattr(settings, "frozen_precision", "fp32") == "bf16" else 4)
     of_moment = _BYTES_OF_8_BIT if training.optimiser == "adamw_8bit" else 4
     memory += trained_weights * (4 * run.held + of_moment * run.moments)
-    counted = run.forward, run.through, run.trained
-    if lora is not None:  # nearly all weights that it passes are frozen
-        counted = run.forward, run.through + run.trained, 0.0
     forward, through, trained = (seeds * sum_ for sum_ in run.timed)
     return Row(
         rule,
         variant,
-        forward=seeds * counted[0],
-        through=seeds * counted[1],
-        trained=seeds * counted[2],
+        forward=seeds * run.forward,
+        through=seeds * run.through,
+        trained=seeds * run.trained,
         memory=memory,
         disk=seeds * students * 4 * network.num_weights,
         learning=run.learning,

@@ -28,3 +28,20 @@ def inputs_of(method, folder, data, teacher):
         with TrainingRun(folder / "pairs-state", "key", 0, torch.device("cpu")) as run:
             generate_pairs(method.pairs(), teacher, run, stored)
     return Pairs(stored, teacher.conditions)
+
+
+def distil(method, folder, data, teacher, key="key", seed=0, stop_at=None):
+    """Trains a method's students; may stop in the middle of a stage's step ``stop_at``."""
+    given = inputs_of(method, folder.parent, data, teacher)
+    # Only one that is stopped has to store every step.
+    with TrainingRun(folder, key, seed, torch.device("cpu"), checkpoint_seconds=1e6 if stop_at is None else 0) as run:
+        if stop_at is not None:
+            draw = run.generator
+
+            def interrupt(stage, step, number=0):
+                if step == stop_at:
+                    raise KeyboardInterrupt
+                return draw(stage, step, number)
+
+            run.generator = interrupt
+        return method.distil(teacher, run, given)

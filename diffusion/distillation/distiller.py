@@ -108,14 +108,15 @@ def student_network(teacher: Denoiser, dropout: float = 0.0, lora: LoraSettings 
     Raises:
         ValueError: the network cannot be adapted so, or be told a scale.
     """
+    network: Any
     if lora is not None:
-        network: Any = adapted(teacher.network, lora)
-    elif teacher.told_scale:
-        network = teacher.family.embedding_guidance(teacher.network).requires_grad_(True)
+        network = adapted(teacher.network, lora)
     else:
-        network = copy.deepcopy(teacher.network).requires_grad_(True)
-    if lora is None and next(network.parameters()).dtype == torch.bfloat16:
-        network = network.float()
+        told = teacher.told_scale
+        network = teacher.family.embedding_guidance(teacher.network) if told else copy.deepcopy(teacher.network)
+        if next(network.parameters()).dtype == torch.bfloat16:
+            network = network.float()
+        network.requires_grad_(True)
     for name, module in network.named_modules():
         if isinstance(module, nn.Dropout):
             module.p = dropout if name.endswith(".dropout") else 0.0  # attention's have other names

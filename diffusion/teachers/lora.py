@@ -5,10 +5,11 @@ tensors, and only the student's have adapters. Nothing needs to be switched betw
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Discriminator, Field, Tag
 from torch import nn
 
@@ -110,6 +111,16 @@ def _weights(network: nn.Module, adapters: bool) -> Iterator[tuple[str, nn.Param
     for name, weight in network.named_parameters():
         if (".lora_" in name) == adapters:
             yield name, weight
+
+
+def load_trained(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Takes over what a training has stored: all weights, or of a network with adapters these alone.
+
+    Raises:
+        RuntimeError: they are others than the network's.
+    """
+    frozen = dict(_weights(network, adapters=False)) if is_adapted(network) else {}
+    network.load_state_dict({**frozen, **weights})
 
 
 def merged(network: nn.Module) -> nn.Module:

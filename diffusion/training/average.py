@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from diffusion.training.trained import with_frozen_shared
+from diffusion.training.trained import own_weights, with_frozen_shared
 
 
 class MovingAverage(nn.Module):
@@ -17,16 +17,13 @@ class MovingAverage(nn.Module):
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
-        self.decay, self.learns = decay, [weight.requires_grad for weight in network.parameters()]
+        self.decay = decay
         self.module = with_frozen_shared(network).requires_grad_(False)
         self.register_buffer("n_averaged", torch.tensor(0, dtype=torch.long))
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        kept, current = (
-            [weight for weight, learns in zip(of.parameters(), self.learns, strict=True) if learns]
-            for of in (self.module, model)
-        )
+        kept, current = own_weights(self.module, model)
         if self.n_averaged == 0:  # it lies on the host
             for own, weight in zip(kept, current, strict=True):  # once; the spread weights of FSDP have no foreach copy
                 own.copy_(weight)

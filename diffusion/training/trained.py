@@ -19,6 +19,13 @@ def with_frozen_shared(network: nn.Module) -> Any:
     return copy.deepcopy(network, {id(weight): weight for weight in frozen_weights(network)})
 
 
+def own_weights(copied: nn.Module, network: nn.Module) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights of a copy that it has not in common with its network, and the network's in their places."""
+    pairs = zip(copied.parameters(), network.parameters(), strict=True)
+    own = [(kept, current) for kept, current in pairs if kept is not current]
+    return [kept for kept, _ in own], [current for _, current in own]
+
+
 class TrainedWeights:
     """The state of a module without the weights that it has in common with a frozen network.
 

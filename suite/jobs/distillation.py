@@ -15,7 +15,7 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
-from diffusion.teachers.lora import num_weights
+from diffusion.teachers.lora import load_trained, num_weights
 from diffusion.teachers.prompts import Prompts, normalised
 from suite.job import Key, TrainingSeed
 from suite.jobs.inputs import check_classes, checked_data, checked_latents, snapshot_name
@@ -76,8 +76,7 @@ class Distil(VariantJob, TrainingJob):
                     method.save(folder / f"nfe-{student.nfe}", student.network, teacher)
                 for snapshot in last.snapshots:
                     earlier = copy.deepcopy(last.network)
-                    # Of an adapted network the adapters alone.
-                    earlier.load_state_dict(earlier.state_dict() | snapshot.weights())
+                    load_trained(earlier, snapshot.weights())
                     method.save(folder / snapshot_name(snapshot.step), earlier, teacher)
                 costs = [
                     {"nfe": student.nfe, **student.cost, "parameters": num_weights(student.network)}

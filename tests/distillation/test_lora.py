@@ -3,11 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import methods
 import pytest
 import tiny_pipelines
 import torch
 import yaml
-from methods import TRAINED, build, inputs_of
+from methods import TRAINED, build
 from repository import CONFIG, TINY
 from tiny import stored_data, tiny_denoiser
 from torch import nn
@@ -129,22 +130,11 @@ def test_without_the_package_it_is_named(monkeypatch):
 
 
 def distil(name, folder, data, stop_at=None, teacher=None, settings=None, **training):
+    """:func:`methods.distil` with adapters, or with other ``settings``."""
     method = build(name, **training)
     given = {"lora": LoraSettings.model_validate(LORA)} | (settings or {})
     method.settings = method.settings.model_copy(update=given)
-    teacher = teacher or tiny_denoiser()
-    made = inputs_of(method, folder.parent, data, teacher)
-    with TrainingRun(folder, "key", 0, CPU, checkpoint_seconds=1e6 if stop_at is None else 0) as run:
-        if stop_at is not None:
-            draw = run.generator
-
-            def interrupt(stage, step, number=0):
-                if step == stop_at:
-                    raise KeyboardInterrupt
-                return draw(stage, step, number)
-
-            run.generator = interrupt
-        return method.distil(teacher, run, made)
+    return methods.distil(method, folder, data, teacher or tiny_denoiser(), stop_at=stop_at)
 
 
 def tensors_of(state):

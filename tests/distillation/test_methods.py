@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import methods
 import pytest
 import torch
 from methods import METHODS, TRAINED, build, inputs_of
@@ -53,21 +54,8 @@ def whole(tmp_path_factory, data):
 
 
 def distil(method, folder, data, key="key", seed=0, stop_at=None, teacher=None):
-    """Trains the method's tiny students from the tiny teacher; may stop in the middle of a stage's step ``stop_at``."""
-    teacher = teacher or tiny_denoiser()
-    given = inputs_of(method, folder.parent, data, teacher)
-    # Only one that is stopped has to store every step.
-    with TrainingRun(folder, key, seed, CPU, checkpoint_seconds=1e6 if stop_at is None else 0) as run:
-        if stop_at is not None:
-            draw = run.generator
-
-            def interrupt(stage, step, number=0):
-                if step == stop_at:
-                    raise KeyboardInterrupt
-                return draw(stage, step, number)
-
-            run.generator = interrupt
-        return method.distil(teacher, run, given)
+    """:func:`methods.distil` from the tiny teacher."""
+    return methods.distil(method, folder, data, teacher or tiny_denoiser(), key, seed, stop_at)
 
 
 def test_the_registry_knows_the_methods_and_their_files():

@@ -480,6 +480,15 @@ def test_moments_of_a_byte_are_estimated():
     assert row.memory == pytest.approx(4 * weights + 4 * 3 * weights + 2 * weights * (1 + 4 / 256))
 
 
+def test_a_time_budget_ends_where_the_evaluations_do():
+    """However many of them have a gradient, and compute their activations twice."""
+    for changes in ({}, {"lora": {"rank": 4}}, {"training": {"activation_checkpointing": True}}):
+        training = changes.get("training", {}) | {"steps": None, "minutes": 1}
+        row = changed_boot(**changes | {"training": training})[1]
+        forward, through, trained = row.timed
+        assert replace(row, forward=forward, through=through, trained=trained).passes == pytest.approx(60)
+
+
 class Chain(torch.nn.Module):
     """Two blocks of two linear layers, of which the first keeps its input and what its SiLU is given."""
 

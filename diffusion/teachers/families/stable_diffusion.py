@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from diffusion.teachers.families.unet2d_condition import embedded_scale, with_scale_input
+from diffusion.teachers.families.unet2d_condition import TakesScale, embedded_scale
 from diffusion.teachers.stock import TextFamily
 
 
-class StableDiffusion(TextFamily):
+class StableDiffusion(TakesScale, TextFamily):
     pipelines = ("StableDiffusionPipeline",)
     networks = ("UNet2DConditionModel",)
 
@@ -25,12 +24,6 @@ class StableDiffusion(TextFamily):
         # Padding is attended to, as in its training: no mask.
         scale = embedded_scale(network, condition)
         return {"timestep": told, "encoder_hidden_states": condition["text"], "timestep_cond": scale}
-
-    def takes_scale(self, config: Mapping[str, Any]) -> bool:
-        return True
-
-    def embedding_guidance(self, network: nn.Module) -> nn.Module:
-        return with_scale_input(network)
 
 
 FAMILY = StableDiffusion()

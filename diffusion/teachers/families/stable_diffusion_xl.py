@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from diffusion.teachers.families.unet2d_condition import embedded_scale, with_scale_input
+from diffusion.teachers.families.unet2d_condition import TakesScale, embedded_scale
 from diffusion.teachers.stock import TextFamily
 
 
-class StableDiffusionXL(TextFamily):
+class StableDiffusionXL(TakesScale, TextFamily):
     pipelines = ("StableDiffusionXLPipeline",)
     networks = ("UNet2DConditionModel",)
 
@@ -36,12 +35,6 @@ class StableDiffusionXL(TextFamily):
         scale = embedded_scale(network, condition)
         text = condition["text"]
         return {"timestep": told, "encoder_hidden_states": text, "added_cond_kwargs": added, "timestep_cond": scale}
-
-    def takes_scale(self, config: Mapping[str, Any]) -> bool:
-        return True
-
-    def embedding_guidance(self, network: nn.Module) -> nn.Module:
-        return with_scale_input(network)
 
 
 FAMILY = StableDiffusionXL()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from diffusion.conditions import Condition, Conditions
-from diffusion.family import of_its_kind
+from diffusion.family import Family, of_its_kind
 from diffusion.teachers.families import TeacherFamily
 from diffusion.teachers.families.unet2d import channel_problems, size_problems, time_problems
 
@@ -30,22 +30,25 @@ def embedded_scale(network: Any, condition: Condition) -> torch.Tensor | None:
     return embedded.to(next(network.parameters()).dtype)
 
 
-def with_scale_input(network: nn.Module) -> nn.Module:
-    """A copy of a ``UNet2DConditionModel`` with `diffusers`' ``time_cond_proj_dim``, whose weights start at zero.
+class TakesScale(Family):
+    """Families of a ``UNet2DConditionModel`` whose call hands on :func:`embedded_scale`."""
 
-    Theirs are random.
-    """
-    given: Any = network
-    if given.config.time_cond_proj_dim:
-        return copy.deepcopy(network)
-    told = type(given).from_config(given.config, time_cond_proj_dim=_EMBEDDED)
-    told.load_state_dict(told.state_dict() | given.state_dict())
-    nn.init.zeros_(told.time_embedding.cond_proj.weight)
-    told = told.to(next(given.parameters())).train(given.training)
-    return cast(nn.Module, told)
+    def takes_scale(self, config: Mapping[str, Any]) -> bool:
+        return True
+
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        """`diffusers`' ``time_cond_proj_dim``, whose weights start at zero (theirs are random)."""
+        given: Any = network
+        if given.config.time_cond_proj_dim:
+            return copy.deepcopy(network)
+        told = type(given).from_config(given.config, time_cond_proj_dim=_EMBEDDED)
+        told.load_state_dict(told.state_dict() | given.state_dict())
+        nn.init.zeros_(told.time_embedding.cond_proj.weight)
+        told = told.to(next(given.parameters())).train(given.training)
+        return cast(nn.Module, told)
 
 
-class UNet2DCondition(TeacherFamily):
+class UNet2DCondition(TakesScale, TeacherFamily):
     networks = ("UNet2DConditionModel",)
 
     def network_class(self, name: str) -> Any:
@@ -65,12 +68,6 @@ class UNet2DCondition(TeacherFamily):
             return_dict=False,
         )[0]
         return output.float()
-
-    def takes_scale(self, config: Mapping[str, Any]) -> bool:
-        return True
-
-    def embedding_guidance(self, network: nn.Module) -> nn.Module:
-        return with_scale_input(network)
 
     def conditions(self, config: Mapping[str, Any], num_classes: int | None = None) -> Conditions:
         raise ValueError("the network is told texts, and the folder holds none")
