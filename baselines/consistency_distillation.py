@@ -3,6 +3,9 @@
 The paper writes z = x + τ ε, the variance-exploding state, for which τ is the time. For any schedule z = x_t/α_t and
 τ = σ_t/α_t, and the teacher's ODE is the same: dz/dτ = (z − x̂)/τ. So one code serves teachers of every schedule.
 Everything is computed in x_t, of which z at large τ would lose the digits.
+
+Latent consistency models (Luo et al. 2023, arXiv 2310.04378) are the same loss with other settings: ``boundary`` "lcm",
+``distance`` "huber", ``spacing`` "time", ``solver`` "ddim", and a guidance scale drawn from a range.
 """
 
 import math
@@ -14,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from diffusion.conditions import Condition
-from diffusion.consistency import consistency_function
+from diffusion.consistency import Boundary, consistency_function
 from diffusion.data.batches import RealPictures
 from diffusion.data.store import Split
 from diffusion.denoiser import Denoiser
@@ -55,15 +58,16 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
             "heun" (the paper's choice, two estimates).
         target_decay: μ of the target network, the moving average of the trained weights that supplies the targets;
             0 is the trained weights themselves. Published: 0 for CIFAR-10, else 0.95.
-        distance: "l2" squared, "l1", "lpips" as ``lpips`` says (all three of the paper, which took LPIPS), or
-            "pseudo_huber" (Song & Dhariwal 2023).
+        distance: "l2" squared, "l1", "lpips" as ``lpips`` says (all three of the paper, which took LPIPS),
+            "pseudo_huber" (Song & Dhariwal 2023) of an image, or "huber" of each of its numbers (Luo et al. 2023).
+        boundary: what makes f the state itself at the smallest level, "edm" (the paper's) or "lcm" (Luo et al. 2023).
         lpips: published: images below 256 pixels resized to 224, the backbone "vgg", its pooling "max" for CIFAR-10
             (openai/consistency_models_cifar10) and else "average" (openai/consistency_models).
         training: published: RAdam, a constant rate, no weight decay. The kept result is the average of
             ``training.ema_decay``, as in the paper, which keeps it besides the target network.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("clip_steps", "lpips")
+    later: ClassVar[tuple[str, ...]] = ("clip_steps", "lpips", "boundary")
 
     method: Literal["consistency_distillation"] = "consistency_distillation"
     num_inference_steps: StepCounts = (1, 2, 4)
@@ -76,6 +80,7 @@ class ConsistencySettings(TrainedSettings, ComparingSettings):
     solver: Solver = "heun"
     target_decay: float = Field(0.0, ge=0, lt=1)
     distance: PixelDistance | Literal["lpips"] = "l2"
+    boundary: Boundary = "edm"
     training: TrainingSettings = TrainingSettings(
         steps=1000, batch_size=128, learning_rate=5e-4, warmup_steps=50, decay="cosine", ema_decay=0.99,
         optimiser="radam",
@@ -95,6 +100,7 @@ class ConsistencyDistillation(Distiller):
     title = "Consistency distillation"
     Settings = ConsistencySettings
     needs_data = True
+    embeds_guidance = True
     TINY = {  # noqa: RUF012
         "num_inference_steps": [1, 3],
         "num_levels": 6,
@@ -128,6 +134,8 @@ class ConsistencyDistillation(Distiller):
                 f"from below {last} (num_levels - 1)"
             )
         settings.check_distance(teacher)
+        if settings.boundary == "lcm" and teacher.prediction_type == "edm":
+            raise ValueError("boundary: found 'lcm', expected 'edm': it counts in timesteps, and the teacher has none")
         smallest = math.exp(teacher.log_noise_to_signal[0])
         if settings.sigma_max <= smallest:
             raise ValueError(
@@ -148,7 +156,8 @@ class ConsistencyDistillation(Distiller):
 
         def compute(x: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
             t, s = levels[level], levels[level - 1]
-            return consistency_loss(student, target, teacher, x, noise, t, s, settings.solver, distance, condition)
+            how = settings.solver, distance, condition, settings.boundary
+            return consistency_loss(student, target, teacher, x, noise, t, s, *how)
 
         compute = run.compiled(compute, settings.training)
 
@@ -168,7 +177,11 @@ class ConsistencyDistillation(Distiller):
     def facts(self, teacher: Denoiser) -> dict[str, Any]:
         timesteps = teacher.schedule.timestep(level_times(teacher.schedule, self.settings))
         levels: dict[str, Any] = {"timesteps": timesteps.tolist(), "sampling": self.settings.sampling_levels}
-        return {"levels": levels | ({"clip": True} if self.settings.clip_steps else {})}
+        if self.settings.clip_steps:
+            levels["clip"] = True
+        if self.settings.boundary != "edm":
+            levels["boundary"] = self.settings.boundary
+        return {"levels": levels}
 
 
 def level_times(schedule: Schedule, settings: ConsistencySettings) -> torch.Tensor:
@@ -200,6 +213,7 @@ def consistency_loss(
     solver: Solver,
     distance: PixelDistance | LpipsDistance,
     condition: Condition = None,
+    boundary: Boundary = "edm",
 ) -> torch.Tensor:
     """d(f_θ(x_t, t), f_θ⁻(x̂_s, s)) with x̂_s one solver step of the teacher from x_t (algorithm 2, weight 1).
 
@@ -215,8 +229,8 @@ def consistency_loss(
     x_t = at_t.noised(x, noise)
     with torch.no_grad():
         x_s = solver_step(teacher, x_t, at_t, at_s, solver, condition)
-        wanted = consistency_function(target, x_s, at_s, condition)
-    return picture_distance(consistency_function(student, x_t, at_t, condition), wanted, distance)
+        wanted = consistency_function(target, x_s, at_s, condition, boundary)
+    return picture_distance(consistency_function(student, x_t, at_t, condition, boundary), wanted, distance)
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from diffusion.teachers.facts import TeacherFacts
 
 # Two batches of pictures, shape (N, C, H, W), to one distance a picture, shape (N,), of second order in the difference.
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-PixelDistance = Literal["l2", "l1", "pseudo_huber"]
+PixelDistance = Literal["l2", "l1", "pseudo_huber", "huber"]
 _PSEUDO_HUBER = 0.00054  # c / √D, Song & Dhariwal 2023 (arXiv 2310.14189), sec. 3.3
+_HUBER = 0.001  # c, Luo et al. 2023 (arXiv 2310.04378), their code
 Backbone = Literal["vgg", "alex", "squeeze", "efficientnet-lite0"]
 
 # torchvision's ImageNet weights: the file, and the first digits of its SHA-256, which its name ends in.
@@ -223,6 +224,7 @@ def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDist
     """The distance of two batches of pictures, shape (N, C, H, W); mean over batch and pixels, a scalar.
 
     "pseudo_huber" is √(‖x − y‖² + c²) − c of a picture of D numbers with c = 0.00054 √D, divided by √D.
+    "huber" is √(d² + c²) − c of each difference d of two numbers, with c = 0.001.
     """
     if isinstance(distance, LpipsDistance):
         return distance(one, other).mean()
@@ -230,5 +232,7 @@ def picture_distance(one: torch.Tensor, other: torch.Tensor, distance: PixelDist
         return (one - other).abs().mean()
     if distance == "l2":
         return (one - other).square().mean()
+    if distance == "huber":
+        return (((one - other).square() + _HUBER**2).sqrt() - _HUBER).mean()
     mean_square = (one - other).square().flatten(1).mean(dim=1)
     return ((mean_square + _PSEUDO_HUBER**2).sqrt() - _PSEUDO_HUBER).mean()

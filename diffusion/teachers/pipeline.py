@@ -318,17 +318,22 @@ class StudentPipeline(DiffusionPipeline):
         """The state at the last timestep: noise alone."""
         return self.scheduler.config.sigma_max * noise if self._is_edm else noise
 
+    def _network_time(self, timestep: Any) -> float:
+        """What the network is told at a timestep."""
+        if self._is_edm:
+            return float(torch.log(self._levels(timestep)[1]) / 4)  # c_noise
+        if self._is_flow:
+            return float(self.scheduler.config.num_train_timesteps * self._levels(timestep)[1])
+        return float(timestep)
+
     def _output(
         self, x: torch.Tensor, sigma: torch.Tensor, timestep: Any, condition: Mapping[str, torch.Tensor]
     ) -> torch.Tensor:
         """F for the state x of noise level σ, in float32."""
         if self._is_edm:
             x = x / (sigma.square() + self.scheduler.config.sigma_data**2).sqrt().to(x.dtype)
-            timestep = torch.log(self._levels(timestep)[1]) / 4  # c_noise
-        elif self._is_flow:
-            timestep = self.scheduler.config.num_train_timesteps * self._levels(timestep)[1]
         # As a tensor: networks of `diffusers` truncate Python's floats.
-        told = torch.full((len(x),), float(timestep), device=x.device)
+        told = torch.full((len(x),), self._network_time(timestep), device=x.device)
         return self._called(x.to(next(self.unet.parameters()).dtype), told, condition)
 
     def _called(self, fed: torch.Tensor, told: torch.Tensor, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -377,18 +382,19 @@ class StudentPipeline(DiffusionPipeline):
     def _by_consistency(self, noise: torch.Tensor, steps: int, condition: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Multi-step consistency sampling: z = f + √(τ² − τ_1²) ε' with τ = σ/α between two evaluations."""
         least_alpha, least_sigma = self._levels(self.config.levels["timesteps"][0])
-        least = least_sigma / least_alpha
+        lcm = self.config.levels.get("boundary") == "lcm"  # whose further noise is that of the level, whole
+        least = 0 * least_sigma if lcm else least_sigma / least_alpha
         images, fresh = torch.zeros_like(noise), self._further_noise(noise)
         for number, timestep in enumerate(consistency_timesteps(self.config.levels, steps)):
             alpha, sigma = self._levels(timestep)
             if number == 0:
-                x = sigma.to(noise.dtype) * noise
+                x = self._start(noise) if lcm else sigma.to(noise.dtype) * noise
             else:
                 added = (sigma.square() - (alpha * least).square()).clamp(min=0).sqrt()
                 images = images.clamp(-1, 1) if self.config.levels.get("clip") else images
                 x = alpha.to(noise.dtype) * images + added.to(noise.dtype) * next(fresh)
             estimate = self._read(self._output(x, sigma, timestep, condition), x, alpha, sigma)
-            skip, out = self._boundary(alpha, sigma, least)
+            skip, out = self._by_timestep(timestep) if lcm else self._boundary(alpha, sigma, least)
             images = skip.to(x.dtype) * x + out.to(x.dtype) * estimate
         return images
 
@@ -408,6 +414,13 @@ class StudentPipeline(DiffusionPipeline):
         both = (rest.square() + variance) * (tau.square() + variance)
         skip = variance * least * (tau.square() + tau * rest + rest.square() + variance) / (tau * both)
         return skip / alpha, rest / tau
+
+    def _by_timestep(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coefficients of x and x̂ in that of latent consistency models (Luo et al. 2023), which is x at τ_1."""
+        first = self.config.levels["timesteps"][0]
+        scaled = torch.tensor(10 * (self._network_time(timestep) - self._network_time(first)), dtype=torch.float64)
+        total = scaled.square() + 0.5**2
+        return 0.5**2 / total, scaled / total.sqrt()
 
     def _by_ddim(
         self, noise: torch.Tensor, steps: int | None, condition: Mapping[str, torch.Tensor], scale: float

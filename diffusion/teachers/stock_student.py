@@ -43,6 +43,8 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
         write_json(folder / STUDENT, {**sampled, "prediction_type": denoiser.prediction_type})
     if "told_timestep" in sampled:
         scheduler = one_step_scheduler(denoiser, sampled)
+    if sampled.get("levels", {}).get("boundary") == "lcm" and denoiser.prediction_type != "flow":
+        scheduler = lcm_scheduler(denoiser, sampled["levels"])
     scheduler.save_pretrained(folder / "scheduler")
     index["scheduler"] = ["diffusers", type(scheduler).__name__]
     if not type(scheduler).__module__.startswith("diffusers."):
@@ -50,6 +52,21 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
         shutil.copyfile(code, folder / "scheduler" / code.name)
         index["scheduler"] = [code.stem, type(scheduler).__name__]
     write_json(folder / "model_index.json", index)
+
+
+def lcm_scheduler(denoiser: Denoiser, levels: Mapping[str, Any]) -> Any:
+    """`diffusers`' own scheduler of latent consistency models; its second and further levels are a timestep off."""
+    from diffusers import LCMScheduler
+
+    return LCMScheduler(
+        num_train_timesteps=denoiser.schedule.num_timesteps,
+        trained_betas=denoiser.schedule.betas().tolist(),
+        prediction_type=denoiser.prediction_type,
+        original_inference_steps=len(levels["timesteps"]) - 1,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
 
 
 def import_stock(folder: Path, source: Path) -> None:

@@ -169,6 +169,73 @@ def test_no_digits_are_lost_where_almost_no_signal_is_left():
     torch.testing.assert_close(found[1:], student(x_t.float(), t)[1:], rtol=1e-3, atol=1e-4)
 
 
+LCM = {
+    "boundary": "lcm", "distance": "huber", "spacing": "time", "solver": "ddim", "num_levels": 51, "sigma_max": 1e9
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_the_coefficients_of_latent_consistency_models_are_those_of_diffusers(name):
+    from diffusers import LCMScheduler
+
+    schedule, scheduler = SCHEDULES[name], LCMScheduler()
+    timesteps = torch.arange(schedule.num_timesteps, dtype=torch.float64)
+    a, r = (found.value for found in boundary_coefficients(schedule, schedule.at(schedule.time(timesteps)), 1.0, "lcm"))
+    expected = torch.tensor([scheduler.get_scalings_for_boundary_condition_discrete(float(t)) for t in timesteps])
+    torch.testing.assert_close(torch.stack([a, r], dim=1), expected.double(), rtol=1e-6, atol=1e-9)
+    assert (a[0], r[0]) == (1, 0)
+
+
+def test_a_latent_consistency_model_of_a_flow_is_the_state_itself_at_the_smallest_level():
+    """There the network is told more than nothing: 2.994 of 1000 at shift 3."""
+    schedule = SCHEDULES["flow"]
+    a, r = boundary_coefficients(schedule, schedule.at(schedule.t_min), 1.0, "lcm")
+    assert (float(a.value), float(r.value)) == (1, 0)
+    a, r = boundary_coefficients(schedule, schedule.at(0.5), 1.0, "lcm")
+    scaled = 10 * 1000 * (0.75 - float(schedule.sigma(torch.tensor(schedule.t_min))))
+    assert float(a.value) == pytest.approx(0.25 / (scaled**2 + 0.25), rel=1e-9)
+    assert float(r.value) == pytest.approx(scaled / math.sqrt(scaled**2 + 0.25), rel=1e-12)
+
+
+def test_the_loss_of_latent_consistency_models_by_hand():
+    schedule = SCHEDULES["scaled_linear"]
+    assert level_times(schedule, settings(**LCM)).tolist() == pytest.approx(
+        schedule.time(torch.linspace(0, 999, 51)).tolist(), rel=1e-6
+    )
+    timesteps = torch.linspace(19.98, 999, 16, dtype=torch.float64)
+    t, s = schedule.time(timesteps), schedule.time(timesteps - 19.98)
+    (alpha, sigma), (alpha_s, sigma_s) = (
+        [numbers(times).numpy().reshape(-1, 1, 1, 1) for numbers in (schedule.alpha, schedule.sigma)]
+        for times in (t, s)
+    )
+    x_t = alpha * PICTURES.numpy() + sigma * NOISE.numpy()
+
+    def estimate(x, alpha, sigma, mean, scale):
+        return mean + alpha * scale**2 / (alpha**2 * scale**2 + sigma**2) * (x - alpha * mean)
+
+    guess = estimate(x_t, alpha, sigma, MEAN, SCALE)
+    x_s = alpha_s * guess + sigma_s * (x_t - alpha * guess) / sigma
+    scaled = 10 * timesteps.numpy().reshape(-1, 1, 1, 1)
+
+    def function(x, scaled, *about):
+        return 0.25 / (scaled**2 + 0.25) * x + scaled / np.sqrt(scaled**2 + 0.25) * estimate(x, *about)
+
+    answer = function(x_t, scaled, alpha, sigma, -0.1, 0.4)
+    wanted = function(x_s, scaled - 199.8, alpha_s, sigma_s, 0.2, 0.3)
+    expected = (np.sqrt((answer - wanted) ** 2 + 1e-6) - 1e-3).mean()
+    student, target = GaussianTeacher(schedule, -0.1, 0.4), GaussianTeacher(schedule, 0.2, 0.3)
+    how = GaussianTeacher(schedule), PICTURES, NOISE, t, s, "ddim", "huber", None, "lcm"
+    assert float(consistency_loss(student, target, *how)) == pytest.approx(expected, rel=1e-7)
+
+
+def test_latent_consistency_models_need_timesteps():
+    method = ConsistencyDistillation(settings(**LCM))
+    method.check(TeacherSettings.model_validate(TEACHER).facts((1, 8, 8)))
+    edm = TEACHER | {"prediction_type": "edm", "schedule": {"kind": "edm"}}
+    with pytest.raises(ValueError, match="boundary: found 'lcm', expected 'edm'"):
+        method.check(TeacherSettings.model_validate(edm).facts((1, 8, 8)))
+
+
 # -- levels and steps --------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +360,8 @@ def test_distances_by_hand():
     other = torch.tensor([[3.0, 4.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64).reshape(2, 1, 2, 2)
     assert float(picture_distance(one, other, "l2")) == 25 / 8
     assert float(picture_distance(one, other, "l1")) == 7 / 8
+    huber = (math.sqrt(9 + 1e-6) - 1e-3 + math.sqrt(16 + 1e-6) - 1e-3) / 8  # six of the numbers are alike
+    assert float(picture_distance(one, other, "huber")) == pytest.approx(huber, rel=1e-12)
     c = 0.00054 * math.sqrt(4)  # of pictures of four numbers; the second is at no distance
     assert float(picture_distance(one, other, "pseudo_huber")) == pytest.approx(
         (math.sqrt(25 + c**2) - c) / math.sqrt(4) / 2, rel=1e-12
@@ -439,6 +508,34 @@ def test_a_stored_student_samples_with_exactly_so_many_evaluations(kind, tmp_pat
             assert evaluated == [4] * nfe
             assert torch.equal(drawn[nfe], sampler(noise, condition))
     assert not torch.allclose(drawn[1], drawn[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])
+def test_a_latent_consistency_model_samples_as_the_scheduler_of_diffusers(kind, tmp_path):
+    from diffusers import LCMScheduler
+
+    schedule = SCHEDULES["scaled_linear"]
+    denoiser = Denoiser(tiny_denoiser(kind).network, schedule, kind, NO_THRESHOLD)
+    method = ConsistencyDistillation(settings(**LCM, num_inference_steps=[1, 2]))
+    method.save(tmp_path / "student", denoiser.network, denoiser)
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    scheduler = LCMScheduler(
+        trained_betas=schedule.betas().tolist(), prediction_type=kind, clip_sample=False, original_inference_steps=50
+    )
+    for nfe, timesteps in ((1, [999]), (2, [999, 499])):
+        sampler, network = method.sampler(tmp_path / "student", nfe, CPU)
+        scheduler.set_timesteps(nfe)
+        assert scheduler.timesteps.tolist() == timesteps
+        x, generators = noise, noise_generators(noise)
+        with torch.inference_mode():
+            for number, timestep in enumerate(timesteps):
+                output = network(x, torch.tensor(timestep), return_dict=False)[0]
+                step = scheduler.step(output, timestep, x, generator=torch.Generator().manual_seed(0))
+                if number + 1 < len(timesteps):  # its own noise in place of the scheduler's
+                    drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+                    level = (1 - scheduler.alphas_cumprod[timesteps[number + 1]]).sqrt()
+                    x = step.prev_sample + level * (further_noise(generators, noise) - drawn)
+            torch.testing.assert_close(sampler(noise, None), step.denoised, rtol=1e-3, atol=1e-3 if nfe == 2 else 1e-4)
 
 
 def test_a_stored_student_clips_between_steps_if_its_settings_say_so(tmp_path):

@@ -12,11 +12,12 @@ import tiny_pipelines
 import torch
 from huggingface_hub.errors import GatedRepoError
 
+from baselines.consistency_distillation import ConsistencyDistillation
 from boot.distillation import Boot
 from boot.trajectory import load_student
 from diffusion.denoiser import Denoiser
 from diffusion.distillation.distiller import student_network
-from diffusion.guidance import GuidedDenoiser
+from diffusion.guidance import Guidance, GuidedDenoiser, guided
 from diffusion.runtime.errors import UserError
 from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
@@ -249,6 +250,37 @@ def test_a_student_is_a_stock_pipeline_and_draws_what_the_suite_draws(folders, t
     if own_code:
         with pytest.raises(ValueError, match="num_inference_steps: found 2"):
             pipeline.scheduler.set_timesteps(2)
+
+
+def test_a_latent_consistency_model_is_a_stock_pipeline_that_is_told_its_scale(folders, tmp_path):
+    """Guided by a range of scales, stored, and drawn by `diffusers` alone, whose w' is w − 1."""
+    folder = folders("stable-diffusion")
+    teacher = load_denoiser(folder)
+    settings = ConsistencyDistillation.Settings.model_validate(
+        {"boundary": "lcm", "spacing": "time", "num_levels": 51, "sigma_max": 1e9, "solver": "ddim",
+         "distance": "huber", "guidance_scale": [4.0, 14.0]}
+    )  # fmt: skip
+    method = ConsistencyDistillation(settings, Guidance(7.5))
+    network = student_network(guided(teacher, method.guidance))
+    torch.manual_seed(1)
+    for weight in network.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    method.save(tmp_path / "student", network, teacher)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "student")
+    pipeline.set_progress_bar_config(disable=True)
+    assert type(pipeline.scheduler).__name__ == "LCMScheduler"
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    told = teacher.family.encoded(encoding_pipeline(folder, torch.device("cpu")), TEXTS, (16, 16))
+    own = LocalPipeline.read(tmp_path / "student")
+    given = {"latents": noise, "num_inference_steps": 1, "output_type": "latent"}
+    found = {}
+    for scale in (4.0, 9.0):
+        # Its w is the scale less one, and it evaluates once, being told.
+        found[scale] = pipeline(TEXTS, guidance_scale=scale, **SIZE, **given).images
+        with torch.no_grad():
+            expected = own.drawn(noise, 1, told, guidance_scale=scale)
+        torch.testing.assert_close(found[scale], expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(*found.values(), atol=1e-2)
 
 
 def test_a_stock_pipeline_is_a_teacher(folders):
