@@ -49,7 +49,8 @@ large: $(STAMP)
 # Beside the environment, in which it would make every job start later.
 test-large: $(STAMP)
 	$(PIP) install --quiet --no-deps --upgrade --target build/large $(LARGE)
-	PYTHONPATH="$$PWD/build/large" $(IN_VENV) -m pytest tests/distillation/test_lora.py
+	PYTHONPATH="$$PWD/build/large" BOOT_TEST_LARGE=1 $(IN_VENV) -m pytest -n $(WORKERS) tests/distillation/test_lora.py \
+		tests/workflow/test_stock.py -k "lora or large_configuration"
 
 test: $(STAMP)
 	$(IN_VENV) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -84,9 +84,7 @@ class Pid(OneStep):
         return super().distil(teacher, run, data)
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
-        raw = self.settings.output == "network"
-        told: dict[str, Any] = {"raw": raw, "family": teacher.family, **self._reading}
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, **told)
+        return NoiseStudent.of(teacher, network, raw=self.settings.output == "network", **self._reading)
 
     def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         batch, device, times = step.batch_size, step.generator.device, self._times

@@ -166,7 +166,7 @@ class Sid(OneStep):
         for counted in (teacher.network, network, fake_network):
             run.count(counted)
         start = start_time(schedule, settings.sigma_init)
-        student = NoiseStudent(network, schedule, teacher.prediction_type, start, family=teacher.family)
+        student = NoiseStudent.of(teacher, network, read_at=start)
         fake = teacher.with_network(fake_network)
         learning_fake, judging_fake = (
             guided(fake, Guidance(scale)) for scale in (settings.fake_guidance_train, settings.fake_guidance)

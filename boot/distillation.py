@@ -134,7 +134,7 @@ class Boot(OneStep):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         kind = StateStudent if self.settings.target == "state" else NoiseStudent
-        return kind(network, teacher.schedule, teacher.prediction_type, family=teacher.family, **self._reading)
+        return kind.of(teacher, network, **self._reading)
 
     def batch(self, step: Step, teacher: Denoiser, data: Split | Pairs | None) -> tuple[Any, ...]:
         if self.settings.bootstrap_from == "average" and self._source is None:

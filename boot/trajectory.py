@@ -4,16 +4,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from boot.signal_ode import signal_step
 from boot.state_student import StateStudent
 from diffusion.conditions import Condition, Conditions
 from diffusion.denoiser import Denoiser
-from diffusion.family import Family
 from diffusion.student import NoiseStudent
 from diffusion.teachers.folder import load_denoiser, sampling_facts
 
@@ -214,20 +211,6 @@ def sample_between(
         return student.sample(noise, conditions.between(first, second, share))
 
 
-class AtScale(Family):
-    """``family`` for a network that embeds guidance, told one scale w for all images."""
-
-    def __init__(self, family: Family, scale: float) -> None:
-        self.family, self.scale = family, scale
-
-    def call(self, network: nn.Module, x: torch.Tensor, told: torch.Tensor, condition: Condition) -> torch.Tensor:
-        scale = torch.full((len(x),), self.scale, device=x.device)
-        return self.family.call(network, x, told, {**(condition or {}), "guidance": scale})
-
-    def shape(self, config: Any) -> tuple[int, int, int]:
-        return self.family.shape(config)
-
-
 def load_student(
     folder: Path, device: torch.device | str = "cpu", target: str = "signal", scale: float = 1.0
 ) -> NoiseStudent:
@@ -240,6 +223,5 @@ def load_student(
     """
     stored, kind = load_denoiser(folder, device), StateStudent if target == "state" else NoiseStudent
     sampled = sampling_facts(folder)
-    family = AtScale(stored.family, scale) if "guidance_range" in sampled else stored.family
-    told = {"family": family, "epsilon_reading": sampled.get("epsilon_reading", "noise")}
-    return kind(stored.network, stored.schedule, stored.prediction_type, **told)
+    told = scale if "guidance_range" in sampled else None
+    return kind.of(stored, stored.network, embedded_scale=told, epsilon_reading=sampled.get("epsilon_reading", "noise"))

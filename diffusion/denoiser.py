@@ -24,6 +24,7 @@ class Denoiser(nn.Module):
         conditions: what it can be told beside the picture and the time.
         family: how the network is called.
         space: what its states are.
+        embedded_scale: w that the network is told of all images, where it embeds it; None leaves that to the condition.
     """
 
     evaluations = 1  # of the network, for one estimate
@@ -38,9 +39,10 @@ class Denoiser(nn.Module):
         conditions: Conditions | None = None,
         family: Family = UNET,
         space: Space = PIXELS,
+        embedded_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.family, self.space = family, space
+        self.family, self.space, self.embedded_scale = family, space, embedded_scale
         self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
         self.prediction = prediction_of(prediction_type, schedule)
         self.thresholding, self.conditions = thresholding, conditions or Unconditional()
@@ -53,7 +55,7 @@ class Denoiser(nn.Module):
     def reading(self) -> dict[str, Any]:
         """How it reads its network: the further arguments that it was made with."""
         names = ("schedule", "prediction_type", "thresholding", "conditions", "family", "space")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in (*names, "embedded_scale")}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,6 +79,9 @@ class Denoiser(nn.Module):
             fed: shape (N, C, H, W); t: the times that it is told.
         """
         told = network_timesteps(self.schedule, t.time if isinstance(t, Level) else t, fed)
+        if self.embedded_scale is not None:
+            scale = torch.full((len(fed),), self.embedded_scale, device=fed.device)
+            condition = {**(condition or {}), "guidance": scale}
         return self.family.call(self.network, fed, told, condition)
 
     def estimate(self, x_t: torch.Tensor, t: Times, condition: Condition = None) -> torch.Tensor:

@@ -48,6 +48,10 @@ class Family:
         """Whether a student of a network of this configuration can be told w."""
         return False
 
+    def embeds_scale(self, config: Any) -> bool:
+        """Whether a network of this configuration is told w already, in place of being guided."""
+        return False
+
     def embedding_guidance(self, network: nn.Module) -> nn.Module:
         """A copy of ``network`` that is told w too, ``guidance`` of its condition, and does not heed it yet.
 

@@ -1,6 +1,6 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): the one place that knows how a teacher is guided."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,9 +19,11 @@ class Guidance:
     Attributes:
         scale: w of f(∅) + w (f(c) − f(∅)). 1 is the condition alone and costs one evaluation, all others cost two. Of a
             range (low, high) each image has a w of its own, ``guidance`` of its condition.
+        embedded: whether the network itself is told w, having learnt it, in place of two evaluations.
     """
 
     scale: Scale = 1.0
+    embedded: bool = False
 
     @property
     def drawn(self) -> bool:
@@ -31,7 +33,11 @@ class Guidance:
     @property
     def evaluations(self) -> int:
         """Network evaluations that one estimate of the teacher takes."""
-        return 1 if self.scale == 1 else 2
+        return 1 if self.embedded or self.scale == 1 else 2
+
+    def at(self, scale: Scale) -> "Guidance":
+        """The same way of guiding at another scale."""
+        return replace(self, scale=scale)
 
     def told(self, condition: Condition, generator: torch.Generator) -> Condition:
         """``condition`` with w of each image, uniform in the range, float32, shape (N,); as it is without a range."""
@@ -83,8 +89,13 @@ def guided(denoiser: Denoiser, guidance: Guidance) -> Denoiser:
     """``denoiser`` under guidance.
 
     Raises:
-        ValueError: it has no condition, or no unconditional input.
+        ValueError: it has no condition, or no unconditional input, and does not embed w.
     """
+    if guidance.embedded:
+        scale = None if guidance.drawn else guidance.scale
+        told = Denoiser(denoiser.network, **denoiser.reading | {"embedded_scale": scale})
+        told.told_scale = guidance.drawn
+        return told.eval()
     if guidance.scale == 1:
         return denoiser
     if not denoiser.conditions.can_be_guided:

@@ -1,5 +1,7 @@
 """A network that answers to pure noise with a picture, in one evaluation: what one-step students share."""
 
+from typing import Any, Self
+
 import torch
 from torch import nn
 
@@ -24,7 +26,7 @@ class NoiseStudent(nn.Module):
     Args:
         read_at: the time M; None is t_max, where x = ε is fed to variance-preserving networks, as every sampler does.
         raw: whether F is y itself, whatever the prediction type, which then says only how the network is fed.
-        family: how the network is called.
+        family, embedded_scale: how the network is called, as of a :class:`diffusion.denoiser.Denoiser`.
         epsilon_reading: at t_max, of ``epsilon``: "noise", y = ε − σ_M F, or "exact", y = (ε − σ_M F) / α_M.
     """
 
@@ -37,9 +39,10 @@ class NoiseStudent(nn.Module):
         raw: bool = False,
         family: Family = UNET,
         epsilon_reading: EpsilonReading = "noise",
+        embedded_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.denoiser = Denoiser(network, schedule, prediction_type, family=family)
+        self.denoiser = Denoiser(network, schedule, prediction_type, family=family, embedded_scale=embedded_scale)
         self.schedule = schedule
         self._reading = Sample() if raw else self.denoiser.prediction
         self._at_end, self._exact = read_at is None, epsilon_reading == "exact"
@@ -47,6 +50,12 @@ class NoiseStudent(nn.Module):
         device = next((parameter.device for parameter in network.parameters()), None)
         level = schedule.t_max if read_at is None else read_at
         self._read_at = torch.tensor(level, dtype=torch.float64, device=device)
+
+    @classmethod
+    def of(cls, teacher: Denoiser, network: nn.Module, **reading: Any) -> Self:
+        """The student whose network is called as the teacher's is; ``reading``: further arguments."""
+        how = {"family": teacher.family, "embedded_scale": teacher.embedded_scale, **reading}
+        return cls(network, teacher.schedule, teacher.prediction_type, **how)
 
     def forward(self, noise: torch.Tensor, t: torch.Tensor | float, condition: Condition = None) -> torch.Tensor:
         """The picture y, unclipped.

@@ -20,7 +20,7 @@ from diffusion.distillation import distances
 from diffusion.distillation.distances import LpipsDistance, squared_l2
 from diffusion.distillation.distiller import Distiller
 from diffusion.distillation.pairs import Pairs
-from diffusion.guidance import Guidance, guided
+from diffusion.guidance import guided
 from diffusion.runtime.files import read_json
 from diffusion.student import NoiseStudent
 from diffusion.teachers.autoencoder import build_autoencoder
@@ -245,12 +245,13 @@ class Made:
 
     def _passed(self, variant: str, evaluate: Callable[[NoiseStudent, Denoiser], Any]) -> tuple[int, int]:
         method = self.experiment.methods[variant]
-        teacher = guided(self._teacher(), Guidance(method.sampled_at) if method.guidance.drawn else method.guidance)
+        drawn = method.guidance.drawn
+        teacher = guided(self._teacher(), method.guidance.at(method.sampled_at) if drawn else method.guidance)
         network = copy.deepcopy(teacher.network)
         seen: list[int] = []
         for counted in (network, teacher.network):
             counted.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
-        evaluate(NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family), teacher)
+        evaluate(NoiseStudent.of(teacher, network), teacher)
         return sum(seen), max(seen)
 
     def _teacher(self) -> Denoiser:

@@ -279,7 +279,7 @@ def _stable_diffusion_3(folder):
     )
 
 
-def _flux(folder):
+def _flux(folder, guidance_embeds=True):
     (one, reads), (two, reads_too) = _clip(folder / "made"), _t5()
     network = diffusers.FluxTransformer2DModel(
         patch_size=1,
@@ -290,7 +290,7 @@ def _flux(folder):
         num_attention_heads=2,
         joint_attention_dim=TEXT,
         pooled_projection_dim=TEXT,
-        guidance_embeds=True,
+        guidance_embeds=guidance_embeds,
         axes_dims_rope=(2, 2, 4),
     ).eval()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)

@@ -163,7 +163,8 @@ class Distiller(Method):
         from diffusion.teachers.local_pipeline import LocalPipeline
 
         pipeline = LocalPipeline.read(folder, device)
-        scale = self.sampled_at if self.guidance.drawn else 1.0
+        learnt = pipeline.config.guidance_range or (1.0, 1.0)
+        scale = self.sampled_at if self.guidance.drawn else learnt[0]
 
         def sample(noise: torch.Tensor, condition: Condition = None) -> torch.Tensor:
             return pipeline.drawn(noise, nfe, condition, scale)

@@ -95,7 +95,7 @@ class Method(ABC):
         self.settings, self.guidance = settings, Guidance() if guidance is None else guidance
         self.sampled_at = 1.0 if isinstance(self.guidance.scale, tuple) else self.guidance.scale
         if scale is not None:
-            self.guidance = Guidance(scale)
+            self.guidance = self.guidance.at(scale)
 
     @abstractmethod
     def evaluations(self) -> tuple[int, ...]:
@@ -124,7 +124,8 @@ class Method(ABC):
 
     def save(self, folder: Path, network: nn.Module, teacher: Denoiser) -> None:
         """Writes a student, or the teacher, as a folder that `diffusers` loads."""
-        known = {"guidance_range": list(self.guidance.scale)} if isinstance(self.guidance.scale, tuple) else {}
+        told: Any = self.guidance.scale if self.guidance.drawn else (teacher.embedded_scale,) * 2
+        known = {} if told[0] is None else {"guidance_range": list(told)}
         save_denoiser(folder, teacher.with_network(network), **self.facts(teacher), **known)
 
     @abstractmethod

@@ -75,7 +75,7 @@ class OneStep(Distiller):
 
     def student(self, network: nn.Module, teacher: Denoiser) -> NoiseStudent:
         """How the student feeds and reads its network."""
-        return NoiseStudent(network, teacher.schedule, teacher.prediction_type, family=teacher.family, **self._reading)
+        return NoiseStudent.of(teacher, network, **self._reading)
 
     @property
     def _reading(self) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
             schedule, prediction_type, _thresholding = self.schedule
         except UserError as error:
             raise UserError(f"teacher.{error}") from error
-        if self.guidance_scale != 1 and not conditions.can_be_guided:
+        if self.guidance.evaluations > 1 and not conditions.can_be_guided:
             raise UserError(
                 f"teacher.guidance_scale: found {self.guidance_scale}, expected 1: {self.path} has no unconditional "
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
@@ -236,6 +236,11 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
         stored, told, guidable = stored_network(self.folder), conditions.told, conditions.can_be_guided
         embeds = stored.family.takes_scale(stored.config)
         return facts_of(schedule, prediction_type, stored.shape, told, guidable, self.space.is_latent, embeds)
+
+    @property
+    def guidance(self) -> Guidance:
+        stored = stored_network(self.folder)
+        return Guidance(self.guidance_scale, stored.family.embeds_scale(stored.config))
 
     @property
     def family(self) -> TeacherFamily:

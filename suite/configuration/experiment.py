@@ -216,7 +216,7 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
 def _prompts_problems(prompts: PromptSettings, facts: TeacherFacts, selected: Mapping[str, Method]) -> list[str]:
     if facts.told != "text":
         return ["prompts: given, but the teacher is told no text; remove the block, or set teacher.text."]
-    if prompts.negative and all(method.guidance.scale == 1 for method in selected.values()):
+    if prompts.negative and all(method.guidance.evaluations == 1 for method in selected.values()):
         return ["prompts.negative: given, but nothing is guided; remove it, or set teacher.guidance_scale."]
     return []
 

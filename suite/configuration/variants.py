@@ -138,7 +138,7 @@ def _guidance_problem(method: Method, teacher: TeacherFacts, guidance: Guidance)
     scale = method.guidance.scale
     if method.guidance == guidance:
         return None
-    if scale != 1 and not teacher.can_be_guided:
+    if method.guidance.evaluations > 1 and not teacher.can_be_guided:
         return f"guidance_scale: found {scale}, expected 1: the teacher has no condition, or no unconditional input"
     if isinstance(scale, tuple):
         return _range_problem(method, scale, teacher, guidance)

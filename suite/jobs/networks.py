@@ -27,19 +27,21 @@ class VariantJob(Job):
         settings: its block, with the name of the ``method``.
         guidance_scale: of the teacher, where the method evaluates it; 1 is without. Where a student is sampled that is
             told it, the number that it is told.
+        guidance_embedded: whether the teacher's network is told the scale, in place of being guided.
     """
 
     variant: str
     settings: Annotated[dict[str, Any], Key("methods.{variant}")]
     guidance_scale: GuidanceScaleOrRange = 1.0
+    guidance_embedded: bool = False
 
     @cached_property
     def method(self) -> Any:
         """The method, ready to train or to sample."""
-        return configured_method(self.variant, self.settings, self.guidance_scale)
+        return configured_method(self.variant, self.settings, Guidance(self.guidance_scale, self.guidance_embedded))
 
 
-def configured_method(variant: str, settings: dict[str, Any], guidance_scale: Scale) -> Any:
+def configured_method(variant: str, settings: dict[str, Any], guidance: Guidance) -> Any:
     """The method that a variant's block describes, for a teacher under that guidance.
 
     Raises:
@@ -47,7 +49,7 @@ def configured_method(variant: str, settings: dict[str, Any], guidance_scale: Sc
     """
     method_type = method_class(settings["method"])
     try:
-        return method_type(method_type.Settings.model_validate(settings), Guidance(guidance_scale))
+        return method_type(method_type.Settings.model_validate(settings), guidance)
     except ValidationError as error:
         raise UserError("\n".join(problems_of(error, method_type.Settings, f"methods.{variant}"))) from error
 
@@ -85,4 +87,5 @@ def load_teacher(
     if prompts is not None:
         given, own = load_prompts(prompts, folder), denoiser.conditions
         denoiser.conditions = own.with_empty(given.empty) if captions and isinstance(own, Prompts) else given
-    return guided(denoiser, Guidance(guidance_scale))
+    embedded = denoiser.family.embeds_scale(denoiser.network.config)
+    return guided(denoiser, Guidance(guidance_scale, embedded))

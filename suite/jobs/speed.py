@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 
+from diffusion.guidance import Guidance
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
@@ -49,6 +50,7 @@ class Time(Job):
     prompts: Path | None = None
     settings: Annotated[SpeedSettings, Key("speed")]
     guidance_scale: GuidanceScale = 1.0
+    guidance_embedded: bool = False
 
     def run(self) -> None:
         settings, device = self.settings, default_device()
@@ -56,7 +58,8 @@ class Time(Job):
         inputs: dict[str, Input] = checked_prompts(self.prompts)
         for unit in self.units:
             key, nfe = f"{unit.variant}:{unit.nfe}", unit.nfe
-            method = configured_method(unit.variant, unit.settings, self.guidance_scale)
+            guidance = Guidance(self.guidance_scale, self.guidance_embedded)
+            method = configured_method(unit.variant, unit.settings, guidance)
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
             conditions, space = conditions_of_samples(folder, self.prompts), space_of(folder)

@@ -23,7 +23,7 @@ from diffusion.schedule import DiscreteSchedule, FlowSchedule
 from diffusion.solvers import ddim_sample
 from diffusion.teachers.families import families
 from diffusion.teachers.families.flux import packed_latents, unpacked_latents
-from diffusion.teachers.folder import import_teacher, load_denoiser, load_schedule, save_denoiser
+from diffusion.teachers.folder import import_teacher, load_denoiser, load_schedule, sampling_facts, save_denoiser
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.schedulers import alphas_cumprod_of, schedule_of
@@ -250,6 +250,50 @@ def test_a_student_is_a_stock_pipeline_and_draws_what_the_suite_draws(folders, t
     if own_code:
         with pytest.raises(ValueError, match="num_inference_steps: found 2"):
             pipeline.scheduler.set_timesteps(2)
+
+
+@pytest.mark.parametrize("scale", [3.5, (2.0, 5.0)])
+def test_a_network_that_embeds_its_scale_is_told_it_and_so_is_its_student(folders, tmp_path, scale):
+    """FLUX "dev": one evaluation, w as it is and not w − 1, of one number or of each image's own."""
+    folder, given = folders("flux"), torch.tensor([3.5, 2.5])
+    stored = load_denoiser(folder)
+    method = Boot(Boot.Settings.model_validate({"guidance_scale": scale}), Guidance(3.5, embedded=True))
+    teacher = guided(stored, method.guidance)
+    told = teacher.family.encoded(encoding_pipeline(folder, torch.device("cpu")), TEXTS, (16, 16))
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
+    drawn = isinstance(scale, tuple)
+    condition, expected = (told | {"guidance": given}, given) if drawn else (told, torch.full((2,), 3.5))
+    seen = []
+    hook = stored.network.register_forward_pre_hook(
+        lambda _module, _given, named: seen.append(named["guidance"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        found = teacher(x, t, condition)
+        assert torch.equal(found, stored(x, t, told | {"guidance": expected}))
+        assert not torch.allclose(found, stored(x, t, told | {"guidance": torch.ones(2)}), atol=1e-4)
+    hook.remove()
+    assert len(seen) == 3
+    assert torch.equal(seen[0], expected)
+    student = method.student(student_network(teacher), teacher)
+    with torch.no_grad():
+        sample = student.sample(x, condition)
+    method.save(tmp_path / "student", student.network, teacher)
+    assert sampling_facts(tmp_path / "student")["guidance_range"] == (list(scale) if drawn else [3.5, 3.5])
+    sampler, _network = method.sampler(tmp_path / "student", 1, torch.device("cpu"))
+    with torch.no_grad():
+        by_suite = sampler(x, told)  # at the teacher's 3.5
+        read = load_student(tmp_path / "student", scale=3.5).sample(x, told)
+    torch.testing.assert_close(by_suite[0], sample[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(read, by_suite, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(by_suite[1], sample[1], rtol=1e-5, atol=1e-6) == (not drawn)
+
+
+def test_a_network_without_that_input_takes_no_range(folders):
+    """FLUX "schnell"."""
+    teacher = load_denoiser(folders("flux", guidance_embeds=False))
+    assert not teacher.family.embeds_scale(teacher.network.config)
+    with pytest.raises(ValueError, match="FluxTransformer2DModel has no input for a scale"):
+        teacher.family.embedding_guidance(teacher.network)
 
 
 def test_a_latent_consistency_model_is_a_stock_pipeline_that_is_told_its_scale(folders, tmp_path):

@@ -1,8 +1,10 @@
 """A stock pipeline of `diffusers` from prompts to the report, small, and each of the others from prompts to samples."""
 
 import json
+import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import tiny_pipelines
 import torch
@@ -11,6 +13,7 @@ from PIL import Image
 from repository import CONFIG, snakemake
 
 from diffusion.data.samples import load_samples
+from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.prompts import encoder_of, load_prompts
 from diffusion.teachers.stored_network import stored_network
@@ -78,7 +81,7 @@ def test_stable_diffusion_from_prompts_to_the_report(tmp_path):
     assert image.size == (16, 16)
 
 
-FAMILIES = sorted(set(tiny_pipelines.PIPELINES) - {"stable-diffusion", "dit", "flux", "pixart-sigma"})
+FAMILIES = sorted(set(tiny_pipelines.PIPELINES) - {"stable-diffusion", "dit", "pixart-sigma"})
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -111,6 +114,22 @@ def test_each_pipeline_is_imported_distilled_and_sampled(tmp_path, name):
         seeds=(0,),
         output=tmp_path / "samples",
     ).run()
+    if name == "flux":  # its network is told the scale, so that a sampler evaluates it once a step
+        taught = json.loads((tmp_path / "students" / "nfe-1" / "student.json").read_text())
+        assert taught["guidance_range"] == [2.0, 2.0]
+        Sample(
+            variant="ddim",
+            settings={"method": "ddim", "num_inference_steps": [2]},
+            guidance_scale=2.0,
+            guidance_embedded=True,
+            source=tmp_path / "teacher",
+            prompts=tmp_path / "evaluation",
+            num_samples=4,
+            batch_size=4,
+            seeds=(0,),
+            output=tmp_path / "of_teacher",
+        ).run()
+        assert (tmp_path / "of_teacher" / "nfe-2" / "seed-0.npz").exists()
     samples = load_samples(tmp_path / "samples" / "nfe-1" / "seed-0.npz")
     side = {"deepfloyd-if": 8, "sana": 32}.get(name, 16)
     assert samples.shape == (4, side, side, 3)
@@ -128,25 +147,78 @@ def test_what_a_stock_pipeline_cannot_do_is_refused(tmp_path):
     assert any(line.startswith("methods.progressive: needs images with the captions") for line in lines)
 
 
-LARGE = {"sd15": "stable-diffusion", "sd21": "stable-diffusion", "sd3": "stable-diffusion-3", "sana": "sana"}
+LARGE = {
+    "sd15": "stable-diffusion",
+    "sd21": "stable-diffusion",
+    "sd3": "stable-diffusion-3",
+    "sana": "sana",
+    "deepfloyd-if": "deepfloyd-if",
+    "flux": "flux",
+}
+
+
+def large(folder, name):
+    """A shipped configuration with a tiny pipeline of its teacher's class, and files where the user's would be."""
+    raw = yaml.safe_load((CONFIG / "text-to-image" / f"{name}.yaml").read_text())
+    if "lora" in raw["methods"]["boot"]:
+        pytest.importorskip("peft", reason="adapters are an extra: make test-large")
+    made = experiment(folder, LARGE[name], prediction_type="v_prediction" if name == "sd21" else None)
+    raw["data"] |= {"path": made["data"]["path"], "resolution": {"sana": 32, "deepfloyd-if": 8}.get(name, 16)}
+    raw["teacher"]["path"] = made["teacher"]["path"]
+    raw["prompts"] = made["prompts"]
+    return raw
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_configuration_is_checked_and_planned(tmp_path, name):
-    """With a tiny pipeline of the same class in the teacher's place, and files where the user's would be."""
-    raw = yaml.safe_load((CONFIG / "text-to-image" / f"{name}.yaml").read_text())
-    made = experiment(tmp_path, LARGE[name], prediction_type="v_prediction" if name == "sd21" else None)
-    side = {"sana": 32}.get(name, 16)
-    raw["data"] |= {"path": made["data"]["path"], "resolution": side}
-    raw["teacher"]["path"] = made["teacher"]["path"]
-    raw["prompts"] = made["prompts"]
+    raw = large(tmp_path, name)
     found = parse_experiment(raw)
-    assert (found.told, found.is_latent) == ("text", True)
+    assert (found.told, found.is_latent) == ("text", name != "deepfloyd-if")
     assert set(found.methods) >= {"boot", "ddim"}
     assert all(not method.needs_data for method in found.methods.values() if method.trains)
     (tmp_path / "large.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     done = snakemake(tmp_path, "--dry-run", config=tmp_path / "large.yaml")
     assert "training_prompts" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_configuration_runs_to_its_report(tmp_path, name):
+    """All that it says but for its lengths; with BOOT and DDIM alone. A minute each: asked for by BOOT_TEST_LARGE=1."""
+    if not os.environ.get("BOOT_TEST_LARGE"):
+        pytest.skip("a minute each: BOOT_TEST_LARGE=1 (make test-large)")
+    raw = large(tmp_path, name) | {"select": ["boot", "ddim"]}
+    raw["methods"]["ddim"]["num_inference_steps"] = [1, 2]
+    raw["methods"]["boot"]["training"] |= {"steps": 2, "batch_size": 4, "gradient_accumulation_steps": 2,
+                                           "warmup_steps": 0}  # fmt: skip
+    small = {"num_samples": 16, "batch_size": 8, "features": "efficientnet-lite0-32", "trajectory_noises": 4}
+    raw["evaluation"] |= small | {"teacher": {"variant": "ddim", "nfe": 2 if name == "flux" else 4}}
+    raw["speed"] = {"batch_sizes": [2], "seconds": 1}
+    (tmp_path / "large.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    snakemake(tmp_path, config=tmp_path / "large.yaml")
+    (results,) = (tmp_path / "results").iterdir()
+    table = pd.read_csv(results / "report" / "metrics.csv")
+    assert set(table["variant"]) >= {"boot", "ddim"}
+    student = results / "students" / "boot" / "train-0" / "nfe-1"
+    pipeline = DiffusionPipeline.from_pretrained(student, trust_remote_code=True)
+    given = {"guidance_scale": 3.5} if name == "flux" else {"guidance_scale": 1.0}
+    size = {} if name in ("sd15", "sd21") else dict.fromkeys(("height", "width"), raw["data"]["resolution"])
+    (image,) = pipeline("a red fox in the snow", num_inference_steps=1, **given, **size).images
+    assert image.size == (raw["data"]["resolution"],) * 2
+
+
+def test_a_sampler_of_a_teacher_that_is_told_its_scale_evaluates_once_a_step(tmp_path):
+    raw = experiment(tmp_path, "flux")
+    del raw["methods"]["sid"]
+    raw["methods"]["range"] = {"method": "boot", "guidance_scale": [2.0, 4.0], "training": FEW}
+    raw["evaluation"]["teacher"]["nfe"] = 2
+    found = parse_experiment(raw)
+    assert found.methods["ddim"].evaluations() == (1, 2)
+    assert found.methods["boot"].guidance == Guidance(3.0, embedded=True)
+    assert found.methods["range"].guidance == Guidance((2.0, 4.0), embedded=True)
+    raw["prompts"]["negative"] = "ice"
+    with pytest.raises(UserError, match=r"^prompts\.negative: given, but nothing is guided"):
+        parse_experiment(raw)
 
 
 @pytest.mark.parametrize("name", sorted(set(LARGE.values())))

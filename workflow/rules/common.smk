@@ -159,6 +159,7 @@ def method_module(wildcards):
 FAMILY = type(EXPERIMENT.teacher.family).__module__
 # How the teacher is guided wherever it is evaluated.
 GUIDANCE = EXPERIMENT.teacher.guidance_scale
+EMBEDDED = {"guidance_embedded": True} if EXPERIMENT.teacher.guidance.embedded else {}
 # Where the user's images are: of them the content counts.
 BROUGHT = [file for samples in EVALUATION.external.values() for file in samples.files.values()]
 TRAINED = "{variant}/train-{train_seed}"
@@ -256,6 +257,7 @@ def sampled(record, **chosen):
         variant=wildcard("variant"),
         settings=method_settings,
         guidance_scale=sampled_scale,
+        **EMBEDDED,
         num_samples=EVALUATION.num_samples,
         batch_size=EVALUATION.batch_size,
         **chosen,

@@ -236,6 +236,7 @@ rule speed:
             ],
             settings=settings(EXPERIMENT.speed),
             guidance_scale=GUIDANCE,
+            **EMBEDDED,
         ),
     output:
         table("speed/speed"),

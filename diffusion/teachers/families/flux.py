@@ -1,5 +1,6 @@
 """FLUX.1 (Black Forest Labs 2024): flow matching on packed latents; guidance is an input of the distilled "dev"."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,15 @@ class Flux(TextFamily):
     networks = ("FluxTransformer2DModel",)
     scales_noise = False
 
-    def problems(self, config: Mapping[str, Any]) -> list[str]:
-        if config.get("guidance_embeds"):
-            return ["found guidance_embeds true, expected false: a network that is told its guidance is not asked yet."]
-        return []
+    def embeds_scale(self, config: Any) -> bool:
+        return bool(config.get("guidance_embeds"))
+
+    def takes_scale(self, config: Any) -> bool:
+        return self.embeds_scale(config)
+
+    def embedding_guidance(self, network: nn.Module) -> nn.Module:
+        given: Any = network
+        return copy.deepcopy(network) if self.embeds_scale(given.config) else super().embedding_guidance(network)
 
     def encoded(self, pipeline: Any, texts: list[str], size: Sequence[int]) -> dict[str, torch.Tensor]:
         text, pooled, _ = pipeline.encode_prompt(texts, None)
