@@ -173,10 +173,10 @@ def _stable_diffusion_xl(folder):
     )
 
 
-def _deepfloyd_if(_folder):
+def _deepfloyd_if(_folder, enlarges=False):
     encoder, tokenizer = _t5()
     network = _unet(
-        in_channels=3,
+        **({"in_channels": 6, "class_embed_type": "timestep", "sample_size": 16} if enlarges else {"in_channels": 3}),
         out_channels=6,
         block_out_channels=(32, 64),
         norm_num_groups=4,
@@ -200,7 +200,11 @@ def _deepfloyd_if(_folder):
         sample_max_value=1.5,
         clip_sample=True,
     )
-    return diffusers.IFPipeline(
+    kind, further = diffusers.IFPipeline, {}
+    if enlarges:
+        kind = diffusers.IFSuperResolutionPipeline
+        further = {"image_noising_scheduler": diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")}
+    return kind(
         tokenizer=tokenizer,
         text_encoder=encoder,
         unet=network,
@@ -209,6 +213,7 @@ def _deepfloyd_if(_folder):
         feature_extractor=None,
         watermarker=None,
         requires_safety_checker=False,
+        **further,
     )
 
 
@@ -332,6 +337,7 @@ PIPELINES = {
     "stable-diffusion": _stable_diffusion,
     "stable-diffusion-xl": _stable_diffusion_xl,
     "deepfloyd-if": _deepfloyd_if,
+    "deepfloyd-if-2": lambda folder: _deepfloyd_if(folder, enlarges=True),
     "pixart-alpha": lambda folder: _pixart(diffusers.PixArtAlphaPipeline, folder),
     "pixart-sigma": lambda folder: _pixart(diffusers.PixArtSigmaPipeline, folder),
     "dit": _dit,

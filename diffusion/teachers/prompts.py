@@ -8,8 +8,9 @@ alone.
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 
 from diffusion.conditions import Condition, Conditions
+from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.runtime.files import link_or_copy, read_json, write_json
 from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table, joined
 from diffusion.teachers.latents import space_of
+from diffusion.teachers.low_resolution import IMAGES, Enlarging
 from diffusion.teachers.stock import TextFamily, encoding_pipeline
 from diffusion.teachers.stored_network import stored_network
 
@@ -29,6 +32,8 @@ _TEXTS, _EMBEDDINGS, _SHARDS = "prompts.json", "embeddings.safetensors", "embedd
 _EMPTY = "empty_"  # before the names of the unconditional input's tables
 # Tables up to that are held on the device that asks; of larger ones only the batch travels.
 _HELD_BYTES = 2**30
+# The seed of the noise on images that samples enlarge; no sampling seed, so that it is none of a sample's own.
+_ENLARGED = 2**53
 # Of one file; what encoding holds in memory.
 _SHARD_BYTES = 2**30
 
@@ -46,6 +51,7 @@ class Prompts(Conditions):
         knows_empty: whether the teacher was trained with the empty text, so that it can be guided.
         source: the pipeline's folder, with the encoder and the tokenizer.
         stored: the folder that these texts were read from, if they were.
+        enlarging: how the images that the network enlarges are given, one of each text; None where it enlarges none.
     """
 
     told, num_classes = "text", None
@@ -59,7 +65,9 @@ class Prompts(Conditions):
         knows_empty: bool,
         source: Path,
         stored: Path | None = None,
+        enlarging: Enlarging | None = None,
     ) -> None:
+        self.enlarging = enlarging
         self.texts, self.indices, self.embeddings, self.empty = tuple(texts), indices, embeddings, empty
         self.knows_empty, self.source, self.stored = knows_empty, source, stored
         self._elsewhere: dict[torch.device, Prompts] = {}
@@ -80,7 +88,8 @@ class Prompts(Conditions):
 
     def with_empty(self, empty: Embeddings) -> "Prompts":
         """These texts with another unconditional input."""
-        return Prompts(self.texts, self.indices, self.embeddings, empty, self.knows_empty, self.source)
+        own = self.texts, self.indices, self.embeddings
+        return Prompts(*own, empty, self.knows_empty, self.source, enlarging=self.enlarging)
 
     def _on(self, device: torch.device) -> "Prompts":
         """These texts with their tables on ``device``, where they are small enough."""
@@ -101,11 +110,20 @@ class Prompts(Conditions):
 
     def draw(self, count: int, generator: torch.Generator) -> Condition:
         """Uniform over the texts."""
-        return self._told(torch.randint(len(self.texts), (count,), generator=generator, device=generator.device))
+        device = generator.device
+        told = self._told(torch.randint(len(self.texts), (count,), generator=generator, device=device))
+        if self.enlarging is None:
+            return told
+        noise = torch.randn(count, *self.enlarging.shape, generator=generator, device=device)
+        return self.enlarging.told(told, noise)
 
     def of_samples(self, indices: Iterable[int], device: torch.device | str) -> Condition:
         """Sample i has text i mod P."""
-        return self._told(torch.tensor([int(i) % len(self.texts) for i in indices], device=device))
+        numbers = [int(i) for i in indices]
+        told = self._told(torch.tensor([number % len(self.texts) for number in numbers], device=device))
+        if self.enlarging is None:
+            return told
+        return self.enlarging.told(told, initial_noise(_ENLARGED, numbers, self.enlarging.shape).to(device))
 
     def labels(self, condition: Condition) -> torch.Tensor | None:
         return condition["prompt"] if condition else None
@@ -306,7 +324,8 @@ def save_prompts(folder: Path, prompts: Prompts) -> None:
         return
     table = prompts.embeddings
     shards = [table] if isinstance(table, Embeddings) else table.parts if isinstance(table, Shards) else None
-    _write(folder, prompts.texts, prompts.indices.tolist(), prompts.knows_empty, prompts.empty, shards)
+    listed = prompts.texts, prompts.indices.tolist(), prompts.knows_empty, prompts.empty
+    _write(folder, *listed, shards, prompts.enlarging)
 
 
 def store_encoded(
@@ -317,6 +336,8 @@ def store_encoded(
     knows_empty: bool,
     negative: str = "",
     cache: bool = True,
+    enlarging: Enlarging | None = None,
+    images: Callable[[Sequence[str], Embeddings], torch.Tensor] | None = None,
 ) -> None:
     """As :func:`encode` and :func:`save_prompts`, with no more than one file's embeddings in memory.
 
@@ -324,11 +345,18 @@ def store_encoded(
         texts: normalised and distinct.
         negative: what stands in the place of a text in the unconditional input.
         cache: whether embeddings are stored; else the texts are encoded whenever they are asked for.
+        enlarging, images: of a network that enlarges images: how, and what draws them of texts and their embeddings,
+            uint8, shape (P, C, h, w).
     """
     empty = encoder.negative(normalised(negative))
     size = max(1, _SHARD_BYTES // empty.nbytes)
-    shards = (encoder(texts[start : start + size]) for start in range(0, len(texts), size))
-    _write(folder, texts, indices, knows_empty, empty, shards if cache else None)
+
+    def encoded(some: Sequence[str]) -> Embeddings:
+        found = encoder(some)
+        return found if images is None else Embeddings({**found.tables, IMAGES: images(some, found)})
+
+    shards = (encoded(texts[start : start + size]) for start in range(0, len(texts), size))
+    _write(folder, texts, indices, knows_empty, empty, shards if cache else None, enlarging)
 
 
 def _write(
@@ -338,6 +366,7 @@ def _write(
     knows_empty: bool,
     empty: Embeddings,
     shards: Iterable[Embeddings] | None,
+    enlarging: Enlarging | None = None,
 ) -> None:
     """One shard stands in one file with the unconditional input; of several each has a file of its own."""
     from safetensors.torch import save_file
@@ -346,7 +375,8 @@ def _write(
         save_file({name: table.cpu().contiguous() for name, table in tables.items()}, folder / name)
 
     about = {"texts": list(texts), "indices": list(indices), "knows_empty": knows_empty}
-    write_json(folder / _TEXTS, about | ({"cached": False} if shards is None else {}))
+    further: dict[str, Any] = {} if enlarging is None else {"enlarging": asdict(enlarging)}
+    write_json(folder / _TEXTS, about | further | ({"cached": False} if shards is None else {}))
     tables = {f"{_EMPTY}{name}": table for name, table in empty.tables.items()}
     for number, shard in enumerate(shards or ()):
         if shard.num_texts == len(texts):
@@ -384,9 +414,11 @@ def load_prompts(folder: Path, source: Path | None = None) -> Prompts:
             embeddings = Shards([Embeddings(load_file(file)) for file in _shards(folder)])
         if not len(texts) == len(indices) == embeddings.num_texts > 0:
             raise ValueError(f"{len(texts)} texts and {embeddings.num_texts} embeddings")
+        how = about.get("enlarging")
+        enlarging = None if how is None else Enlarging(**{**how, "shape": tuple(how["shape"])})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder}: no texts with embeddings can be read ({error}); make them again.") from error
-    return Prompts(texts, indices, embeddings, empty, bool(about["knows_empty"]), source, folder)
+    return Prompts(texts, indices, embeddings, empty, bool(about["knows_empty"]), source, folder, enlarging)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -18,11 +18,19 @@ from diffusion.space import Space
 from diffusion.teachers.autoencoder import AutoencoderSettings
 from diffusion.teachers.facts import TeacherFacts, Told, facts_of
 from diffusion.teachers.families import TeacherFamily, families
-from diffusion.teachers.folder import load_conditions, load_schedule, missing_files, pipeline_problems
+from diffusion.teachers.folder import (
+    load_conditions,
+    load_schedule,
+    missing_files,
+    pipeline_problems,
+    sampling_facts,
+)
 from diffusion.teachers.hub import model_folder
 from diffusion.teachers.latents import space_of
+from diffusion.teachers.low_resolution import LowResolutionSettings, enlarging_of
 from diffusion.teachers.networks.unet import NetworkSettings, build_network
-from diffusion.teachers.stored_network import stored_network
+from diffusion.teachers.stock import TextFamily
+from diffusion.teachers.stored_network import StoredNetwork, stored_network
 from diffusion.teachers.text import TextSettings
 from diffusion.thresholding import NO_THRESHOLD, STATIC, Thresholding
 from diffusion.times import lognormal_levels, uniform_times
@@ -190,14 +198,16 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
             stands for no class. Null asks the folder, and takes all labels for classes if that does not say.
         start_level: the largest σ/α of a schedule of betas that is used, by samplers and in distillation; null is what
             the scheduler's file says (``lambda_min_clipped``), and all of them where it says nothing.
+        low_resolution: what a teacher of a later stage of a cascade enlarges.
     """
 
     path: UserPath = Field(min_length=1)
     revision: str | None = None
     num_classes: int | None = Field(None, ge=1)
     start_level: float | None = Field(None, gt=0)
+    low_resolution: LowResolutionSettings | None = None
 
-    later: ClassVar[tuple[str, ...]] = ("start_level",)
+    later: ClassVar[tuple[str, ...]] = ("start_level", "low_resolution")
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -234,8 +244,41 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
                 f"input ({conditions}); if its last label stands for no class, say so by teacher.num_classes."
             )
         stored, told, guidable = stored_network(self.folder), conditions.told, conditions.can_be_guided
+        self._check_low_resolution(stored)
         embeds = stored.family.takes_scale(stored.config)
         return facts_of(schedule, prediction_type, stored.shape, told, guidable, self.space.is_latent, embeds)
+
+    def _check_low_resolution(self, stored: StoredNetwork) -> None:
+        """Raises UserError where the network enlarges images and none are to be had, or takes none."""
+        given = self.low_resolution
+        if given is None or not stored.family.enlarges:
+            if stored.family.enlarges:
+                raise UserError(
+                    "teacher.low_resolution: missing; expected the folder of a one-step student of the stage before, "
+                    "of whose images the teacher makes larger ones."
+                )
+            if given is not None:
+                raise UserError("teacher.low_resolution: given, but the teacher enlarges no images; remove it.")
+            return
+        folder = Path(given.path)
+        if (missing := missing_files(folder)) or "told_timestep" not in sampling_facts(folder):
+            found = missing[0] if missing else f"{folder}: not a one-step student"
+            raise UserError(f"teacher.low_resolution.path: {found}; expected a one-step student of the stage before.")
+        before, enlarging = stored_network(folder), stored.family
+        if before.shape[0] != stored.shape[0] or before.shape[1] >= stored.shape[1]:
+            raise UserError(
+                f"teacher.low_resolution.path: makes images of shape {before.shape}, the teacher of {stored.shape}; "
+                f"expected smaller ones of as many channels."
+            )
+        assert isinstance(enlarging, TextFamily)
+        read = enlarging.told_shapes(stored.config)["text"]
+        told = before.family.told_shapes(before.config)["text"] if isinstance(before.family, TextFamily) else None
+        if told != read:
+            raise UserError(
+                f"teacher.low_resolution.path: is told texts of shape {told}, the teacher of {read}; expected stages "
+                f"with the same text encoder."
+            )
+        enlarging_of(self.folder, stored.shape, given.noise_level)
 
     @property
     def guidance(self) -> Guidance:

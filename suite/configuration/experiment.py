@@ -226,6 +226,8 @@ def _stored_text_problems(teacher: StoredTeacher, prompts: PromptSettings, selec
     if not teacher.family.pipelines:
         return []
     problems = []
+    if teacher.low_resolution and not prompts.cache:
+        problems.append("prompts.cache: found false, expected true: the images that the teacher enlarges are stored")
     if prompts.trains_on_captions:
         problems.append(
             "prompts.train: found captions, expected another source: the folder of the teacher holds none of its "

@@ -1,17 +1,22 @@
 """The texts that students are trained with, and that samples are drawn of."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 
+from diffusion.data.samples import to_uint8
 from diffusion.data.store import load_split
+from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json, write_json
+from diffusion.teachers.embeddings import Embeddings
 from diffusion.teachers.folder import load_conditions
+from diffusion.teachers.low_resolution import enlarging_of
 from diffusion.teachers.prompt_sources import PromptSettings, Tokenizer, TokenLimit, prompt_lists
 from diffusion.teachers.prompts import (
     Prompts,
@@ -22,11 +27,14 @@ from diffusion.teachers.prompts import (
     token_limit,
 )
 from diffusion.teachers.stock import TextsToCome
+from diffusion.teachers.stored_network import stored_network
 from suite.job import Job, Key
 from suite.jobs.inputs import checked_data
+from suite.jobs.networks import checked_network
 from suite.provenance import checked, checked_folder
 
 LISTS = "texts.json"
+_DRAWN_AT_ONCE = 64
 
 
 class Collect(Job):
@@ -70,6 +78,8 @@ class Encode(Job):
             was trained with.
         part: what the texts are for.
         cache: as of :class:`diffusion.teachers.prompt_sources.PromptSettings`.
+        low_resolution, noise_level: the student whose images the teacher enlarges, as of
+            :class:`diffusion.teachers.low_resolution.LowResolutionSettings`.
     """
 
     teacher: Path
@@ -77,6 +87,8 @@ class Encode(Job):
     texts: Path | None = None
     part: Literal["train", "evaluation"] = "evaluation"
     cache: Annotated[bool, Key("prompts.cache")] = True
+    low_resolution: Annotated[Path | None, Key("teacher.low_resolution.path")] = None
+    noise_level: Annotated[int, Key("teacher.low_resolution.noise_level")] = 250
 
     def run(self) -> None:
         conditions = load_conditions(self.teacher)
@@ -100,7 +112,13 @@ class Encode(Job):
                 if self.part == "evaluation":
                     texts, facts = self._unseen(texts, lists.get("train"), conditions)
                 given = encoder, list(texts), list(texts.values()), conditions.knows_empty
-                store_encoded(folder, *given, negative=lists.get("negative", ""), cache=self.cache)
+                options: dict[str, Any] = {"negative": lists.get("negative", ""), "cache": self.cache}
+                if self.low_resolution is not None:
+                    inputs |= checked_network("low resolution", self.low_resolution)
+                    shape = stored_network(self.teacher).shape
+                    options["enlarging"] = enlarging_of(self.teacher, shape, self.noise_level)
+                    options["images"] = _drawn_by(self.low_resolution)
+                store_encoded(folder, *given, **options)
             self.write_record(folder, inputs, **facts)
 
     def _unseen(
@@ -123,6 +141,26 @@ class Encode(Job):
             )
         seen = len(kept.keys() & set(conditions.texts))
         return kept, {"left_out": len(known), "seen_by_the_teacher": seen} if self.texts else {}
+
+
+def _drawn_by(student: Path) -> Callable[[Sequence[str], Embeddings], torch.Tensor]:
+    """What draws an image of each text, uint8 (P, C, h, w): of noise that the text alone decides."""
+    # Here: `diffusers`' pipelines take seconds to import.
+    from diffusion.teachers.local_pipeline import LocalPipeline
+
+    pipeline, shape = LocalPipeline.read(student, default_device()), stored_network(student).shape
+
+    @torch.no_grad()
+    def images(texts: Sequence[str], embeddings: Embeddings) -> torch.Tensor:
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") for text in texts]
+        found = []
+        for rows in torch.arange(len(texts)).split(_DRAWN_AT_ONCE):
+            noise = initial_noise(0, [seeds[row] for row in rows.tolist()], shape).to(pipeline.device)
+            told = {name: value.to(noise) for name, value in embeddings.at(rows).items()}
+            found.append(torch.from_numpy(to_uint8(pipeline.drawn(noise, 1, told))).permute(0, 3, 1, 2))
+        return torch.cat(found)
+
+    return images
 
 
 def _captions(data: Path) -> dict[str, int]:

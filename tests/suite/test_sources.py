@@ -96,11 +96,11 @@ def test_the_mathematics_opens_no_file_and_knows_no_process_lock_or_download(mod
 LOOP, PAIRS, LOCKS = "diffusion.training.loop", "diffusion.distillation.pairs", "filelock"
 CLOSURES = {
     "data": (2000, ["diffusion.training", "diffusion.teachers", "diffusion.distillation", "evaluation", "boot"]),
-    "teacher": (8350, ["diffusion.distillation", "evaluation", "boot", "baselines"]),
-    "sampling": (5950, [LOOP, PAIRS, "evaluation"]),
+    "teacher": (8650, ["diffusion.distillation", "evaluation", "boot", "baselines"]),
+    "sampling": (6150, [LOOP, PAIRS, "evaluation"]),
     "extraction": (4000, ["diffusion.training", "diffusion.teachers", "diffusion.distillation", "boot"]),
     "measuring": (5150, [LOOP, "diffusion.teachers", "diffusion.distillation", "boot"]),
-    "trajectory": (5950, [LOOP, PAIRS, "boot.distillation", "evaluation.measure", "evaluation.report"]),
+    "trajectory": (6150, [LOOP, PAIRS, "boot.distillation", "evaluation.measure", "evaluation.report"]),
     "report": (6650, ["diffusion.teachers", "diffusion.training", "diffusion.distillation", "diffusion.denoiser"]),
 }
 

@@ -174,6 +174,9 @@ AUTOENCODER = {"autoencoder": ROOT / "autoencoder"} if EXPERIMENT.is_latent and 
 LISTS = {} if EXPERIMENT.prompts.only_captions else {"texts": ROOT / "texts"}
 OWN_PROMPTS = not EXPERIMENT.prompts.trains_on_captions or EXPERIMENT.prompts.negative
 TRAINING_PROMPTS = {"prompts": ROOT / "training_prompts"} if OWN_PROMPTS else {}
+# A student of the stage before, whose images a teacher of a cascade enlarges: its files, and where they lie.
+LOW = None if EXPERIMENT.trains_teacher else EXPERIMENT.teacher.low_resolution
+ENLARGED = {"files": deciding_files(Path(LOW.path)), "noise_level": LOW.noise_level} if LOW else {}
 STUDENT = ROOT / "students" / TRAINED
 # Where jobs leave what an interrupted one goes on with.
 STATE = ROOT / "state"

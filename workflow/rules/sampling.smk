@@ -39,7 +39,7 @@ rule prompts:
         **LISTS,
         **({"data": ROOT / "data"} if EXPERIMENT.prompts.evaluates_captions else {}),
         teacher=ROOT / "teacher",
-        asked=job(ROOT / "prompts" / RECORD, "prompts.Encode"),
+        asked=job(ROOT / "prompts" / RECORD, "prompts.Encode", **ENLARGED),
     output:
         directory(ROOT / "prompts"),
     log:
@@ -52,7 +52,7 @@ rule prompts:
     resources:
         **asks(16_000, 60, gpu=GPU),
     params:
-        job=told(),
+        job=told(low_resolution=LOW.path if LOW else None),
     shell:
         ALONE
 
@@ -67,6 +67,7 @@ use rule prompts as training_prompts with:
             "prompts.Encode",
             part="train",
             cache=EXPERIMENT.prompts.cache,
+            **ENLARGED,
         ),
     output:
         directory(ROOT / "training_prompts"),

@@ -21,10 +21,12 @@ class TeacherFamily(Family):
     Attributes:
         networks: the names of its classes.
         own_networks: those of them that are this suite's, whose code travels with their weights.
+        enlarges: whether they are told an image of a lower resolution.
     """
 
     networks: ClassVar[tuple[str, ...]]
     own_networks: ClassVar[tuple[str, ...]] = ()
+    enlarges: ClassVar[bool] = False
 
     @abstractmethod
     def network_class(self, name: str) -> Any:
