@@ -10,7 +10,10 @@ SPEED_COLUMNS = (
     *("experiment", "method", "variant", "nfe", "device", "dtype", "batch_size", "images_per_second"),
     *("latency_ms_median", "latency_ms_p95", "peak_memory_mb"),
     *("rounds", "median_precision", "network_share", "energy_j_per_image"),
+    *("text_encoder_ms", "decoder_ms"),
 )
+# What tables of earlier versions have not.
+FURTHER_SPEED = ("text_encoder_ms", "decoder_ms")
 COSTS = ("steps", "network_evaluations", "real_images_seen", "wall_clock_s", "parameters")
 # What not every cost file has, and what stands for it: only some methods have a set; older files have no such seconds.
 FURTHER_COSTS = {"offline_bytes": 0.0, "cpu_s": math.nan, "gpu_s": math.nan}

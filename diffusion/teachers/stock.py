@@ -15,8 +15,11 @@ from diffusion.runtime.errors import UserError, brief
 from diffusion.runtime.files import read_json_object
 from diffusion.teachers.families import TeacherFamily
 
-# Parts of a pipeline that encode no text. Safety checkers are never read.
-_NOT_OF_TEXT = ("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder", "watermarker")
+# Parts of a pipeline that encode no text. Safety checkers are never read; a student's scheduler may be code of its own.
+_NOT_OF_TEXT = (
+    *("unet", "transformer", "vae", "safety_checker", "feature_extractor", "image_encoder", "watermarker"),
+    *("scheduler", "image_noising_scheduler"),
+)
 
 
 class StockFamily(TeacherFamily):

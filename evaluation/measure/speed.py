@@ -31,7 +31,7 @@ from diffusion.runtime.errors import NonFiniteError, UserError
 from diffusion.runtime.memory import within_memory
 from evaluation.columns import SPEED_COLUMNS
 
-Sampler = Callable[[torch.Tensor], torch.Tensor]
+Sampler = Callable[[torch.Tensor], Any]
 
 COLUMNS = SPEED_COLUMNS[SPEED_COLUMNS.index("device") :]
 
@@ -47,7 +47,8 @@ class SpeedResult:
         rows: one a sampler and batch size: ``key`` (the sampler), the columns of speed.csv from ``device`` on
             (:data:`COLUMNS`) and ``latency_ms_iqr`` (the spread: upper minus lower quartile). ``median_precision`` is
             half the width of the median's 95 % interval over the median, ``network_share`` the share of the time that
-            passes within the network. None where a figure could not be taken.
+            passes within the network; ``text_encoder_ms`` and ``decoder_ms`` are medians of such a batch in a part of
+            its own. None where a figure could not be taken, or there is no such part.
         raw: settings, the processor's clock and every single latency in milliseconds, for the JSON beside the table.
     """
 
@@ -62,6 +63,7 @@ def measure_speed(
     device: str | torch.device,
     *,
     networks: Mapping[str, torch.nn.Module] | None = None,
+    parts: Mapping[str, Sampler] | None = None,
     seconds: float = 60.0,
     precision: float = 0.02,
     warmup: int = 2,
@@ -81,6 +83,8 @@ def measure_speed(
         batch_sizes: for example (128, 1): throughput and single-picture latency.
         device: where the samplers run.
         networks: the network of each sampler, whose share of the time is taken; None leaves it out.
+        parts: what is timed in turns with them, and is a column of every row: ``text_encoder``, which the samplers do
+            not run, and ``decoder``, which they do. As many texts, or latents, as there is noise.
         seconds: time budget over all batch sizes. Rounds go on until it is used up or every median is precise, but at
             least ``min_rounds`` and at most ``max_rounds`` are made at each batch size.
         precision: a median is precise when half its 95 % interval (from order statistics) is within this share of it.
@@ -94,7 +98,7 @@ def measure_speed(
     """
     if not samplers or not batch_sizes:
         raise UserError("speed: nothing to measure; give at least one sampler and one batch size.")
-    device = torch.device(device)
+    device, parts = torch.device(device), parts or {}
     rows: list[dict[str, Any]] = []
     raw: dict[str, Any] = {
         "device": device_name(device),
@@ -121,10 +125,13 @@ def measure_speed(
                 _check_output(name, within_memory("speed.batch_sizes", once, batch_size, device), batch_size)
             order, limits = np.random.default_rng(seed), (warmup, min_rounds, max_rounds)
             latencies = _time_rounds(
-                samplers, make_noise, batch_size, device, seconds / len(batch_sizes), precision, *limits, order
-            )
+                {**samplers, **parts}, make_noise, batch_size, device, seconds / len(batch_sizes), precision, *limits,
+                order,
+            )  # fmt: skip
             raw["latency_ms"][str(batch_size)] = {name: values.tolist() for name, values in latencies.items()}
-            for name, values in latencies.items():
+            of_parts = {name: float(np.median(latencies[name])) for name in parts}
+            for name in samplers:
+                values = latencies[name]
                 median = float(np.median(values))
                 rows.append(
                     {
@@ -142,6 +149,8 @@ def measure_speed(
                             network_share(samplers[name], networks[name], noise, device) if networks else None
                         ),
                         "energy_j_per_image": energy_per_image(samplers[name], noise, device),
+                        "text_encoder_ms": of_parts.get("text_encoder"),
+                        "decoder_ms": of_parts.get("decoder"),
                         "latency_ms_iqr": float(np.subtract(*np.percentile(values, [75, 25]))),
                     }
                 )

@@ -15,6 +15,7 @@ from evaluation.columns import (
     COST_COLUMNS,
     COSTS,
     FURTHER_COSTS,
+    FURTHER_SPEED,
     METRICS_COLUMNS,
     SPEED_COLUMNS,
     TRAJECTORY_COLUMNS,
@@ -32,13 +33,14 @@ class Method(NamedTuple):
     nfe: int | None
 
 
-def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read_csv(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
         raise UserError(f"{path}: not found. Run the rule that writes it.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not a CSV table ({error}). Delete it and run Snakemake again.") from error
+    frame = frame.reindex(columns=[*frame.columns, *(name for name in optional if name not in frame.columns)])
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise UserError(
@@ -48,13 +50,13 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return frame[list(columns)]
 
 
-def read_table(path: Path, columns: Sequence[str], finite: Sequence[str]) -> pd.DataFrame:
-    """Reads ``columns`` of a CSV table; those in ``finite`` as numbers.
+def read_table(path: Path, columns: Sequence[str], finite: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
+    """Reads ``columns`` of a CSV table; those in ``finite`` as numbers. Those in ``optional`` may lack, and are empty.
 
     Raises:
         UserError: the file is missing, lacks a column, or holds a value that is not finite.
     """
-    frame = _read_csv(path, columns)
+    frame = _read_csv(path, columns, optional)
     for name in finite:
         text = frame[name].dropna()
         bad = text[~np.isfinite(pd.to_numeric(text, errors="coerce").astype(float))]
@@ -93,7 +95,8 @@ def load_speed(path: Path) -> pd.DataFrame:
     Raises:
         UserError: as :func:`load_metrics`; or figures of several machines, which say nothing beside each other.
     """
-    speed = read_table(path, SPEED_COLUMNS, finite=("nfe", "batch_size", *SPEED_COLUMNS[7:]))
+    numbers = ("nfe", "batch_size", *SPEED_COLUMNS[7:])
+    speed = read_table(path, SPEED_COLUMNS, finite=numbers, optional=FURTHER_SPEED)
     machines = speed["device"].dropna().unique()
     if len(machines) > 1:
         raise UserError(

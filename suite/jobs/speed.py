@@ -1,5 +1,6 @@
 """Wall-clock speed of sampling."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,12 +8,15 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 
+from diffusion.conditions import Conditions
 from diffusion.guidance import Guidance
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.gpus import gpu_lock
 from diffusion.runtime.settings import Settings
+from diffusion.space import Space
 from diffusion.teachers.latents import space_of
+from diffusion.teachers.prompts import Prompts, encoder_of
 from diffusion.teachers.stored_network import stored_network
 from evaluation.measure import speed
 from evaluation.measure.protocols import SpeedSettings
@@ -70,7 +74,7 @@ class Time(Job):
             )
             identities[key] = {"experiment": self.experiment, "method": method.name}
             identities[key] |= {"variant": unit.variant, "nfe": nfe}
-        shape = stored_network(folder).shape
+        shape, parts = stored_network(folder).shape, _parts(folder, conditions, space, device)
         drawn = 0
 
         def make_noise(batch_size: int) -> torch.Tensor:
@@ -85,9 +89,28 @@ class Time(Job):
                 settings.batch_sizes,
                 device,
                 networks=networks,
+                parts=parts,
                 seconds=settings.seconds,
                 precision=settings.precision,
             )
         rows = [{**identities[row["key"]], **{name: row[name] for name in speed.COLUMNS}} for row in result.rows]
         with self.result_file(inputs, timings=result.raw) as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def _parts(
+    folder: Path, conditions: Conditions, space: Space, device: torch.device
+) -> dict[str, Callable[[torch.Tensor], Any]]:
+    """What makes images of a pipeline beside its network, for as many of them as there is noise."""
+    parts: dict[str, Callable[[torch.Tensor], Any]] = {}
+    if space.is_latent:
+        parts["decoder"] = space.decode
+    if isinstance(conditions, Prompts):
+        encoder, texts = encoder_of(folder, conditions.max_tokens, device), conditions.texts
+
+        def encode(noise: torch.Tensor) -> Any:
+            asked = [texts[number % len(texts)] for number in range(len(noise))]
+            return encoder(asked, at_once=len(asked), device=device)
+
+        parts["text_encoder"] = encode
+    return parts

@@ -139,7 +139,8 @@ def test_long_tables_have_their_columns_in_order(report):
         "metrics": "experiment,method,variant,nfe,train_seed,seed,metric,value,num_samples,protocol,features,"
         "reference,library",
         "speed": "experiment,method,variant,nfe,device,dtype,batch_size,images_per_second,latency_ms_median,"
-        "latency_ms_p95,peak_memory_mb,rounds,median_precision,network_share,energy_j_per_image",
+        "latency_ms_p95,peak_memory_mb,rounds,median_precision,network_share,energy_j_per_image,"
+        "text_encoder_ms,decoder_ms",
         "cost": "experiment,method,variant,steps,network_evaluations,real_images_seen,wall_clock_s,parameters,"
         "offline_bytes,cpu_s,gpu_s",
         "learning_curves": "variant,nfe,train_seed,step,network_evaluations,real_images_seen,wall_clock_s,metric,value",

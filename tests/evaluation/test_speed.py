@@ -119,6 +119,18 @@ def test_time_is_split_into_the_network_and_the_rest(clock):
     assert not network._forward_pre_hooks
 
 
+def test_parts_take_their_turns_and_are_columns_of_every_row(clock):
+    calls = []
+    samplers = {"a": fake(calls, "a", clock, 1.0), "b": fake(calls, "b", clock, 2.0)}
+    parts = {"decoder": fake(calls, "decoder", clock, lambda: 0.25 * len(calls[-1][2]))}
+    rows = measure_speed(samplers, noise, [1, 2], "cpu", parts=parts, seconds=0, min_rounds=6).rows
+    assert [(row["key"], row["batch_size"], row["decoder_ms"]) for row in rows] == [
+        ("a", 1, 250.0), ("b", 1, 250.0), ("a", 2, 500.0), ("b", 2, 500.0)
+    ]  # fmt: skip
+    assert {row["text_encoder_ms"] for row in rows} == {None}
+    assert [row["latency_ms_median"] for row in rows[:2]] == [1000, 2000]
+
+
 def test_energy_is_missing_without_a_card_and_counted_with_one(clock, monkeypatch):
     assert speed.energy_per_image(lambda x: x, noise(2), torch.device("cpu")) is None
 

@@ -110,6 +110,9 @@ def test_captions_are_measured_and_shown(folder, results):
     # Of each caption the test part has one image.
     assert set(table[table.method == "real"].metric) >= MEASURES - {"caption_variance", "caption_diversity"}
     assert "label_accuracy" not in set(table.metric)
+    speed = pd.read_csv(results / "report" / "speed.csv")
+    assert (speed.text_encoder_ms > 0).all()
+    assert speed.decoder_ms.isna().all() or (speed.decoder_ms > 0).all()
     page = (results / "report" / "index.html").read_text()
     assert load_prompts(results / "prompts").texts[0] in page
     assert "Caption accuracy" in page
