@@ -304,3 +304,30 @@ def openai_unet(channels, multiples, layers, attends, outputs=3, classes=None, s
     layer("out.2", outputs, channels * multiples[0], 3, 3)
     fill(state)
     return state
+
+
+def sit(width=48, depth=2, side=2, size=8, classes=3, channels=4, outputs=8):
+    """The state dictionary of SiT, for latents of ``size``, in patches of ``side``."""
+    state, count, pixels = {}, (size // side) ** 2, side**2
+
+    def layer(name, *shape):
+        state[f"{name}.weight"], state[f"{name}.bias"] = torch.zeros(*shape), torch.zeros(shape[0])
+
+    layer("x_embedder.proj", width, channels, side, side)
+    layer("t_embedder.mlp.0", width, 256)
+    layer("t_embedder.mlp.2", width, width)
+    state["y_embedder.embedding_table.weight"] = torch.zeros(classes + 1, width)
+    for number in range(depth):
+        layer(f"blocks.{number}.attn.qkv", 3 * width, width)
+        layer(f"blocks.{number}.attn.proj", width, width)
+        layer(f"blocks.{number}.mlp.fc1", 4 * width, width)
+        layer(f"blocks.{number}.mlp.fc2", width, 4 * width)
+        layer(f"blocks.{number}.adaLN_modulation.1", 6 * width, width)
+    layer("final_layer.linear", pixels * outputs, width)
+    layer("final_layer.adaLN_modulation.1", 2 * width, width)
+    fill(state)
+    # The column's number in the first half, the row's in the second; sines of falling frequency, then cosines.
+    row, column = np.divmod(np.arange(count), size // side)
+    angles = [place[:, None] / 10_000 ** (np.arange(width // 4) / (width // 4)) for place in (column, row)]
+    positions = np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
+    return state | {"pos_embed": torch.from_numpy(positions).float()[None]}

@@ -146,8 +146,9 @@ def _carry(folder: Path, parts: Mapping[str, tuple[Path, str, str]]) -> None:
     Args:
         parts: name to folder, library and class.
     """
+    unread = shutil.ignore_patterns("*.bin", ".*")  # pickles, and what downloads leave
     for name, (source, _, _) in parts.items():
-        shutil.copytree(source, folder / name, copy_function=link_or_copy)
+        shutil.copytree(source, folder / name, copy_function=link_or_copy, ignore=unread)
     index = read_json(folder / "model_index.json")
     write_json(folder / "model_index.json", index | {name: list(kind) for name, (_, *kind) in parts.items()})
 

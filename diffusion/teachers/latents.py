@@ -11,7 +11,8 @@ from diffusion.runtime.files import read_json_object
 from diffusion.space import PIXELS, Space
 
 AUTOENCODER = "vae"  # what `diffusers` calls it among a pipeline's parts
-_CLASSES = ("AutoencoderKL", "AutoencoderDC")
+# With the scaling factor of a file that says none, as those from before `diffusers` had that key: its default.
+_CLASSES = {"AutoencoderKL": 0.18215, "AutoencoderDC": 1.0}
 # The most pixels that are decoded or encoded at a time: at 512×512 an autoencoder of Stable Diffusion's size holds 3 GB
 # for 16 images.
 _PIXELS_AT_ONCE = 2**22
@@ -104,7 +105,8 @@ def posterior_mean(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
 
 def _shift_and_scale(config: Mapping[str, Any], folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Each of shape (1, 1, 1) or (C, 1, 1)."""
-    scaling, mean, deviation = (config.get(key) for key in ("scaling_factor", "latents_mean", "latents_std"))
+    scaling = config.get("scaling_factor", _CLASSES[config["_class_name"]])
+    mean, deviation = config.get("latents_mean"), config.get("latents_std")
     if not scaling:
         raise UserError(f"{folder / 'config.json'}: found scaling_factor {scaling!r}, expected a number above 0.")
     if mean is not None and deviation is not None:

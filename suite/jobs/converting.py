@@ -10,6 +10,7 @@ from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.teachers.conversion.adm import Betas, Order, load_consistency_teacher, load_guided_diffusion
 from diffusion.teachers.conversion.edm import load_edm
 from diffusion.teachers.conversion.published import PUBLISHED, UNUSABLE, Kind, Published
+from diffusion.teachers.conversion.sit import load_sit
 from diffusion.teachers.folder import save_denoiser
 from diffusion.thresholding import NO_THRESHOLD, STATIC
 from suite.job import GivenPath, Job
@@ -17,8 +18,8 @@ from suite.provenance import checked
 
 _PAGE = "docs/teachers.md"
 # The options of a kind beside those that all have; those that must be known are first.
-_NEEDED = {"edm": (), "guided-diffusion": ("attention", "schedule"), "consistency": ("attention",)}
-_OPTIONAL = {"edm": (), "guided-diffusion": ("resolution",), "consistency": ("resolution",)}
+_NEEDED = {"edm": (), "guided-diffusion": ("attention", "schedule"), "consistency": ("attention",), "sit": ()}
+_OPTIONAL = {"edm": (), "guided-diffusion": ("resolution",), "consistency": ("resolution",), "sit": ()}
 
 
 class Convert(Job):
@@ -31,7 +32,8 @@ class Convert(Job):
     attention: Order | None = Field(None, description="of OpenAI's U-Net; its weights do not tell")
     schedule: Betas | None = Field(None, description="of guided-diffusion; its weights do not tell")
     resolution: int | None = Field(None, description="of OpenAI's U-Net, where its levels do not tell")
-    thresholding: Literal["static", "none"] = Field("static", description="how x̂ is bounded")
+    thresholding: Literal["static", "none"] | None = Field(None, description="of x̂; static unless it is of latents")
+    autoencoder: GivenPath | None = Field(None, description="of SiT, a folder of `diffusers`: what makes its latents")
 
     def run(self) -> None:
         """Writes the folder.
@@ -47,10 +49,14 @@ class Convert(Job):
             raise UserError(f"--output: {output} exists; expected a new folder. Remove it, or name another.")
         published = self._published()
         settings = self._settings(published)
-        denoiser = _load(file, settings)
+        denoiser = _load(file, settings, self.autoencoder)
         if published is not None:
             _check(denoiser, published, file)
-        inputs = checked({"checkpoint": file})
+        given = {"checkpoint": file}
+        if self.autoencoder is not None:
+            parts = [*self.autoencoder.glob("*.json"), *self.autoencoder.glob("*.safetensors")]
+            given |= {f"autoencoder, {part.name}": part for part in sorted(parts)}
+        inputs = checked(given)
         with self.result_folder() as folder:
             save_denoiser(folder, denoiser)
             self.write_record(folder, inputs, conversion=settings | {"network": type(denoiser.network).__name__})
@@ -74,7 +80,9 @@ class Convert(Job):
                 f"--kind: not given, and {_PAGE} lists no {self.checkpoint.name}; expected {', '.join(_NEEDED)}, or "
                 f"--published with the name of a listed one."
             )
-        settings: dict[str, str | int | None] = {"kind": kind, "thresholding": self.thresholding}
+        self._check_latents(kind)
+        bounded = self.thresholding or ("none" if kind == "sit" else "static")
+        settings: dict[str, str | int | None] = {"kind": kind, "thresholding": bounded}
         for option in ("attention", "schedule", "resolution"):
             value = getattr(self, option)
             if option not in _NEEDED[kind] + _OPTIONAL[kind]:
@@ -91,10 +99,24 @@ class Convert(Job):
             settings[option] = value
         return settings
 
+    def _check_latents(self, kind: Kind) -> None:
+        if kind != "sit":
+            if self.autoencoder is not None:
+                raise UserError(f"--autoencoder: not an option of --kind {kind}, whose states are pictures; remove it.")
+        elif self.autoencoder is None:
+            raise UserError(
+                f"--autoencoder: not given, and the checkpoint has none, though its network makes latents; expected "
+                f"the folder of the one that decodes them. {_PAGE} says where it is fetched."
+            )
+        elif self.thresholding == "static":
+            raise UserError("--thresholding: found static, expected none: latents have no bounds.")
 
-def _load(file: Path, settings: dict[str, str | int | None]) -> Denoiser:
+
+def _load(file: Path, settings: dict[str, str | int | None], autoencoder: Path | None) -> Denoiser:
     options: dict[str, Any] = {key: value for key, value in settings.items() if key not in ("kind", "thresholding")}
     bounded = STATIC if settings["thresholding"] == "static" else NO_THRESHOLD
+    if autoencoder is not None:
+        return load_sit(file, autoencoder)
     if settings["kind"] == "edm":
         return load_edm(file, bounded)
     order, resolution = options["attention"], options["resolution"]
@@ -106,7 +128,7 @@ def _load(file: Path, settings: dict[str, str | int | None]) -> Denoiser:
 def _check(denoiser: Denoiser, published: Published, file: Path) -> None:
     for what, found, expected in (
         ("classes", denoiser.conditions.num_classes or "no", published.classes or "no"),
-        ("pixels a side", denoiser.shape[1], published.resolution),
+        ("pixels a side", denoiser.space.image_shape(denoiser.shape)[1], published.resolution),
     ):
         if found != expected:
             raise CheckpointError(

@@ -1,5 +1,7 @@
 """Latents: an autoencoder's scale and shift, its training, and folders that have one."""
 
+import inspect
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ from diffusion.teachers.settings import StoredTeacher, TeacherSettings
 from diffusion.thresholding import NO_THRESHOLD
 from diffusion.training.loop import TrainingRun
 
-from diffusers import DiffusionPipeline  # isort: skip
+from diffusers import AutoencoderDC, AutoencoderKL, DiffusionPipeline  # isort: skip
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # isort: skip
 
 CPU = torch.device("cpu")
@@ -104,6 +106,14 @@ def test_a_deep_compression_autoencoder(tmp_path):
     expected = made.encode(images).latent * 0.41407
     torch.testing.assert_close(space.encode(images), expected, rtol=1e-5, atol=1e-6)
     assert space.image_shape((4, 4, 4)) == (3, 8, 8)
+
+
+@pytest.mark.parametrize("kind", [AutoencoderKL, AutoencoderDC])
+def test_a_file_that_says_no_scale_has_that_of_its_class(tmp_path, kind):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text(json.dumps({"_class_name": kind.__name__}))
+    default = inspect.signature(kind).parameters["scaling_factor"].default
+    assert float(space_of(tmp_path).scale) == default
 
 
 def test_what_is_refused(tmp_path):

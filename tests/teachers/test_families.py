@@ -53,7 +53,7 @@ def transformer(tmp_path):
 def test_without_its_family_a_network_is_refused_by_name(transformer):
     folder, _network = transformer
     (problem, *_) = pipeline_problems(folder)
-    assert "found the network 'DiTTransformer2DModel' (_class_name), expected one of UNet2DModel" in problem
+    assert "found the network 'DiTTransformer2DModel' (_class_name), expected one of SiTTransformer, UNet2D" in problem
 
 
 def test_the_documented_family_is_called_told_and_guided(documented, transformer):

@@ -172,7 +172,7 @@ def test_own_code_asks_for_trust_and_warns_of_nothing_else(drawn):
 def test_the_code_in_a_folder_imports_nothing_else():
     import ast
 
-    for module in ("pipeline", "networks/song_unet", "networks/time_scaled_unet"):
+    for module in ("pipeline", "networks/song_unet", "networks/time_scaled_unet", "networks/sit_transformer"):
         source = (ROOT / "diffusion" / "teachers" / f"{module}.py").read_text()
         nodes = list(ast.walk(ast.parse(source)))
         names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

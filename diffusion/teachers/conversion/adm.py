@@ -14,13 +14,15 @@ import torch
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.denoiser import Denoiser
-from diffusion.runtime.errors import CheckpointError, UserError, first_line
-from diffusion.runtime.pickles import named_global
+from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.schedule import DiscreteSchedule, EdmSchedule
 from diffusion.teachers.conversion.weights import (
     AttentionOrder,
     BlockNames,
+    as_state,
     filled,
+    read_tensors,
+    told_keys,
     unet_blocks,
     unet_configuration,
     unet_weights,
@@ -33,6 +35,7 @@ Order = Literal["heads-first", "qkv-first"]
 Betas = Literal["linear", "cosine"]
 _ORDERS: dict[Order, AttentionOrder] = {"heads-first": "hqc", "qkv-first": "qhc"}
 _NUM_TIMESTEPS = 1000
+_NETWORK = "OpenAI's U-Net"
 # What create_model (script_util.py) makes of a resolution.
 _RESOLUTIONS: dict[tuple[float, ...], int] = {(1, 2, 3, 4): 64, (1, 1, 2, 3, 4): 128, (1, 1, 2, 2, 4, 4): 256}
 _TIMESTEP_SCALE = 1000.0  # KarrasDenoiser.denoise tells 1000 · ¼ log σ
@@ -106,39 +109,11 @@ def load_consistency_teacher(
     return Denoiser(network, EdmSchedule(), "edm", thresholding, conditions)
 
 
-def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """A state dictionary.
-
-    Raises:
-        CheckpointError: the file asks for code, is truncated, or holds something else.
-    """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # broken bytes can make of it whatever its opcodes raise
-        asked = named_global(error)
-        reason = f"refused (it asks for {asked})" if asked else f"truncated, or not of torch.save ({first_line(error)})"
-        raise CheckpointError(
-            f"{file}: {reason}; expected a state dictionary of OpenAI's U-Net, whole. Nothing of it was executed."
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{file}: holds {_keys(state)}; expected names with a tensor each, of OpenAI's U-Net.")
-    return {str(name): value for name, value in state.items()}
-
-
-def _keys(state: Any) -> str:
-    if not isinstance(state, dict):
-        return f"a {type(state).__name__}"
-    names = [str(name) for name in state]
-    return f"the keys {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
-
-
 def _read(
     file: Path, order: Order, resolution: int | None
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], Conditions]:
     """The arguments of ``UNet2DModel``, its weights, and what it is told."""
-    state = read_state(file)
+    state = as_state(read_tensors(file, _NETWORK), file, _NETWORK)
     try:
         return _read_state(state, order, resolution)
     except UserError:
@@ -155,7 +130,7 @@ def _read_state(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor], Conditions]:
     if missing := [name for name in _ALWAYS if name not in state]:
         kind = ", like the classifiers of guided-diffusion" if any(n.startswith("input_blocks.") for n in state) else ""
-        raise ValueError(f"holds {_keys(state)}, without {', '.join(missing)}{kind}")
+        raise ValueError(f"holds {told_keys(state)}, without {', '.join(missing)}{kind}")
     if resampling := [name for name in state if re.fullmatch(r"(input_blocks\.\d+\.0\.op|.*\.conv)\.weight", name)]:
         raise ValueError(f"has {resampling[0]}: levels are halved or doubled by convolutions (resblock_updown False)")
     width, pictures = state["input_blocks.0.0.weight"].shape[:2]

@@ -5,9 +5,10 @@ from typing import Literal
 
 from diffusion.teachers.conversion.adm import Betas, Order
 
-Kind = Literal["edm", "guided-diffusion", "consistency"]
+Kind = Literal["edm", "guided-diffusion", "consistency", "sit"]
 _NVLABS = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 _OPENAI = "https://openaipublic.blob.core.windows.net"
+_SIT = "https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/SiT-XL-2-256.pt"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ PUBLISHED: dict[str, Published] = {
     **_consistency("edm_imagenet64_ema.pt", 64, 1000),
     **_consistency("edm_bedroom256_ema.pt", 256),
     **_consistency("edm_cat256_ema.pt", 256),
+    # The name that the authors' sample.py gives it.
+    "SiT-XL-2-256x256.pt": Published(f"{_SIT}?rlkey=uxzxmpicu46coq3msb17b9ofa&dl=0", "sit", 256, 1000),
 }
 
 # What cannot be told from the weights either, and cannot be used.

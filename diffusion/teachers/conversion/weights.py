@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from diffusion.runtime.errors import CheckpointError
+from diffusion.runtime.errors import CheckpointError, first_line
+from diffusion.runtime.pickles import named_global
 
 HEAD_CHANNELS = 64
 # The rows of a joint projection: query, key or value (q), head (h), channel of the head (c), the outermost first.
@@ -24,6 +25,48 @@ class BlockNames:
     residual: Mapping[str, str]
     attention: Mapping[str, str]
     order: AttentionOrder
+
+
+def read_tensors(file: Path, network: str, known: Iterable[type] = ()) -> Any:
+    """What ``torch.load(weights_only=True)`` makes of a file: tensors, and nothing that a file could execute.
+
+    Args:
+        network: whose weights are expected, for messages.
+        known: further classes that it may have objects of, whose making does nothing.
+
+    Raises:
+        CheckpointError: the file asks for code, or is truncated.
+    """
+    try:
+        with torch.serialization.safe_globals(list(known)):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # broken bytes can make of it whatever its opcodes raise
+        asked = named_global(error)
+        reason = f"refused (it asks for {asked})" if asked else f"truncated, or not of torch.save ({first_line(error)})"
+        raise CheckpointError(
+            f"{file}: {reason}; expected a state dictionary of {network}, whole. Nothing of it was executed."
+        ) from error
+
+
+def as_state(found: Any, file: Path, network: str) -> dict[str, torch.Tensor]:
+    """A state dictionary of ``network``, found in ``file``.
+
+    Raises:
+        CheckpointError: it is something else.
+    """
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise CheckpointError(f"{file}: holds {told_keys(found)}; expected names with a tensor each, of {network}.")
+    return {str(name): value for name, value in found.items()}
+
+
+def told_keys(found: Any) -> str:
+    """What a file holds, for messages."""
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    names = [str(name) for name in found]
+    return f"the keys {', '.join(names[:6])}{', …' if len(names) > 6 else ''}"
 
 
 def unet_blocks(levels: int, layers: int) -> list[tuple[str, str | None]]:

@@ -1,15 +1,15 @@
 """U-Nets in pixel space, with classes or without: `diffusers`' ``UNet2DModel``, and two of published teachers."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusion.conditions import ClassLabels, Conditions, Unconditional
 from diffusion.teachers.families import TeacherFamily
 
 
 class UNet2D(TeacherFamily):
-    networks = ("UNet2DModel", "SongUNet", "TimeScaledUNet")
-    own_networks = ("SongUNet", "TimeScaledUNet")
+    networks: ClassVar[tuple[str, ...]] = ("UNet2DModel", "SongUNet", "TimeScaledUNet")
+    own_networks: ClassVar[tuple[str, ...]] = ("SongUNet", "TimeScaledUNet")
 
     def network_class(self, name: str) -> Any:
         import diffusers  # 3 seconds: not at import
