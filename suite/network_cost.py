@@ -127,7 +127,10 @@ def network_activations(
 def evaluate(family: Family, network: nn.Module, x: torch.Tensor, conditions: Conditions) -> None:
     """One evaluation for each of the states ``x``, shape (N, C, H, W), all with the first sample's condition."""
     told = torch.zeros(len(x), device=x.device)
-    family.call(network, x, told, conditions.of_samples([0] * len(x), x.device))
+    condition = conditions.of_samples([0] * len(x), x.device)
+    if family.embeds_scale(network.config):
+        condition = {**(condition or {}), "guidance": torch.ones(len(x), device=x.device)}
+    family.call(network, x, told, condition)
 
 
 class LiveBytes(TorchDispatchMode):
