@@ -53,6 +53,11 @@ def folder(tmp_path_factory):
         "guidance_scale": [1.0, 4.0],
         "training": methods["boot"]["training"] | FEW,
     }
+    raw["methods"]["lcm"] = {
+        **{"method": "consistency_distillation", "num_inference_steps": [1, 2], "guidance_scale": [1.0, 4.0]},
+        **{"boundary": "lcm", "num_levels": 6, "spacing": "time", "sigma_max": 1e9, "solver": "ddim"},
+        **{"target_decay": 0.5, "distance": "huber", "training": FEW},
+    }
     raw["methods"]["ddim"]["num_inference_steps"] = [1, 2]
     raw["methods"]["boot"]["training"] |= FEW
     raw["methods"]["progressive"] |= {"start_steps": 2, "training": FEW | {"steps": 4, "snapshots": 2}}
@@ -95,13 +100,14 @@ def test_a_method_has_its_own_guidance(results):
     assert record["guidance_scale"] == 2.0
 
 
-def test_a_student_of_a_range_of_scales_is_sampled_at_the_teachers(results):
+@pytest.mark.parametrize("variant", ["ranged", "lcm"])
+def test_a_student_of_a_range_of_scales_is_sampled_at_the_teachers(results, variant):
     told = {
-        kind: json.loads((results / kind / "ranged" / "train-0" / "provenance.json").read_text())["guidance_scale"]
+        kind: json.loads((results / kind / variant / "train-0" / "provenance.json").read_text())["guidance_scale"]
         for kind in ("students", "samples")
     }
     assert told == {"students": [1.0, 4.0], "samples": 2.0}
-    assert (results / "students" / "ranged" / "train-0" / "nfe-1" / "unet").is_dir()
+    assert (results / "students" / variant / "train-0" / "nfe-1" / "unet").is_dir()
 
 
 def test_captions_are_measured_and_shown(folder, results):
