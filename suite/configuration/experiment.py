@@ -145,11 +145,13 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     if data and teacher and not touched(of_teacher, "schedule", "prediction_type", "labels", "num_classes"):
         facts = collected(teacher.facts, data.shape)
     blocks, derived = all_blocks(layout, problems) if "methods" not in wrong else ({}, {})
+    # Of a folder that cannot be read nothing more is known.
+    guidance = teacher.guidance if teacher and facts else Guidance(teacher.guidance_scale if teacher else 1.0)
     methods: dict[str, Method] = {}
     said: dict[str, list[str]] = {}
     for name, block in blocks.items():
         before = len(problems)
-        if method := collected(parse_method, name, block, facts, teacher.guidance if teacher else Guidance()):
+        if method := collected(parse_method, name, block, facts, guidance):
             methods[name] = method
             continue
         said[name] = [problem.removeprefix(f"methods.{name}") for problem in problems[before:]]

@@ -158,7 +158,7 @@ def test_what_decides_comes_from_the_file_and_the_rest_from_the_rule(tmp_path):
     job = read_job(json.dumps({"asked": str(tmp_path / "job.json"), "source": "s", "output": "o", "nfe": [2]}))
     assert (job.seeds, job.nfe, str(job.source), str(job.output)) == ((0, 1), (2,), "s", "o")
     assert job.facts() == {name: value for name, value in settings.items() if name != "stage"} | {
-        "guidance_scale": 1.0, "quantiser": "round", "nfe": [2],
+        "guidance_scale": 1.0, "guidance_embedded": False, "quantiser": "round", "nfe": [2],
     }  # fmt: skip
 
 
