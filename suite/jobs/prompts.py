@@ -105,7 +105,7 @@ class Encode(Job):
         # Evaluation leaves out what students are trained with, which a folder of this suite's own says.
         wanted = {self.part} if isinstance(conditions, Prompts) else {self.part, "train"}
         if self.data is not None:
-            for part in wanted - found.keys():
+            for part in sorted(wanted - found.keys()):
                 inputs |= checked_data(self.data, _PARTS[part])
                 found[part] = _captions(self.data, _PARTS[part])
         facts: dict[str, Any] = {}
