@@ -3,6 +3,7 @@
 import atexit
 import functools
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,16 @@ def snakemake(folder, *arguments, config=TINY, check=True):
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
+
+
+def inputs_of(folder, config):
+    """Rule to the rules whose results it reads; nothing runs."""
+    dot = snakemake(folder, "--forceall", "--dag", "dot", config=config).stdout
+    labels = {number: label.partition("\\n")[0] for number, label in re.findall(r'(\d+)\[label = "([^"]*)"', dot)}
+    found = {rule: set() for rule in labels.values()}
+    for one, other in re.findall(r"(\d+) -> (\d+)", dot):
+        found[labels[other]].add(labels[one])
+    return found
 
 
 def tiny_experiment():

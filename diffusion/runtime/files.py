@@ -222,8 +222,8 @@ def fingerprint(path: str | Path | None) -> str | None:
     """Changes when images are added, removed, moved or changed: names, sizes, times of a folder's files, or of a zip.
 
     Of very many files, as ImageNet's, only the folders' times and numbers of files, and those that label images
-    (``dataset.json``): an image that is changed in place goes unseen. Where the folder lies is no part of it, nor is
-    what systems leave in it. None where there is nothing; the job says what is missing.
+    (``dataset.json``, ``*.jsonl``): an image that is changed in place goes unseen. Where the folder lies is no part of
+    it, nor is what systems leave in it. None where there is nothing; the job says what is missing.
     """
     if path is None or not os.path.exists(path):
         return None
@@ -246,7 +246,7 @@ def fingerprint(path: str | Path | None) -> str | None:
         ]
         names = [name for name in names if not is_left_over(name)]
         folders.append((folder, len(names)))
-        tables += (os.path.join(folder, name) for name in names if name == "dataset.json")
+        tables += (os.path.join(folder, name) for name in names if name == "dataset.json" or name.endswith(".jsonl"))
         number += len(names)
         if number > MOST_FILES_LOOKED_AT:
             kept.clear()

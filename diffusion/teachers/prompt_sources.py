@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from diffusion.runtime.errors import UserError, brief, first_line
 from diffusion.runtime.settings import Settings, UserPath
-from diffusion.teachers.prompts import normalised
+from diffusion.runtime.texts import normalised
 
 # All combinations of a grammar, unless a sample is asked for.
 _MOST_COMBINATIONS = 1_000_000
@@ -157,7 +157,7 @@ class PromptSettings(Settings):
     @model_validator(mode="after")
     def _captions_are_cached(self) -> "PromptSettings":
         if not self.cache and self.train == _CAPTIONS:
-            raise ValueError("cache: found false, expected true: the captions' embeddings are in the teacher's folder")
+            raise ValueError("cache: found false, expected true: the captions' embeddings are stored")
         return self
 
     @property

@@ -6,7 +6,6 @@ it in shards, ``embeddings-00000.safetensors`` …; where texts are encoded in t
 alone.
 """
 
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from diffusion.conditions import Condition, Conditions
 from diffusion.noise import initial_noise
 from diffusion.runtime.errors import CheckpointError, UserError
 from diffusion.runtime.files import link_or_copy, read_json, write_json
+from diffusion.runtime.texts import normalised
 from diffusion.teachers.embeddings import Embeddings, Fresh, Shards, Table, joined
 from diffusion.teachers.latents import space_of
 from diffusion.teachers.low_resolution import IMAGES, Enlarging
@@ -159,11 +159,6 @@ class Prompts(Conditions):
             elif one.dtype == torch.bool:
                 given[name] = (one & (here < 1)) | (second[name] & (here > 0))
         return given
-
-
-def normalised(text: str) -> str:
-    """A text in Unicode's composed form, with single spaces between words and none at its ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 class Encoder(ABC):

@@ -56,6 +56,8 @@ class Experiment:
         state_shape: (C, H, W) of its states.
         has_captions: whether samples are asked for captions: texts, or classes that are captions.
         prompts: the texts, of a teacher that is told some.
+        encodes_captions: whether students are trained with the captions of the data set's training part, which the
+            teacher's folder does not hold: it is a stock pipeline.
         has_classifier: whether a classifier can say if samples are what was asked for.
         num_timesteps: of the teacher.
         uneven_steps: sampler of the teacher to its step counts that do not divide those, where there are some.
@@ -88,6 +90,8 @@ class Experiment:
         self.conditional, self.told = facts.conditional, facts.told
         self.is_latent, self.state_shape = facts.is_latent, facts.shape
         self.prompts = layout.prompts or PromptSettings()
+        on_captions = facts.told == "text" and self.prompts.trains_on_captions
+        self.encodes_captions = on_captions and isinstance(teacher, StoredTeacher) and bool(teacher.family.pipelines)
         has_attributes = bool(getattr(data, "attributes", ()))
         self.has_captions = facts.told == "text" or (facts.told == "class" and has_attributes)
         of_captions = facts.told == "text" and self.prompts.evaluates_captions
@@ -182,7 +186,7 @@ def parse_experiment(raw: Mapping[str, Any], look_at_files: bool = True) -> Expe
     if layout.prompts and facts and "methods" not in wrong:
         problems += _prompts_problems(layout.prompts, facts, chosen)
     if isinstance(teacher, StoredTeacher) and facts and facts.told == "text" and "methods" not in wrong:
-        problems += _stored_text_problems(teacher, layout.prompts or PromptSettings(), chosen)
+        problems += _stored_text_problems(teacher, data, layout.prompts or PromptSettings(), chosen)
     known = {name: methods.get(name) for name in blocks}
     # A guided sampler has other numbers of evaluations.
     if teacher and "methods" not in wrong and not touched(of_teacher, "guidance_scale"):
@@ -223,21 +227,31 @@ def _prompts_problems(prompts: PromptSettings, facts: TeacherFacts, selected: Ma
     return []
 
 
-def _stored_text_problems(teacher: StoredTeacher, prompts: PromptSettings, selected: Mapping[str, Method]) -> list[str]:
-    """Of a stock pipeline, whose folder holds no texts of its teacher's training."""
+def _stored_text_problems(
+    teacher: StoredTeacher, data: Any, prompts: PromptSettings, selected: Mapping[str, Method]
+) -> list[str]:
+    """Of a stock pipeline, whose folder holds no texts of its teacher's training: captions are the data set's."""
     if not teacher.family.pipelines:
         return []
     problems = []
     if teacher.low_resolution and not prompts.cache:
         problems.append("prompts.cache: found false, expected true: the images that the teacher enlarges are stored")
-    if prompts.trains_on_captions:
+    captioned = bool(getattr(data, "captions", None) or getattr(data, "attributes", ()))
+    if prompts.trains_on_captions and not captioned:
         problems.append(
-            "prompts.train: found captions, expected another source: the folder of the teacher holds none of its "
-            "training's (docs/text-to-image.md)."
+            "prompts.train: found captions, expected another source, or images with captions (data.captions): the "
+            "folder of the teacher holds none of its training's (docs/text-to-image.md)."
         )
+    if teacher.low_resolution:
+        lacks = "trains on images, and of those that the teacher enlarges there are none; expected"
+    elif not captioned:
+        lacks = "needs images with their captions; expected some (data.captions), or"
+    elif not prompts.trains_on_captions:
+        lacks = "needs images with their captions; expected prompts.train to be captions, or"
+    else:
+        return problems
     return problems + [
-        f"methods.{name}: needs images with the captions that the teacher was trained with, which its folder does not "
-        f"hold; expected a method that needs no data."
+        f"methods.{name}: {lacks} a method that needs no data."
         for name, method in selected.items()
         if method.trains and method.needs_data
     ]

@@ -15,8 +15,9 @@ from diffusion.distillation.pairs import Pairs
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import write_json
+from diffusion.runtime.texts import normalised
 from diffusion.teachers.lora import load_trained, num_weights
-from diffusion.teachers.prompts import Prompts, normalised
+from diffusion.teachers.prompts import Prompts
 from suite.job import Key, TrainingSeed
 from suite.jobs.inputs import check_classes, checked_data, checked_latents, snapshot_name
 from suite.jobs.networks import VariantJob, checked_network, checked_prompts, load_teacher

@@ -1,7 +1,7 @@
 """The texts that students are trained with, and that samples are drawn of."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import read_json, write_json
+from diffusion.runtime.texts import normalised
 from diffusion.teachers.embeddings import Embeddings
 from diffusion.teachers.folder import load_conditions
 from diffusion.teachers.low_resolution import enlarging_of
@@ -21,7 +22,6 @@ from diffusion.teachers.prompt_sources import PromptSettings, Tokenizer, TokenLi
 from diffusion.teachers.prompts import (
     Prompts,
     encoder_of,
-    normalised,
     save_prompts,
     store_encoded,
     token_limit,
@@ -34,6 +34,8 @@ from suite.jobs.networks import checked_network
 from suite.provenance import checked, checked_folder
 
 LISTS = "texts.json"
+# What texts are for, and the part of a data set whose captions are for that.
+_PARTS: dict[str, Literal["train", "test"]] = {"train": "train", "evaluation": "test"}
 _DRAWN_AT_ONCE = 64
 
 
@@ -73,9 +75,10 @@ class Encode(Job):
     SHA-256, so that the first samples are of unlike ones.
 
     Attributes:
-        data: whose test part has the captions; None where they are none.
-        texts: the lists, where there are some. Training without a list of its own is on the captions that the teacher
-            was trained with.
+        data: whose test part has the captions to evaluate with; and whose training part those that students of a stock
+            pipeline are trained with, under the numbers of its labels. None where there are none.
+        texts: the lists, where there are some. Training without a list of its own is on captions: those that the
+            teacher was trained with, where its folder holds them.
         part: what the texts are for.
         cache: as of :class:`diffusion.teachers.prompt_sources.PromptSettings`.
         low_resolution, noise_level: the student whose images the teacher enlarges, as of
@@ -98,19 +101,23 @@ class Encode(Job):
         if self.texts is not None:
             inputs |= checked_folder("texts", self.texts)
             lists = read_json(self.texts / LISTS)
+        found = {part: dict(zip(of, range(len(of)), strict=True)) for part in _PARTS if (of := lists.get(part))}
+        # Evaluation leaves out what students are trained with, which a folder of this suite's own says.
+        wanted = {self.part} if isinstance(conditions, Prompts) else {self.part, "train"}
+        if self.data is not None:
+            for part in sorted(wanted - found.keys()):
+                inputs |= checked_data(self.data, _PARTS[part])
+                found[part] = _captions(self.data, _PARTS[part])
         facts: dict[str, Any] = {}
         encoder = encoder_of(self.teacher, conditions.max_tokens, default_device())
         with self.result_folder() as folder:
-            if self.part == "train" and lists["train"] is None:
+            if self.part not in found:
                 assert isinstance(conditions, Prompts)
                 save_prompts(folder, conditions.with_empty(encoder.negative(lists["negative"])))
             else:
-                texts = dict(zip(listed := lists.get(self.part) or (), range(len(listed)), strict=True))
-                if self.data is not None:
-                    inputs |= checked_data(self.data, "test")
-                    texts = _captions(self.data)
+                texts = found[self.part]
                 if self.part == "evaluation":
-                    texts, facts = self._unseen(texts, lists.get("train"), conditions)
+                    texts, facts = self._unseen(texts, found.get("train"), conditions)
                 given = encoder, list(texts), list(texts.values()), conditions.knows_empty
                 options: dict[str, Any] = {"negative": lists.get("negative", ""), "cache": self.cache}
                 if self.low_resolution is not None:
@@ -122,7 +129,7 @@ class Encode(Job):
             self.write_record(folder, inputs, **facts)
 
     def _unseen(
-        self, texts: dict[str, int], trained: Sequence[str] | None, conditions: Prompts | TextsToCome
+        self, texts: dict[str, int], trained: Collection[str] | None, conditions: Prompts | TextsToCome
     ) -> tuple[dict[str, int], dict[str, Any]]:
         """The texts less those of training, and how many were left out and the teacher has seen."""
         known = sorted(texts.keys() & set(conditions.texts if trained is None else trained))
@@ -140,7 +147,8 @@ class Encode(Job):
                 f"others at least. Bring more."
             )
         seen = len(kept.keys() & set(conditions.texts))
-        return kept, {"left_out": len(known), "seen_by_the_teacher": seen} if self.texts else {}
+        says = self.texts is not None or trained is not None
+        return kept, {"left_out": len(known), "seen_by_the_teacher": seen} if says else {}
 
 
 def _drawn_by(student: Path) -> Callable[[Sequence[str], Embeddings], torch.Tensor]:
@@ -163,8 +171,8 @@ def _drawn_by(student: Path) -> Callable[[Sequence[str], Embeddings], torch.Tens
     return images
 
 
-def _captions(data: Path) -> dict[str, int]:
-    """The captions of the test part with their indices."""
-    split = load_split(data, "test")
+def _captions(data: Path, part: Literal["train", "test"]) -> dict[str, int]:
+    """The captions of a part with their indices."""
+    split = load_split(data, part)
     captions = {normalised(split.class_names[index]): index for index in np.unique(split.labels).tolist()}
     return {text: captions[text] for text in sorted(captions, key=lambda text: hashlib.sha256(text.encode()).digest())}

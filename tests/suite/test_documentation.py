@@ -7,6 +7,7 @@ import pytest
 import yaml
 from repository import ROOT
 
+from diffusion.data.kinds import parse_settings
 from diffusion.distillation.registry import method_class, method_modules
 from diffusion.teachers.lora import LoraSettings
 from diffusion.teachers.prompt_sources import PromptSettings, PromptSource, prompt_lists
@@ -56,6 +57,13 @@ def test_the_prompts_of_the_documentation_are_prompts_and_all_keys_have_a_row():
     sources = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)*) ?\|", TEXTS, re.M))
     assert set(sources) == set(get_args(PromptSource.model_fields["kind"].annotation))
     assert set(re.findall(r"`(\w+)`", " ".join(sources.values()))) == set(PromptSource.model_fields) - {"kind"}
+
+
+def test_the_images_with_captions_of_the_documentation_are_for_the_published_consistency_model():
+    blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S)]
+    (block,) = (found for found in blocks if "data" in found)
+    assert parse_settings(block["data"]).captions == "metadata.jsonl"
+    assert block["methods"] == {name: found for name, found in published().items() if name in block["methods"]}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "ffhq64", "imagenet64", "bedroom256"])
@@ -115,6 +123,6 @@ def test_every_preset_stands_in_the_documentation():
 
 def test_the_large_block_of_the_documentation_is_boots_and_adapters_have_a_row_a_key():
     blocks = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", TEXTS, re.S)]
-    (block,) = (found["methods"]["boot"] for found in blocks if "methods" in found)
+    (block,) = (found["methods"]["boot"] for found in blocks if "boot" in found.get("methods", ()))
     assert method_class("boot").Settings.model_validate(block).lora == LoraSettings(rank=64, targets="all")
     assert set(re.findall(r"^\| `lora\.(\w+)` \|", TEXTS, re.M)) == set(LoraSettings.model_fields)

@@ -10,15 +10,19 @@ import tiny_pipelines
 import torch
 import yaml
 from PIL import Image
-from repository import CONFIG, snakemake
+from repository import CONFIG, inputs_of, snakemake
 
 from diffusion.data.samples import load_samples
+from diffusion.data.store import load_split
+from diffusion.distillation import distiller
 from diffusion.guidance import Guidance
 from diffusion.runtime.errors import UserError
 from diffusion.teachers.prompts import encoder_of, load_prompts
 from diffusion.teachers.stored_network import stored_network
 from suite.configuration.experiment import parse_experiment
 from suite.estimate import estimate
+from suite.jobs import autoencoder
+from suite.jobs.data import Prepare
 from suite.jobs.distillation import Distil
 from suite.jobs.prompts import Encode
 from suite.jobs.sampling import Sample
@@ -137,6 +141,144 @@ def test_each_pipeline_is_imported_distilled_and_sampled(tmp_path, name):
     assert len(np.unique(samples)) > 10
 
 
+def captioned(folder, raw):
+    """The experiment with a caption of each image, of which the first thirty share ten."""
+    lines = [{"file_name": f"{number}.png", "text": caption_of(number)} for number in range(60)]
+    (folder / "images" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    raw["data"] |= {"captions": "metadata.jsonl"}
+    del raw["prompts"]
+    return raw
+
+
+def caption_of(number):
+    which = number // 3 if number < 30 else number
+    return f"a {'abcdefgh'[which % 8]}{'ijklmnop'[which // 8]} fox"
+
+
+def numbers_of(images):
+    """The images of :func:`experiment` again, which are of noise by their number."""
+    known = {
+        np.random.default_rng(number).integers(0, 256, (16, 16, 3), np.uint8).tobytes(): number for number in range(60)
+    }
+    return [known[image.tobytes()] for image in images]
+
+
+@pytest.fixture(scope="module")
+def own_images(tmp_path_factory):
+    """A small Stable Diffusion, images with captions, their latents, and the captions of both parts encoded."""
+    folder = tmp_path_factory.mktemp("captions")
+    raw = captioned(folder, experiment(folder))
+    Import(stored=raw["teacher"]["path"], output=folder / "imported").run()
+    Prepare(settings=raw["data"], output=folder / "data").run()
+    common = {"data": folder / "data", "state": folder / "state"}
+    autoencoder.Encode(**common, autoencoder=folder / "imported", batch_size=16, output=folder / "latents").run()
+    for part in ("train", "evaluation"):
+        Encode(teacher=folder / "imported", data=folder / "data", part=part, output=folder / part).run()
+    return folder
+
+
+def test_samples_are_drawn_of_captions_of_the_test_part_that_no_student_is_trained_with(own_images):
+    parts = {
+        part: set(map(caption_of, numbers_of(load_split(own_images / "data", part).images)))
+        for part in ("train", "test")
+    }
+    trained, asked = load_prompts(own_images / "train"), load_prompts(own_images / "evaluation")
+    assert set(trained.texts) == parts["train"]
+    assert set(asked.texts) == parts["test"] - parts["train"]
+    record = json.loads((own_images / "evaluation" / "provenance.json").read_text())
+    assert record["left_out"] == len(parts["test"] & parts["train"]) > 0
+
+
+def test_prompts_of_a_list_are_left_without_the_captions_that_students_are_trained_with(own_images, tmp_path):
+    seen = load_prompts(own_images / "train").texts[0]
+    texts = {"train": None, "evaluation": ["an owl", seen, "a hen"], "negative": "ice"}
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "texts.json").write_text(json.dumps(texts))
+    common = {"teacher": own_images / "imported", "data": own_images / "data", "texts": tmp_path / "texts"}
+    for part in ("train", "evaluation"):
+        Encode(**common, part=part, output=tmp_path / part).run()
+    trained, asked = load_prompts(tmp_path / "train"), load_prompts(tmp_path / "evaluation")
+    assert asked.texts == ("an owl", "a hen")
+    before = load_prompts(own_images / "train")
+    assert trained.texts == before.texts
+    assert torch.equal(trained.indices, before.indices)
+    assert torch.equal(trained.empty.text, encoder_of(own_images / "imported").negative("ice").text)
+    assert not torch.equal(trained.empty.text, before.empty.text)
+
+
+LCM = {"method": "consistency_distillation", "boundary": "lcm", "num_levels": 51, "spacing": "time", "sigma_max": 1.0e9,
+       "solver": "ddim", "target_decay": 0.95, "distance": "huber", "training": FEW}  # fmt: skip
+WITH_DATA = {"lcm": LCM, "progressive": {"method": "progressive_distillation", "start_steps": 2, "training": FEW}}
+
+
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_a_student_of_a_stock_pipeline_is_trained_on_images_with_their_own_captions(
+    own_images, tmp_path, monkeypatch, name
+):
+    drawn = []
+
+    def real_batch(*arguments):
+        drawn.append(batch := distiller.real_batch(*arguments))
+        return batch
+
+    module = {"lcm": "baselines.consistency_distillation", "progressive": "diffusion.distillation.staged"}[name]
+    monkeypatch.setattr(f"{module}.real_batch", real_batch)
+    variant = {"variant": name, "settings": WITH_DATA[name], "guidance_scale": (3.0, 9.0)}
+    Distil(
+        **variant,
+        teacher=own_images / "imported",
+        prompts=own_images / "train",
+        data=own_images / "data",
+        latents=own_images / "latents",
+        train_seed=0,
+        state=tmp_path / "state",
+        output=tmp_path / "students",
+    ).run()
+    latents = torch.from_numpy(np.load(own_images / "latents" / "train.npy")).permute(0, 3, 1, 2).float()
+    numbers = numbers_of(load_split(own_images / "data", "train").images)
+    texts = sorted(set(map(caption_of, numbers)))
+    known = encoder_of(own_images / "imported")(texts).text.float().flatten(1)
+    assert len(drawn) >= 2
+    for x, _, condition in drawn:
+        rows = torch.cdist(x.flatten(1), latents.flatten(1)).argmin(1)
+        assert torch.equal(latents[rows], x)
+        distances = torch.cdist(condition["text"].float().flatten(1), known)
+        assert [texts[nearest] for nearest in distances.argmin(1)] == [caption_of(numbers[row]) for row in rows]
+        assert distances.min(1).values.max() < 0.1 < torch.pdist(known).min()
+    Sample(
+        **variant | {"guidance_scale": 4.0},
+        source=tmp_path / "students",
+        prompts=own_images / "evaluation",
+        num_samples=4,
+        batch_size=4,
+        seeds=(0,),
+        output=tmp_path / "samples",
+    ).run()
+    samples = load_samples(tmp_path / "samples" / "nfe-1" / "seed-0.npz")
+    assert samples.shape == (4, 16, 16, 3)
+    assert len(np.unique(samples)) > 10
+
+
+def test_images_with_captions_lead_to_all_students_through_the_texts(tmp_path):
+    """A method without data, too, may be told them; the data itself it does not see."""
+    raw = captioned(tmp_path, experiment(tmp_path))
+    raw["methods"] |= WITH_DATA
+    found = parse_experiment(raw)
+    assert found.encodes_captions
+    (tmp_path / "captions.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    graph = inputs_of(tmp_path, tmp_path / "captions.yaml")
+    assert graph["training_prompts"] == graph["prompts"] == {"teacher", "data"}
+    assert graph["distil"] == {"teacher", "training_prompts"}
+    assert graph["distil_with_data"] == {"teacher", "data", "latents", "training_prompts"}
+    assert "texts" not in graph
+    # Captions are what is trained with there, so that another source is refused; and those of no file are.
+    raw["prompts"] = {"train": {"kind": "file", "path": str(tmp_path / "prompts.txt")}}
+    with pytest.raises(
+        UserError, match=r"methods\.lcm: needs images with their captions; expected prompts\.train to be"
+    ):
+        parse_experiment(raw)
+
+
 def test_what_a_stock_pipeline_cannot_do_is_refused(tmp_path):
     raw = experiment(tmp_path)
     raw["methods"]["progressive"] = {"method": "progressive_distillation", "start_steps": 8, "training": FEW}
@@ -145,7 +287,10 @@ def test_what_a_stock_pipeline_cannot_do_is_refused(tmp_path):
         parse_experiment(raw)
     lines = str(refused.value).splitlines()
     assert any(line.startswith("prompts.train: found captions, expected another source") for line in lines)
-    assert any(line.startswith("methods.progressive: needs images with the captions") for line in lines)
+    assert any(
+        line.startswith("methods.progressive: needs images with their captions; expected some (data.captions)")
+        for line in lines
+    )
 
 
 LARGE = {

@@ -1,14 +1,13 @@
 """The whole workflow of a teacher of latents that is told texts, small: from captions to the report."""
 
 import json
-import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from repository import CONFIG, snakemake
+from repository import CONFIG, inputs_of, snakemake
 from tiny_text import write_clip, write_encoder
 
 from diffusion.data.samples import load_labels
@@ -158,16 +157,6 @@ def with_grammar(config, path):
     digits = ["two", "three", "four", "six", "nine"]
     source = {"kind": "grammar", "templates": ["{a} before {b}"], "slots": {"a": digits, "b": digits}}
     path.write_text(yaml.safe_dump(raw | {"prompts": {"train": source, "negative": "none", "share_held_out": 0.3}}))
-
-
-def inputs_of(folder, config):
-    """Rule to the rules whose results it reads."""
-    dot = snakemake(folder, "--forceall", "--dag", "dot", config=config).stdout
-    labels = {number: label.partition("\\n")[0] for number, label in re.findall(r'(\d+)\[label = "([^"]*)"', dot)}
-    found = {rule: set() for rule in labels.values()}
-    for one, other in re.findall(r"(\d+) -> (\d+)", dot):
-        found[labels[other]].add(labels[one])
-    return found
 
 
 def test_the_graph_leads_from_texts_to_students_and_samples_and_not_from_the_data(folder, tmp_path):

@@ -170,9 +170,10 @@ LATENTS = {"latents": ROOT / "latents"} if EXPERIMENT.is_latent else {}
 # The autoencoder that is trained here; a stored teacher has its own.
 AUTOENCODER = {"autoencoder": ROOT / "autoencoder"} if EXPERIMENT.is_latent and EXPERIMENT.trains_teacher else {}
 # Where texts are not the data set's captions alone: their lists; and those that students are trained with, under the
-# unconditional input of guidance, where they are not in the teacher's folder.
+# unconditional input of guidance, where they are not in the teacher's folder: of a stock pipeline the captions, too.
 LISTS = {} if EXPERIMENT.prompts.only_captions else {"texts": ROOT / "texts"}
-OWN_PROMPTS = not EXPERIMENT.prompts.trains_on_captions or EXPERIMENT.prompts.negative
+CAPTIONS = {"data": ROOT / "data"} if EXPERIMENT.encodes_captions else {}
+OWN_PROMPTS = CAPTIONS or EXPERIMENT.prompts.negative or not EXPERIMENT.prompts.trains_on_captions
 TRAINING_PROMPTS = {"prompts": ROOT / "training_prompts"} if OWN_PROMPTS else {}
 # A student of the stage before, whose images a teacher of a cascade enlarges: its files, and where they lie.
 LOW = None if EXPERIMENT.trains_teacher else EXPERIMENT.teacher.low_resolution

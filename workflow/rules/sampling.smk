@@ -37,7 +37,7 @@ rule texts:
 rule prompts:
     input:
         **LISTS,
-        **({"data": ROOT / "data"} if EXPERIMENT.prompts.evaluates_captions else {}),
+        **({"data": ROOT / "data"} if EXPERIMENT.prompts.evaluates_captions else CAPTIONS),
         teacher=ROOT / "teacher",
         asked=job(ROOT / "prompts" / RECORD, "prompts.Encode", **ENLARGED),
     output:
@@ -61,6 +61,7 @@ rule prompts:
 use rule prompts as training_prompts with:
     input:
         **LISTS,
+        **CAPTIONS,
         teacher=ROOT / "teacher",
         asked=job(
             ROOT / "training_prompts" / RECORD,

@@ -215,7 +215,7 @@ rule distil:
 use rule distil as distil_with_data with:
     input:
         **LATENTS,
-        **(TRAINING_PROMPTS if EXPERIMENT.prompts.negative else {}),
+        **(TRAINING_PROMPTS if CAPTIONS or EXPERIMENT.prompts.negative else {}),
         teacher=ROOT / "teacher",
         data=ROOT / "data",
         asked=distilled(flip=FLIP),

@@ -4,7 +4,8 @@ A kind is one file. Its name is the value of ``kind`` in the YAML, and it holds
 
 - ``Settings``, derived from :class:`diffusion.data.settings.DataSettings`, with ``kind: Literal["<file name>"]``,
   and from which the images' ``shape`` can be read before anything is prepared: by ``resolution`` and ``channels``, or,
-  of images that are not square, by a ``shape`` of its own; where classes are captions it names their ``attributes``;
+  of images that are not square, by a ``shape`` of its own; where classes are captions it names their ``attributes``, or
+  the file that they are in (``captions``);
 - ``prepare(settings) -> Splits``, which makes the two parts, or gives objects that decode a slice when it is asked for;
 - where something can be fetched, ``downloads(settings) -> list[Download]``, empty where the user has it already; and
   ``prepare(settings, downloaded)`` is then told the folder that holds it;
