@@ -18,6 +18,11 @@ _LICENCES = {
     "digits": "UCI's Optical Recognition of Handwritten Digits, CC BY 4.0",
     "fashion_mnist": "Fashion-MNIST, MIT",
 }
+_TASKS = {
+    "nothing": "unconditional-image-generation",
+    "class": "class-conditional-image-generation",
+    "text": "text-to-image",
+}
 _UNKNOWN = "unknown to the suite: see where it comes from"
 
 
@@ -30,7 +35,11 @@ class CardFacts:
         method: the method, with its settings.
         variant, train_seed, nfe: which student.
         index: its model_index.json.
-        guidance_scale: of the teacher that it was distilled from.
+        told: what it is told beside the noise: nothing, a class, a text.
+        prompt: an example of a text.
+        of_diffusers: whether a pipeline of `diffusers` draws it as its teacher's.
+        own_code: whether the folder has code that must be trusted.
+        guidance_scale: of the teacher that it was distilled from; [low, high] of those that it is told.
         teacher: the ``provenance.json`` of the teacher: ``settings``, or ``stored`` and ``revision``.
         data: the data set's manifest.
         cost: of this student, from cost.json.
@@ -47,7 +56,11 @@ class CardFacts:
     train_seed: int
     nfe: int
     index: Mapping[str, Any]
-    guidance_scale: float
+    told: str
+    prompt: str
+    of_diffusers: bool
+    own_code: bool
+    guidance_scale: float | list[float]
     teacher: Mapping[str, Any]
     data: Mapping[str, Any]
     cost: Mapping[str, Any]
@@ -80,15 +93,14 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    tags = ["unconditional-image-generation", "diffusion", "distillation", facts.method.name.replace("_", "-")]
-    if facts.index.get("num_classes"):
-        tags[0] = "class-conditional-image-generation"
+    task = _TASKS[facts.told]
+    tags = [task, "diffusion", "distillation", facts.method.name.replace("_", "-")]
     stored = _stored(facts) or ""
     lines = [
         "library_name: diffusers",
         f"license: {facts.licence}",
         *(["license_name: unknown"] if facts.licence == "other" else []),
-        *(["pipeline_tag: unconditional-image-generation"] if not facts.index.get("num_classes") else []),
+        *([f"pipeline_tag: {task}"] if facts.told != "class" else []),  # of which the Hub has no name
         *([f"base_model: {stored}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", stored) else []),
         "tags:",
         *(f"- {tag}" for tag in tags),
@@ -104,29 +116,37 @@ def _stored(facts: CardFacts) -> str | None:
 
 
 def _guided(facts: CardFacts) -> str:
-    classes = facts.index.get("num_classes")
+    classes, scale = facts.index.get("num_classes"), facts.guidance_scale
+    if isinstance(scale, list):
+        guidance = f", under guidance of {scale[0]:g} to {scale[1]:g}, which it is told"
+    else:
+        guidance = f", under guidance {scale:g}, which it has learnt" if scale != 1 else ""
+    if facts.told == "text":
+        return f"It is conditional on a text{guidance}."
     if not classes:
-        return "It is unconditional."
-    guidance = f", under guidance {facts.guidance_scale:g}, which it has learnt" if facts.guidance_scale != 1 else ""
+        return "It is unconditional." if facts.told == "nothing" else f"It is conditional on a class{guidance}."
     names = ", ".join(f"{i} {name}" for i, name in enumerate(facts.data["class_names"][:classes][:20]))
     more = ", …" if classes > 20 else ""
     return f"It is conditional on one of {classes} classes{guidance}: {names}{more}."
 
 
 def _example(facts: CardFacts) -> str:
-    stock = isinstance(facts.index["_class_name"], str)
-    told = ["batch_size=16"]
-    if facts.index.get("num_classes"):
-        told = ["class_labels=[0, 1]"]
-    if stock or facts.index.get("told_timestep") is None:
-        told.append(f"num_inference_steps={facts.nfe}")
-    if stock:
-        told.append("use_clipped_model_output=True")
-    trust = "" if stock else ", trust_remote_code=True"
+    of_ddim = isinstance(facts.index["_class_name"], str) and not facts.of_diffusers
+    told = {"nothing": "batch_size=16", "class": "class_labels=[0, 1]", "text": json.dumps(facts.prompt)}[facts.told]
+    scale, given = facts.guidance_scale, [told]
+    if facts.of_diffusers or of_ddim or facts.index.get("told_timestep") is None:
+        given.append(f"num_inference_steps={facts.nfe}")
+    if isinstance(scale, list):
+        given.append(f"guidance_scale={scale[0]}")
+    elif facts.of_diffusers:
+        given.append("guidance_scale=1.0")
+    if of_ddim:
+        given.append("use_clipped_model_output=True")
+    trust = ", trust_remote_code=True" if facts.own_code else ""
     return (
         "from diffusers import DiffusionPipeline\n\n"
         f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(facts.repo)}{trust})\n"
-        f"images = pipeline({', '.join(told)}).images"
+        f"images = pipeline({', '.join(given)}).images"
     )
 
 

@@ -12,6 +12,9 @@ from pydantic import Field
 from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError, first_line
 from diffusion.runtime.files import atomic_path, read_json, sha256_file
+from diffusion.teachers.folder import load_conditions, sampling_facts
+from diffusion.teachers.prompts import Prompts
+from diffusion.teachers.stored_network import network_folder, stored_network
 from diffusion.teachers.weights import weights_files
 from suite.job import GivenPath, Task
 from suite.model_card import CardFacts, model_card
@@ -81,13 +84,14 @@ class Push(Task):
             copy = folder / one.path.relative_to(trained / name)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(one.path, copy)
-        if (
-            read_json(folder / "model_index.json")["_class_name"] != "DDIMPipeline"
-            and not (folder / "pipeline.py").exists()
-        ):
+        stored, conditions = stored_network(trained / name), load_conditions(trained / name)
+        index, of_diffusers = read_json(folder / "model_index.json"), bool(stored.family.pipelines)
+        if not of_diffusers and index["_class_name"] != "DDIMPipeline" and not (folder / "pipeline.py").exists():
             from diffusion.teachers.local_pipeline import bring_up_to_date  # of `diffusers`, 3 seconds
 
             bring_up_to_date(folder)
+            index = read_json(folder / "model_index.json")
+        sampled = sampling_facts(folder)
         costs = read_json(trained / "cost.json")["students"]
         measures, definitions = _measures(root / "measures" / variant / f"train-{seed}.csv", nfe)
         facts = CardFacts(
@@ -96,15 +100,19 @@ class Push(Task):
             variant=variant,
             train_seed=seed,
             nfe=nfe,
-            index=read_json(folder / "model_index.json"),
-            guidance_scale=record["guidance_scale"],
+            index=index | sampled,
+            told=conditions.told,
+            prompt=conditions.texts[0] if isinstance(conditions, Prompts) else "a red fox in the snow",
+            of_diffusers=of_diffusers,
+            own_code=any(folder.rglob("*.py")),
+            guidance_scale=sampled.get("guidance_range") or record["guidance_scale"],
             teacher=read_record(root / "teacher" / RECORD),
             data=read_json(root / "data" / "manifest.json"),
             cost=next(cost for cost in costs if cost["nfe"] == method.student_for(nfe)),
             record=record,
             measures=measures,
             definitions=definitions,
-            sha256=sha256_file(weights_files(folder / "unet")[0]),
+            sha256=sha256_file(weights_files(network_folder(folder))[0]),
             licence=self.license,
         )
         (folder / "README.md").write_text(model_card(facts), encoding="utf-8")

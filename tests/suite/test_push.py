@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_pipelines
 import torch
 import yaml
 from folders import NOISE, alone, as_earlier, entry_of
@@ -20,7 +21,7 @@ from diffusion.data.store import write_dataset
 from diffusion.distillation.registry import method_class
 from diffusion.runtime.errors import UserError
 from diffusion.runtime.files import sha256_file, write_json
-from diffusion.teachers.folder import save_denoiser
+from diffusion.teachers.folder import load_denoiser, save_denoiser
 from diffusion.teachers.pipeline import StudentPipeline
 from evaluation.measure.quality import COLUMNS, definitions
 from suite import cli
@@ -34,6 +35,11 @@ VARIANTS = {
     "guided": ("boot", {}, tiny_conditional(2), 2.0),
     "progressive": ("progressive_distillation", {"start_steps": 4}, tiny_denoiser(), 1.0),
     "consistency": ("consistency_distillation", {"num_inference_steps": [1, 3]}, tiny_denoiser(), 1.0),
+}
+# Of texts, by stock pipelines of `diffusers`: family, what the example calls, whether it needs code of the folder's.
+OF_TEXTS = {
+    "stable-diffusion": ('pipeline("a red fox in the snow", num_inference_steps=1, guidance_scale=1.0)', True),
+    "stable-diffusion-3": ('pipeline("a red fox in the snow", num_inference_steps=1, guidance_scale=1.0)', False),
 }
 
 
@@ -137,6 +143,30 @@ def test_the_card_of_every_kind_of_student(delivered, tmp_path, variant, nfe, ca
     space = {}
     exec(code, space)
     assert len(space["images"]) == (2 if variant == "guided" else 16)
+
+
+@pytest.mark.parametrize("name", OF_TEXTS)
+def test_the_card_of_a_student_of_texts(delivered, tmp_path, name, monkeypatch):
+    call, own_code = OF_TEXTS[name]
+    root = tmp_path / "mine"
+    shutil.copytree(delivered, root)
+    teacher = load_denoiser(tiny_pipelines.write(tmp_path / "teacher", name))
+    method, folder = method_of("guided"), root / "students" / "texts" / "train-0"
+    method.save(folder / "nfe-1", teacher.network, teacher)
+    shutil.copy(root / "students" / "guided" / "train-0" / "cost.json", folder)
+    settings = method.settings.model_dump(mode="json")
+    write_provenance(folder / RECORD, {}, {"settings": {}}, settings=settings, guidance_scale=7.5, seed=0)
+    push(root, "texts", 1, "--output", tmp_path / "out")
+    front, text = card_of(tmp_path / "out")
+    assert (front["tags"][0], front["pipeline_tag"]) == ("text-to-image", "text-to-image")
+    assert "It is conditional on a text, under guidance 7.5, which it has learnt." in text
+    assert call in text
+    assert ("trust_remote_code=True" in text) == own_code
+    assert not (tmp_path / "out" / "pipeline.py").exists()
+    space = {}
+    monkeypatch.chdir(tmp_path)
+    exec(text.split("```python\n")[1].split("```")[0], space)
+    assert len(space["images"]) == 1
 
 
 def test_the_card_has_the_measures_with_their_protocol(delivered, tmp_path):
