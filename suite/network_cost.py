@@ -128,7 +128,7 @@ def evaluate(family: Family, network: nn.Module, x: torch.Tensor, conditions: Co
     """One evaluation for each of the states ``x``, shape (N, C, H, W), all with the first sample's condition."""
     told = torch.zeros(len(x), device=x.device)
     condition = conditions.of_samples([0] * len(x), x.device)
-    if family.embeds_scale(network.config):
+    if family.embeds_scale(getattr(network, "config", {})):
         condition = {**(condition or {}), "guidance": torch.ones(len(x), device=x.device)}
     family.call(network, x, told, condition)
 
