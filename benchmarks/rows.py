@@ -15,6 +15,7 @@ COLUMNS = (
     *(("share_of_product", "of product", ".1%"), ("plain_pictures_per_second", "plain loop", ".4g")),
     *(("over_plain", "over plain", ".2f"), ("host_ahead_ms", "ahead ms", ".1f"), ("peak_memory_gib", "GiB", ".2f")),
 )
+HEAD = f"{'network':12s} {'trains':12s} {'changed':30s} " + " ".join(f"{head:>10s}" for _, head, _ in COLUMNS)
 
 
 def changed(row: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ import psutil
 import torch
 import yaml
 from harness import medians, of_one_stage, synchronised_time, untrained
-from rows import COLUMNS, foot, line
+from rows import HEAD, foot, line
 from torch import nn
 from turns import (
     CLASSES,
@@ -315,9 +315,6 @@ def jobs(
             yield experiment, name, {"activation_checkpointing": True}
         yield experiment, "teacher", {"channels_last": device.type != "cuda"}
         yield experiment, "teacher", {"precision": "fp32" if device.type == "cuda" else "bf16"}
-
-
-HEAD = f"{'network':12s} {'trains':12s} {'changed':30s} " + " ".join(f"{head:>10s}" for _, head, _ in COLUMNS)
 
 
 def main(argv: list[str] | None = None, spent: float = 0.0) -> int:

@@ -251,27 +251,27 @@ class StoredTeacher(_UsedTeacher, GrownSettings):
     def _check_low_resolution(self, stored: StoredNetwork) -> None:
         """Raises UserError where the network enlarges images and none are to be had, or takes none."""
         given = self.low_resolution
-        if given is None or not stored.family.enlarges:
-            if stored.family.enlarges:
-                raise UserError(
-                    "teacher.low_resolution: missing; expected the folder of a one-step student of the stage before, "
-                    "of whose images the teacher makes larger ones."
-                )
+        if not stored.family.enlarges:
             if given is not None:
                 raise UserError("teacher.low_resolution: given, but the teacher enlarges no images; remove it.")
             return
+        if given is None:
+            raise UserError(
+                "teacher.low_resolution: missing; expected the folder of a one-step student of the stage before, "
+                "of whose images the teacher makes larger ones."
+            )
         folder = Path(given.path)
         if (missing := missing_files(folder)) or "told_timestep" not in sampling_facts(folder):
             found = missing[0] if missing else f"{folder}: not a one-step student"
             raise UserError(f"teacher.low_resolution.path: {found}; expected a one-step student of the stage before.")
-        before, enlarging = stored_network(folder), stored.family
+        before, family = stored_network(folder), stored.family
         if before.shape[0] != stored.shape[0] or before.shape[1] >= stored.shape[1]:
             raise UserError(
                 f"teacher.low_resolution.path: makes images of shape {before.shape}, the teacher of {stored.shape}; "
                 f"expected smaller ones of as many channels."
             )
-        assert isinstance(enlarging, TextFamily)
-        read = enlarging.told_shapes(stored.config)["text"]
+        assert isinstance(family, TextFamily)
+        read = family.told_shapes(stored.config)["text"]
         told = before.family.told_shapes(before.config)["text"] if isinstance(before.family, TextFamily) else None
         if told != read:
             raise UserError(

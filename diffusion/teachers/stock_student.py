@@ -55,7 +55,7 @@ def save_stock(folder: Path, source: Path, denoiser: Denoiser, sampled: Mapping[
 
 
 def lcm_scheduler(denoiser: Denoiser, levels: Mapping[str, Any]) -> Any:
-    """`diffusers`' own scheduler of latent consistency models; its second and further levels are a timestep off."""
+    """`diffusers`' own scheduler of latent consistency models; of many steps some levels are 20 timesteps off."""
     from diffusers import LCMScheduler
 
     return LCMScheduler(

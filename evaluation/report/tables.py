@@ -468,7 +468,7 @@ def speed_table(results: Results) -> Table:
         Column("images_per_second", "Images/s ↑", "number"),
         Column("speedup", "Speed-up", "factor"),
         Column("network_share", "In the network, %", "number"),
-        Column("decoder_ms", "Of it the decoder, ms", "number"),
+        Column("decoder_ms", "Of the latency in the decoder, ms", "number"),
         Column("text_encoder_ms", "Text encoder besides, ms", "number"),
         Column("peak_memory_mb", "Peak memory, MB", "number"),
         Column("energy_j_per_image", "Energy, J a picture ↓", "number"),

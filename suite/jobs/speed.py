@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import torch
 
-from diffusion.conditions import Conditions
+from diffusion.conditions import Condition, Conditions
 from diffusion.guidance import Guidance
 from diffusion.noise import initial_noise
 from diffusion.runtime.device import default_device
@@ -60,17 +61,23 @@ class Time(Job):
         settings, device = self.settings, default_device()
         samplers, networks, identities = {}, {}, {}
         inputs: dict[str, Input] = checked_prompts(self.prompts)
+        guidance = Guidance(self.guidance_scale, self.guidance_embedded)
+
+        # The same for all; made before the clock starts, for that of a cascade takes noise.
+        @lru_cache(maxsize=1)
+        def condition(count: int) -> Condition:
+            return conditions.of_samples(range(count), device)
+
         for unit in self.units:
             key, nfe = f"{unit.variant}:{unit.nfe}", unit.nfe
-            guidance = Guidance(self.guidance_scale, self.guidance_embedded)
             method = configured_method(unit.variant, unit.settings, guidance)
             folder = network_folder(method, self.sources[unit.variant], nfe)
             inputs |= checked_network(key, folder)
             conditions, space = conditions_of_samples(folder, self.prompts), space_of(folder)
             sampler, networks[key] = method.sampler(folder, nfe, device, conditions)
             # From noise to images: latents are decoded.
-            samplers[key] = lambda noise, sampler=sampler, conditions=conditions, space=space: space.decode(
-                sampler(noise, conditions.of_samples(range(len(noise)), device))
+            samplers[key] = lambda noise, sampler=sampler, space=space: space.decode(
+                sampler(noise, condition(len(noise)))
             )
             identities[key] = {"experiment": self.experiment, "method": method.name}
             identities[key] |= {"variant": unit.variant, "nfe": nfe}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
+from stock_jobs import distilled_and_sampled
 from torch.nn.functional import interpolate
 
 from boot.distillation import Boot
@@ -21,9 +22,7 @@ from diffusion.teachers.local_pipeline import LocalPipeline
 from diffusion.teachers.prompts import load_prompts
 from diffusion.teachers.settings import StoredTeacher
 from diffusion.teachers.stock import encoding_pipeline
-from suite.jobs.distillation import Distil
 from suite.jobs.prompts import Encode
-from suite.jobs.sampling import Sample
 from suite.jobs.teacher import Import
 
 from diffusers import DDPMScheduler, DiffusionPipeline  # isort: skip
@@ -173,25 +172,7 @@ def test_a_student_is_a_stock_pipeline_and_draws_what_the_suite_draws(stages, tm
 
 def test_from_images_of_the_first_stage_to_samples_of_the_second(encoded, tmp_path):
     variant = {"variant": "boot", "settings": {"method": "boot", "training": FEW}}
-    Distil(
-        **variant,
-        teacher=encoded / "teacher",
-        prompts=encoded / "train",
-        guidance_scale=2.0,
-        train_seed=0,
-        state=tmp_path / "state",
-        output=tmp_path / "students",
-    ).run()
-    Sample(
-        **variant,
-        source=tmp_path / "students",
-        prompts=encoded / "evaluation",
-        num_samples=4,
-        batch_size=4,
-        seeds=(0,),
-        output=tmp_path / "samples",
-    ).run()
-    samples = np.load(tmp_path / "samples" / "nfe-1" / "seed-0.npz")["arr_0"]
+    samples = distilled_and_sampled(tmp_path, variant, encoded / "teacher", encoded, guidance_scale=2.0)
     assert samples.shape == (4, 16, 16, 3)
     assert len(np.unique(samples)) > 10
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from PIL import Image
 from repository import CONFIG, inputs_of, snakemake
+from stock_jobs import distilled_and_sampled
 
 from diffusion.data.samples import load_samples
 from diffusion.data.store import load_split
@@ -23,7 +24,6 @@ from suite.configuration.experiment import parse_experiment
 from suite.estimate import estimate
 from suite.jobs import autoencoder
 from suite.jobs.data import Prepare
-from suite.jobs.distillation import Distil
 from suite.jobs.prompts import Encode
 from suite.jobs.sampling import Sample
 from suite.jobs.teacher import Import
@@ -101,24 +101,7 @@ def test_each_pipeline_is_imported_distilled_and_sampled(tmp_path, name):
     for part in ("train", "evaluation"):
         Encode(**common, part=part, output=tmp_path / part).run()
     variant = {"variant": "boot", "settings": {"method": "boot", "training": FEW}}
-    Distil(
-        **variant,
-        teacher=tmp_path / "teacher",
-        prompts=tmp_path / "train",
-        guidance_scale=2.0,
-        train_seed=0,
-        state=tmp_path / "state",
-        output=tmp_path / "students",
-    ).run()
-    Sample(
-        **variant,
-        source=tmp_path / "students",
-        prompts=tmp_path / "evaluation",
-        num_samples=4,
-        batch_size=4,
-        seeds=(0,),
-        output=tmp_path / "samples",
-    ).run()
+    samples = distilled_and_sampled(tmp_path, variant, tmp_path / "teacher", tmp_path, guidance_scale=2.0)
     if name == "flux":  # its network is told the scale, so that a sampler evaluates it once a step
         taught = json.loads((tmp_path / "students" / "nfe-1" / "student.json").read_text())
         assert taught["guidance_range"] == [2.0, 2.0]
@@ -135,7 +118,6 @@ def test_each_pipeline_is_imported_distilled_and_sampled(tmp_path, name):
             output=tmp_path / "of_teacher",
         ).run()
         assert (tmp_path / "of_teacher" / "nfe-2" / "seed-0.npz").exists()
-    samples = load_samples(tmp_path / "samples" / "nfe-1" / "seed-0.npz")
     side = SIDES.get(name, 16)
     assert samples.shape == (4, side, side, 3)
     assert len(np.unique(samples)) > 10
@@ -223,17 +205,11 @@ def test_a_student_of_a_stock_pipeline_is_trained_on_images_with_their_own_capti
 
     module = {"lcm": "baselines.consistency_distillation", "progressive": "diffusion.distillation.staged"}[name]
     monkeypatch.setattr(f"{module}.real_batch", real_batch)
-    variant = {"variant": name, "settings": WITH_DATA[name], "guidance_scale": (3.0, 9.0)}
-    Distil(
-        **variant,
-        teacher=own_images / "imported",
-        prompts=own_images / "train",
-        data=own_images / "data",
-        latents=own_images / "latents",
-        train_seed=0,
-        state=tmp_path / "state",
-        output=tmp_path / "students",
-    ).run()
+    variant = {"variant": name, "settings": WITH_DATA[name]}
+    data = {"data": own_images / "data", "latents": own_images / "latents"}
+    samples = distilled_and_sampled(
+        tmp_path, variant, own_images / "imported", own_images, guidance_scale=(3.0, 9.0), sampled_scale=4.0, **data
+    )
     latents = torch.from_numpy(np.load(own_images / "latents" / "train.npy")).permute(0, 3, 1, 2).float()
     numbers = numbers_of(load_split(own_images / "data", "train").images)
     texts = sorted(set(map(caption_of, numbers)))
@@ -245,16 +221,6 @@ def test_a_student_of_a_stock_pipeline_is_trained_on_images_with_their_own_capti
         distances = torch.cdist(condition["text"].float().flatten(1), known)
         assert [texts[nearest] for nearest in distances.argmin(1)] == [caption_of(numbers[row]) for row in rows]
         assert distances.min(1).values.max() < 0.1 < torch.pdist(known).min()
-    Sample(
-        **variant | {"guidance_scale": 4.0},
-        source=tmp_path / "students",
-        prompts=own_images / "evaluation",
-        num_samples=4,
-        batch_size=4,
-        seeds=(0,),
-        output=tmp_path / "samples",
-    ).run()
-    samples = load_samples(tmp_path / "samples" / "nfe-1" / "seed-0.npz")
     assert samples.shape == (4, 16, 16, 3)
     assert len(np.unique(samples)) > 10
 
